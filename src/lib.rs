@@ -1,0 +1,11 @@
+//! Scheduled backups of applications: their databases and their files together, by named strategies, to local or S3
+//! storage, and back.
+//!
+//! The rooms, lowest layer first. A room imports only lower layers, and the rooms of one layer do not import each other;
+//! `tests/it/layers.rs` holds that.
+//!
+//! | Layer | Room | Knows |
+//! |---|---|---|
+//! | 0 | [`model`] | names, ids, the manifest, digests, secrets, time |
+
+pub mod model;

@@ -1,0 +1,393 @@
+//! The manifest: the document that commits a snapshot, format 1. `docs/format.md` is its full text.
+
+use std::fmt::Write as _;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use super::{Digest, Name, SnapshotId};
+
+/// The format this version writes, and the newest it reads.
+pub const FORMAT: u32 = 1;
+/// What this version understands of a manifest's `requires`.
+pub const FEATURES: [&str; 4] = ["zstd", "gzip", "age", "continued"];
+/// The manifest's key within the snapshot's folder.
+pub const MANIFEST_KEY: &str = "manifest.json";
+/// The heartbeat's key within the snapshot's folder.
+pub const RUN_KEY: &str = "run.json";
+
+/// What a snapshot consists of. A snapshot exists if and only if its manifest exists.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// [`FORMAT`] of the writer.
+    pub format: u32,
+    /// What a reader must understand beyond the format, of [`FEATURES`].
+    pub requires: Vec<String>,
+    /// The application that was backed up.
+    pub instance: Name,
+    /// The strategy whose run wrote this.
+    pub strategy: Name,
+    /// The snapshot's id, the name of its folder.
+    pub id: SnapshotId,
+    /// When the run began.
+    pub started: DateTime<Utc>,
+    /// When every artifact was complete and checked.
+    pub finished: DateTime<Utc>,
+    /// What wrote it.
+    pub program: Program,
+    /// Whether content is missing.
+    pub completeness: Completeness,
+    /// Where this copy is kept, and how it was checked there.
+    pub storage: StorageNote,
+    /// Every stored stream, in the order written.
+    pub artifacts: Vec<Artifact>,
+}
+
+/// The program that wrote a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Program {
+    /// `holdfast`.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+}
+
+/// Whether a snapshot has all that its sources had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Completeness {
+    /// Nothing is missing.
+    Whole,
+    /// Content is missing (unreadable or vanished entries); the facts say what.
+    Partial,
+}
+
+/// The storage that holds a copy, and how the copy was looked up again before the commit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StorageNote {
+    /// The storage's name in the configuration.
+    pub name: Name,
+    /// What was compared.
+    pub remote_check: RemoteCheck,
+}
+
+/// What a storage could be asked about an object that it had just taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RemoteCheck {
+    /// Its size only.
+    Size,
+    /// Its size and a CRC-32C that the storage computed of what arrived.
+    Crc32c,
+}
+
+/// One stored stream of a snapshot: a dump, a tarball, an index.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Artifact {
+    /// `<source>.<extension>`, or `facts.json`; the objects are named after it.
+    pub name: String,
+    /// The source it came from; none for the facts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<Name>,
+    /// What the plain stream is.
+    pub kind: ArtifactKind,
+    /// How the plain stream is encoded.
+    pub codec: Codec,
+    /// Bytes after compression and before encryption.
+    pub compressed_bytes: u64,
+    /// The stored objects. Joined in this order they are the encoded stream.
+    pub objects: Vec<StoredObject>,
+}
+
+impl Artifact {
+    /// Bytes stored, all objects together.
+    pub fn stored_bytes(&self) -> u64 {
+        self.objects.iter().map(|object| object.size).sum()
+    }
+}
+
+/// What the plain stream of an artifact is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ArtifactKind {
+    /// `pg_dump --format=custom --compress=0`.
+    PgDump,
+    /// Roles and tablespaces as SQL, of `pg_dumpall --globals-only`.
+    PgGlobals,
+    /// The database file of an SQLite database.
+    Sqlite,
+    /// A POSIX (pax) tarball.
+    Tar,
+    /// What is in the tarball, JSON lines.
+    Index,
+    /// Where each block of the tarball begins, JSON lines.
+    Blocks,
+    /// The standard output of a command.
+    Stream,
+    /// All that was counted and noticed, JSON.
+    Facts,
+}
+
+/// How a plain stream is encoded: compressed first, encrypted after.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Codec {
+    /// The compression.
+    pub compression: Compression,
+    /// The encryption.
+    pub encryption: Encryption,
+}
+
+impl Codec {
+    /// What the names of objects end in: `.zst.age`, `.gz`, or nothing.
+    pub fn suffix(self) -> String {
+        let compression = match self.compression {
+            Compression::Zstd => ".zst",
+            Compression::Gzip => ".gz",
+            Compression::None => "",
+        };
+        let encryption = match self.encryption {
+            Encryption::Age => ".age",
+            Encryption::None => "",
+        };
+        format!("{compression}{encryption}")
+    }
+}
+
+/// The compression of a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compression {
+    /// RFC 8878.
+    Zstd,
+    /// RFC 1952.
+    Gzip,
+    /// As it is.
+    None,
+}
+
+/// The encryption of a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Encryption {
+    /// <https://age-encryption.org/v1>, to X25519 recipients.
+    Age,
+    /// As it is.
+    None,
+}
+
+/// One object at rest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredObject {
+    /// Relative to the snapshot's folder; a plain file name.
+    pub key: String,
+    /// Bytes.
+    pub size: u64,
+    /// Digest of those bytes.
+    pub digest: Digest,
+}
+
+/// Why a document is not a manifest that may be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    /// It is not laid out as a manifest or lacks a field.
+    #[error("It is not a manifest: {0}")]
+    Malformed(String),
+    /// Its digest does not match.
+    #[error("It is damaged: its digest is {found}, and it says {stated}")]
+    Damaged {
+        /// As computed.
+        found: Digest,
+        /// As stated in it.
+        stated: Digest,
+    },
+    /// A later version wrote it.
+    #[error("It has format {found}, and this version reads up to {FORMAT}: use a newer version of the program")]
+    Newer {
+        /// The format it has.
+        found: u64,
+    },
+    /// It needs what this version does not know.
+    #[error("It requires {}, which this version does not know: use a newer version of the program", .0.join(", "))]
+    Requires(Vec<String>),
+    /// It belongs to another snapshot than the folder it lies in.
+    #[error("It is of {found}, but lies in the folder of {expected}: it was moved or planted there")]
+    Misplaced {
+        /// The identity in it.
+        found: String,
+        /// The identity of its folder.
+        expected: String,
+    },
+}
+
+const HEAD: &str = "{\"digest\": \"";
+const MIDDLE: &str = "\", \"manifest\":";
+
+impl Manifest {
+    /// The manifest as stored: a first line with the digest, the document, a closing line. The digest is of the lines
+    /// between the first and the last, so `sed '1d;$d' manifest.json | sha256sum` computes it.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut body = serde_json::to_string_pretty(self).unwrap_or_default();
+        body.push('\n');
+        let mut text = String::with_capacity(body.len() + 128);
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{HEAD}{}{MIDDLE}\n{body}}}\n", Digest::of(body.as_bytes()));
+        text.into_bytes()
+    }
+
+    /// Reads a stored manifest of the snapshot `id` of `instance` and `strategy`.
+    ///
+    /// # Errors
+    /// Everything a [`ManifestError`] says. A manifest whose digest does not match is not looked into any further.
+    pub fn from_bytes(bytes: &[u8], instance: &Name, strategy: &Name, id: &SnapshotId) -> Result<Self, ManifestError> {
+        let malformed = |what: &str| ManifestError::Malformed(what.to_owned());
+        let text = std::str::from_utf8(bytes).map_err(|_| malformed("it is not UTF-8"))?;
+        let (first, rest) = text.split_once('\n').ok_or_else(|| malformed("it has a single line"))?;
+        let stated = first
+            .strip_prefix(HEAD)
+            .and_then(|first| first.strip_suffix(MIDDLE))
+            .ok_or_else(|| malformed("its first line does not state a digest"))?;
+        let stated: Digest = stated.parse().map_err(|error| ManifestError::Malformed(format!("{error}")))?;
+        let body = rest.strip_suffix("}\n").ok_or_else(|| malformed("its last line is missing: it was cut"))?;
+        let found = Digest::of(body.as_bytes());
+        if found != stated {
+            return Err(ManifestError::Damaged { found, stated });
+        }
+        let value: serde_json::Value =
+            serde_json::from_str(body).map_err(|error| ManifestError::Malformed(error.to_string()))?;
+        match value.get("format").and_then(serde_json::Value::as_u64) {
+            None => return Err(malformed("it states no format")),
+            Some(found) if found > u64::from(FORMAT) || found == 0 => return Err(ManifestError::Newer { found }),
+            Some(_) => {}
+        }
+        let requires = value.get("requires").and_then(serde_json::Value::as_array);
+        let unknown: Vec<String> = requires
+            .ok_or_else(|| malformed("it states no `requires`"))?
+            .iter()
+            .map(|feature| feature.as_str().map_or_else(|| feature.to_string(), str::to_owned))
+            .filter(|feature| !FEATURES.contains(&feature.as_str()))
+            .collect();
+        if !unknown.is_empty() {
+            return Err(ManifestError::Requires(unknown));
+        }
+        let manifest: Self =
+            serde_json::from_value(value).map_err(|error| ManifestError::Malformed(error.to_string()))?;
+        if (&manifest.instance, &manifest.strategy, &manifest.id) != (instance, strategy, id) {
+            return Err(ManifestError::Misplaced {
+                found: format!("{}/{}/{}", manifest.instance, manifest.strategy, manifest.id),
+                expected: format!("{instance}/{strategy}/{id}"),
+            });
+        }
+        let plain = |key: &str| !key.is_empty() && !key.contains('/') && key != "." && key != "..";
+        for artifact in &manifest.artifacts {
+            if artifact.objects.is_empty() || !artifact.objects.iter().all(|object| plain(&object.key)) {
+                return Err(ManifestError::Malformed(format!(
+                    "the objects of `{}` are not plain names in its folder",
+                    artifact.name
+                )));
+            }
+        }
+        Ok(manifest)
+    }
+
+    /// Bytes stored, all artifacts together.
+    pub fn stored_bytes(&self) -> u64 {
+        self.artifacts.iter().map(Artifact::stored_bytes).sum()
+    }
+
+    /// Whether any artifact is encrypted.
+    pub fn is_encrypted(&self) -> bool {
+        self.artifacts.iter().any(|artifact| artifact.codec.encryption == Encryption::Age)
+    }
+
+    /// The artifact of that name.
+    pub fn artifact(&self, name: &str) -> Option<&Artifact> {
+        self.artifacts.iter().find(|artifact| artifact.name == name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn example() -> Manifest {
+        let id: SnapshotId = "20261121T013000Z-7f3a9c".parse().unwrap_or_else(|error| panic!("{error}"));
+        let name = |text: &str| text.parse::<Name>().unwrap_or_else(|error| panic!("{error}"));
+        Manifest {
+            format: FORMAT,
+            requires: vec!["zstd".to_owned()],
+            instance: name("ella"),
+            strategy: name("daily"),
+            started: id.time(),
+            finished: id.time(),
+            id,
+            program: Program { name: "holdfast".to_owned(), version: "0.1.0".to_owned() },
+            completeness: Completeness::Whole,
+            storage: StorageNote { name: name("local"), remote_check: RemoteCheck::Size },
+            artifacts: vec![Artifact {
+                name: "db.pgdump".to_owned(),
+                source: Some(name("db")),
+                kind: ArtifactKind::PgDump,
+                codec: Codec { compression: Compression::Zstd, encryption: Encryption::None },
+                compressed_bytes: 3,
+                objects: vec![StoredObject { key: "db.pgdump.zst".to_owned(), size: 3, digest: Digest::of(b"abc") }],
+            }],
+        }
+    }
+
+    fn read(bytes: &[u8]) -> Result<Manifest, ManifestError> {
+        let own = example();
+        Manifest::from_bytes(bytes, &own.instance, &own.strategy, &own.id)
+    }
+
+    /// `body` under a digest that matches it.
+    fn sealed(body: &str) -> Vec<u8> {
+        format!("{HEAD}{}{MIDDLE}\n{body}}}\n", Digest::of(body.as_bytes())).into_bytes()
+    }
+
+    #[test]
+    fn a_manifest_reads_back_as_written_and_is_json() {
+        let bytes = example().to_bytes();
+        assert_eq!(read(&bytes).ok(), Some(example()));
+        let value: Result<serde_json::Value, _> = serde_json::from_slice(&bytes);
+        assert!(value.is_ok_and(|value| value.pointer("/manifest/format") == Some(&1.into())));
+    }
+
+    #[test]
+    fn any_changed_or_missing_byte_is_noticed() {
+        let bytes = example().to_bytes();
+        for position in 0..bytes.len() {
+            let mut flipped = bytes.clone();
+            if let Some(byte) = flipped.get_mut(position) {
+                *byte ^= 1;
+            }
+            assert!(read(&flipped).is_err(), "bit flipped at {position}");
+            assert!(read(bytes.get(..position).unwrap_or_default()).is_err(), "cut at {position}");
+        }
+    }
+
+    #[test]
+    fn a_newer_format_and_an_unknown_requirement_are_refused_in_words() {
+        let body = serde_json::to_string(&example()).unwrap_or_default();
+        let newer = read(&sealed(&(body.replace("\"format\":1", "\"format\":2") + "\n")));
+        assert!(newer.is_err_and(|error| error.to_string().contains("format 2")));
+        let unknown = read(&sealed(&(body.replace("[\"zstd\"]", "[\"zstd\",\"chunks\"]") + "\n")));
+        assert!(unknown.is_err_and(|error| error.to_string().contains("requires chunks")));
+    }
+
+    #[test]
+    fn a_manifest_in_another_folder_is_refused() {
+        let own = example();
+        let other: Name = "weekly".parse().unwrap_or_else(|error| panic!("{error}"));
+        let moved = Manifest::from_bytes(&own.to_bytes(), &own.instance, &other, &own.id);
+        assert!(matches!(moved, Err(ManifestError::Misplaced { .. })), "{moved:?}");
+    }
+
+    #[test]
+    fn keys_that_point_out_of_the_folder_are_refused() {
+        for key in ["../../etc/passwd", "", "..", "/etc/passwd", "a/b"] {
+            let mut evil = example();
+            evil.artifacts[0].objects[0].key = key.to_owned();
+            assert!(matches!(read(&evil.to_bytes()), Err(ManifestError::Malformed(_))), "{key}");
+        }
+    }
+}

@@ -1,0 +1,30 @@
+//! The facts that every room speaks of: names and ids, the manifest, digests, secrets, time, cancellation.
+//!
+//! This room knows the shape of what is stored and nothing of how it gets there: no I/O beyond the wall clock, no
+//! database, no storage, no terminal. It imports no other room. Add a type here only when two rooms need the
+//! same word for the same thing.
+
+mod cancel;
+mod clock;
+mod digest;
+mod facts;
+mod id;
+mod manifest;
+mod paths;
+mod secret;
+mod units;
+mod warning;
+
+pub use cancel::{Cancel, CancelGuard};
+pub use clock::Clock;
+pub use digest::{Digest, DigestError, Digester};
+pub use facts::{ArtifactFacts, FACTS_FORMAT, Facts, SourceFacts};
+pub use id::{IdError, Name, NameError, SnapshotId};
+pub use manifest::{
+    Artifact, ArtifactKind, Codec, Completeness, Compression, Encryption, FEATURES, FORMAT, MANIFEST_KEY, Manifest,
+    ManifestError, Program, RUN_KEY, RemoteCheck, StorageNote, StoredObject,
+};
+pub use paths::counted_from;
+pub use secret::{DatabaseUrl, Secret};
+pub use units::{ByteSize, Rate, Span, UnitError};
+pub use warning::{Warning, Warnings};
