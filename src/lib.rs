@@ -7,5 +7,7 @@
 //! | Layer | Room | Knows |
 //! |---|---|---|
 //! | 0 | [`model`] | names, ids, the manifest, digests, secrets, time |
+//! | 1 | [`pipeline`] | blocks, compression, encryption, digests, and the inverse |
 
 pub mod model;
+pub mod pipeline;
