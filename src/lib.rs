@@ -8,6 +8,8 @@
 //! |---|---|---|
 //! | 0 | [`model`] | names, ids, the manifest, digests, secrets, time |
 //! | 1 | [`pipeline`] | blocks, compression, encryption, digests, and the inverse |
+//! | 1 | [`storage`] | named objects at rest |
 
 pub mod model;
 pub mod pipeline;
+pub mod storage;

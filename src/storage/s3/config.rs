@@ -1,0 +1,420 @@
+//! The configuration of a bucket, and the client made of it.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use aws_config::BehaviorVersion;
+use aws_config::environment::EnvironmentVariableRegionProvider;
+use aws_config::meta::region::RegionProviderChain;
+use aws_config::profile::ProfileFileRegionProvider;
+use aws_sdk_s3::Client;
+use aws_sdk_s3::config::interceptors::{BeforeDeserializationInterceptorContextRef, InterceptorContext};
+use aws_sdk_s3::config::retry::{ClassifyRetry, RetryAction, RetryConfig, RetryPartition, TokenBucket};
+use aws_sdk_s3::config::timeout::TimeoutConfig;
+use aws_sdk_s3::config::{
+    Config, ConfigBag, Credentials, Intercept, Region, RequestChecksumCalculation, ResponseChecksumValidation,
+    RuntimeComponents, SharedHttpClient, StalledStreamProtectionConfig,
+};
+use aws_sdk_s3::error::BoxError;
+use aws_smithy_http_client::tls;
+use aws_types::service_config::ServiceConfigKey;
+use chrono::{DateTime, Utc};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::model::{ByteSize, Secret, Span};
+use crate::storage::{StorageError, check_key};
+
+/// The smallest part that S3 takes, but for the last one: <https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html>.
+pub(super) const MIN_PART_BYTES: u64 = 5 << 20;
+/// Beyond this a part is not a bound of memory any more.
+const MAX_PART_BYTES: u64 = 1 << 30;
+/// The region of a store that does not have any.
+const ANY_REGION: &str = "us-east-1";
+const CONNECT: Duration = Duration::from_secs(10);
+/// How long a request without a body may take until its answer begins.
+const QUICK: Duration = Duration::from_secs(60);
+/// The slowest uplink that is waited for, in bytes a second.
+const SLOWEST: u64 = 16 << 10;
+/// How long a connection may move nothing.
+const STALL: Duration = Duration::from_secs(60);
+const MAX_BACKOFF: Duration = Duration::from_secs(20);
+
+/// A bucket of S3 or of a store that speaks its protocol.
+///
+/// What is not set is taken from where every program with the AWS SDK takes it: the variables `AWS_REGION`, `AWS_ENDPOINT_URL`,
+/// `AWS_ACCESS_KEY_ID`, …, the shared configuration files, the identity of the machine.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct S3Config {
+    /// The bucket. It must exist.
+    pub bucket: String,
+    /// The folder in the bucket that everything is kept in: `backups/clinic`. Default: the bucket itself.
+    #[serde(default)]
+    pub prefix: String,
+    /// The address of a store other than AWS: `https://s3.example.org`.
+    #[serde(default)]
+    pub endpoint: Option<String>,
+    /// The region. Where an endpoint is set and nothing else names a region, `us-east-1`.
+    #[serde(default)]
+    pub region: Option<String>,
+    /// Whether the bucket stands in the path of the address and not in the host name. Default: when an endpoint is set.
+    #[serde(default)]
+    pub path_style: Option<bool>,
+    /// The id of the access key.
+    #[serde(default)]
+    pub access_key_id: Option<Secret>,
+    /// The secret of the access key.
+    #[serde(default)]
+    pub secret_access_key: Option<Secret>,
+    /// The token of a temporary access key.
+    #[serde(default)]
+    pub session_token: Option<Secret>,
+    /// The storage class of new objects: `STANDARD_IA`, say. One that must be thawed before it is read cannot be verified.
+    #[serde(default)]
+    pub storage_class: Option<String>,
+    /// Encryption by the store, beside our own.
+    #[serde(default)]
+    pub server_side_encryption: Option<ServerSideEncryption>,
+    /// The key for `server_side_encryption = "aws:kms"`.
+    #[serde(default)]
+    pub kms_key_id: Option<String>,
+    /// How long the store shall refuse to delete a new object (Object Lock; the bucket must have it enabled): `30d`.
+    #[serde(default)]
+    pub retain_for: Option<Span>,
+    /// Who may shorten that: with `governance` (the default) those with a special permission, with `compliance` nobody.
+    #[serde(default)]
+    pub retain_mode: Option<RetainMode>,
+    // The whole program shall stay at 64 MiB with two compressing threads and two buckets side by side. For each, two buffers are held,
+    // one that fills and one that is uploaded; with parts of 8 MiB they alone would be half of that.
+    /// The size of a part of an upload, from 5 MiB (the default). Larger ones are faster where the way to the store is long. Memory is this times `upload_concurrency` + 1; an object is at most 9,000 parts.
+    #[serde(default = "default_part_size")]
+    pub part_size: ByteSize,
+    /// How many parts are uploaded at once while the next one fills.
+    #[serde(default = "default_upload_concurrency")]
+    pub upload_concurrency: usize,
+    /// How often a request is sent, the first time included, while it fails in a way that may pass.
+    #[serde(default = "default_attempts")]
+    pub attempts: u32,
+    /// A file with the certificates (PEM) of an authority that the endpoint's certificate is from, beside those that the system trusts.
+    #[serde(default)]
+    pub ca_file: Option<PathBuf>,
+}
+
+fn default_part_size() -> ByteSize {
+    ByteSize(MIN_PART_BYTES)
+}
+
+fn default_upload_concurrency() -> usize {
+    1
+}
+
+fn default_attempts() -> u32 {
+    6
+}
+
+/// How a store encrypts an object at rest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ServerSideEncryption {
+    /// With a key of the store.
+    #[serde(rename = "AES256")]
+    Aes256,
+    /// With a key of the key service.
+    #[serde(rename = "aws:kms")]
+    Kms,
+}
+
+/// Who may take a lock off an object before its time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RetainMode {
+    /// Whoever has the permission `s3:BypassGovernanceRetention`.
+    Governance,
+    /// Nobody.
+    Compliance,
+}
+
+impl From<ServerSideEncryption> for aws_sdk_s3::types::ServerSideEncryption {
+    fn from(encryption: ServerSideEncryption) -> Self {
+        match encryption {
+            ServerSideEncryption::Aes256 => Self::Aes256,
+            ServerSideEncryption::Kms => Self::AwsKms,
+        }
+    }
+}
+
+impl From<RetainMode> for aws_sdk_s3::types::ObjectLockMode {
+    fn from(mode: RetainMode) -> Self {
+        match mode {
+            RetainMode::Governance => Self::Governance,
+            RetainMode::Compliance => Self::Compliance,
+        }
+    }
+}
+
+impl S3Config {
+    /// The bucket `bucket` with everything else by default.
+    pub fn new(bucket: impl Into<String>) -> Self {
+        Self {
+            bucket: bucket.into(),
+            prefix: String::new(),
+            endpoint: None,
+            region: None,
+            path_style: None,
+            access_key_id: None,
+            secret_access_key: None,
+            session_token: None,
+            storage_class: None,
+            server_side_encryption: None,
+            kms_key_id: None,
+            retain_for: None,
+            retain_mode: None,
+            part_size: default_part_size(),
+            upload_concurrency: default_upload_concurrency(),
+            attempts: default_attempts(),
+            ca_file: None,
+        }
+    }
+
+    /// The bucket that `s3://bucket/prefix` means.
+    ///
+    /// # Errors
+    /// When it is not of that form.
+    pub fn from_address(address: &str) -> Result<Self, StorageError> {
+        let rest = address.strip_prefix("s3://").unwrap_or(address);
+        let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+        let config = Self { prefix: prefix.to_owned(), ..Self::new(bucket) };
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Makes relative paths absolute.
+    pub fn resolve(&mut self, base: &Path) {
+        if let Some(file) = &mut self.ca_file {
+            *file = crate::model::counted_from(base, file);
+        }
+    }
+
+    /// What every key begins with: empty, or the prefix and a `/`.
+    pub(super) fn key_prefix(&self) -> String {
+        match self.prefix.trim_matches('/') {
+            "" => String::new(),
+            prefix => format!("{prefix}/"),
+        }
+    }
+
+    pub(super) fn address(&self) -> String {
+        format!("s3://{}/{}", self.bucket, self.key_prefix()).trim_end_matches('/').to_owned()
+    }
+
+    /// Refuses what could never work.
+    ///
+    /// # Errors
+    /// [`StorageError::Unsuitable`].
+    pub fn check(&self) -> Result<(), StorageError> {
+        let unsuitable = |problem: String| {
+            Err(StorageError::Unsuitable(format!("The storage `{}` cannot be used: {problem}", self.address())))
+        };
+        if self.bucket.is_empty() || self.bucket.contains('/') {
+            return unsuitable(format!("`{}` is not the name of a bucket", self.bucket));
+        }
+        if let Some(prefix) = self.key_prefix().strip_suffix('/')
+            && let Err(error) = check_key(prefix)
+        {
+            return unsuitable(format!("its `prefix`: {error}"));
+        }
+        if let Some(endpoint) = &self.endpoint {
+            let fits = url::Url::parse(endpoint).is_ok_and(|url| {
+                matches!(url.scheme(), "http" | "https") && url.has_host() && url.password().is_none()
+            });
+            if !fits {
+                return unsuitable(
+                    "its `endpoint` must be of the form `https://HOST` or `http://HOST:PORT`".to_owned(),
+                );
+            }
+        }
+        if self.access_key_id.is_some() != self.secret_access_key.is_some() {
+            return unsuitable("`access_key_id` and `secret_access_key` are set together or not at all".to_owned());
+        }
+        if self.session_token.is_some() && self.access_key_id.is_none() {
+            return unsuitable("`session_token` is set without `access_key_id`".to_owned());
+        }
+        if self.kms_key_id.is_some() && self.server_side_encryption != Some(ServerSideEncryption::Kms) {
+            return unsuitable("`kms_key_id` needs `server_side_encryption = \"aws:kms\"`".to_owned());
+        }
+        if self.retain_mode.is_some() && self.retain_for.is_none() {
+            return unsuitable("`retain_mode` needs `retain_for`".to_owned());
+        }
+        if !(MIN_PART_BYTES..=MAX_PART_BYTES).contains(&self.part_size.bytes()) {
+            return unsuitable(format!(
+                "its `part_size` is {}, and must be from {} to {}",
+                self.part_size,
+                ByteSize(MIN_PART_BYTES),
+                ByteSize(MAX_PART_BYTES)
+            ));
+        }
+        if !(1..=64).contains(&self.upload_concurrency) {
+            return unsuitable("its `upload_concurrency` must be from 1 to 64".to_owned());
+        }
+        if !(1..=100).contains(&self.attempts) {
+            return unsuitable("its `attempts` must be from 1 to 100".to_owned());
+        }
+        Ok(())
+    }
+
+    /// Makes the client. Contacts nobody but, where neither region nor endpoint is set anywhere, the identity service of the machine.
+    pub(super) async fn client(&self) -> Result<Connected, StorageError> {
+        self.check()?;
+        let mut loader = aws_config::defaults(BehaviorVersion::latest());
+        if let Some(endpoint) = &self.endpoint {
+            loader = loader.endpoint_url(endpoint);
+        }
+        if let Some(region) = &self.region {
+            loader = loader.region(Region::new(region.clone()));
+        } else if self.endpoint.is_some() {
+            // Without the identity service of AWS, which is waited for in vain elsewhere.
+            loader = loader.region(
+                RegionProviderChain::first_try(EnvironmentVariableRegionProvider::new())
+                    .or_else(ProfileFileRegionProvider::new())
+                    .or_else(Region::from_static(ANY_REGION)),
+            );
+        }
+        if let (Some(id), Some(secret)) = (&self.access_key_id, &self.secret_access_key) {
+            let token = self.session_token.as_ref().map(|token| token.expose().to_owned());
+            loader = loader.credentials_provider(Credentials::new(
+                id.expose(),
+                secret.expose(),
+                token,
+                None,
+                "the configuration",
+            ));
+        }
+        if let Some(file) = &self.ca_file {
+            loader = loader.http_client(trusting(file)?);
+        }
+        let loaded = loader.load().await;
+        let of_the_service = ServiceConfigKey::builder()
+            .service_id("S3")
+            .env("AWS_ENDPOINT_URL")
+            .profile("endpoint_url")
+            .build()
+            .ok()
+            .and_then(|key| loaded.service_config()?.load_config(key));
+        let endpoint =
+            self.endpoint.clone().or(of_the_service).or_else(|| loaded.endpoint_url().map(ToOwned::to_owned));
+        let mut config = aws_sdk_s3::config::Builder::from(&loaded)
+            .force_path_style(self.path_style.unwrap_or(endpoint.is_some()))
+            // Newer defaults add checksums that stores other than AWS refuse. Ours travel as headers, where they are understood.
+            .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
+            .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
+            .retry_config(RetryConfig::standard().with_max_attempts(self.attempts).with_max_backoff(MAX_BACKOFF))
+            // The attempts alone bound the retries: what fails in one storage is not counted against another.
+            .retry_partition(RetryPartition::custom(self.address()).token_bucket(TokenBucket::unlimited()).build())
+            .retry_classifier(Busy)
+            .timeout_config(timeouts(QUICK))
+            .stalled_stream_protection(StalledStreamProtectionConfig::enabled().grace_period(STALL).build());
+        if loaded.region().is_none() {
+            if endpoint.is_none() {
+                return Err(StorageError::Unsuitable(format!(
+                    "The storage `{}` has no region: set `region`, or `endpoint` for a store other than AWS",
+                    self.address()
+                )));
+            }
+            config = config.region(Region::from_static(ANY_REGION));
+        }
+        let where_to = endpoint.unwrap_or_else(|| "AWS".to_owned());
+        Ok(Connected { client: Client::from_conf(config.build()), endpoint: where_to })
+    }
+}
+
+/// A client, and where it sends to.
+pub(super) struct Connected {
+    pub(super) client: Client,
+    pub(super) endpoint: String,
+}
+
+fn timeouts(attempt: Duration) -> TimeoutConfig {
+    TimeoutConfig::builder().connect_timeout(CONNECT).operation_attempt_timeout(attempt).build()
+}
+
+/// The time that a request with a body of `bytes` may take, for one attempt.
+pub(super) fn patience(bytes: usize) -> aws_sdk_s3::config::Builder {
+    let transfer = Duration::from_secs(u64::try_from(bytes).unwrap_or(u64::MAX) / SLOWEST);
+    Config::builder().timeout_config(timeouts(QUICK.saturating_add(transfer)))
+}
+
+/// An HTTP client that also trusts the certificates in `file`. They are read here first, since the client itself takes a
+/// file that is none for a mistake of the programmer.
+fn trusting(file: &Path) -> Result<SharedHttpClient, StorageError> {
+    let unsuitable = |problem: String| {
+        StorageError::Unsuitable(format!("The `ca_file` `{}` cannot be used: {problem}", file.display()))
+    };
+    let pem = std::fs::read(file).map_err(|error| unsuitable(error.to_string()))?;
+    let certificates = CertificateDer::pem_slice_iter(&pem)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| unsuitable(format!("it is not in the form PEM ({error})")))?;
+    if certificates.is_empty() {
+        return Err(unsuitable("it has no certificate in the form PEM".to_owned()));
+    }
+    let mut roots = rustls::RootCertStore::empty();
+    for certificate in certificates {
+        roots.add(certificate).map_err(|error| unsuitable(format!("a certificate in it is not one ({error})")))?;
+    }
+    let context = tls::TlsContext::builder()
+        .with_trust_store(tls::TrustStore::default().with_pem_certificate(pem))
+        .build()
+        .map_err(|error| unsuitable(error.to_string()))?;
+    Ok(aws_smithy_http_client::Builder::new()
+        .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::AwsLc))
+        .tls_context(context)
+        .build_https())
+}
+
+/// Retries what a store says when it is busy, beside what the SDK knows of.
+#[derive(Debug)]
+struct Busy;
+
+impl ClassifyRetry for Busy {
+    fn classify_retry(&self, context: &InterceptorContext) -> RetryAction {
+        match context.response().map(|response| response.status().as_u16()) {
+            Some(408 | 429) => RetryAction::transient_error(),
+            _ => RetryAction::NoActionIndicated,
+        }
+    }
+
+    fn name(&self) -> &'static str {
+        "Busy"
+    }
+}
+
+/// Takes the `Date` of the latest answer to a request: the store's own clock.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Dates(Arc<Mutex<Option<DateTime<Utc>>>>);
+
+impl Dates {
+    pub(super) fn latest(&self) -> Option<DateTime<Utc>> {
+        *self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl Intercept for Dates {
+    fn name(&self) -> &'static str {
+        "Dates"
+    }
+
+    fn read_before_deserialization(
+        &self,
+        context: &BeforeDeserializationInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let date = context.response().headers().get("date").and_then(|date| DateTime::parse_from_rfc2822(date).ok());
+        if let Some(date) = date {
+            *self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(date.to_utc());
+        }
+        Ok(())
+    }
+}
