@@ -7,9 +7,11 @@
 //! | Layer | Room | Knows |
 //! |---|---|---|
 //! | 0 | [`model`] | names, ids, the manifest, digests, secrets, time |
+//! | 1 | [`source`] | systems that bytes come from and go back to |
 //! | 1 | [`pipeline`] | blocks, compression, encryption, digests, and the inverse |
 //! | 1 | [`storage`] | named objects at rest |
 
 pub mod model;
 pub mod pipeline;
+pub mod source;
 pub mod storage;

@@ -1,0 +1,243 @@
+//! The standard output of a command, for what has no source of its own; and a command that reads it back.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use schemars::JsonSchema;
+use serde::ser::SerializeSeq;
+use serde::{Deserialize, Serialize, Serializer};
+
+use super::place::{file_in, refuse_existing, write_private};
+use super::process::Call;
+use super::{
+    ArtifactSpec, Context, Dumped, Finding, Level, Outputs, RestoreArtifact, RestoreOptions, Restored, Restorer,
+    Source, SourceError, Target,
+};
+use crate::model::{ArtifactKind, Secret, Warning, Warnings};
+
+/// Values shorter than this are not masked in what a command says: too many innocent words would be.
+const SHORTEST_MASKED: usize = 4;
+
+/// A command whose standard output is backed up. Exit status 0 after the end of the output is success; all else is not.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CommandConfig {
+    /// The program and its arguments. No shell is involved; write `["sh", "-c", "…"]` for one. Every user of the machine
+    /// can read the arguments of a running command, so secrets belong in `env`, `env_pass` or a file.
+    #[schemars(length(min = 1))]
+    #[serde(serialize_with = "program_only")]
+    pub command: Vec<String>,
+    /// The program and its arguments that read the output back from their standard input, with the same variables and in the
+    /// same folder as `command`.
+    #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "optional_program_only")]
+    #[schemars(length(min = 1))]
+    pub restore_command: Option<Vec<String>>,
+    /// Variables that are set for the command. It gets no other than these, `env_pass`, and the usual harmless ones
+    /// (`PATH`, `HOME`, `LANG`, `TZ` and their like).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, Secret>,
+    /// Names of variables of our own environment that the command gets too, when they are set.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub env_pass: Vec<String>,
+    /// The folder that the command runs in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub working_dir: Option<PathBuf>,
+}
+
+/// Prints the program and hides its arguments: they may hold what should not be there.
+fn program_only<S: Serializer>(command: &[String], serializer: S) -> Result<S::Ok, S::Error> {
+    let mut list = serializer.serialize_seq(None)?;
+    for (index, word) in command.iter().enumerate() {
+        list.serialize_element(if index == 0 { word.as_str() } else { "***" })?;
+    }
+    list.end()
+}
+
+fn optional_program_only<S: Serializer>(command: &Option<Vec<String>>, serializer: S) -> Result<S::Ok, S::Error> {
+    program_only(command.as_deref().unwrap_or_default(), serializer)
+}
+
+impl CommandConfig {
+    /// Makes relative paths absolute. A program with a `/` in it is counted from `working_dir`, else from `base`.
+    pub fn resolve(&mut self, base: &Path) {
+        if let Some(folder) = &mut self.working_dir {
+            *folder = crate::model::counted_from(base, folder);
+        }
+        let from = self.working_dir.as_deref().unwrap_or(base);
+        for program in [self.command.first_mut(), self.restore_command.as_mut().and_then(|command| command.first_mut())]
+        {
+            if let Some(program) = program
+                && program.contains('/')
+            {
+                *program = from.join(&*program).to_string_lossy().into_owned();
+            }
+        }
+    }
+
+    /// A call of one of the two commands with what both get: variables and a folder.
+    fn call(&self, cx: &Context, command: &[String], attempt: &str) -> Result<(Call, String), SourceError> {
+        let (mut call, program) = call(cx, command, attempt)?;
+        call = call.working_dir(self.working_dir.clone());
+        let set = self.env.iter().map(|(name, value)| (name, value.expose().to_owned().into()));
+        let passed = self.env_pass.iter().filter_map(|name| Some((name, cx.environment.get(name)?.to_owned())));
+        for (name, value) in set.chain(passed) {
+            if name.is_empty() || name.contains(['=', '\0']) {
+                return Err(SourceError::Unsuitable(format!("`{name}` is not a name of an environment variable")));
+            }
+            match value.to_str() {
+                Some(text) if text.len() >= SHORTEST_MASKED => call = call.redact(Secret::new(text)),
+                _ => {}
+            }
+            call = call.variable(name, value);
+        }
+        Ok((call, program))
+    }
+}
+
+/// The source.
+pub struct Command {
+    config: CommandConfig,
+}
+
+impl Command {
+    /// As configured.
+    pub fn new(config: CommandConfig) -> Self {
+        Self { config }
+    }
+}
+
+/// A call of an argument vector, and the program's name without its folder.
+fn call(cx: &Context, command: &[String], attempt: &str) -> Result<(Call, String), SourceError> {
+    let Some((program, args)) = command.split_first().filter(|(program, _)| !program.is_empty()) else {
+        return Err(SourceError::Unsuitable(format!("The command of `{}` is empty", cx.name)));
+    };
+    let call = Call::new(cx, program, format!("{attempt} `{}`", cx.name))
+        .args(args)
+        .when_missing("Install it, correct its name, or write its whole path");
+    let name =
+        Path::new(program).file_name().map_or_else(|| program.clone(), |name| name.to_string_lossy().into_owned());
+    Ok((call, name))
+}
+
+impl Source for Command {
+    fn dump(&self, cx: &Context, outputs: &dyn Outputs) -> Result<Dumped, SourceError> {
+        let (call, program) = self.config.call(cx, &self.config.command, "run the command of")?;
+        let spec = ArtifactSpec { extension: "out", kind: ArtifactKind::Stream, bulk: true, blocks: false };
+        let mut output = outputs.create(spec).map_err(SourceError::Stream)?;
+        let began = Instant::now();
+        let bytes = call.read_into(cx, &mut output)?;
+        let mut warnings = Warnings::new();
+        if bytes == 0 {
+            let reason = "The command ended with success and wrote nothing".to_owned();
+            warnings.push(Warning { source: None, path: None, reason, missing: false });
+        }
+        let seconds = began.elapsed().as_secs_f64();
+        let facts = serde_json::json!({
+            "type": "command", "v": 1, "program": program, "bytes": bytes, "seconds": seconds,
+        });
+        Ok(Dumped { outputs: vec![output], consistency: "command", facts, warnings })
+    }
+
+    fn check(&self, cx: &Context) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        if let Some(folder) = self.config.working_dir.as_deref().filter(|folder| !folder.is_dir()) {
+            let message = format!("`{}` is not a folder: create it or correct `working_dir`", folder.display());
+            findings.push(Finding::new(Level::Error, "working_dir", message));
+        }
+        for (subject, command) in
+            [("command", Some(&self.config.command)), ("restore_command", self.config.restore_command.as_ref())]
+        {
+            let Some(command) = command else { continue };
+            let program = command.first().map(String::as_str).unwrap_or_default();
+            findings.push(match cx.environment.find_program(Path::new(program)) {
+                Some(file) => Finding::new(Level::Ok, subject, format!("`{}`", file.display())),
+                None => {
+                    let message = format!(
+                        "The program `{program}` was not found or is not executable: install it, correct its name, or write \
+                         its whole path"
+                    );
+                    Finding::new(Level::Error, subject, message)
+                }
+            });
+        }
+        for name in &self.config.env_pass {
+            if cx.environment.get(name).is_none() {
+                let message = format!("`{name}` is not set, so the command will not have it");
+                findings.push(Finding::new(Level::Warning, "env_pass", message));
+            }
+        }
+        findings
+    }
+}
+
+/// The inverse: a file in a folder, or a command that reads the stream.
+pub struct CommandRestorer;
+
+impl Restorer for CommandRestorer {
+    fn restore(
+        &self,
+        cx: &Context,
+        artifact: &RestoreArtifact,
+        input: &mut dyn Read,
+        target: &Target,
+        options: &RestoreOptions,
+    ) -> Result<Restored, SourceError> {
+        self.prepare(cx, artifact, target, options)?;
+        if let Some(file) = file_in(target, &artifact.name)? {
+            write_private(&file, input, options.overwrite)?;
+            return Ok(Restored { place: file.display().to_string(), warnings: Warnings::new() });
+        }
+        let (config, command) = reader(target)?;
+        let (call, program) = config.call(cx, command, "restore with the command of")?;
+        let fed = call.feed(cx, input)?;
+        let mut warnings = Warnings::new();
+        if fed.stopped_early {
+            let reason = format!("`{program}` ended with success before it had read all of the stream");
+            warnings.push(Warning { source: None, path: None, reason, missing: false });
+        }
+        Ok(Restored { place: format!("the command `{program}`"), warnings })
+    }
+
+    fn prepare(
+        &self,
+        cx: &Context,
+        artifact: &RestoreArtifact,
+        target: &Target,
+        options: &RestoreOptions,
+    ) -> Result<(), SourceError> {
+        if let Some(file) = file_in(target, &artifact.name)? {
+            return refuse_existing(&file, options.overwrite);
+        }
+        let (config, command) = reader(target)?;
+        let (_, _) = config.call(cx, command, "restore with the command of")?;
+        let program = command.first().map(String::as_str).unwrap_or_default();
+        if cx.environment.find_program(Path::new(program)).is_none() {
+            return Err(SourceError::Unsuitable(format!(
+                "The program `{program}`, which should read the stream, was not found or is not executable"
+            )));
+        }
+        Ok(())
+    }
+
+    fn by_hand(&self, artifact: &RestoreArtifact) -> String {
+        format!("cat > {}", artifact.name)
+    }
+}
+
+/// The command that is to read the stream.
+fn reader(target: &Target) -> Result<(&CommandConfig, &[String]), SourceError> {
+    match target {
+        Target::Command(config) => Ok((config, config.restore_command.as_deref().unwrap_or_default())),
+        Target::Folder(_) | Target::Database(_) => Err(no_database()),
+    }
+}
+
+fn no_database() -> SourceError {
+    SourceError::Unsuitable(
+        "The output of a command cannot be restored into a database by itself: restore it to a folder, or with a command that \
+         reads it"
+            .to_owned(),
+    )
+}

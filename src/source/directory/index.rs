@@ -1,0 +1,428 @@
+//! The index: what is in a tarball and where, as JSON lines.
+//!
+//! ```text
+//! {"format":1,"type":"holdfast-index"}
+//! {"path":"a/b","kind":"file","size":3,"mtime":"1700000000.000000000","mode":420,…,"offset":1024,"data_offset":2560,"length":3,…}
+//! {"footer":{"entries":1,"bytes":3,"stream_bytes":4096}}
+//! ```
+//! The first line is the header, the last the footer, and between them stands an entry a line, in the order of the tarball. A
+//! reader ignores fields that it does not know. The footer always begins as shown; without it the index was cut.
+
+use std::io::{BufRead, BufReader, Read, Write};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::{Deserialize, Serialize};
+
+use super::entry::{Kind, Time};
+use crate::model::Digest;
+
+/// The format of the index that this version writes, and the newest it reads.
+pub const INDEX_FORMAT: u32 = 1;
+const TYPE: &str = "holdfast-index";
+const FOOTER: &[u8] = b"{\"footer\"";
+/// No line is longer: a path has at most some thousand bytes, even in a deep tree.
+const LINE_LIMIT: u64 = 16 << 20;
+
+/// One entry of the tarball.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "Line", try_from = "Line")]
+pub struct Entry {
+    /// Relative to the source; `.` is its root.
+    pub path: Vec<u8>,
+    /// What it is.
+    pub kind: Kind,
+    /// Bytes of the content; 0 for all but files.
+    pub size: u64,
+    /// When it was last written.
+    pub mtime: Time,
+    /// Permissions with the setuid, setgid and sticky bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// The owner's name where the system knew it.
+    pub uname: Option<String>,
+    /// The group's name where the system knew it.
+    pub gname: Option<String>,
+    /// What a symbolic link says; for a hard link the path of the entry that has the content.
+    pub target: Option<Vec<u8>>,
+    /// Major and minor of a device.
+    pub rdev: Option<(u32, u32)>,
+    /// Of a file's content as it is in the tarball.
+    pub digest: Option<Digest>,
+    /// Where the entry's first header begins in the plain stream.
+    pub offset: u64,
+    /// Where its content begins in the plain stream.
+    pub data_offset: u64,
+    /// How many bytes of content the plain stream has from there, without the filling to a full block.
+    pub length: u64,
+    /// It changed while it was read: the content is not of one moment, and may be cut or filled up with zeros.
+    pub changed: bool,
+    /// The snapshot whose tarball has the content; none is this one.
+    pub archive: Option<String>,
+}
+
+/// An entry as written. A name that is not UTF-8 is in the field that ends in `_b64` (RFC 4648, with padding).
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Line {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    path: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    path_b64: Option<String>,
+    kind: Kind,
+    size: u64,
+    mtime: Time,
+    mode: u32,
+    uid: u32,
+    gid: u32,
+    #[serde(default)]
+    uname: Option<String>,
+    #[serde(default)]
+    gname: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    target: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    target_b64: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    rdev: Option<(u32, u32)>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    digest: Option<Digest>,
+    offset: u64,
+    data_offset: u64,
+    length: u64,
+    #[serde(default)]
+    changed: bool,
+    #[serde(default)]
+    archive: Option<String>,
+}
+
+/// As text, or else in base64.
+fn split(bytes: Vec<u8>) -> (Option<String>, Option<String>) {
+    match String::from_utf8(bytes) {
+        Ok(text) => (Some(text), None),
+        Err(error) => (None, Some(STANDARD.encode(error.as_bytes()))),
+    }
+}
+
+/// The inverse of [`split`].
+fn join(text: Option<String>, encoded: Option<String>) -> Result<Option<Vec<u8>>, base64::DecodeError> {
+    Ok(match (text, encoded) {
+        (Some(text), _) => Some(text.into_bytes()),
+        (None, Some(encoded)) => Some(STANDARD.decode(encoded)?),
+        (None, None) => None,
+    })
+}
+
+impl From<Entry> for Line {
+    fn from(entry: Entry) -> Self {
+        let (path, path_b64) = split(entry.path);
+        let (target, target_b64) = entry.target.map_or((None, None), split);
+        Self {
+            path,
+            path_b64,
+            kind: entry.kind,
+            size: entry.size,
+            mtime: entry.mtime,
+            mode: entry.mode,
+            uid: entry.uid,
+            gid: entry.gid,
+            uname: entry.uname,
+            gname: entry.gname,
+            target,
+            target_b64,
+            rdev: entry.rdev,
+            digest: entry.digest,
+            offset: entry.offset,
+            data_offset: entry.data_offset,
+            length: entry.length,
+            changed: entry.changed,
+            archive: entry.archive,
+        }
+    }
+}
+
+impl TryFrom<Line> for Entry {
+    type Error = String;
+
+    fn try_from(line: Line) -> Result<Self, String> {
+        let wrong = |error| format!("a name is not base64: {error}");
+        Ok(Self {
+            path: join(line.path, line.path_b64).map_err(wrong)?.ok_or("an entry has no path")?,
+            kind: line.kind,
+            size: line.size,
+            mtime: line.mtime,
+            mode: line.mode,
+            uid: line.uid,
+            gid: line.gid,
+            uname: line.uname,
+            gname: line.gname,
+            target: join(line.target, line.target_b64).map_err(wrong)?,
+            rdev: line.rdev,
+            digest: line.digest,
+            offset: line.offset,
+            data_offset: line.data_offset,
+            length: line.length,
+            changed: line.changed,
+            archive: line.archive,
+        })
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Header {
+    format: u32,
+    r#type: String,
+}
+
+/// What the last line of an index says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Footer {
+    /// How many entries came before it.
+    pub entries: u64,
+    /// The sizes of them all together.
+    pub bytes: u64,
+    /// Bytes of the whole tarball, plain.
+    pub stream_bytes: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct FooterLine {
+    footer: Footer,
+}
+
+/// Writes an index while its tarball is written.
+pub(super) struct IndexWriter<W: Write> {
+    out: W,
+    line: Vec<u8>,
+    footer: Footer,
+}
+
+impl<W: Write> IndexWriter<W> {
+    pub(super) fn new(out: W) -> std::io::Result<Self> {
+        let mut index = Self { out, line: Vec::new(), footer: Footer::default() };
+        index.write(&Header { format: INDEX_FORMAT, r#type: TYPE.to_owned() })?;
+        Ok(index)
+    }
+
+    fn write(&mut self, line: &impl Serialize) -> std::io::Result<()> {
+        self.line.clear();
+        serde_json::to_writer(&mut self.line, line)?;
+        self.line.push(b'\n');
+        self.out.write_all(&self.line)
+    }
+
+    pub(super) fn entry(&mut self, entry: Entry) -> std::io::Result<()> {
+        self.footer.entries += 1;
+        self.footer.bytes += entry.size;
+        self.write(&Line::from(entry))
+    }
+
+    /// Writes the footer and gives the output back.
+    pub(super) fn finish(mut self, stream_bytes: u64) -> std::io::Result<(W, Footer)> {
+        self.footer.stream_bytes = stream_bytes;
+        let footer = self.footer;
+        self.write(&FooterLine { footer })?;
+        Ok((self.out, footer))
+    }
+}
+
+/// Why an index could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum IndexError {
+    /// The stream behind it failed.
+    #[error("Could not read the index")]
+    Stream(#[source] std::io::Error),
+    /// It is not an index, or a line of it is not laid out as it must be.
+    #[error("Line {line} of the index is damaged: {problem}")]
+    Malformed {
+        /// Counted from 1.
+        line: u64,
+        /// In words.
+        problem: String,
+    },
+    /// A later version wrote it.
+    #[error(
+        "The index has format {0}, and this version reads up to {INDEX_FORMAT}: use a newer version of the program"
+    )]
+    Newer(u32),
+    /// It ends before its footer.
+    #[error("The index was cut after line {0}: its footer is missing")]
+    Cut(u64),
+    /// The footer counts something else than was read.
+    #[error("The index has {found_entries} entries of {found_bytes} bytes, and its footer says {} of {}", .footer.entries, .footer.bytes)]
+    Counts {
+        /// Entries read.
+        found_entries: u64,
+        /// Bytes of them.
+        found_bytes: u64,
+        /// What was promised.
+        footer: Footer,
+    },
+}
+
+/// Reads an index, an entry at a time. What it gave may be relied on only once it has given [`IndexReader::footer`].
+pub struct IndexReader<R: Read> {
+    input: BufReader<R>,
+    buffer: Vec<u8>,
+    line: u64,
+    found: Footer,
+    footer: Option<Footer>,
+}
+
+impl<R: Read> IndexReader<R> {
+    /// Reads the header.
+    ///
+    /// # Errors
+    /// When it is not an index that this version reads.
+    pub fn new(input: R) -> Result<Self, IndexError> {
+        let mut index =
+            Self { input: BufReader::new(input), buffer: Vec::new(), line: 0, found: Footer::default(), footer: None };
+        if !index.next_line()? {
+            return Err(IndexError::Cut(0));
+        }
+        let header: Header = index.parse()?;
+        if header.r#type != TYPE {
+            return Err(IndexError::Malformed { line: 1, problem: format!("its type is not `{TYPE}`") });
+        }
+        if header.format > INDEX_FORMAT || header.format == 0 {
+            return Err(IndexError::Newer(header.format));
+        }
+        Ok(index)
+    }
+
+    /// The next entry; none after the last, when the footer was found and its counts are right.
+    ///
+    /// # Errors
+    /// When the index is damaged or cut.
+    pub fn next_entry(&mut self) -> Result<Option<Entry>, IndexError> {
+        if self.footer.is_some() {
+            return Ok(None);
+        }
+        if !self.next_line()? {
+            return Err(IndexError::Cut(self.line));
+        }
+        if !self.buffer.starts_with(FOOTER) {
+            let entry: Entry = self.parse()?;
+            self.found.entries += 1;
+            self.found.bytes = self.found.bytes.saturating_add(entry.size);
+            return Ok(Some(entry));
+        }
+        let FooterLine { footer } = self.parse()?;
+        if (footer.entries, footer.bytes) != (self.found.entries, self.found.bytes) {
+            return Err(IndexError::Counts {
+                found_entries: self.found.entries,
+                found_bytes: self.found.bytes,
+                footer,
+            });
+        }
+        if self.next_line()? {
+            return Err(IndexError::Malformed { line: self.line, problem: "it comes after the footer".to_owned() });
+        }
+        self.footer = Some(footer);
+        Ok(None)
+    }
+
+    /// What the footer says, once it was read.
+    pub fn footer(&self) -> Option<Footer> {
+        self.footer
+    }
+
+    /// Reads a line without its end; false at the end of the stream. A line that was cut does not count as one.
+    fn next_line(&mut self) -> Result<bool, IndexError> {
+        self.buffer.clear();
+        self.input.by_ref().take(LINE_LIMIT).read_until(b'\n', &mut self.buffer).map_err(IndexError::Stream)?;
+        if self.buffer.is_empty() {
+            return Ok(false);
+        }
+        self.line += 1;
+        if self.buffer.pop() == Some(b'\n') {
+            return Ok(true);
+        }
+        Err(IndexError::Cut(self.line - 1))
+    }
+
+    fn parse<T: serde::de::DeserializeOwned>(&self) -> Result<T, IndexError> {
+        serde_json::from_slice(&self.buffer)
+            .map_err(|error| IndexError::Malformed { line: self.line, problem: error.to_string() })
+    }
+}
+
+impl<R: Read> Iterator for IndexReader<R> {
+    type Item = Result<Entry, IndexError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.next_entry().transpose()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Entry, Footer, IndexError, IndexReader, IndexWriter};
+    use crate::model::Digest;
+    use crate::source::directory::entry::{Kind, Time};
+
+    fn entry(path: &[u8]) -> Entry {
+        Entry {
+            path: path.to_vec(),
+            kind: Kind::File,
+            size: 3,
+            mtime: Time { seconds: 1, nanos: 2 },
+            mode: 0o4755,
+            uid: 1,
+            gid: 2,
+            uname: Some("u".to_owned()),
+            gname: None,
+            target: Some(b"\xff".to_vec()),
+            rdev: Some((8, 1)),
+            digest: Some(Digest::of(b"abc")),
+            offset: 0,
+            data_offset: 512,
+            length: 3,
+            changed: true,
+            archive: None,
+        }
+    }
+
+    fn written() -> Vec<u8> {
+        let mut index = IndexWriter::new(Vec::new()).unwrap();
+        index.entry(entry(b"a/b")).unwrap();
+        index.entry(entry(b"not utf-8: \xfe\"\n")).unwrap();
+        index.finish(4096).unwrap().0
+    }
+
+    fn read(bytes: &[u8]) -> Result<(Vec<Entry>, Option<Footer>), IndexError> {
+        let mut index = IndexReader::new(bytes)?;
+        let entries = index.by_ref().collect::<Result<Vec<_>, _>>()?;
+        Ok((entries, index.footer()))
+    }
+
+    #[test]
+    fn an_index_reads_back_as_written() {
+        let (entries, footer) = read(&written()).unwrap();
+        assert_eq!(entries, [entry(b"a/b"), entry(b"not utf-8: \xfe\"\n")]);
+        assert_eq!(footer, Some(Footer { entries: 2, bytes: 6, stream_bytes: 4096 }));
+    }
+
+    #[test]
+    fn an_index_cut_anywhere_is_refused() {
+        let bytes = written();
+        for length in 0..bytes.len() {
+            assert!(read(&bytes[..length]).is_err(), "cut at {length}");
+        }
+    }
+
+    #[test]
+    fn wrong_counts_later_lines_and_newer_formats_are_refused_and_unknown_fields_are_not() {
+        let text = String::from_utf8(written()).unwrap();
+        assert!(matches!(
+            read(text.replace("\"entries\":2", "\"entries\":3").as_bytes()),
+            Err(IndexError::Counts { found_entries: 2, .. })
+        ));
+        assert!(matches!(read(format!("{text}{{}}\n").as_bytes()), Err(IndexError::Malformed { line: 5, .. })));
+        assert!(matches!(read(text.replace("\"format\":1", "\"format\":2").as_bytes()), Err(IndexError::Newer(2))));
+        assert!(read(text.replace("{\"path", "{\"news\":[1],\"path").as_bytes()).is_ok());
+        assert!(matches!(read(text.replace("sha256:", "md5:").as_bytes()), Err(IndexError::Malformed { line: 2, .. })));
+    }
+}

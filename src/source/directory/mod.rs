@@ -1,0 +1,217 @@
+//! A folder of files, taken as a tarball and an index of it; and a tarball put back into a folder.
+//!
+//! The tarball is an ordinary one (`tarball`), the index says where in it each entry is and what its content's digest is
+//! (`index`). Both are written while the tree is walked (`walk`, `dump`), so memory does not grow with it. The walk never
+//! leaves the root, and the inverse (`extract`, which reads any tar through `reader`) never leaves its target.
+
+mod attributes;
+mod dump;
+mod entry;
+mod extract;
+mod filter;
+pub mod index;
+mod owners;
+mod reader;
+mod tarball;
+mod trouble;
+mod walk;
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::Access;
+use rustix::io::Errno;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+pub use entry::{Kind, Time, TimeError};
+pub use filter::{Pattern, PatternError};
+
+use super::{
+    ArtifactSpec, Context, Dumped, Finding, Level, Outputs, RestoreArtifact, RestoreOptions, Restored, Restorer,
+    Source, SourceError, Target,
+};
+use crate::model::ArtifactKind;
+use dump::Dumper;
+use filter::Filter;
+use walk::Walk;
+
+/// How consistent a tarball of a live folder is: each file as it was while it was read, not all of one instant.
+const CONSISTENCY: &str = "files";
+
+/// The configuration of a `directory` source.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DirectoryConfig {
+    /// The folder. A relative path is counted from the folder of the configuration file.
+    pub path: PathBuf,
+    /// Patterns of what is taken; without any, everything. A pattern without a slash matches a name at any depth, another is
+    /// counted from `path`; a folder that matches is taken with all that is in it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub include: Vec<Pattern>,
+    /// Patterns of what is left out, stronger than `include`: `"*.tmp"`, `"cache/"` (folders only), `"/tmp/**"` (what is in `tmp`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exclude: Vec<Pattern>,
+    /// Stay on the file system of `path`: what is mounted beneath it is left out.
+    #[serde(default)]
+    pub one_file_system: bool,
+}
+
+impl DirectoryConfig {
+    /// Makes relative paths absolute.
+    pub fn resolve(&mut self, base: &Path) {
+        self.path = crate::model::counted_from(base, &self.path);
+    }
+}
+
+/// A folder that can be dumped.
+pub struct Directory {
+    config: DirectoryConfig,
+}
+
+impl Directory {
+    /// As configured.
+    pub fn new(config: DirectoryConfig) -> Self {
+        Self { config }
+    }
+
+    fn filter(&self) -> Result<Filter, SourceError> {
+        Filter::new(&self.config.include, &self.config.exclude)
+            .map_err(|error| SourceError::Unsuitable(format!("The patterns cannot be used together: {error}")))
+    }
+
+    /// Opens the root and reads its first names.
+    fn open<'a>(&self, filter: &'a Filter, cx: &'a Context) -> Result<Walk<'a>, SourceError> {
+        let path = self.config.path.display();
+        let refused = |error: Errno| match error {
+            Errno::NOENT => SourceError::Unsuitable(format!(
+                "The folder `{path}` does not exist. Correct `path`, or mount what should be there"
+            )),
+            Errno::NOTDIR => SourceError::Unsuitable(format!("`{path}` is not a folder. Correct `path`")),
+            error => SourceError::Io { attempt: "read the folder", path: path.to_string(), error: error.into() },
+        };
+        let mut walk =
+            Walk::open(&self.config.path, filter, self.config.one_file_system, &cx.cancel).map_err(refused)?;
+        walk.start().map_err(refused)?;
+        Ok(walk)
+    }
+}
+
+impl Source for Directory {
+    fn dump(&self, cx: &Context, outputs: &dyn Outputs) -> Result<Dumped, SourceError> {
+        let filter = self.filter()?;
+        let mut walk = self.open(&filter, cx)?;
+        let create = |spec| outputs.create(spec).map_err(SourceError::Stream);
+        let tar = create(ArtifactSpec { extension: "tar", kind: ArtifactKind::Tar, bulk: true, blocks: true })?;
+        let index = create(ArtifactSpec { extension: "index", kind: ArtifactKind::Index, bulk: false, blocks: false })?;
+        let mut dumper = Dumper::new(tar, index, &cx.cancel)?;
+        dumper.run(&mut walk).map_err(|error| cancelled(cx, error))?;
+        if walk.root_is_gone() {
+            return Err(SourceError::Unsuitable(format!(
+                "The folder `{}` was removed while it was read, so what was read of it is not a backup",
+                self.config.path.display()
+            )));
+        }
+        let (tar, index, entries, counts, notes) = dumper.finish()?;
+        let facts = json!({
+            "type": "directory",
+            "v": 1,
+            "path": self.config.path.to_string_lossy(),
+            "entries": entries,
+            "files": counts.files,
+            "directories": counts.directories,
+            "symlinks": counts.symlinks,
+            "hardlinks": counts.hardlinks,
+            "others": counts.others,
+            "bytes": counts.bytes,
+            "skipped": counts.skipped + walk.skipped,
+            "excluded": walk.excluded,
+            "changed": counts.changed,
+        });
+        Ok(Dumped { outputs: vec![tar, index], consistency: CONSISTENCY, facts, warnings: notes.0 })
+    }
+
+    fn check(&self, cx: &Context) -> Vec<Finding> {
+        let filter = self.filter();
+        let opened = filter
+            .as_ref()
+            .map_err(ToString::to_string)
+            .and_then(|filter| self.open(filter, cx).map_err(|error| error.to_string()));
+        vec![match opened {
+            Ok(_) => Finding::new(Level::Ok, "path", "The folder can be read"),
+            Err(problem) => Finding::new(Level::Error, "path", problem),
+        }]
+    }
+}
+
+/// Puts a tarball back into a folder.
+pub struct DirectoryRestorer;
+
+impl Restorer for DirectoryRestorer {
+    fn restore(
+        &self,
+        cx: &Context,
+        artifact: &RestoreArtifact,
+        input: &mut dyn Read,
+        target: &Target,
+        options: &RestoreOptions,
+    ) -> Result<Restored, SourceError> {
+        self.prepare(cx, artifact, target, options)?;
+        let place = folder(target)?;
+        let warnings = extract::extract(input, place, options, &cx.cancel).map_err(|error| cancelled(cx, error))?;
+        Ok(Restored { place: place.display().to_string(), warnings })
+    }
+
+    fn prepare(
+        &self,
+        _cx: &Context,
+        _artifact: &RestoreArtifact,
+        target: &Target,
+        options: &RestoreOptions,
+    ) -> Result<(), SourceError> {
+        let place = folder(target)?;
+        let path = place.display().to_string();
+        // What is missing is made, in the nearest folder that is there.
+        if let Some(nearest) =
+            place.ancestors().find(|ancestor| ancestor.symlink_metadata().is_ok()).filter(|nearest| nearest.is_dir())
+        {
+            rustix::fs::access(nearest, Access::WRITE_OK | Access::EXEC_OK).map_err(|error| SourceError::Io {
+                attempt: "write to the folder",
+                path: nearest.display().to_string(),
+                error: error.into(),
+            })?;
+        }
+        match std::fs::read_dir(place).map(|mut names| names.next()) {
+            Ok(Some(_)) if !options.overwrite => Err(SourceError::NotEmpty(path)),
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && place.symlink_metadata().is_err() => Ok(()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => Err(SourceError::Unsuitable(format!(
+                "`{path}` is not a folder, or lies in what is none. Choose another target, or remove what is there"
+            ))),
+            Err(error) => Err(SourceError::Io { attempt: "look into the folder", path, error }),
+        }
+    }
+
+    fn by_hand(&self, _artifact: &RestoreArtifact) -> String {
+        "tar -xpf - --numeric-owner --xattrs --xattrs-include='*' -C \"$DIR\"".to_owned()
+    }
+}
+
+/// A stream whose other end was cancelled fails as any other; the cancellation is the reason.
+fn cancelled(cx: &Context, error: SourceError) -> SourceError {
+    match error {
+        SourceError::Stream(_) if cx.cancel.is_cancelled() => SourceError::Cancelled,
+        error => error,
+    }
+}
+
+/// The folder that `target` is.
+fn folder(target: &Target) -> Result<&Path, SourceError> {
+    match target {
+        Target::Folder(path) => Ok(path),
+        Target::Database(_) | Target::Command(_) => Err(SourceError::Unsuitable(
+            "A tarball of files can be restored to a folder only. Choose a folder as the target".to_owned(),
+        )),
+    }
+}

@@ -1,0 +1,462 @@
+//! The walk through a tree that others are changing.
+//!
+//! Every folder is opened by its name in its open parent, and a link is never followed, so nothing that is renamed or
+//! swapped for a link during the walk leads out of the root. Three things are bounded, whatever the tree:
+//! - open folders: those nearest to the root are closed in deep trees. On the way back up one is opened again through `..`, or
+//!   from the root down, and used only if it still is the same folder;
+//! - names: a folder of up to [`BATCH`] names is read whole and walked in the order of the names' bytes, so that two walks of a
+//!   tree that did not change are the same. Of a bigger one a batch is read at a time, in the order the file system gives;
+//! - names of all folders on the way together: once they reach [`HELD`] bytes, batches are small.
+
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{CWD, Dir, Mode, OFlags, openat};
+use rustix::io::Errno;
+
+use super::entry::{Identity, Kind, Meta, lossy};
+use super::filter::{Choice, Filter};
+use super::tarball::PATH_LIMIT;
+use crate::model::{Cancel, Warning, Warnings};
+use crate::source::SourceError;
+
+/// How many folders of the way down are kept open.
+const OPEN: usize = 128;
+/// The most names that are read of a folder at a time.
+const BATCH: usize = 10_000;
+/// Bytes of names, over all folders on the way, above which batches are [`SMALL_BATCH`] names.
+const HELD: usize = 8 << 20;
+const SMALL_BATCH: usize = 64;
+/// What a name costs beside its bytes.
+const NAME_COST: usize = 48;
+/// How often an entry that keeps becoming something else is looked at again.
+const RETRIES: u32 = 5;
+
+const FOLDER: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC)
+    .union(OFlags::NONBLOCK)
+    .union(OFlags::NOCTTY);
+
+/// What went not quite right, by path.
+#[derive(Default)]
+pub(super) struct Notes(pub(super) Warnings);
+
+impl Notes {
+    /// The snapshot is whole all the same.
+    pub(super) fn note(&mut self, path: &[u8], reason: impl Into<String>) {
+        self.push(path, reason.into(), false);
+    }
+
+    /// Content is missing because of it.
+    pub(super) fn missing(&mut self, path: &[u8], reason: impl Into<String>) {
+        self.push(path, reason.into(), true);
+    }
+
+    fn push(&mut self, path: &[u8], reason: String, missing: bool) {
+        self.0.push(Warning { source: None, path: Some(lossy(path)), reason, missing });
+    }
+}
+
+/// Opens what `open` opens, without touching its access time where that is permitted (to its owner and to root).
+pub(super) fn open_quietly(folder: BorrowedFd<'_>, name: &CStr, flags: OFlags) -> Result<OwnedFd, Errno> {
+    loop {
+        match openat(folder, name, flags | OFlags::NOATIME, Mode::empty()) {
+            Err(Errno::PERM) => match openat(folder, name, flags, Mode::empty()) {
+                Err(Errno::INTR) => {}
+                result => return result,
+            },
+            Err(Errno::INTR) => {}
+            result => return result,
+        }
+    }
+}
+
+/// Whether the system says that there is no such entry (any more).
+pub(super) fn is_gone(error: Errno) -> bool {
+    matches!(error, Errno::NOENT | Errno::STALE)
+}
+
+/// Whether the system says that the entry is of another kind than it just was.
+pub(super) fn is_replaced(error: Errno) -> bool {
+    matches!(error, Errno::LOOP | Errno::NOTDIR | Errno::NXIO)
+}
+
+struct Frame {
+    identity: Identity,
+    /// None while it is closed because many are open beneath it.
+    folder: Option<OwnedFd>,
+    /// The rest of a folder that has more names than one batch.
+    stream: Option<Dir>,
+    /// Last one first.
+    names: Vec<CString>,
+    held: usize,
+    /// How much of the walk's path is this folder's.
+    path_length: usize,
+    name: CString,
+    within: bool,
+}
+
+/// An entry that the walk came to. A folder among them was entered: what comes next may be within it.
+pub(super) struct Found {
+    pub(super) name: CString,
+    pub(super) meta: Meta,
+    /// [`Choice::Take`] or [`Choice::Look`].
+    pub(super) choice: Choice,
+}
+
+/// A walk through a folder, in depth.
+pub(super) struct Walk<'a> {
+    filter: &'a Filter,
+    one_file_system: bool,
+    cancel: &'a Cancel,
+    root: OwnedFd,
+    root_meta: Meta,
+    stack: Vec<Frame>,
+    path: Vec<u8>,
+    held: usize,
+    retries: u32,
+    repeated: bool,
+    /// Entries that a pattern or `one_file_system` left out.
+    pub(super) excluded: u64,
+    /// Entries that could not be taken.
+    pub(super) skipped: u64,
+}
+
+impl<'a> Walk<'a> {
+    /// Opens the root. It may be a link: whoever configured it named it.
+    pub(super) fn open(
+        path: &std::path::Path,
+        filter: &'a Filter,
+        one_file_system: bool,
+        cancel: &'a Cancel,
+    ) -> Result<Self, Errno> {
+        let flags = FOLDER.difference(OFlags::NOFOLLOW);
+        let root = openat(CWD, path, flags, Mode::empty())?;
+        let root_meta = Meta::of(root.as_fd())?;
+        Ok(Self {
+            filter,
+            one_file_system,
+            cancel,
+            root,
+            root_meta,
+            stack: Vec::new(),
+            path: Vec::new(),
+            held: 0,
+            retries: 0,
+            repeated: false,
+            excluded: 0,
+            skipped: 0,
+        })
+    }
+
+    pub(super) fn root(&self) -> (BorrowedFd<'_>, Meta) {
+        (self.root.as_fd(), self.root_meta)
+    }
+
+    /// Whether the root was removed since it was opened.
+    pub(super) fn root_is_gone(&self) -> bool {
+        Meta::of(self.root.as_fd()).is_ok_and(|meta| meta.links == 0)
+    }
+
+    /// The path of the entry that was found last, relative to the root.
+    pub(super) fn path(&self) -> &[u8] {
+        &self.path
+    }
+
+    /// The folder in which the walk stands: a folder that was found last, else the one that holds what was found last.
+    /// None if that folder could not be entered.
+    pub(super) fn folder(&self) -> Option<BorrowedFd<'_>> {
+        self.stack.last().and_then(|frame| frame.folder.as_ref()).map(AsFd::as_fd)
+    }
+
+    /// Whether the folder that was found last could be entered.
+    pub(super) fn entered(&self) -> bool {
+        self.stack.last().is_some_and(|frame| frame.path_length == self.path.len())
+    }
+
+    /// Reads the names of the root.
+    ///
+    /// # Errors
+    /// When they cannot be read: then nothing of the root can.
+    pub(super) fn start(&mut self) -> Result<(), Errno> {
+        let folder = self.root.try_clone().map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+        let stream = listing(folder.as_fd())?;
+        self.stack.push(Frame {
+            identity: self.root_meta.identity,
+            folder: Some(folder),
+            stream: Some(stream),
+            names: Vec::new(),
+            held: 0,
+            path_length: 0,
+            name: CString::default(),
+            within: self.filter.takes_all(),
+        });
+        self.fill().map_or(Ok(()), Err)
+    }
+
+    /// The next entry, none after the last.
+    pub(super) fn next(&mut self, notes: &mut Notes) -> Result<Option<Found>, SourceError> {
+        loop {
+            if self.cancel.is_cancelled() {
+                return Err(SourceError::Cancelled);
+            }
+            let Some(frame) = self.stack.last_mut() else { return Ok(None) };
+            self.path.truncate(frame.path_length);
+            let Some(name) = frame.names.pop() else {
+                if frame.stream.is_some() {
+                    if let Some(error) = self.fill() {
+                        notes.missing(&self.path, format!("The rest of the folder could not be listed: {error}"));
+                    }
+                } else {
+                    self.leave(notes);
+                }
+                continue;
+            };
+            if !std::mem::take(&mut self.repeated) {
+                self.retries = 0;
+            }
+            if !self.path.is_empty() {
+                self.path.push(b'/');
+            }
+            self.path.extend_from_slice(name.as_bytes());
+            if let Some(found) = self.look(name, notes) {
+                return Ok(Some(found));
+            }
+        }
+    }
+
+    /// Looks at the entry that was found last once more, as it turned out to be of another kind.
+    pub(super) fn again(&mut self, name: CString, notes: &mut Notes) {
+        self.retries += 1;
+        if self.retries > RETRIES {
+            self.skipped += 1;
+            notes.missing(&self.path, "It kept being replaced while it was read");
+        } else if let Some(frame) = self.stack.last_mut() {
+            frame.names.push(name);
+            self.repeated = true;
+        }
+    }
+
+    /// What the entry is. None when it is left out.
+    fn look(&mut self, name: CString, notes: &mut Notes) -> Option<Found> {
+        let frame = self.stack.last()?;
+        let within = frame.within;
+        let parent = frame.folder.as_ref()?.as_fd();
+        let meta = match Meta::at(parent, &name) {
+            Ok(meta) => meta,
+            // What is left out may vanish as it likes.
+            Err(error) if is_gone(error) => {
+                if self.filter.choose(&self.path, true, within) != Choice::Leave {
+                    self.vanished(notes);
+                }
+                return None;
+            }
+            Err(error) => {
+                self.skipped += 1;
+                notes.missing(&self.path, format!("It could not be looked at: {error}"));
+                return None;
+            }
+        };
+        let is_folder = meta.kind == Some(Kind::Directory);
+        let choice = self.filter.choose(&self.path, is_folder, within);
+        let elsewhere = self.one_file_system && meta.device() != self.root_meta.device();
+        if choice == Choice::Leave || elsewhere && !is_folder {
+            self.excluded += 1;
+            return None;
+        }
+        if !is_folder {
+            return Some(Found { name, meta, choice });
+        }
+        if elsewhere {
+            // The place of a mount is kept, as an empty folder.
+            self.excluded += 1;
+            return Some(Found { name, meta, choice });
+        }
+        self.enter(name, meta, choice, notes)
+    }
+
+    fn enter(&mut self, name: CString, meta: Meta, choice: Choice, notes: &mut Notes) -> Option<Found> {
+        if self.path.len() > PATH_LIMIT - 512 {
+            self.skipped += 1;
+            notes.missing(&self.path, "The folder lies too deep, so nothing in it was read");
+            return Some(Found { name, meta, choice });
+        }
+        let parent = self.folder()?;
+        let opened = open_quietly(parent, &name, FOLDER)
+            .and_then(|folder| Ok((Meta::of(folder.as_fd())?, listing(folder.as_fd())?, folder)));
+        let (meta, stream, folder) = match opened {
+            Ok(opened) => opened,
+            Err(error) if is_gone(error) => {
+                self.vanished(notes);
+                return None;
+            }
+            Err(error) if is_replaced(error) => {
+                self.again(name, notes);
+                return None;
+            }
+            Err(error) => {
+                self.skipped += 1;
+                notes
+                    .missing(&self.path, format!("The folder could not be opened, so nothing in it was read: {error}"));
+                return Some(Found { name, meta, choice });
+            }
+        };
+        if self.one_file_system && meta.device() != self.root_meta.device() {
+            // Something was mounted on it just now.
+            self.excluded += 1;
+            return Some(Found { name, meta, choice });
+        }
+        self.stack.push(Frame {
+            identity: meta.identity,
+            folder: Some(folder),
+            stream: Some(stream),
+            names: Vec::new(),
+            held: 0,
+            path_length: self.path.len(),
+            name: name.clone(),
+            within: choice == Choice::Take,
+        });
+        if let Some(error) = self.fill() {
+            notes.missing(&self.path, format!("The folder could not be listed: {error}"));
+        }
+        // A folder that is still being listed stays open: its place in the listing would be lost.
+        let far = self.stack.len().checked_sub(OPEN + 1).filter(|far| *far > 0);
+        if let Some(frame) = far.and_then(|far| self.stack.get_mut(far)).filter(|frame| frame.stream.is_none()) {
+            frame.folder = None;
+        }
+        Some(Found { name, meta, choice })
+    }
+
+    /// What was listed is there no more. That is how a live tree is, so the snapshot is whole.
+    pub(super) fn vanished(&mut self, notes: &mut Notes) {
+        self.skipped += 1;
+        notes.note(&self.path, "It vanished before it was read");
+    }
+
+    /// Reads the next batch of names of the folder on top. Returns what went wrong; then no more names come.
+    fn fill(&mut self) -> Option<Errno> {
+        let limit = if self.held > HELD { SMALL_BATCH } else { BATCH };
+        let frame = self.stack.last_mut()?;
+        self.held -= frame.held;
+        frame.held = 0;
+        let mut problem = None;
+        while frame.names.len() < limit {
+            match frame.stream.as_mut()?.read() {
+                None => {
+                    frame.stream = None;
+                    break;
+                }
+                Some(Err(Errno::INTR)) => {}
+                Some(Err(error)) => {
+                    frame.stream = None;
+                    // A folder that was removed has no more names; that is not an error.
+                    problem = (!is_gone(error)).then_some(error);
+                    break;
+                }
+                Some(Ok(entry)) => {
+                    let name = entry.file_name();
+                    if !matches!(name.to_bytes(), b"." | b"..") {
+                        frame.held += name.to_bytes().len() + NAME_COST;
+                        frame.names.push(name.to_owned());
+                    }
+                }
+            }
+        }
+        frame.names.sort_unstable_by(|a, b| b.cmp(a));
+        self.held += frame.held;
+        problem
+    }
+
+    /// Goes back up from the folder on top, all of which was walked.
+    fn leave(&mut self, notes: &mut Notes) {
+        let Some(left) = self.stack.pop() else { return };
+        self.held -= left.held;
+        let Some(parent) = self.stack.last() else { return };
+        if parent.folder.is_some() || parent.names.is_empty() && parent.stream.is_none() {
+            return;
+        }
+        let same = |folder: OwnedFd| {
+            Meta::of(folder.as_fd()).is_ok_and(|meta| meta.identity == parent.identity).then_some(folder)
+        };
+        let up = left.folder.as_ref().and_then(|folder| open_quietly(folder.as_fd(), c"..", FOLDER).ok());
+        let found = up.and_then(same).or_else(|| self.down_from_root().and_then(same));
+        let Some(parent) = self.stack.last_mut() else { return };
+        if found.is_none() {
+            let rest = parent.names.len();
+            parent.names.clear();
+            self.path.truncate(parent.path_length);
+            self.skipped += rest as u64;
+            notes.missing(
+                &self.path,
+                format!("The folder was moved or removed while it was read: {rest} entries of it are missing"),
+            );
+        }
+        parent.folder = found;
+    }
+
+    /// Opens the folder on top again, by the names that lead to it.
+    fn down_from_root(&self) -> Option<OwnedFd> {
+        let mut folder = self.root.try_clone().ok()?;
+        for frame in self.stack.iter().skip(1) {
+            folder = open_quietly(folder.as_fd(), &frame.name, FOLDER).ok()?;
+        }
+        Some(folder)
+    }
+}
+
+/// Lists an open folder. It shares the position in the listing with `folder`, which is not listed otherwise.
+fn listing(folder: BorrowedFd<'_>) -> Result<Dir, Errno> {
+    let folder = folder.try_clone_to_owned().map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+    Dir::new(folder)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Choice, Filter, Kind, Meta, Notes, Walk};
+    use crate::model::Cancel;
+    use std::os::fd::AsFd;
+
+    /// Between a look at an entry and opening it, somebody swaps it for a link that leads out.
+    #[test]
+    fn a_folder_that_becomes_a_link_after_it_was_looked_at_is_not_followed() {
+        let scratch = tempfile::tempdir().unwrap();
+        let root = scratch.path().join("root");
+        std::fs::create_dir_all(scratch.path().join("outside/secret")).unwrap();
+        std::fs::create_dir_all(root.join("folder")).unwrap();
+        let filter = Filter::new(&[], &[]).unwrap();
+        let cancel = Cancel::new();
+        let mut walk = Walk::open(&root, &filter, false, &cancel).unwrap();
+        walk.start().unwrap();
+        let seen = Meta::at(walk.root.as_fd(), c"folder").unwrap();
+        assert_eq!(seen.kind, Some(Kind::Directory));
+        walk.stack.last_mut().unwrap().names.clear();
+        std::fs::remove_dir(root.join("folder")).unwrap();
+        std::os::unix::fs::symlink("../outside", root.join("folder")).unwrap();
+
+        let mut notes = Notes::default();
+        walk.path.extend_from_slice(b"folder");
+        assert!(walk.enter(c"folder".to_owned(), seen, Choice::Take, &mut notes).is_none());
+        let found = walk.next(&mut notes).unwrap().unwrap();
+        assert_eq!((walk.path(), found.meta.kind), (b"folder".as_slice(), Some(Kind::Symlink)));
+        assert!(walk.next(&mut notes).unwrap().is_none() && notes.0.is_empty());
+    }
+
+    #[test]
+    fn an_entry_that_is_replaced_again_and_again_is_missing_in_the_end() {
+        let scratch = tempfile::tempdir().unwrap();
+        std::fs::write(scratch.path().join("file"), "").unwrap();
+        let filter = Filter::new(&[], &[]).unwrap();
+        let cancel = Cancel::new();
+        let mut walk = Walk::open(scratch.path(), &filter, false, &cancel).unwrap();
+        walk.start().unwrap();
+        let mut notes = Notes::default();
+        let mut looks = 0;
+        while let Some(found) = walk.next(&mut notes).unwrap() {
+            looks += 1;
+            walk.again(found.name, &mut notes);
+        }
+        assert_eq!((looks, notes.0.missing(), walk.skipped), (6, 1, 1));
+    }
+}

@@ -1,0 +1,343 @@
+//! Systems that bytes come from: out of them for a backup, back into them for a restore.
+//!
+//! This room knows databases, folders and commands. It does not know what becomes of the bytes: not the pipeline,
+//! not the storages, not the configuration file. A source blocks and runs on a thread of its own. Its files import
+//! this one for the trait, and `process`, the only place that starts a child, but not one another.
+//!
+//! To add a source: a file here with its configuration, its [`Source`] and its [`Restorer`]; then a variant of [`SourceConfig`] and
+//! a line in each of the two functions below it.
+
+pub mod command;
+pub mod directory;
+mod place;
+pub mod postgres;
+pub mod process;
+pub mod sqlite;
+
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::model::{ArtifactKind, Cancel, DatabaseUrl, Name, Warnings};
+
+/// The configuration of a source, by its `type`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub enum SourceConfig {
+    /// A PostgreSQL database, dumped whole with the server's own tools.
+    Postgres(postgres::PostgresConfig),
+    /// An SQLite database file, copied while it is in use.
+    Sqlite(sqlite::SqliteConfig),
+    /// A folder of files, taken as a tarball.
+    Directory(directory::DirectoryConfig),
+    /// The standard output of a command.
+    Command(command::CommandConfig),
+}
+
+impl SourceConfig {
+    /// The source that this configures.
+    pub fn source(&self) -> Box<dyn Source> {
+        match self {
+            Self::Postgres(config) => Box::new(postgres::Postgres::new(config.clone())),
+            Self::Sqlite(config) => Box::new(sqlite::Sqlite::new(config.clone())),
+            Self::Directory(config) => Box::new(directory::Directory::new(config.clone())),
+            Self::Command(config) => Box::new(command::Command::new(config.clone())),
+        }
+    }
+
+    /// Refuses what could never work, without a look at the world.
+    ///
+    /// # Errors
+    /// [`SourceError::Unsuitable`].
+    pub fn validate(&self) -> Result<(), SourceError> {
+        match self {
+            Self::Postgres(config) => config.validate(),
+            Self::Sqlite(_) | Self::Directory(_) | Self::Command(_) => Ok(()),
+        }
+    }
+
+    /// Its `type`.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Postgres(_) => "postgres",
+            Self::Sqlite(_) => "sqlite",
+            Self::Directory(_) => "directory",
+            Self::Command(_) => "command",
+        }
+    }
+
+    /// Makes relative paths absolute, counted from `base`: the folder of the configuration file.
+    pub fn resolve(&mut self, base: &Path) {
+        match self {
+            Self::Postgres(config) => config.resolve(base),
+            Self::Sqlite(config) => config.resolve(base),
+            Self::Directory(config) => config.resolve(base),
+            Self::Command(config) => config.resolve(base),
+        }
+    }
+}
+
+/// The inverse of the source that writes artifacts of `kind`; none for kinds that are not restored by themselves
+/// (an index, the facts). It needs no configuration: the host that had it may be gone.
+pub fn restorer(kind: ArtifactKind) -> Option<Box<dyn Restorer>> {
+    match kind {
+        ArtifactKind::PgDump | ArtifactKind::PgGlobals => Some(Box::new(postgres::PostgresRestorer)),
+        ArtifactKind::Sqlite => Some(Box::new(sqlite::SqliteRestorer)),
+        ArtifactKind::Tar => Some(Box::new(directory::DirectoryRestorer)),
+        ArtifactKind::Stream => Some(Box::new(command::CommandRestorer)),
+        ArtifactKind::Index | ArtifactKind::Blocks | ArtifactKind::Facts => None,
+    }
+}
+
+/// What a source or restorer is given of the run it belongs to.
+#[derive(Clone)]
+pub struct Context {
+    /// The source's name.
+    pub name: Name,
+    /// Watched throughout; cancelled, the call ends with [`SourceError::Cancelled`], its children killed and reaped.
+    pub cancel: Cancel,
+    /// For what has an async client only. Sources run on threads that are not the runtime's, so they may block on it.
+    pub runtime: tokio::runtime::Handle,
+    /// A child that neither writes, reads nor ends for this long is killed.
+    pub no_progress_timeout: Duration,
+    /// A private folder for what cannot be streamed.
+    pub work_dir: PathBuf,
+    /// The program's environment, from which children get an allow-list only.
+    pub environment: process::Environment,
+}
+
+/// A system that can be dumped.
+pub trait Source: Send + Sync {
+    /// Writes the source to `outputs`, reading it only.
+    ///
+    /// Nothing that was written counts unless [`Dumped`] is returned: it owns the outputs, and only what it owns can be
+    /// finished. A child's exit status is known before that.
+    ///
+    /// # Errors
+    /// When anything that the source must have could not be read; then nothing of it is kept.
+    fn dump(&self, cx: &Context, outputs: &dyn Outputs) -> Result<Dumped, SourceError>;
+
+    /// Looks whether a dump could begin: tools and versions, reachability, permissions. Reads only, and quickly.
+    fn check(&self, cx: &Context) -> Vec<Finding>;
+}
+
+/// Takes the streams of one source.
+pub trait Outputs: Sync {
+    /// Opens a stream. Several may be open at a time.
+    ///
+    /// # Errors
+    /// When no storage takes it.
+    fn create(&self, spec: ArtifactSpec) -> std::io::Result<Output>;
+}
+
+/// One stream of a source, while it is written. Dropping it gives it up.
+pub struct Output {
+    /// What it is.
+    pub spec: ArtifactSpec,
+    writer: Box<dyn OutputWriter>,
+}
+
+/// The writing end of an [`Output`], made and finished by the engine.
+pub trait OutputWriter: Write + Send + std::any::Any {
+    /// For the engine, which gets its own type back to finish it.
+    fn into_any(self: Box<Self>) -> Box<dyn std::any::Any>;
+}
+
+impl Output {
+    /// An output that writes to `writer`.
+    pub fn new(spec: ArtifactSpec, writer: Box<dyn OutputWriter>) -> Self {
+        Self { spec, writer }
+    }
+
+    /// The writing end, for the engine to finish.
+    pub fn into_writer(self) -> Box<dyn OutputWriter> {
+        self.writer
+    }
+}
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.writer.write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.writer.flush()
+    }
+}
+
+/// What a source says of a stream before it writes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ArtifactSpec {
+    /// What follows the source's name and a dot: `pgdump`, `tar`.
+    pub extension: &'static str,
+    /// What the stream is.
+    pub kind: ArtifactKind,
+    /// Whether it is the bulk of the source. Others are small and are written with little memory, on one thread.
+    pub bulk: bool,
+    /// Whether where each block begins is stored too, as an artifact of kind `Blocks`.
+    pub blocks: bool,
+}
+
+/// A dump that succeeded.
+#[must_use = "the outputs of a dump are finished by the engine"]
+pub struct Dumped {
+    /// The written streams, in the order the manifest lists them.
+    pub outputs: Vec<Output>,
+    /// How consistent the dump is in itself: `snapshot`, or another word of `docs/format.md`.
+    pub consistency: &'static str,
+    /// An object tagged with `type` and `v`.
+    pub facts: serde_json::Value,
+    /// What went not quite right.
+    pub warnings: Warnings,
+}
+
+/// The inverse of a source: puts its artifacts back.
+pub trait Restorer {
+    /// Restores one artifact to `target`, reading `input` to its end. The last bytes of `input` come only after all of it was found undamaged; an
+    /// error while reading it means damage, and the restore must not be completed.
+    ///
+    /// # Errors
+    /// When the target is not empty and `overwrite` is not set (before anything is touched), or anything fails.
+    fn restore(
+        &self,
+        cx: &Context,
+        artifact: &RestoreArtifact,
+        input: &mut dyn Read,
+        target: &Target,
+        options: &RestoreOptions,
+    ) -> Result<Restored, SourceError>;
+
+    /// Whether `target` could take it: exists, reachable, empty unless `overwrite`. Called for every source before any is touched.
+    ///
+    /// # Errors
+    /// When a restore would be refused or could not begin.
+    fn prepare(
+        &self,
+        cx: &Context,
+        artifact: &RestoreArtifact,
+        target: &Target,
+        options: &RestoreOptions,
+    ) -> Result<(), SourceError>;
+
+    /// The ordinary commands that restore the plain stream of `artifact` from standard input (`… | <this>`), without this program.
+    fn by_hand(&self, artifact: &RestoreArtifact) -> String;
+}
+
+/// What is restored.
+#[derive(Debug, Clone)]
+pub struct RestoreArtifact {
+    /// `db.pgdump`.
+    pub name: String,
+    /// What the stream is.
+    pub kind: ArtifactKind,
+    /// Bytes of the plain stream, where the facts could be read.
+    pub plain_bytes: Option<u64>,
+    /// What the source reported when it was dumped, its tagged object; null where unknown.
+    pub facts: serde_json::Value,
+}
+
+/// Where a restore goes.
+#[derive(Debug, Clone)]
+pub enum Target {
+    /// A folder of this source's own (`DIR/<source>`), made when missing. A database dump is put there as a file.
+    Folder(PathBuf),
+    /// A database: `postgresql://…`, `sqlite:///path`.
+    Database(DatabaseUrl),
+    /// The `restore_command` of a source, which reads the stream on its standard input.
+    Command(Box<command::CommandConfig>),
+}
+
+/// How a restore is done.
+#[derive(Debug, Clone, Default)]
+pub struct RestoreOptions {
+    /// Replace what is there.
+    pub overwrite: bool,
+    /// Parallel jobs, for what knows them (`pg_restore -j`); 0 or 1 is one.
+    pub jobs: usize,
+    /// Do not restore owners (nor, in databases, privileges): everything belongs to who restores.
+    pub no_owner: bool,
+}
+
+/// A restore that succeeded.
+#[derive(Debug, Clone, Default)]
+pub struct Restored {
+    /// Where it is now, in words: a path or a masked address.
+    pub place: String,
+    /// What went not quite right.
+    pub warnings: Warnings,
+}
+
+/// One line of what a check found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// How bad it is.
+    pub level: Level,
+    /// What was looked at: `pg_dump`, `server`, `path`.
+    pub subject: String,
+    /// What was found and, unless it is fine, what to do.
+    pub message: String,
+}
+
+/// How bad a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// As it should be.
+    Ok,
+    /// Works, with a drawback.
+    Warning,
+    /// A run would fail.
+    Error,
+}
+
+impl Finding {
+    /// A finding.
+    pub fn new(level: Level, subject: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { level, subject: subject.into(), message: message.into() }
+    }
+}
+
+/// Why a source could not be dumped or restored.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The run was cancelled.
+    #[error("Cancelled")]
+    Cancelled,
+    /// A child did not do its work.
+    #[error(transparent)]
+    Process(#[from] process::ProcessError),
+    /// The database refused or could not be reached.
+    #[error("Could not {attempt} on `{target}`: {problem}")]
+    Database {
+        /// What was attempted: `count the rows of "a"."b"`.
+        attempt: String,
+        /// The masked address.
+        target: String,
+        /// What the server or client said.
+        problem: String,
+        /// Whether trying again later may help (network, server starting).
+        transient: bool,
+    },
+    /// What is needed is not there, or is not as it must be.
+    #[error("{0}")]
+    Unsuitable(String),
+    /// The target has something in it.
+    #[error("`{0}` is not empty. Pass `--overwrite` to replace what is there, or choose another target")]
+    NotEmpty(String),
+    /// A file or folder could not be used.
+    #[error("Could not {attempt} `{path}`: {error}")]
+    Io {
+        /// What was attempted: `read`, `create`.
+        attempt: &'static str,
+        /// On what.
+        path: String,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// The stream could not be written on, or could not be read: the fault is behind it.
+    #[error(transparent)]
+    Stream(std::io::Error),
+}

@@ -1,0 +1,387 @@
+//! What a database contains, counted by one session inside one snapshot.
+
+use std::io::ErrorKind;
+use std::time::Duration;
+
+use serde::Serialize;
+use sqlx::postgres::PgRow;
+use sqlx::{AssertSqlSafe, PgConnection, Row};
+
+use super::address::Address;
+use super::client::Major;
+use crate::model::{Span, Warning, Warnings};
+use crate::source::SourceError;
+
+/// No table takes so long to count; a dead connection does.
+const COUNT_TIMEOUT: Duration = Duration::from_secs(6 * 3_600);
+
+/// The server, as it says itself.
+#[derive(Debug, Clone)]
+pub(super) struct Server {
+    pub(super) version: String,
+    pub(super) version_num: i32,
+    pub(super) database: String,
+    pub(super) encoding: String,
+    pub(super) collate: String,
+    pub(super) superuser: bool,
+    /// A standby, or made to take no writes.
+    pub(super) read_only: bool,
+}
+
+impl Server {
+    /// Asks the server.
+    pub(super) async fn ask(connection: &mut PgConnection, address: &Address) -> Result<Self, SourceError> {
+        let sql = "SELECT current_setting('server_version') AS version, current_setting('server_version_num')::int4 AS number, \
+            d.datname::text AS name, pg_encoding_to_char(d.encoding)::text AS encoding, d.datcollate::text AS collate, \
+            (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) AS super, current_setting('transaction_read_only') = 'on' AS read_only \
+            FROM pg_database d WHERE d.datname = current_database()";
+        let failed = |error: sqlx::Error| address.failed("ask for the version", &error);
+        let row = sqlx::query(sql).persistent(false).fetch_one(connection).await.map_err(failed)?;
+        Ok(Self {
+            version: row.try_get("version").map_err(failed)?,
+            version_num: row.try_get("number").map_err(failed)?,
+            database: row.try_get("name").map_err(failed)?,
+            encoding: row.try_get("encoding").map_err(failed)?,
+            collate: row.try_get("collate").map_err(failed)?,
+            superuser: row.try_get::<Option<bool>, _>("super").map_err(failed)?.unwrap_or(false),
+            read_only: row.try_get("read_only").map_err(failed)?,
+        })
+    }
+
+    pub(super) fn major(&self) -> Major {
+        Major::of_number(self.version_num)
+    }
+}
+
+/// A session that reads, and holds one snapshot of the database for as long as it lives.
+pub(super) struct Session {
+    pub(super) connection: PgConnection,
+    pub(super) address: Address,
+    pub(super) server: Server,
+    /// By which others join the snapshot; none where the server cannot export one, with the reason.
+    pub(super) snapshot: Result<String, String>,
+}
+
+impl Session {
+    /// Connects and takes a snapshot. Nothing but a stop ends it: it waits no longer than `lock_timeout` for a lock.
+    pub(super) async fn open(address: Address, lock_timeout: Span) -> Result<Self, SourceError> {
+        let mut connection = address.connect().await?;
+        let server = Server::ask(&mut connection, &address).await?;
+        begin(&mut connection, &server, lock_timeout)
+            .await
+            .map_err(|error| address.failed("take a snapshot", &error))?;
+        let exported = sqlx::query_scalar::<_, String>("SELECT pg_export_snapshot()")
+            .persistent(false)
+            .fetch_one(&mut connection)
+            .await;
+        let snapshot = match exported {
+            Ok(name) => Ok(name),
+            Err(sqlx::Error::Database(said)) => {
+                // The transaction is spoilt; the connection may serve on.
+                sqlx::raw_sql("ROLLBACK").execute(&mut connection).await.ok();
+                begin(&mut connection, &server, lock_timeout)
+                    .await
+                    .map_err(|error| address.failed("begin to read", &error))?;
+                Err(said.message().to_owned())
+            }
+            Err(error) => return Err(address.failed("export a snapshot", &error)),
+        };
+        Ok(Self { connection, address, server, snapshot })
+    }
+}
+
+async fn begin(connection: &mut PgConnection, server: &Server, lock_timeout: Span) -> Result<(), sqlx::Error> {
+    let milliseconds = lock_timeout.duration().as_millis();
+    // `LOCAL`, so that nothing of it stays behind in a pooled session. With `row_security` off a table that policies would cut
+    // is an error, as it is for `pg_dump`. Nothing that a user of the database made stands in for a function of the server.
+    let mut sql = format!(
+        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL row_security = off; SET LOCAL statement_timeout = 0; \
+         SET LOCAL idle_in_transaction_session_timeout = 0; SET LOCAL lock_timeout = {milliseconds}; \
+         SET LOCAL search_path = pg_catalog;"
+    );
+    if server.version_num >= 140_000 {
+        // Were we gone, a count would not go on for nobody.
+        sql.push_str(" SET LOCAL client_connection_check_interval = '10s';");
+    }
+    if server.version_num >= 170_000 {
+        sql.push_str(" SET LOCAL transaction_timeout = 0;");
+    }
+    // One statement at a time: `READ ONLY` holds from the first on.
+    for statement in sql.split_inclusive(';') {
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *connection).await?;
+    }
+    Ok(())
+}
+
+/// One table with the number of its rows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Table {
+    pub(super) schema: String,
+    pub(super) name: String,
+    /// None where it was not counted.
+    pub(super) rows: Option<i64>,
+    /// Which of its rows are dumped, as SQL; empty: all.
+    #[serde(skip)]
+    condition: String,
+}
+
+/// What is in the database.
+#[derive(Debug, Default)]
+pub(super) struct Census {
+    pub(super) tables: Vec<Table>,
+    pub(super) counts: serde_json::Map<String, serde_json::Value>,
+    pub(super) extensions: Vec<serde_json::Value>,
+    pub(super) warnings: Warnings,
+}
+
+/// Of `pg_class`, `pg_proc` …: not a member of an extension, which is restored as a whole.
+macro_rules! own {
+    ($class:literal, $oid:literal) => {
+        concat!(
+            "NOT EXISTS (SELECT 1 FROM pg_depend x WHERE x.classid = '",
+            $class,
+            "'::regclass AND x.objid = ",
+            $oid,
+            " AND x.refclassid = 'pg_extension'::regclass AND x.deptype = 'e')"
+        )
+    };
+}
+
+/// The schemas of users.
+macro_rules! user_schema {
+    ($namespace:literal) => {
+        concat!($namespace, ".nspname !~ '^pg_' AND ", $namespace, ".nspname <> 'information_schema'")
+    };
+}
+
+/// Tables that hold rows of their own: no partitioned parents, no foreign ones, no temporary ones; of an extension's tables only those whose rows
+/// are dumped, with the condition that says which.
+const TABLES: &str = concat!(
+    "SELECT n.nspname::text AS schema, c.relname::text AS name, coalesce((SELECT e.extcondition[array_position(e.extconfig, c.oid)] \
+     FROM pg_extension e WHERE c.oid = ANY (e.extconfig) LIMIT 1), '') AS condition \
+     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+     WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND (c.relpersistence <> 'u' OR NOT pg_is_in_recovery()) AND ",
+    user_schema!("n"),
+    " AND (",
+    own!("pg_class", "c.oid"),
+    " OR EXISTS (SELECT 1 FROM pg_extension e WHERE c.oid = ANY (e.extconfig))) ORDER BY 1, 2"
+);
+
+/// What else is counted, by the name it has in the facts.
+const COUNTS: [(&str, &str); 12] = [
+    (
+        "indexes",
+        concat!(
+            "SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('i', 'I') AND ",
+            user_schema!("n"),
+            " AND ",
+            own!("pg_class", "c.oid")
+        ),
+    ),
+    (
+        "sequences",
+        concat!(
+            "SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'S' AND c.relpersistence <> 't' AND ",
+            user_schema!("n"),
+            " AND ",
+            own!("pg_class", "c.oid")
+        ),
+    ),
+    (
+        "views",
+        concat!(
+            "SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'v' AND ",
+            user_schema!("n"),
+            " AND ",
+            own!("pg_class", "c.oid")
+        ),
+    ),
+    (
+        "materialized_views",
+        concat!(
+            "SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'm' AND ",
+            user_schema!("n"),
+            " AND ",
+            own!("pg_class", "c.oid")
+        ),
+    ),
+    (
+        "partitioned_tables",
+        concat!(
+            "SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'p' AND ",
+            user_schema!("n"),
+            " AND ",
+            own!("pg_class", "c.oid")
+        ),
+    ),
+    (
+        "foreign_tables",
+        concat!(
+            "SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'f' AND ",
+            user_schema!("n"),
+            " AND ",
+            own!("pg_class", "c.oid")
+        ),
+    ),
+    // Since 18 each NOT NULL is a constraint too: left out, so that the numbers mean the same on every server.
+    (
+        "constraints",
+        concat!(
+            "SELECT count(*) FROM pg_constraint c JOIN pg_namespace n ON n.oid = c.connamespace WHERE c.contype <> 'n' AND ",
+            user_schema!("n"),
+            " AND ",
+            own!("pg_constraint", "c.oid")
+        ),
+    ),
+    (
+        "triggers",
+        concat!(
+            "SELECT count(*) FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace WHERE NOT t.tgisinternal AND ",
+            user_schema!("n"),
+            " AND ",
+            own!("pg_trigger", "t.oid")
+        ),
+    ),
+    (
+        "functions",
+        concat!(
+            "SELECT count(*) FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE ",
+            user_schema!("n"),
+            " AND ",
+            own!("pg_proc", "p.oid")
+        ),
+    ),
+    (
+        "enums",
+        concat!(
+            "SELECT count(*) FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace WHERE t.typtype = 'e' AND ",
+            user_schema!("n"),
+            " AND ",
+            own!("pg_type", "t.oid")
+        ),
+    ),
+    (
+        "schemas",
+        concat!(
+            "SELECT count(*) FROM pg_namespace n WHERE ",
+            user_schema!("n"),
+            " AND ",
+            own!("pg_namespace", "n.oid")
+        ),
+    ),
+    ("large_objects", "SELECT count(*) FROM pg_largeobject_metadata"),
+];
+
+/// Anything of a user's in a database. A new database has the schema `public` and nothing in it.
+pub(super) const ANYTHING: &str = concat!(
+    "SELECT what FROM (SELECT 'the relation ' || c.oid::regclass::text AS what FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+     WHERE c.relpersistence <> 't' AND c.relkind NOT IN ('i', 'I', 't') AND ",
+    user_schema!("n"),
+    " AND ",
+    own!("pg_class", "c.oid"),
+    " UNION ALL SELECT 'the function ' || p.oid::regprocedure::text FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE ",
+    user_schema!("n"),
+    " AND ",
+    own!("pg_proc", "p.oid"),
+    " UNION ALL SELECT 'the type ' || t.oid::regtype::text FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace WHERE t.typrelid = 0 AND ",
+    user_schema!("n"),
+    " AND ",
+    own!("pg_type", "t.oid"),
+    " UNION ALL SELECT 'the schema ' || n.nspname FROM pg_namespace n WHERE n.nspname <> 'public' AND ",
+    user_schema!("n"),
+    " AND ",
+    own!("pg_namespace", "n.oid"),
+    " UNION ALL SELECT 'the large object ' || l.oid::text FROM pg_largeobject_metadata l) AS everything LIMIT 1"
+);
+
+/// Counts what is in the database. What cannot be counted is a warning: the dump stands by itself.
+pub(super) async fn take(session: &mut Session, rows: bool) -> Census {
+    let mut census = Census::default();
+    if let Err(error) = list(session, &mut census).await {
+        census.warnings.push(warning(None, format!("What the database contains could not be listed: {error}")));
+        return census;
+    }
+    if rows {
+        count_rows(session, &mut census).await;
+    }
+    census
+}
+
+async fn list(session: &mut Session, census: &mut Census) -> Result<(), sqlx::Error> {
+    for (name, sql) in COUNTS {
+        let count: i64 = sqlx::query_scalar(sql).persistent(false).fetch_one(&mut session.connection).await?;
+        census.counts.insert(name.to_owned(), count.into());
+    }
+    let sql = "SELECT extname::text AS name, extversion AS version FROM pg_extension ORDER BY 1";
+    for row in sqlx::query(sql).persistent(false).fetch_all(&mut session.connection).await? {
+        let (name, version): (String, String) = (row.try_get("name")?, row.try_get("version")?);
+        census.extensions.push(serde_json::json!({ "name": name, "version": version }));
+    }
+    census.tables = tables(&mut session.connection).await?;
+    census.counts.insert("tables".to_owned(), census.tables.len().into());
+    Ok(())
+}
+
+/// The tables that hold rows, in the order of their names.
+pub(super) async fn tables(connection: &mut PgConnection) -> Result<Vec<Table>, sqlx::Error> {
+    let rows = sqlx::query(TABLES).persistent(false).fetch_all(connection).await?;
+    let table = |row: &PgRow| {
+        let (schema, name, condition) = (row.try_get("schema")?, row.try_get("name")?, row.try_get("condition")?);
+        Ok(Table { schema, name, rows: None, condition })
+    };
+    rows.iter().map(table).collect()
+}
+
+async fn count_rows(session: &mut Session, census: &mut Census) {
+    for table in &mut census.tables {
+        let name = format!("{}.{}", quoted(&table.schema), quoted(&table.name));
+        // `ONLY`, as `pg_dump` takes each table of an inheritance for itself. The savepoint keeps one failure from spoiling the rest.
+        let sql = format!("SELECT count(*) FROM ONLY {name} {}", table.condition);
+        let counted = async {
+            sqlx::raw_sql("SAVEPOINT counting").execute(&mut session.connection).await?;
+            let rows = sqlx::query_scalar::<_, i64>(AssertSqlSafe(sql))
+                .persistent(false)
+                .fetch_one(&mut session.connection)
+                .await?;
+            sqlx::raw_sql("RELEASE counting").execute(&mut session.connection).await?;
+            Ok::<i64, sqlx::Error>(rows)
+        };
+        // A connection that died without a word would be waited for, for ever.
+        let counted = tokio::time::timeout(COUNT_TIMEOUT, counted).await.unwrap_or_else(|_| {
+            Err(sqlx::Error::Io(std::io::Error::new(ErrorKind::TimedOut, "No answer within 6 hours")))
+        });
+        match counted {
+            Ok(rows) => table.rows = Some(rows),
+            Err(error) => {
+                let lost = !matches!(error, sqlx::Error::Database(_))
+                    || sqlx::raw_sql("ROLLBACK TO counting").execute(&mut session.connection).await.is_err();
+                let reason = session.address.failed(format!("count the rows of {name}"), &error).to_string();
+                census.warnings.push(warning(Some(name), reason));
+                if lost {
+                    let reason = "The connection was lost, so the rows of the tables after this one were not counted";
+                    census.warnings.push(warning(None, reason.to_owned()));
+                    return;
+                }
+            }
+        }
+    }
+}
+
+fn warning(path: Option<String>, reason: String) -> Warning {
+    Warning { source: None, path, reason, missing: false }
+}
+
+/// An identifier in SQL.
+pub(super) fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::quoted;
+
+    #[test]
+    fn identifiers_are_quoted() {
+        assert_eq!(quoted(r#"we"ird"#), r#""we""ird""#);
+    }
+}

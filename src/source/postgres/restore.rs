@@ -1,0 +1,338 @@
+//! A dump back into a database, or as a file into a folder.
+//!
+//! A stream is restored in one transaction by one `pg_restore`: it is there as a whole, or nothing of it is. Several jobs
+//! need a file to jump about in, and cannot share a transaction.
+
+use std::collections::HashSet;
+use std::io::Read;
+use std::path::Path;
+
+use sqlx::Row;
+
+use super::address::{Address, dbname_argument};
+use super::census::{ANYTHING, Server, quoted, tables};
+use super::client::{Client, Major};
+use super::{NO_PASSWORD, block, warning};
+use crate::model::{ArtifactKind, ByteSize, Warnings};
+use crate::source::place::{file_in, refuse_existing, write_nameless, write_private};
+use crate::source::process::{Call, MemoryFile, ProcessError, path_for_children};
+use crate::source::{Context, RestoreArtifact, RestoreOptions, Restored, Restorer, SourceError, Target};
+
+/// Roles and tablespaces are a short script; more than this is not one.
+const GLOBALS_LIMIT: u64 = 64 << 20;
+
+/// The inverse of the source, for its dump and its roles.
+pub struct PostgresRestorer;
+
+/// A target that may be restored to.
+struct Prepared {
+    address: Address,
+    server: Server,
+    client: Client,
+}
+
+impl PostgresRestorer {
+    fn prepare_database(
+        cx: &Context,
+        artifact: &RestoreArtifact,
+        target: &Target,
+        options: &RestoreOptions,
+    ) -> Result<Prepared, SourceError> {
+        let Target::Database(url) = target else {
+            return Err(SourceError::Unsuitable(
+                "A PostgreSQL dump is restored into a database (`postgresql://...`) or put into a folder as a file, not fed to a \
+                 command"
+                    .to_owned(),
+            ));
+        };
+        let address = Address::new(url, None)?;
+        let attempt = "look whether the database is empty";
+        let looking = async {
+            let mut connection = address.connect().await?;
+            let server = Server::ask(&mut connection, &address).await?;
+            let sql = sqlx::query_scalar::<_, String>(ANYTHING).persistent(false);
+            let content = sql.fetch_optional(&mut connection).await;
+            Ok((server, content.map_err(|error| address.failed(attempt, &error))?))
+        };
+        let (server, content) = block(cx, address.within(attempt, looking))?;
+        let is_dump = artifact.kind == ArtifactKind::PgDump;
+        if is_dump && !options.overwrite && content.is_some() {
+            return Err(SourceError::NotEmpty(address.masked.clone()));
+        }
+        if server.read_only {
+            let problem = "It takes no writes: it is a standby, or `default_transaction_read_only` is set".to_owned();
+            let target = address.masked;
+            return Err(SourceError::Database { attempt: "restore".to_owned(), target, problem, transient: false });
+        }
+        let archive = artifact.facts.get("client_version").and_then(|version| Major::of_text(version.as_str()?));
+        let archive = archive.filter(|_| is_dump);
+        if archive.is_some_and(|archive| archive >= Major::WITH_TRANSACTION_TIMEOUT)
+            && server.major() < Major::WITH_TRANSACTION_TIMEOUT
+        {
+            return Err(SourceError::Unsuitable(format!(
+                "The dump was written by `pg_dump` {}, whose restore needs settings that PostgreSQL {} at `{}` does not know. Restore \
+                 into a server of version 17 or newer, or by hand from `pg_restore --file=-` without the line `SET transaction_timeout`",
+                archive.map(|archive| archive.to_string()).unwrap_or_default(),
+                server.major(),
+                address.masked
+            )));
+        }
+        let tool = if is_dump { "pg_restore" } else { "psql" };
+        let major = archive.map_or(server.major(), |archive| archive.max(server.major()));
+        let client = Client::choose(cx, None, tool, major)?;
+        Ok(Prepared { address, server, client })
+    }
+
+    /// One `pg_restore`, one transaction, nothing on the disk.
+    fn stream(
+        cx: &Context,
+        prepared: &Prepared,
+        input: &mut dyn Read,
+        options: &RestoreOptions,
+    ) -> Result<(), SourceError> {
+        let (call, _password) = prepared.call(cx)?;
+        // An index is built in silence for as long as it takes: only a stop or the server's end ends this.
+        call.args(restore_args(prepared, options))
+            .args(["--single-transaction"])
+            .explained_by(explain_restore)
+            .silent_for(None)
+            .feed(cx, input)?;
+        Ok(())
+    }
+
+    /// Several jobs, from a file in the work folder.
+    fn parallel(
+        cx: &Context,
+        prepared: &Prepared,
+        artifact: &RestoreArtifact,
+        input: &mut dyn Read,
+        options: &RestoreOptions,
+    ) -> Result<(), SourceError> {
+        refuse_without_space(&cx.work_dir, artifact.plain_bytes)?;
+        // All of it, and so undamaged, before the database is touched.
+        let spool = write_nameless(&cx.work_dir, input)?;
+        let (call, _password) = prepared.call(cx)?;
+        let restored = call
+            .args(restore_args(prepared, options))
+            .args([format!("--jobs={}", options.jobs)])
+            .args([path_for_children(&spool)])
+            .explained_by(explain_restore)
+            .silent_for(None)
+            .feed(cx, &mut std::io::empty());
+        match restored {
+            Ok(_) => Ok(()),
+            Err(SourceError::Process(mut error)) => {
+                if let ProcessError::Exit { said, .. } | ProcessError::Signal { said, .. } = &mut error {
+                    let partial = "Several jobs share no transaction: the database is now partial. Empty it before it is used or \
+                                   restored again";
+                    let known = said.hint.take();
+                    said.hint = Some(known.map_or_else(|| partial.to_owned(), |known| format!("{known}. {partial}")));
+                }
+                Err(SourceError::Process(error))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Roles and tablespaces. What is there already is left as it is, unless it is to be replaced.
+    fn globals(
+        cx: &Context,
+        prepared: &Prepared,
+        input: &mut dyn Read,
+        options: &RestoreOptions,
+    ) -> Result<Warnings, SourceError> {
+        let mut script = Vec::new();
+        let read = input.take(GLOBALS_LIMIT + 1).read_to_end(&mut script).map_err(SourceError::Stream)?;
+        if read as u64 > GLOBALS_LIMIT {
+            let limit = ByteSize(GLOBALS_LIMIT);
+            return Err(SourceError::Unsuitable(format!(
+                "The script of the roles is larger than {limit}: it is not one"
+            )));
+        }
+        let address = &prepared.address;
+        let existing = block(cx, address.within("list the roles", existing_globals(address)))?;
+        let mut kept = Vec::with_capacity(script.len());
+        let mut warnings = Warnings::new();
+        for line in script.split_inclusive(|byte| *byte == b'\n') {
+            let text = String::from_utf8_lossy(line);
+            let mut words = text.trim_end().trim_end_matches(';').splitn(3, ' ');
+            let (verb, object, rest) = (words.next(), words.next(), words.next().unwrap_or_default());
+            let object = object.unwrap_or_default();
+            let named = |name: &&String| rest == name.as_str() || rest.starts_with(&format!("{name} "));
+            let found = existing.iter().filter(|(kind, _)| kind == object).map(|(_, name)| name).find(named);
+            match (verb, found) {
+                (Some("CREATE"), Some(name)) => {
+                    if !options.overwrite {
+                        let reason = format!("The {} {name} exists and was left as it is", object.to_lowercase());
+                        warnings.push(warning(reason));
+                    }
+                }
+                (Some("ALTER"), Some(_)) if !options.overwrite => {}
+                _ => kept.extend_from_slice(line),
+            }
+        }
+        let (call, _password) = prepared.call(cx)?;
+        let mut call = call
+            .args(["--no-psqlrc", "--quiet", "--no-password", "--set=ON_ERROR_STOP=1"])
+            .args([dbname_argument(&prepared.server.database)])
+            .explained_by(explain_restore);
+        // A tablespace cannot be created in a transaction.
+        if !kept.windows(18).any(|part| part == b"CREATE TABLESPACE ") {
+            call = call.args(["--single-transaction"]);
+        }
+        call.feed(cx, &mut kept.as_slice())?;
+        Ok(warnings)
+    }
+}
+
+impl Prepared {
+    fn call(&self, cx: &Context) -> Result<(Call, Option<MemoryFile>), SourceError> {
+        self.address.call(cx, &self.client, format!("restore into the database `{}`", self.server.database))
+    }
+}
+
+fn restore_args(prepared: &Prepared, options: &RestoreOptions) -> Vec<String> {
+    let mut args = vec!["--exit-on-error".to_owned(), "--no-password".to_owned()];
+    if options.overwrite {
+        args.extend(["--clean".to_owned(), "--if-exists".to_owned()]);
+    }
+    if options.no_owner {
+        args.extend(["--no-owner".to_owned(), "--no-privileges".to_owned()]);
+    }
+    args.push(dbname_argument(&prepared.server.database));
+    args
+}
+
+/// The roles and tablespaces of a server: `ROLE` or `TABLESPACE`, and the name as the server's tools quote it.
+async fn existing_globals(address: &Address) -> Result<HashSet<(String, String)>, SourceError> {
+    let failed = |error: sqlx::Error| address.failed("list the roles", &error);
+    let sql = "SELECT 'ROLE' AS kind, quote_ident(rolname)::text AS name FROM pg_roles \
+        UNION ALL SELECT 'TABLESPACE', quote_ident(spcname)::text FROM pg_tablespace";
+    let mut connection = address.connect().await?;
+    let rows = sqlx::query(sql).persistent(false).fetch_all(&mut connection).await.map_err(failed)?;
+    rows.iter().map(|row| Ok((row.try_get("kind").map_err(failed)?, row.try_get("name").map_err(failed)?))).collect()
+}
+
+/// Replacing drops what the dump has, and nothing else: what of the target's tables the dump does not have, in words.
+async fn left_over(address: &Address, facts: &serde_json::Value) -> Result<Option<String>, SourceError> {
+    let Some(dumped) = facts.get("tables").and_then(serde_json::Value::as_array) else { return Ok(None) };
+    let text = |table: &serde_json::Value, key: &str| table.get(key)?.as_str().map(str::to_owned);
+    let dumped: HashSet<_> = dumped.iter().map(|table| (text(table, "schema"), text(table, "name"))).collect();
+    let mut connection = address.connect().await?;
+    let tables = tables(&mut connection).await.map_err(|error| address.failed("list the tables", &error))?;
+    let others: Vec<String> = tables
+        .into_iter()
+        .filter(|table| !dumped.contains(&(Some(table.schema.clone()), Some(table.name.clone()))))
+        .map(|table| format!("{}.{}", quoted(&table.schema), quoted(&table.name)))
+        .collect();
+    let Some(first) = others.first() else { return Ok(None) };
+    let number = others.len();
+    Ok(Some(format!("{number} tables that the dump does not have were left in the target, `{first}` among them")))
+}
+
+/// Fails when the folder's file system has not the space for so many bytes.
+fn refuse_without_space(folder: &Path, bytes: Option<u64>) -> Result<(), SourceError> {
+    let failed = |error: rustix::io::Errno| SourceError::Io {
+        attempt: "look for free space in",
+        path: folder.display().to_string(),
+        error: error.into(),
+    };
+    let state = rustix::fs::statvfs(folder).map_err(failed)?;
+    let free = state.f_bavail.saturating_mul(state.f_frsize);
+    match bytes {
+        Some(bytes) if bytes > free => Err(SourceError::Unsuitable(format!(
+            "A restore with several jobs needs {} in `{}`, which has {}: restore with one job, which needs none, or name another \
+             work folder",
+            ByteSize(bytes),
+            folder.display(),
+            ByteSize(free)
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// What to do about what `pg_restore` and `psql` say.
+fn explain_restore(said: &str) -> Option<String> {
+    let hints = [
+        (
+            "transaction_timeout",
+            "The client is newer than the server: install the client of the server's major version",
+        ),
+        ("no password supplied", NO_PASSWORD),
+        (
+            "other objects depend on it",
+            "Something in the target that is not in the dump needs what is replaced: use an empty database",
+        ),
+        ("unsupported version (", "A newer client wrote the dump: install that one"),
+        ("extension control file", "Install the extension on the target server"),
+        ("is not available", "Install the extension on the target server"),
+        ("end of file", "The stream ended too early: verify the snapshot"),
+        ("must be owner", "Restore as the owner or a superuser, or pass `--no-owner`"),
+        ("must be superuser", "Restore as a superuser, or pass `--no-owner`"),
+        ("permission denied", "Restore as the owner of the database or a superuser"),
+    ];
+    if said.contains("role \"") && said.contains("does not exist") {
+        let hint =
+            "Restore the roles first (`globals.sql`), or pass `--no-owner` so that everything belongs to who restores";
+        return Some(hint.to_owned());
+    }
+    hints.iter().find(|(part, _)| said.contains(part)).map(|(_, hint)| (*hint).to_owned())
+}
+
+impl Restorer for PostgresRestorer {
+    fn restore(
+        &self,
+        cx: &Context,
+        artifact: &RestoreArtifact,
+        input: &mut dyn Read,
+        target: &Target,
+        options: &RestoreOptions,
+    ) -> Result<Restored, SourceError> {
+        if let Some(file) = file_in(target, &artifact.name)? {
+            write_private(&file, input, options.overwrite)?;
+            return Ok(Restored { place: file.display().to_string(), warnings: Warnings::new() });
+        }
+        let prepared = Self::prepare_database(cx, artifact, target, options)?;
+        let mut warnings = Warnings::new();
+        match artifact.kind {
+            ArtifactKind::PgGlobals if options.no_owner => {
+                std::io::copy(input, &mut std::io::sink()).map_err(SourceError::Stream)?;
+                warnings.push(warning("The roles were not restored, since nothing is to belong to them".to_owned()));
+            }
+            ArtifactKind::PgGlobals => warnings = Self::globals(cx, &prepared, input, options)?,
+            _ if options.jobs > 1 => Self::parallel(cx, &prepared, artifact, input, options)?,
+            _ => Self::stream(cx, &prepared, input, options)?,
+        }
+        if options.overwrite && artifact.kind == ArtifactKind::PgDump {
+            // The restore stands, whether or not we can tell what was there besides.
+            match block(cx, prepared.address.within("list the tables", left_over(&prepared.address, &artifact.facts))) {
+                Ok(Some(reason)) => warnings.push(warning(reason)),
+                Ok(None) => {}
+                Err(error) => {
+                    warnings.push(warning(format!("{error}, so what the dump does not have may still be there")));
+                }
+            }
+        }
+        Ok(Restored { place: prepared.address.masked, warnings })
+    }
+
+    fn prepare(
+        &self,
+        cx: &Context,
+        artifact: &RestoreArtifact,
+        target: &Target,
+        options: &RestoreOptions,
+    ) -> Result<(), SourceError> {
+        match file_in(target, &artifact.name)? {
+            Some(file) => refuse_existing(&file, options.overwrite),
+            None => Self::prepare_database(cx, artifact, target, options).map(|_| ()),
+        }
+    }
+
+    fn by_hand(&self, artifact: &RestoreArtifact) -> String {
+        match artifact.kind {
+            ArtifactKind::PgGlobals => "psql -X -d \"$DATABASE\"".to_owned(),
+            _ => "pg_restore --exit-on-error --single-transaction --no-owner -d \"$DATABASE\"".to_owned(),
+        }
+    }
+}

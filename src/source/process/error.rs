@@ -1,0 +1,172 @@
+//! Why a child did not do its work, in words for an operator.
+
+use std::fmt;
+
+use crate::model::Span;
+
+/// How many lines of what a child said are shown in an error.
+const SHOWN_LINES: usize = 20;
+
+/// Why a child did not do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessError {
+    /// There is no such program.
+    #[error("Could not {attempt}: the program `{program}` was not found{hint}")]
+    NotFound {
+        /// What was attempted: `dump the database "x"`.
+        attempt: String,
+        /// The program as it was looked for.
+        program: String,
+        /// How to get it, as a sentence after `. `; may be empty.
+        hint: String,
+    },
+    /// The system refused to start it.
+    #[error("Could not {attempt}: the program `{program}` could not be started: {error}")]
+    Start {
+        /// What was attempted.
+        attempt: String,
+        /// The program.
+        program: String,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// It ended with an exit status other than 0.
+    #[error("Could not {attempt}: `{program}` ended with exit status {status}{said}")]
+    Exit {
+        /// What was attempted.
+        attempt: String,
+        /// The program.
+        program: String,
+        /// The exit status.
+        status: i32,
+        /// What it said.
+        said: Said,
+    },
+    /// A signal that we did not send ended it.
+    #[error("Could not {attempt}: `{program}` was ended by {signal}{said}")]
+    Signal {
+        /// What was attempted.
+        attempt: String,
+        /// The program.
+        program: String,
+        /// The signal's name, with what it usually means.
+        signal: String,
+        /// What it said.
+        said: Said,
+    },
+    /// It neither wrote, read nor ended for too long, and was killed.
+    #[error(
+        "Could not {attempt}: `{program}` neither wrote, read nor ended for {after} and was killed. If it may be silent \
+         for that long, raise `no_progress_timeout`{said}"
+    )]
+    Hung {
+        /// What was attempted.
+        attempt: String,
+        /// The program.
+        program: String,
+        /// For how long.
+        after: Span,
+        /// What it said.
+        said: Said,
+    },
+    /// It ended, but its output did not: whether that is complete cannot be known.
+    #[error(
+        "Could not {attempt}: `{program}` ended, but a process that it left behind keeps its output open, so that the \
+         output cannot be known to be complete{said}"
+    )]
+    HeldOpen {
+        /// What was attempted.
+        attempt: String,
+        /// The program.
+        program: String,
+        /// What it said.
+        said: Said,
+    },
+    /// Its output is longer than it can sensibly be.
+    #[error("Could not {attempt}: `{program}` wrote more than {limit} bytes")]
+    TooMuch {
+        /// What was attempted.
+        attempt: String,
+        /// The program.
+        program: String,
+        /// What is accepted.
+        limit: usize,
+    },
+    /// The system failed between it and us.
+    #[error("Could not {attempt}: the pipe to `{program}` failed: {error}")]
+    Pipe {
+        /// What was attempted.
+        attempt: String,
+        /// The program.
+        program: String,
+        /// What the system said.
+        error: std::io::Error,
+    },
+}
+
+/// What a child said before it ended.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Said {
+    /// The end of its standard error, bytes that are not UTF-8 replaced and secrets that we gave it masked.
+    pub stderr: String,
+    /// What to do about it, where that is known.
+    pub hint: Option<String>,
+}
+
+impl fmt::Display for Said {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lines: Vec<&str> = self.stderr.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
+        match lines.as_slice() {
+            [] => {}
+            [line] => write!(f, ": {line}")?,
+            lines => {
+                f.write_str(". It said:")?;
+                let shown = lines.get(lines.len().saturating_sub(SHOWN_LINES)..).unwrap_or_default();
+                if shown.len() < lines.len() {
+                    f.write_str("\n    ...")?;
+                }
+                for line in shown {
+                    write!(f, "\n    {line}")?;
+                }
+            }
+        }
+        match &self.hint {
+            Some(hint) => write!(f, "\n  hint: {hint}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The name of a signal, with what an operator should think of first.
+pub(super) fn signal_name(number: Option<i32>) -> String {
+    let name = match number {
+        Some(1) => "SIGHUP",
+        Some(2) => "SIGINT (interrupted)",
+        Some(3) => "SIGQUIT",
+        Some(6) => "SIGABRT (it found a fault in itself)",
+        Some(9) => "SIGKILL (killed: out of memory?)",
+        Some(11) => "SIGSEGV (it crashed)",
+        Some(13) => "SIGPIPE (nobody reads its output)",
+        Some(15) => "SIGTERM (asked to end by someone)",
+        Some(24) => "SIGXCPU (its processor time is limited)",
+        Some(25) => "SIGXFSZ (the size of its files is limited)",
+        Some(other) => return format!("signal {other}"),
+        None => "an unknown signal",
+    };
+    name.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Said;
+
+    #[test]
+    fn the_end_of_what_was_said_is_shown() {
+        let said = |text: &str| Said { stderr: text.to_owned(), hint: None }.to_string();
+        assert_eq!(said(""), "");
+        assert_eq!(said("one\n"), ": one");
+        assert_eq!(said("one\ntwo\n"), ". It said:\n    one\n    two");
+        let many: String = (0..1_000).map(|number| format!("line {number}\n")).collect();
+        assert!(said(&many).ends_with("line 998\n    line 999") && said(&many).lines().count() < 30);
+    }
+}
