@@ -10,8 +10,12 @@
 //! | 1 | [`source`] | systems that bytes come from and go back to |
 //! | 1 | [`pipeline`] | blocks, compression, encryption, digests, and the inverse |
 //! | 1 | [`storage`] | named objects at rest |
+//! | 1 | [`retention`] | the policy of what is kept |
+//! | 1 | [`schedule`] | cron lines, time zones, the next fire |
 
 pub mod model;
 pub mod pipeline;
+pub mod retention;
+pub mod schedule;
 pub mod source;
 pub mod storage;
