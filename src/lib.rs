@@ -12,7 +12,9 @@
 //! | 1 | [`storage`] | named objects at rest |
 //! | 1 | [`retention`] | the policy of what is kept |
 //! | 1 | [`schedule`] | cron lines, time zones, the next fire |
+//! | 2 | [`config`] | the configuration file, validated |
 
+pub mod config;
 pub mod model;
 pub mod pipeline;
 pub mod retention;

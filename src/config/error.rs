@@ -1,0 +1,106 @@
+//! What is wrong with a configuration: everything at once, each with its place.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+/// One thing that is wrong with a configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ConfigError {
+    /// The file, or the folder that was looked into.
+    pub file: PathBuf,
+    /// The line, from 1, where it can be told.
+    pub line: Option<usize>,
+    /// The column, in characters from 1, where it can be told.
+    pub column: Option<usize>,
+    /// The dotted key, such as `strategies.daily.schedule`; empty when it is about the file as a whole.
+    pub key: String,
+    /// What is wrong. It never repeats a secret.
+    pub message: String,
+    /// What to do.
+    pub hint: Option<String>,
+}
+
+impl ConfigError {
+    /// About a file or folder as a whole.
+    pub(super) fn of_file(file: &Path, message: impl Into<String>, hint: Option<String>) -> Self {
+        Self { file: file.to_owned(), line: None, column: None, key: String::new(), message: message.into(), hint }
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:", self.file.display())?;
+        for place in [self.line, self.column].into_iter().flatten() {
+            write!(f, "{place}:")?;
+        }
+        if !self.key.is_empty() {
+            write!(f, " {}:", self.key)?;
+        }
+        write!(f, " {}", self.message)?;
+        match &self.hint {
+            Some(hint) => write!(f, "\n  hint: {hint}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Everything that is wrong with a configuration, by file and line; never nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, thiserror::Error)]
+#[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+pub struct ConfigErrors(pub Vec<ConfigError>);
+
+impl From<ConfigError> for ConfigErrors {
+    fn from(error: ConfigError) -> Self {
+        Self(vec![error])
+    }
+}
+
+/// A name that was asked for and is not configured.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FindError {
+    /// No instance has it.
+    #[error("There is no {what} `{name}`{}", suggestion(.name, .known))]
+    Unknown {
+        /// `strategy` or `instance`.
+        what: &'static str,
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        known: Vec<String>,
+    },
+    /// More than one instance has it.
+    #[error("The strategy `{name}` is in several instances: `{}`. Say which with `--instance`", .instances.join("`, `"))]
+    Ambiguous {
+        /// What was asked for.
+        name: String,
+        /// Those who have it.
+        instances: Vec<String>,
+    },
+}
+
+fn suggestion(name: &str, known: &[String]) -> String {
+    format!(": {}", suggest(name, known.iter().map(String::as_str)))
+}
+
+/// A hint at what may have been meant: the nearest of the known words, or all of them.
+pub(super) fn suggest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> String {
+    let known: Vec<&str> = known.into_iter().collect();
+    match nearest(word, known.iter().copied()) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None if known.is_empty() => "there is none".to_owned(),
+        None => format!("expected one of `{}`", known.join("`, `")),
+    }
+}
+
+/// The known word that is spelt most like `word`, unless none is near.
+pub(super) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let lower = word.to_lowercase();
+    known
+        .into_iter()
+        .map(|candidate| (strsim::damerau_levenshtein(&lower, &candidate.to_lowercase()), candidate))
+        .filter(|(distance, candidate)| *distance <= (candidate.chars().count().min(lower.chars().count()) / 3).max(1))
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, candidate)| candidate)
+}

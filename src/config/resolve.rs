@@ -1,0 +1,237 @@
+//! From a checked document to an instance; and the checks that need more than one value.
+
+use std::num::NonZero;
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+
+use super::check::{Check, Place, Problem};
+use super::document::{self, Node, Value};
+use super::error::suggest;
+use super::file::File;
+use super::{ConfigError, ConfigErrors, Encryption, Instance, Strategy, default_state_dir, schema};
+use crate::model::Span;
+use crate::pipeline::{CompressionConfig, Recipient};
+use crate::schedule::{Schedule, timezone};
+use crate::source::SourceConfig;
+use crate::source::process::Environment;
+use crate::storage::StorageConfig;
+
+/// Threads that compress, unless set.
+const MOST_THREADS: usize = 4;
+
+pub(super) fn instance(file: &Path, text: &str, environment: &Environment) -> Result<Instance, ConfigErrors> {
+    let absolute = std::path::absolute(file)
+        .map_err(|error| ConfigError::of_file(file, format!("Could not make out its folder: {error}"), None))?;
+    let base = absolute.parent().unwrap_or(&absolute);
+    // Without links, as `counted_from` wants it.
+    let base = base.canonicalize().unwrap_or_else(|_| base.to_owned());
+    let mut document = document::parse(file, text).map_err(ConfigErrors)?;
+    if file.file_name().is_some_and(|name| name == "daemon.toml") {
+        let hint = Some(
+            "this version has no daemon; remove the file, or call it otherwise if it describes an instance".to_owned(),
+        );
+        return Err(ConfigError::of_file(file, "This name is for the settings of a daemon", hint).into());
+    }
+    let root = schema::base();
+    let mut check = Check::new(&root, environment, &base);
+    check.document(&mut document);
+    references(&mut check, &document);
+    durations(&mut check, &document);
+    retentions(&mut check, &document);
+    let compression = sections(&mut check, &document);
+    if check.problems.is_empty() {
+        check.note_bare_secrets(&absolute);
+        if let Some(written) = check.written.get("/state_dir").filter(|_| document.get("work_dir").is_none()) {
+            let written = format!("{written}/work");
+            check.written.insert("/work_dir".to_owned(), written);
+        }
+        match serde_json::from_value::<File>(document.to_json()) {
+            Ok(read) => match build(read, &absolute, &base, environment, compression) {
+                Ok(mut instance) => {
+                    instance.file = file.to_owned();
+                    instance.written = check.written;
+                    instance.notes = check.notes;
+                    return Ok(instance);
+                }
+                Err(message) => check.problem(&Place::default(), None, message, None),
+            },
+            Err(error) => check.problem(&Place::default(), None, error.to_string(), None),
+        }
+    }
+    let mut problems = check.problems;
+    problems.sort_by_key(|problem| problem.at);
+    Err(ConfigErrors(problems.into_iter().map(|problem| located(file, text, problem)).collect()))
+}
+
+fn located(file: &Path, text: &str, problem: Problem) -> ConfigError {
+    let place = problem.at.map(|at| document::place(text, at));
+    ConfigError {
+        file: file.to_owned(),
+        line: place.map(|(line, _)| line),
+        column: place.map(|(_, column)| column),
+        key: problem.key,
+        message: problem.message,
+        hint: problem.hint,
+    }
+}
+
+/// Each value of a table of the document, with its place.
+fn each<'a>(document: &'a Node, table: &str) -> Vec<(Place, &'a Node)> {
+    let Some(entry) = document.entries().iter().find(|entry| entry.key == table) else { return Vec::new() };
+    let place = Place::default().child(table, entry.at);
+    entry.node.entries().iter().map(|entry| (place.child(&entry.key, entry.at), &entry.node)).collect()
+}
+
+/// The value of a key of a table, with its place.
+fn field<'a>(place: &Place, node: &'a Node, key: &str) -> Option<(Place, &'a Node)> {
+    node.entries().iter().find(|entry| entry.key == key).map(|entry| (place.child(key, entry.at), &entry.node))
+}
+
+/// What a strategy names must be there.
+fn references(check: &mut Check<'_>, document: &Node) {
+    for (place, strategy) in each(document, "strategies") {
+        for (table, what) in [("sources", "source"), ("storages", "storage")] {
+            let Some((place, list)) = field(&place, strategy, table) else { continue };
+            let known: Vec<&str> = document
+                .get(table)
+                .map(Node::entries)
+                .unwrap_or_default()
+                .iter()
+                .map(|entry| entry.key.as_str())
+                .collect();
+            for (index, item) in list.items().iter().enumerate() {
+                if let Some(name) = item.as_str().filter(|name| !known.contains(name)) {
+                    let hint = suggest(name, known.iter().copied());
+                    check.problem(
+                        &place.item(index, item.at),
+                        Some(item.at),
+                        format!("There is no {what} `{name}`"),
+                        Some(hint),
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// A run that may take no time cannot succeed.
+fn durations(check: &mut Check<'_>, document: &Node) {
+    for (place, strategy) in each(document, "strategies") {
+        for key in ["timeout", "no_progress_timeout"] {
+            let Some((place, node)) = field(&place, strategy, key) else { continue };
+            let zero =
+                node.as_str().and_then(|text| text.parse::<Span>().ok()).is_some_and(|span| span.duration().is_zero());
+            if zero {
+                check.problem(&place, Some(node.at), "Too short: expected more than 0", None);
+            }
+        }
+    }
+}
+
+/// Each rule keeps something, which its type sees to; so a policy keeps nothing only when it has none.
+fn retentions(check: &mut Check<'_>, document: &Node) {
+    for (place, strategy) in each(document, "strategies") {
+        if let Some((place, node)) = field(&place, strategy, "retention")
+            && matches!(&node.value, Value::Table(rules) if rules.is_empty())
+        {
+            let hint = "add a rule, such as `keep_daily = 30`, or remove `retention` to keep everything";
+            check.problem(&place, Some(node.at), "Keeps nothing", Some(hint.to_owned()));
+        }
+    }
+}
+
+/// Reads the parts that belong to other rooms, each by itself, so that what their types find wrong is reported with the place of the
+/// part, and for all of them at once. Parts that the walk found wrong are passed over.
+fn sections(check: &mut Check<'_>, document: &Node) -> Option<CompressionConfig> {
+    for (place, node) in each(document, "sources") {
+        section(check, &place, node, SourceConfig::validate);
+    }
+    for (place, node) in each(document, "storages") {
+        section(check, &place, node, StorageConfig::validate);
+    }
+    let unset = Node { value: Value::Table(Vec::new()), at: 0, written: None };
+    let root = Place::default();
+    let (place, node) = field(&root, document, "compression").unwrap_or((root, &unset));
+    section(check, &place, node, |_: &CompressionConfig| Ok::<(), String>(()))
+}
+
+fn section<T: DeserializeOwned, E: ToString>(
+    check: &mut Check<'_>,
+    place: &Place,
+    node: &Node,
+    validate: impl Fn(&T) -> Result<(), E>,
+) -> Option<T> {
+    let inside =
+        |key: &str| key.strip_prefix(&place.dotted).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']));
+    if check.problems.iter().any(|problem| inside(&problem.key)) {
+        return None;
+    }
+    let read = serde_json::from_value::<T>(node.to_json()).map_err(|error| error.to_string());
+    match read.and_then(|read| validate(&read).map(|()| read).map_err(|error| error.to_string())) {
+        Ok(read) => Some(read),
+        Err(error) => {
+            check.problem(place, place.at, error, None);
+            None
+        }
+    }
+}
+
+fn build(
+    read: File,
+    file: &Path,
+    base: &Path,
+    environment: &Environment,
+    compression: Option<CompressionConfig>,
+) -> Result<Instance, String> {
+    let absolute = |path: PathBuf| crate::model::counted_from(base, &path);
+    let state_dir = read.state_dir.map_or_else(|| default_state_dir(environment), absolute);
+    let work_dir = read.work_dir.map_or_else(|| state_dir.join("work"), absolute);
+    let mut sources = read.sources;
+    sources.values_mut().for_each(|source| source.resolve(base));
+    let mut storages = read.storages;
+    storages.values_mut().for_each(|storage| storage.resolve(base));
+    let encryption = match read.encryption {
+        None => None,
+        Some(table) => {
+            let recipients: Result<Vec<Recipient>, _> = table.recipients.iter().map(|key| key.parse()).collect();
+            Some(Encryption { recipients: recipients.map_err(|error| error.to_string())? })
+        }
+    };
+    let mut strategies = std::collections::BTreeMap::new();
+    for (name, table) in read.strategies {
+        let zone = timezone(&table.timezone).map_err(|error| error.to_string())?;
+        let schedule = table.schedule.map(|line| Schedule::new(&line, zone)).transpose();
+        let strategy = Strategy {
+            name: name.clone(),
+            active: table.active,
+            schedule: schedule.map_err(|error| error.to_string())?,
+            timezone: zone,
+            sources: table.sources,
+            storages: table.storages,
+            retention: table.retention,
+            timeout: table.timeout,
+            no_progress_timeout: table.no_progress_timeout,
+        };
+        strategies.insert(name, strategy);
+    }
+    Ok(Instance {
+        file: file.to_owned(),
+        name: read.instance,
+        state_dir,
+        work_dir,
+        sources,
+        storages,
+        encryption,
+        compression: read.compression.or(compression).ok_or("The defaults of `compression` cannot be used")?,
+        threads: read
+            .threads
+            .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, NonZero::get).min(MOST_THREADS)),
+        read_rate: read.read_rate,
+        upload_rate: read.upload_rate,
+        nice: read.nice,
+        strategies,
+        written: std::collections::BTreeMap::new(),
+        notes: Vec::new(),
+    })
+}
