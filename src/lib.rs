@@ -12,11 +12,15 @@
 //! | 1 | [`storage`] | named objects at rest |
 //! | 1 | [`retention`] | the policy of what is kept |
 //! | 1 | [`schedule`] | cron lines, time zones, the next fire |
+//! | 1 | [`catalog`] | the local index of runs and snapshots |
+//! | 1 | [`report`] | what happens in a run, for whoever shows it |
 //! | 2 | [`config`] | the configuration file, validated |
 
+pub mod catalog;
 pub mod config;
 pub mod model;
 pub mod pipeline;
+pub mod report;
 pub mod retention;
 pub mod schedule;
 pub mod source;

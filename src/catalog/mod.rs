@@ -1,0 +1,393 @@
+//! The local index of runs and snapshots, in SQLite.
+//!
+//! A cache: what it says of snapshots is copied from manifests and can be rebuilt from the storages, and losing it loses no
+//! backup. It knows rows; it does not know how they came about, and never decides whether a snapshot exists.
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
+use sqlx::{ConnectOptions, Connection, Row};
+use tokio::sync::Mutex;
+
+use crate::model::{Name, SnapshotId};
+
+/// The file in the state folder.
+pub const FILE: &str = "catalog.db";
+
+/// Each step brings the schema from the version of its position to the next. Steps are only ever added.
+const MIGRATIONS: [&str; 1] = ["
+    CREATE TABLE run (
+        number INTEGER PRIMARY KEY,
+        id TEXT NOT NULL,
+        instance TEXT NOT NULL,
+        strategy TEXT NOT NULL,
+        started TEXT NOT NULL,
+        finished TEXT NOT NULL,
+        outcome TEXT NOT NULL,
+        plain_bytes INTEGER NOT NULL,
+        stored_bytes INTEGER NOT NULL,
+        report TEXT NOT NULL,
+        UNIQUE (instance, strategy, id)
+    ) STRICT;
+    CREATE TABLE manifest (
+        address TEXT NOT NULL,
+        instance TEXT NOT NULL,
+        strategy TEXT NOT NULL,
+        id TEXT NOT NULL,
+        size INTEGER NOT NULL,
+        modified TEXT NOT NULL,
+        body BLOB NOT NULL,
+        PRIMARY KEY (address, instance, strategy, id)
+    ) STRICT, WITHOUT ROWID;
+"];
+
+/// Why the catalog could not be used. It never fails a committed run.
+#[derive(Debug, thiserror::Error)]
+pub enum CatalogError {
+    /// SQLite said no.
+    #[error("Could not {attempt} the catalog `{}`: {problem}. It is a cache: move it away and run `backup catalog rebuild`", .path.display())]
+    Failed {
+        /// What was attempted.
+        attempt: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What SQLite said.
+        problem: String,
+    },
+    /// A later version of the program wrote it.
+    #[error("The catalog `{}` was written by a newer version of the program (schema {found}, known {known}). Use that version, or move the file away: it is a cache", .path.display())]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its schema.
+        found: i64,
+        /// The newest schema that this version knows.
+        known: usize,
+    },
+}
+
+/// A run as recorded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunRecord {
+    /// The id of the run.
+    pub id: SnapshotId,
+    /// The application.
+    pub instance: Name,
+    /// The strategy.
+    pub strategy: Name,
+    /// When it began.
+    pub started: DateTime<Utc>,
+    /// When it ended.
+    pub finished: DateTime<Utc>,
+    /// `success`, `problems`, `failed`, `cancelled`.
+    pub outcome: String,
+    /// Bytes read from the sources.
+    pub plain_bytes: u64,
+    /// Bytes stored.
+    pub stored_bytes: u64,
+    /// The whole report, as JSON.
+    pub report: String,
+}
+
+/// A manifest as it was read from a storage, with what tells whether it still is the same object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CachedManifest {
+    /// The application.
+    pub instance: Name,
+    /// The strategy.
+    pub strategy: Name,
+    /// The snapshot.
+    pub id: SnapshotId,
+    /// Size of the object, in bytes.
+    pub size: u64,
+    /// When the storage says it was written.
+    pub modified: DateTime<Utc>,
+    /// The object.
+    pub body: Vec<u8>,
+}
+
+/// The open catalog.
+pub struct Catalog {
+    path: PathBuf,
+    connection: Mutex<SqliteConnection>,
+}
+
+impl Catalog {
+    /// Opens the catalog in `state_dir`, which must exist, making or migrating it first.
+    ///
+    /// # Errors
+    /// When it cannot be opened, or is newer than this version.
+    pub async fn open(state_dir: &Path) -> Result<Self, CatalogError> {
+        let path = state_dir.join(FILE);
+        let failed = |attempt: &'static str| {
+            let path = path.clone();
+            move |error: sqlx::Error| CatalogError::Failed { attempt, path, problem: error.to_string() }
+        };
+        // SQLite would make it readable by all; what it puts beside the file gets the mode of the file.
+        let made = OpenOptions::new().append(true).create(true).mode(0o600).open(&path);
+        made.map_err(|error| failed("create")(sqlx::Error::Io(error)))?;
+        let mut connection = SqliteConnectOptions::new()
+            .filename(&path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Normal)
+            .busy_timeout(Duration::from_secs(30))
+            .disable_statement_logging()
+            .connect()
+            .await
+            .map_err(failed("open"))?;
+        // An exclusive transaction, so that two processes do not migrate at once.
+        let mut migration = connection.begin_with("BEGIN IMMEDIATE").await.map_err(failed("migrate"))?;
+        let found: i64 = sqlx::query("PRAGMA user_version")
+            .fetch_one(&mut *migration)
+            .await
+            .and_then(|row| row.try_get(0))
+            .map_err(failed("read"))?;
+        let done = usize::try_from(found).unwrap_or(usize::MAX);
+        if done > MIGRATIONS.len() {
+            return Err(CatalogError::Newer { path, found, known: MIGRATIONS.len() });
+        }
+        for step in MIGRATIONS.iter().skip(done) {
+            sqlx::raw_sql(*step).execute(&mut *migration).await.map_err(failed("migrate"))?;
+        }
+        let version = sqlx::AssertSqlSafe(format!("PRAGMA user_version = {}", MIGRATIONS.len()));
+        sqlx::raw_sql(version).execute(&mut *migration).await.map_err(failed("migrate"))?;
+        migration.commit().await.map_err(failed("migrate"))?;
+        Ok(Self { path, connection: Mutex::new(connection) })
+    }
+
+    fn failed(&self, attempt: &'static str) -> impl Fn(sqlx::Error) -> CatalogError {
+        let path = self.path.clone();
+        move |error| CatalogError::Failed { attempt, path: path.clone(), problem: error.to_string() }
+    }
+
+    /// Records a run that ended.
+    ///
+    /// # Errors
+    /// When it could not be written.
+    pub async fn record_run(&self, run: &RunRecord) -> Result<(), CatalogError> {
+        let mut connection = self.connection.lock().await;
+        sqlx::query(
+            "INSERT OR REPLACE INTO run (id, instance, strategy, started, finished, outcome, plain_bytes, stored_bytes, report) \
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        )
+        .bind(run.id.as_str())
+        .bind(run.instance.as_str())
+        .bind(run.strategy.as_str())
+        .bind(run.started.to_rfc3339())
+        .bind(run.finished.to_rfc3339())
+        .bind(&run.outcome)
+        .bind(i64::try_from(run.plain_bytes).unwrap_or(i64::MAX))
+        .bind(i64::try_from(run.stored_bytes).unwrap_or(i64::MAX))
+        .bind(&run.report)
+        .execute(&mut *connection)
+        .await
+        .map(|_| ())
+        .map_err(self.failed("write"))
+    }
+
+    /// The last run of a strategy that committed something; any run when `committed` is false.
+    ///
+    /// # Errors
+    /// When it could not be read.
+    pub async fn last_run(
+        &self,
+        instance: &Name,
+        strategy: &Name,
+        committed: bool,
+    ) -> Result<Option<RunRecord>, CatalogError> {
+        let mut connection = self.connection.lock().await;
+        let row = sqlx::query(
+            "SELECT id, started, finished, outcome, plain_bytes, stored_bytes, report FROM run \
+             WHERE instance = ? AND strategy = ? AND (NOT ? OR outcome IN ('success', 'problems')) ORDER BY number DESC LIMIT 1",
+        )
+        .bind(instance.as_str())
+        .bind(strategy.as_str())
+        .bind(committed)
+        .fetch_optional(&mut *connection)
+        .await
+        .map_err(self.failed("read"))?;
+        let Some(row) = row else { return Ok(None) };
+        let read = || -> Result<RunRecord, sqlx::Error> {
+            Ok(RunRecord {
+                id: parsed(&row, "id")?,
+                instance: instance.clone(),
+                strategy: strategy.clone(),
+                started: parsed(&row, "started")?,
+                finished: parsed(&row, "finished")?,
+                outcome: row.try_get("outcome")?,
+                plain_bytes: row.try_get::<i64, _>("plain_bytes")?.unsigned_abs(),
+                stored_bytes: row.try_get::<i64, _>("stored_bytes")?.unsigned_abs(),
+                report: row.try_get("report")?,
+            })
+        };
+        read().map(Some).map_err(self.failed("read"))
+    }
+
+    /// The manifests that were read from the storage at `address`.
+    ///
+    /// # Errors
+    /// When they could not be read.
+    pub async fn manifests(&self, address: &str) -> Result<Vec<CachedManifest>, CatalogError> {
+        let mut connection = self.connection.lock().await;
+        let rows = sqlx::query("SELECT instance, strategy, id, size, modified, body FROM manifest WHERE address = ?")
+            .bind(address)
+            .fetch_all(&mut *connection)
+            .await
+            .map_err(self.failed("read"))?;
+        rows.iter()
+            .map(|row| {
+                Ok(CachedManifest {
+                    instance: parsed(row, "instance")?,
+                    strategy: parsed(row, "strategy")?,
+                    id: parsed(row, "id")?,
+                    size: row.try_get::<i64, _>("size")?.unsigned_abs(),
+                    modified: parsed(row, "modified")?,
+                    body: row.try_get("body")?,
+                })
+            })
+            .collect::<Result<_, sqlx::Error>>()
+            .map_err(self.failed("read"))
+    }
+
+    /// Takes in and takes out manifests of the storage at `address`, all or nothing.
+    ///
+    /// # Errors
+    /// When it could not be written.
+    pub async fn update_manifests(
+        &self,
+        address: &str,
+        added: &[CachedManifest],
+        removed: &[(Name, Name, SnapshotId)],
+    ) -> Result<(), CatalogError> {
+        if added.is_empty() && removed.is_empty() {
+            return Ok(());
+        }
+        let mut connection = self.connection.lock().await;
+        let write = async {
+            let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
+            for (instance, strategy, id) in removed {
+                sqlx::query("DELETE FROM manifest WHERE address = ? AND instance = ? AND strategy = ? AND id = ?")
+                    .bind(address)
+                    .bind(instance.as_str())
+                    .bind(strategy.as_str())
+                    .bind(id.as_str())
+                    .execute(&mut *transaction)
+                    .await?;
+            }
+            for manifest in added {
+                sqlx::query(
+                    "INSERT OR REPLACE INTO manifest (address, instance, strategy, id, size, modified, body) \
+                     VALUES (?, ?, ?, ?, ?, ?, ?)",
+                )
+                .bind(address)
+                .bind(manifest.instance.as_str())
+                .bind(manifest.strategy.as_str())
+                .bind(manifest.id.as_str())
+                .bind(i64::try_from(manifest.size).unwrap_or(i64::MAX))
+                .bind(manifest.modified.to_rfc3339())
+                .bind(manifest.body.as_slice())
+                .execute(&mut *transaction)
+                .await?;
+            }
+            transaction.commit().await
+        };
+        write.await.map_err(self.failed("write"))
+    }
+
+    /// Forgets every manifest, so that the next listing reads them anew.
+    ///
+    /// # Errors
+    /// When it could not be written.
+    pub async fn clear_manifests(&self) -> Result<(), CatalogError> {
+        let mut connection = self.connection.lock().await;
+        sqlx::query("DELETE FROM manifest").execute(&mut *connection).await.map(|_| ()).map_err(self.failed("write"))
+    }
+}
+
+/// A column that holds the text form of a `T`.
+fn parsed<T>(row: &sqlx::sqlite::SqliteRow, column: &str) -> Result<T, sqlx::Error>
+where
+    T: FromStr<Err: std::error::Error + Send + Sync + 'static>,
+{
+    let text: String = row.try_get(column)?;
+    text.parse().map_err(|error: T::Err| sqlx::Error::Decode(Box::new(error)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> Name {
+        text.parse().unwrap()
+    }
+
+    fn id(salt: u8) -> SnapshotId {
+        SnapshotId::new(DateTime::UNIX_EPOCH, [0, 0, salt])
+    }
+
+    fn manifest(salt: u8) -> CachedManifest {
+        CachedManifest {
+            instance: name("ella"),
+            strategy: name("daily"),
+            id: id(salt),
+            size: 3,
+            modified: DateTime::UNIX_EPOCH,
+            body: vec![1, 2, salt],
+        }
+    }
+
+    #[tokio::test]
+    async fn manifests_are_kept_by_storage_and_survive_reopening() {
+        let folder = tempfile::tempdir().unwrap();
+        let catalog = Catalog::open(folder.path()).await.unwrap();
+        catalog.update_manifests("/a", &[manifest(1), manifest(2)], &[]).await.unwrap();
+        catalog.update_manifests("/b", &[manifest(3)], &[]).await.unwrap();
+        catalog.update_manifests("/a", &[], &[(name("ella"), name("daily"), id(1))]).await.unwrap();
+        drop(catalog);
+        let catalog = Catalog::open(folder.path()).await.unwrap();
+        assert_eq!(catalog.manifests("/a").await.unwrap(), [manifest(2)]);
+        assert_eq!(catalog.manifests("/b").await.unwrap(), [manifest(3)]);
+        catalog.clear_manifests().await.unwrap();
+        assert!(catalog.manifests("/b").await.unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn the_last_committed_run_is_not_the_last_run_when_that_failed() {
+        let folder = tempfile::tempdir().unwrap();
+        let catalog = Catalog::open(folder.path()).await.unwrap();
+        let run = |salt, outcome: &str| RunRecord {
+            id: id(salt),
+            instance: name("ella"),
+            strategy: name("daily"),
+            started: DateTime::UNIX_EPOCH,
+            finished: DateTime::UNIX_EPOCH,
+            outcome: outcome.to_owned(),
+            plain_bytes: 5,
+            stored_bytes: 3,
+            report: "{}".to_owned(),
+        };
+        for run in [run(1, "success"), run(2, "problems"), run(3, "failed")] {
+            catalog.record_run(&run).await.unwrap();
+        }
+        let (instance, strategy) = (name("ella"), name("daily"));
+        let committed = catalog.last_run(&instance, &strategy, true).await.unwrap();
+        assert_eq!(committed, Some(run(2, "problems")));
+        let any = catalog.last_run(&instance, &strategy, false).await.unwrap();
+        assert_eq!(any, Some(run(3, "failed")));
+    }
+
+    #[tokio::test]
+    async fn a_catalog_of_a_newer_version_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let catalog = Catalog::open(folder.path()).await.unwrap();
+        sqlx::raw_sql("PRAGMA user_version = 99").execute(&mut *catalog.connection.lock().await).await.unwrap();
+        drop(catalog);
+        assert!(matches!(Catalog::open(folder.path()).await, Err(CatalogError::Newer { found: 99, .. })));
+    }
+}

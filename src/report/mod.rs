@@ -1,0 +1,172 @@
+//! What happens in a run, for whoever shows it: a terminal, a log, a machine.
+//!
+//! This room has the words of a run: how far it is, and how it ended. It does not print, and does not know what a run does.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+
+use crate::model::{Completeness, Name, SnapshotId, Warnings};
+
+/// How far a run is. The engine counts here, and a display looks whenever it likes.
+#[derive(Clone, Default)]
+pub struct Progress(Arc<Counters>);
+
+#[derive(Default)]
+struct Counters {
+    stage: Mutex<Stage>,
+    bytes: AtomicU64,
+    stage_bytes: AtomicU64,
+}
+
+/// What is being worked on.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Stage {
+    /// In words: `db`, `checking offsite`.
+    pub name: String,
+    /// Plain bytes that it is expected to move, where known.
+    pub expected_bytes: Option<u64>,
+    /// Counts stages, so that a display notices a change.
+    pub number: u64,
+    /// Whether it is a part of what the stage before was a part of: the counts go on.
+    pub goes_on: bool,
+}
+
+impl Progress {
+    /// Nothing done yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The next stage begins.
+    pub fn begin(&self, name: impl Into<String>, expected_bytes: Option<u64>) {
+        let mut stage = self.0.stage.lock().unwrap_or_else(PoisonError::into_inner);
+        *stage = Stage { name: name.into(), expected_bytes, number: stage.number + 1, goes_on: false };
+        self.0.stage_bytes.store(0, Ordering::Relaxed);
+    }
+
+    /// The next part of what the present stage is a part of begins: expected and counted bytes are those of the whole.
+    pub fn go_on(&self, name: impl Into<String>) {
+        let mut stage = self.0.stage.lock().unwrap_or_else(PoisonError::into_inner);
+        *stage = Stage { name: name.into(), number: stage.number + 1, goes_on: true, ..stage.clone() };
+    }
+
+    /// So many more plain bytes went by.
+    pub fn add(&self, bytes: u64) {
+        self.0.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.0.stage_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// The present stage.
+    pub fn stage(&self) -> Stage {
+        self.0.stage.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Plain bytes of the present stage, those before it included when it goes on.
+    pub fn stage_bytes(&self) -> u64 {
+        self.0.stage_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Plain bytes in all.
+    pub fn bytes(&self) -> u64 {
+        self.0.bytes.load(Ordering::Relaxed)
+    }
+}
+
+impl fmt::Debug for Progress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Progress({} bytes)", self.bytes())
+    }
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// Committed everywhere, nothing to say.
+    Success,
+    /// Committed, with warnings or not in every storage.
+    Problems,
+    /// Nothing was committed.
+    Failed,
+    /// It was asked to stop; nothing was committed.
+    Cancelled,
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Success => "success",
+            Self::Problems => "problems",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        })
+    }
+}
+
+/// A run that ended, as it is shown and recorded.
+#[derive(Debug, Clone, Serialize)]
+pub struct RunReport {
+    /// The application.
+    pub instance: Name,
+    /// The strategy.
+    pub strategy: Name,
+    /// The id of the run, and of its snapshot when one was committed.
+    pub id: SnapshotId,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Whether content is missing; only when committed.
+    pub completeness: Option<Completeness>,
+    /// When it began.
+    pub started: DateTime<Utc>,
+    /// When it ended.
+    pub finished: DateTime<Utc>,
+    /// How long it took, in seconds.
+    pub seconds: f64,
+    /// What each source gave, in the order taken.
+    pub sources: Vec<SourceReport>,
+    /// How each storage fared.
+    pub storages: Vec<StorageReport>,
+    /// Bytes read from the sources.
+    pub plain_bytes: u64,
+    /// Bytes stored, in each storage.
+    pub stored_bytes: u64,
+    /// What went not quite right.
+    pub warnings: Warnings,
+    /// Why it failed.
+    pub error: Option<String>,
+}
+
+/// What one source gave.
+#[derive(Debug, Clone, Serialize)]
+pub struct SourceReport {
+    /// Its name.
+    pub name: Name,
+    /// Its type.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// Bytes read from it, all its artifacts together.
+    pub plain_bytes: u64,
+    /// Bytes stored of it.
+    pub stored_bytes: u64,
+    /// How long it took, in seconds.
+    pub seconds: f64,
+}
+
+/// How one storage fared.
+#[derive(Debug, Clone, Serialize)]
+pub struct StorageReport {
+    /// Its name.
+    pub name: Name,
+    /// Where it is.
+    pub address: String,
+    /// Whether the snapshot is committed there.
+    pub committed: bool,
+    /// Why not.
+    pub error: Option<String>,
+    /// What the operator should know all the same.
+    pub notes: Vec<String>,
+}
