@@ -15,9 +15,11 @@
 //! | 1 | [`catalog`] | the local index of runs and snapshots |
 //! | 1 | [`report`] | what happens in a run, for whoever shows it |
 //! | 2 | [`config`] | the configuration file, validated |
+//! | 3 | [`engine`] | run, verify, restore; the locks |
 
 pub mod catalog;
 pub mod config;
+pub mod engine;
 pub mod model;
 pub mod pipeline;
 pub mod report;

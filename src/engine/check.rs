@@ -1,0 +1,286 @@
+//! A look at the world before it matters: tools, servers, storages, keys, the next fire times.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use futures::TryStreamExt as _;
+use serde::Serialize;
+use tokio::runtime::Handle;
+
+use super::{Engine, OpenStorage, Selection, chain, find, list, make_private_folder, read_facts};
+use crate::config::{Instance, Strategy};
+use crate::model::{ByteSize, Name};
+use crate::pipeline::Identity;
+use crate::source::{Context, Finding, Level};
+use crate::storage::{Storage, StorageError};
+
+/// How many fire times are told.
+const FIRES: usize = 3;
+
+/// What a check of one instance found.
+#[derive(Debug, Clone, Serialize)]
+pub struct CheckReport {
+    /// The application.
+    pub instance: Name,
+    /// Its configuration file.
+    pub file: String,
+    /// Each strategy, resolved.
+    pub strategies: Vec<StrategyCheck>,
+    /// What was found of each source.
+    pub sources: Vec<SourceCheck>,
+    /// What was found of each storage.
+    pub storages: Vec<StorageCheck>,
+    /// What was found of the rest: the state folder, encryption, keys.
+    pub findings: Vec<Finding>,
+}
+
+impl CheckReport {
+    /// All that was found.
+    pub fn all(&self) -> Vec<&Finding> {
+        let sources = self.sources.iter().flat_map(|source| &source.findings);
+        let storages = self.storages.iter().flat_map(|storage| &storage.findings);
+        let strategies = self.strategies.iter().flat_map(|strategy| &strategy.findings);
+        strategies.chain(sources).chain(storages).chain(&self.findings).collect()
+    }
+
+    /// The worst that was found.
+    pub fn worst(&self) -> Level {
+        self.all().iter().map(|finding| finding.level).max().unwrap_or(Level::Ok)
+    }
+}
+
+/// A strategy as it was resolved.
+#[derive(Debug, Clone, Serialize)]
+pub struct StrategyCheck {
+    /// Its name.
+    pub name: Name,
+    /// Whether it runs by itself at all.
+    pub active: bool,
+    /// The cron line and zone, if it has a schedule.
+    pub schedule: Option<String>,
+    /// The next times it fires.
+    pub next: Vec<DateTime<Utc>>,
+    /// The strategy with its sources and storages, secrets masked.
+    pub configuration: serde_json::Value,
+    /// Advice.
+    pub findings: Vec<Finding>,
+}
+
+/// What was found of one source.
+#[derive(Debug, Clone, Serialize)]
+pub struct SourceCheck {
+    /// Its name.
+    pub name: Name,
+    /// Its type.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// What was found.
+    pub findings: Vec<Finding>,
+}
+
+/// What was found of one storage.
+#[derive(Debug, Clone, Serialize)]
+pub struct StorageCheck {
+    /// Its name.
+    pub name: Name,
+    /// Where it is.
+    pub address: String,
+    /// What was found.
+    pub findings: Vec<Finding>,
+}
+
+/// Checks `instance`: its sources and storages, its keys (with `identities`, whether they open the newest snapshots), its next fires. Writes a small
+/// object to each storage and deletes it again.
+pub async fn check(engine: &Engine, instance: &Instance, identities: &[Identity]) -> CheckReport {
+    let now = engine.clock.now();
+    let strategies = instance.strategies.values().map(|strategy| check_strategy(instance, strategy, now)).collect();
+    let mut findings = Vec::new();
+    for (subject, folder) in [("state_dir", &instance.state_dir), ("work_dir", &instance.work_dir)] {
+        findings.push(match make_private_folder(folder) {
+            Ok(()) => Finding::new(Level::Ok, subject, format!("`{}`", folder.display())),
+            Err(error) => Finding::new(Level::Error, subject, error.to_string()),
+        });
+    }
+    findings.push(match instance.encryption.as_ref().map(|encryption| encryption.recipients.len()) {
+        None => Finding::new(
+            Level::Warning,
+            "encryption",
+            "Off: whoever can read a storage can read the backups. Set `encryption.recipients`",
+        ),
+        Some(1) => Finding::new(
+            Level::Warning,
+            "encryption",
+            "A single recipient: when its key is lost, so are the backups. Add a second one whose key is kept elsewhere",
+        ),
+        Some(count) => Finding::new(Level::Ok, "encryption", format!("On, to {count} recipients")),
+    });
+    let mut sources = Vec::new();
+    for (name, config) in &instance.sources {
+        engine.progress.begin(format!("checking {name}"), None);
+        let context = Context {
+            name: name.clone(),
+            cancel: engine.cancel.clone(),
+            runtime: Handle::current(),
+            no_progress_timeout: std::time::Duration::from_secs(30),
+            work_dir: instance.work_dir.clone(),
+            environment: engine.environment.clone(),
+        };
+        let source = config.source();
+        let found = tokio::task::spawn_blocking(move || source.check(&context)).await;
+        let found =
+            found.unwrap_or_else(|error| vec![Finding::new(Level::Error, "check", format!("Internal error: {error}"))]);
+        sources.push(SourceCheck { name: name.clone(), kind: config.kind(), findings: found });
+    }
+    let mut storages = Vec::new();
+    let mut opened = Vec::new();
+    for (name, config) in &instance.storages {
+        engine.progress.begin(format!("checking {name}"), None);
+        match OpenStorage::open(name, config, &engine.cancel).await {
+            Ok(open) => {
+                let findings = check_storage(Arc::clone(&open.storage), &instance.name).await;
+                storages.push(StorageCheck { name: name.clone(), address: open.storage.address(), findings });
+                opened.push(open);
+            }
+            Err(error) => storages.push(StorageCheck {
+                name: name.clone(),
+                address: String::new(),
+                findings: vec![Finding::new(Level::Error, "configuration", chain(&error))],
+            }),
+        }
+    }
+    if !identities.is_empty() {
+        findings.extend(check_identities(engine, instance, &opened, identities).await);
+    }
+    CheckReport {
+        instance: instance.name.clone(),
+        file: instance.file.display().to_string(),
+        strategies,
+        sources,
+        storages,
+        findings,
+    }
+}
+
+fn check_strategy(instance: &Instance, strategy: &Strategy, now: DateTime<Utc>) -> StrategyCheck {
+    let mut next = Vec::new();
+    if let Some(schedule) = strategy.schedule.as_ref().filter(|_| strategy.active) {
+        let fires = std::iter::successors(schedule.next_after(now), |last| schedule.next_after(*last));
+        next.extend(fires.take(FIRES));
+    }
+    let mut findings: Vec<Finding> =
+        instance.advice(strategy).into_iter().map(|advice| Finding::new(Level::Warning, "advice", advice)).collect();
+    for (set, key) in [(strategy.schedule.is_some(), "schedule"), (strategy.retention.is_some(), "retention")] {
+        if set {
+            let what = "This version checks it and does not carry it out";
+            let instead = match key {
+                "schedule" => "start `backup --strategy` by cron or a timer",
+                _ => "nothing is ever pruned",
+            };
+            findings.push(Finding::new(Level::Warning, key, format!("{what}: {instead}")));
+        }
+    }
+    StrategyCheck {
+        name: strategy.name.clone(),
+        active: strategy.active,
+        schedule: strategy.schedule.as_ref().map(ToString::to_string),
+        next,
+        configuration: instance.masked(strategy),
+        findings,
+    }
+}
+
+/// Writes, looks up, reads back, lists and deletes a small object.
+async fn check_storage(storage: Arc<dyn Storage>, instance: &Name) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut salt = [0; 8];
+    if let Err(error) = getrandom::fill(&mut salt) {
+        return vec![Finding::new(Level::Error, "random", error.to_string())];
+    }
+    // Not in the form of a snapshot's key, so that no listing ever takes it for one.
+    let folder = format!("{instance}/check-{}/", hex::encode(salt));
+    let key = format!("{folder}probe");
+    let body = Bytes::from_static(b"written by `backup check`; may be deleted\n");
+    let failed = |subject: &str, error: StorageError| Finding::new(Level::Error, subject, error.to_string());
+    match storage.probe(&key, body.clone()).await {
+        Ok(capabilities) => {
+            let checksums = if capabilities.checksums { "verifies checksums" } else { "compares sizes only" };
+            let conditions = if capabilities.conditional_writes {
+                "refuses to overwrite"
+            } else {
+                "ignores conditional writes (two machines that begin in the same second are told apart by their heartbeats only)"
+            };
+            findings.push(Finding::new(Level::Ok, "write", format!("Permitted; {checksums}, {conditions}")));
+        }
+        Err(error) => {
+            findings.push(failed("write", error));
+            return findings;
+        }
+    }
+    let read = async {
+        let chunks: Vec<Bytes> = storage.read(&key, None).await?.try_collect().await?;
+        Ok::<bool, StorageError>(chunks.concat() == body)
+    };
+    findings.push(match read.await {
+        Ok(true) => Finding::new(Level::Ok, "read", "Permitted"),
+        Ok(false) => Finding::new(Level::Error, "read", "What was read is not what was written"),
+        Err(StorageError::Denied { .. }) => Finding::new(
+            Level::Warning,
+            "read",
+            "Not permitted: backups are written, and can be verified and restored with other credentials only",
+        ),
+        Err(error) => failed("read", error),
+    });
+    findings.push(match storage.list(&folder).try_collect::<Vec<_>>().await {
+        Ok(objects) if objects.iter().any(|object| object.key == key) => Finding::new(Level::Ok, "list", "Permitted"),
+        Ok(_) => Finding::new(Level::Error, "list", "An object that was just written is not listed"),
+        Err(error) => failed("list", error),
+    });
+    findings.push(match storage.delete(&key).await {
+        Ok(()) => Finding::new(Level::Ok, "delete", "Permitted"),
+        Err(StorageError::Denied { .. } | StorageError::Locked { .. }) => Finding::new(
+            Level::Warning,
+            "delete",
+            format!("Not permitted: backups accumulate until other credentials prune them; `{key}` stays"),
+        ),
+        Err(error) => failed("delete", error),
+    });
+    match storage.free_bytes().await {
+        Ok(Some(free)) => findings.push(Finding::new(Level::Ok, "space", format!("{} free", ByteSize(free)))),
+        Ok(None) => {}
+        Err(error) => findings.push(failed("space", error)),
+    }
+    findings
+}
+
+/// Whether the keys open the newest snapshot of each strategy, in each storage.
+async fn check_identities(
+    engine: &Engine,
+    instance: &Instance,
+    opened: &[OpenStorage],
+    identities: &[Identity],
+) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for strategy in instance.strategies.values() {
+        let selection = Selection { instance: Some(instance.name.clone()), strategy: Some(strategy.name.clone()) };
+        for open in opened.iter().filter(|open| strategy.storages.contains(&open.name)) {
+            let subject = format!("keys: {} in {}", strategy.name, open.name);
+            let listing = list(engine, std::slice::from_ref(open), &selection).await;
+            let finding = match find(&listing, "latest", None) {
+                Err(error) => Finding::new(Level::Warning, subject, error.to_string()),
+                Ok(copies) => match copies.first().map(|snapshot| (&snapshot.id, &snapshot.manifest)) {
+                    Some((id, Ok(manifest))) => match read_facts(engine, open, manifest, identities).await {
+                        Ok(Some(_)) if manifest.is_encrypted() => {
+                            Finding::new(Level::Ok, subject, format!("They open `{id}`"))
+                        }
+                        Ok(_) => Finding::new(Level::Warning, subject, format!("`{id}` is not encrypted")),
+                        Err(error) => Finding::new(Level::Error, subject, chain(&error)),
+                    },
+                    _ => Finding::new(Level::Error, subject, "The newest snapshot has no readable manifest"),
+                },
+            };
+            findings.push(finding);
+        }
+    }
+    findings
+}

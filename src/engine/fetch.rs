@@ -1,0 +1,165 @@
+//! Reading what is stored: the objects of an artifact as one blocking stream, and what it decodes to.
+
+use std::io::{self, Read};
+use std::sync::Arc;
+
+use bytes::{Buf as _, Bytes};
+use futures::TryStreamExt as _;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+
+use super::{Engine, EngineError, OpenStorage};
+use crate::model::{Artifact, Encryption, Facts, Manifest, SnapshotId};
+use crate::pipeline::{DecodeError, Expected, Identity, Verified, decoder};
+use crate::storage::{Storage, StorageError};
+
+/// Chunks that wait between the storage and who reads.
+const QUEUE: usize = 2;
+/// Facts that are larger are not ours.
+const LARGEST_FACTS: u64 = 256 << 20;
+
+/// The kind of an error that tells nothing about what is stored. What wraps the stream keeps the kind of its errors.
+const UNREACHED: io::ErrorKind = io::ErrorKind::NotConnected;
+
+/// What an error that ended the reading of `what` tells: that the snapshot is damaged, or only that it could not be reached.
+pub(super) fn reading_failed(storage: &OpenStorage, id: &SnapshotId, what: &str, error: &io::Error) -> EngineError {
+    if error.kind() == UNREACHED {
+        let error = StorageError::Unavailable {
+            attempt: format!("read `{what}` of `{id}`"),
+            address: storage.storage.address(),
+            problem: error.to_string(),
+        };
+        return EngineError::storage(&storage.name, error);
+    }
+    EngineError::Damaged {
+        snapshot: id.to_string(),
+        storage: storage.name.clone(),
+        problem: format!("`{what}`: {error}"),
+    }
+}
+
+/// The objects of an artifact, joined, for a thread that may block. Dropping it ends the transfer.
+struct StoredReader {
+    chunks: mpsc::Receiver<io::Result<Bytes>>,
+    current: Bytes,
+}
+
+impl StoredReader {
+    fn open(storage: Arc<dyn Storage>, keys: Vec<String>, runtime: &Handle) -> Self {
+        let (sender, chunks) = mpsc::channel(QUEUE);
+        runtime.spawn(async move {
+            for key in keys {
+                let transfer = async {
+                    let mut stream = storage.read(&key, None).await?;
+                    while let Some(chunk) = stream.try_next().await? {
+                        if sender.send(Ok(chunk)).await.is_err() {
+                            return Ok(false);
+                        }
+                    }
+                    Ok(true)
+                };
+                match transfer.await {
+                    Ok(true) => {}
+                    Ok(false) => return,
+                    Err(error) => {
+                        let error: StorageError = error;
+                        let kind = if error.is_about_reaching() { UNREACHED } else { io::ErrorKind::InvalidData };
+                        // Nobody to tell means nobody reads any more.
+                        let _ = sender.send(Err(io::Error::new(kind, error))).await;
+                        return;
+                    }
+                }
+            }
+        });
+        Self { chunks, current: Bytes::new() }
+    }
+}
+
+impl Read for StoredReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.current.is_empty() {
+            match self.chunks.blocking_recv() {
+                Some(chunk) => self.current = chunk?,
+                None => return Ok(0),
+            }
+        }
+        let count = self.current.len().min(buffer.len());
+        self.current.copy_to_slice(buffer.get_mut(..count).unwrap_or_default());
+        Ok(count)
+    }
+}
+
+/// The stored stream of `artifact`, held against its sizes and digests while it is read. For threads that may block.
+pub(super) fn read_stored(
+    storage: &OpenStorage,
+    folder: &str,
+    artifact: &Artifact,
+    runtime: &Handle,
+) -> impl Read + Send + use<> {
+    let keys = artifact.objects.iter().map(|object| format!("{folder}{}", object.key)).collect();
+    Verified::new(StoredReader::open(Arc::clone(&storage.storage), keys, runtime), &artifact.objects)
+}
+
+/// The plain stream of `artifact`, whose last bytes come only when all of it was found undamaged. For threads that may block.
+///
+/// # Errors
+/// When none of `identities` opens it, or it is not what its codec says.
+pub fn read_plain(
+    storage: &OpenStorage,
+    folder: &str,
+    artifact: &Artifact,
+    identities: &[Identity],
+    facts: Option<&Facts>,
+    runtime: &Handle,
+) -> Result<Box<dyn Read + Send>, DecodeError> {
+    let expected = facts.and_then(|facts| facts.artifacts.iter().find(|known| known.name == artifact.name));
+    let expected = expected.map(|known| Expected { plain_bytes: known.plain_bytes, plain_digest: known.plain_digest });
+    let stored: Box<dyn Read + Send> = Box::new(read_stored(storage, folder, artifact, runtime));
+    decoder(stored, artifact.codec, identities, expected)
+}
+
+/// The facts of a snapshot; none when they are encrypted and there is no identity to open them with.
+///
+/// # Errors
+/// [`EngineError::Damaged`] when they cannot be read, or are of another snapshot.
+pub async fn read_facts(
+    engine: &Engine,
+    storage: &OpenStorage,
+    manifest: &Manifest,
+    identities: &[Identity],
+) -> Result<Option<Facts>, EngineError> {
+    let damaged = |problem: String| EngineError::Damaged {
+        snapshot: manifest.id.to_string(),
+        storage: storage.name.clone(),
+        problem,
+    };
+    let artifact =
+        manifest.artifact("facts.json").ok_or_else(|| damaged("The manifest lists no facts".to_owned()))?.clone();
+    if artifact.codec.encryption == Encryption::Age && identities.is_empty() {
+        return Ok(None);
+    }
+    let folder = format!("{}/{}/{}/", manifest.instance, manifest.strategy, manifest.id);
+    let (from, identities, runtime) = (storage.clone(), identities.to_vec(), Handle::current());
+    let body = tokio::task::spawn_blocking(move || -> Result<Vec<u8>, DecodeError> {
+        let mut body = Vec::new();
+        let plain = read_plain(&from, &folder, &artifact, &identities, None, &runtime)?;
+        plain.take(LARGEST_FACTS).read_to_end(&mut body)?;
+        Ok(body)
+    })
+    .await
+    .map_err(|error| EngineError::Internal(error.to_string()))?
+    .map_err(|error| match error {
+        DecodeError::Locked(why) => EngineError::Request(format!("`{}` is encrypted, and {why}", manifest.id)),
+        DecodeError::Io(_) if engine.cancel.is_cancelled() => EngineError::Cancelled,
+        DecodeError::Io(error) => reading_failed(storage, &manifest.id, "facts.json", &error),
+    })?;
+    let facts: Facts = serde_json::from_slice(&body)
+        .map_err(|error| damaged(format!("`facts.json` is not what it should be: {error}")))?;
+    if (&facts.instance, &facts.strategy, &facts.id) != (&manifest.instance, &manifest.strategy, &manifest.id) {
+        return Err(damaged(format!(
+            "Its facts are of {}/{}/{}: they were moved or planted there",
+            facts.instance, facts.strategy, facts.id
+        )));
+    }
+    Ok(Some(facts))
+}

@@ -1,0 +1,222 @@
+//! One writer at a time of an instance's strategy: locks on this machine, heartbeats across machines.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::Bytes;
+use chrono::{DateTime, TimeDelta, Utc};
+use futures::TryStreamExt as _;
+use serde::{Deserialize, Serialize};
+
+use super::{EngineError, make_private_folder};
+use crate::model::{Name, SnapshotId};
+use crate::storage::{Storage, StorageError};
+
+/// How often a run renews its heartbeat.
+pub(super) const BEAT: Duration = Duration::from_secs(60);
+/// A run of another machine whose heartbeat is younger, by the storage's clock, is taken to be alive.
+pub(super) const LEASE: TimeDelta = TimeDelta::minutes(5);
+/// What another machine left unfinished is collected when its heartbeat is older, by the storage's clock.
+pub(super) const ABANDONED: TimeDelta = TimeDelta::hours(24);
+
+/// The lock of one strategy in the state folder, held while it lives. The kernel lets it go when the process dies, however it dies.
+pub(super) struct StateLock {
+    _file: File,
+}
+
+impl StateLock {
+    /// Takes the lock of `strategy`, exclusively for a run, shared for who only reads.
+    pub(super) fn take(state_dir: &Path, instance: &Name, strategy: &Name) -> Result<Self, EngineError> {
+        make_private_folder(state_dir)?;
+        let path = state_dir.join(format!("{instance}.{strategy}.lock"));
+        let failed = |attempt: &'static str| {
+            let path = path.clone();
+            move |error| EngineError::State { attempt, path, error }
+        };
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(failed("open"))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Self { _file: file }),
+            Err(TryLockError::WouldBlock) => Err(EngineError::Locked {
+                strategy: strategy.clone(),
+                holder: format!("it holds `{}`", path.display()),
+            }),
+            Err(TryLockError::Error(error)) => Err(failed("lock")(error)),
+        }
+    }
+}
+
+/// What tells the runs of this state folder from those of others: a random text, made once and kept there.
+pub(super) fn node(state_dir: &Path) -> Result<String, EngineError> {
+    make_private_folder(state_dir)?;
+    let path = state_dir.join("node");
+    let failed = |attempt: &'static str| {
+        let path: PathBuf = path.clone();
+        move |error| EngineError::State { attempt, path, error }
+    };
+    match std::fs::read_to_string(&path) {
+        Ok(text) if text.trim().len() == 32 => return Ok(text.trim().to_owned()),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed("read")(error)),
+        // Missing, or cut short by a crash: made anew.
+        _ => {}
+    }
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(|error| EngineError::Internal(format!("No random bytes: {error}")))?;
+    let node = hex::encode(bytes);
+    let temporary = state_dir.join(format!("node.{node}"));
+    let write = || {
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+        file.write_all(node.as_bytes())?;
+        file.sync_all()?;
+        std::fs::rename(&temporary, &path)
+    };
+    write().map_err(failed("write"))?;
+    Ok(node)
+}
+
+/// What `run.json` says: who writes into this folder, and that it is alive.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Heartbeat {
+    pub(super) format: u32,
+    /// Of the state folder that the run belongs to.
+    pub(super) node: String,
+    pub(super) host: String,
+    pub(super) pid: u32,
+    pub(super) started: DateTime<Utc>,
+    pub(super) beat: DateTime<Utc>,
+}
+
+/// The name of this machine, as it knows itself.
+fn host() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+impl Heartbeat {
+    pub(super) fn new(node: String, started: DateTime<Utc>) -> Self {
+        Self { format: 1, node, host: host(), pid: std::process::id(), started, beat: started }
+    }
+
+    pub(super) fn to_bytes(&self) -> Bytes {
+        let mut text = serde_json::to_vec_pretty(self).unwrap_or_default();
+        text.push(b'\n');
+        text.into()
+    }
+}
+
+/// A folder of the strategy that has no manifest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Unfinished {
+    pub(super) id: SnapshotId,
+    /// Its objects, `run.json` last.
+    pub(super) keys: Vec<String>,
+    /// When the storage last saw one of them written.
+    pub(super) touched: DateTime<Utc>,
+    pub(super) beats: bool,
+}
+
+/// What may be done about a folder without a manifest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// Its writer is dead for certain, or silent for so long that it counts as dead.
+    Dead,
+    /// Its writer may be alive: nobody else writes now.
+    Alive(String),
+    /// Its writer is silent, but not for long enough.
+    Left,
+}
+
+impl Unfinished {
+    /// Judges the folder, for a run of `node` that holds the strategy's lock in its state folder: whatever that state folder's runs left
+    /// unfinished has no living writer.
+    pub(super) async fn fate(
+        &self,
+        storage: &dyn Storage,
+        folder: &str,
+        node: &str,
+        now: DateTime<Utc>,
+    ) -> Result<Fate, StorageError> {
+        let silent = now - self.touched;
+        let heartbeat = if self.beats { read_heartbeat(storage, folder, &self.id).await? } else { None };
+        Ok(match heartbeat {
+            // A copy of a machine has the node of the original, and a container has another name each time: for a while it is not known which of the two it is.
+            Some(heartbeat) if heartbeat.node == node && heartbeat.host != host() && silent < LEASE => Fate::Left,
+            Some(heartbeat) if heartbeat.node == node => Fate::Dead,
+            _ if silent >= ABANDONED => Fate::Dead,
+            // Without a heartbeat that can be read nobody is known to be alive there, and nobody to be dead.
+            Some(heartbeat) if silent < LEASE => Fate::Alive(format!(
+                "`{}` on `{}` (process {}) wrote to `{}` {} seconds ago",
+                self.id,
+                heartbeat.host,
+                heartbeat.pid,
+                storage.address(),
+                silent.num_seconds().max(0)
+            )),
+            None if self.beats && silent < LEASE => {
+                Fate::Alive(format!("`{}` in `{}` has a heartbeat that cannot be read", self.id, storage.address()))
+            }
+            _ => Fate::Left,
+        })
+    }
+}
+
+async fn read_heartbeat(
+    storage: &dyn Storage,
+    folder: &str,
+    id: &SnapshotId,
+) -> Result<Option<Heartbeat>, StorageError> {
+    let key = format!("{folder}{id}/{}", crate::model::RUN_KEY);
+    let body = async {
+        let mut body = Vec::new();
+        let mut stream = storage.read(&key, None).await?;
+        while let Some(chunk) = stream.try_next().await? {
+            body.extend_from_slice(&chunk);
+            if body.len() > 64 << 10 {
+                return Ok(Vec::new());
+            }
+        }
+        Ok(body)
+    };
+    match body.await {
+        Ok(body) => Ok(serde_json::from_slice(&body).ok()),
+        // Its run ended between the listing and now.
+        Err(StorageError::NotFound { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_strategy_is_locked_once_and_strategies_do_not_exclude_each_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let name = |text: &str| text.parse::<Name>().unwrap();
+        let lock = StateLock::take(folder.path(), &name("a"), &name("daily")).unwrap();
+        let again = StateLock::take(folder.path(), &name("a"), &name("daily"));
+        assert!(matches!(again, Err(EngineError::Locked { .. })));
+        assert!(StateLock::take(folder.path(), &name("a"), &name("weekly")).is_ok());
+        drop(lock);
+        assert!(StateLock::take(folder.path(), &name("a"), &name("daily")).is_ok());
+    }
+
+    #[test]
+    fn a_state_folder_keeps_its_node_and_mends_a_cut_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = node(folder.path()).unwrap();
+        assert_eq!(node(folder.path()).unwrap(), first);
+        std::fs::write(folder.path().join("node"), b"cut").unwrap();
+        let mended = node(folder.path()).unwrap();
+        assert_eq!(mended.len(), 32);
+        assert_eq!(node(folder.path()).unwrap(), mended);
+    }
+}

@@ -1,0 +1,238 @@
+//! The verbs: run, list, verify, restore, check; and the locks.
+//!
+//! This room puts the others together: sources write through the pipeline into the storages, and a manifest commits what they wrote.
+//! It does not parse the command line, does not print, and reads no configuration file; it is handed validated settings.
+//!
+//! To add a verb: a file here that takes an [`Engine`] and returns a value that the command shows.
+
+mod check;
+mod fetch;
+mod lock;
+mod outputs;
+mod restore;
+mod run;
+mod snapshots;
+mod sweep;
+mod verify;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::sync::OnceCell;
+
+pub use check::{CheckReport, StorageCheck, StrategyCheck, check};
+pub use fetch::{read_facts, read_plain};
+pub use restore::{Destination, RestorePlan, RestoreReport, RestoreRequest, by_hand, restore};
+pub use run::{RunPlan, plan, run};
+pub use snapshots::{Listing, Selection, Snapshot, find, list, parse_at};
+pub use verify::{SnapshotVerdict, VerifyReport, verify};
+
+use crate::catalog::{Catalog, CatalogError};
+use crate::model::{Cancel, Clock, Name};
+use crate::report::Progress;
+use crate::source::SourceError;
+use crate::source::process::Environment;
+use crate::storage::{Storage, StorageConfig, StorageError};
+
+/// What every verb needs of the world.
+#[derive(Clone)]
+pub struct Engine {
+    /// Where the catalog and the locks are.
+    pub state_dir: PathBuf,
+    /// Where the time comes from.
+    pub clock: Clock,
+    /// Asks the verb to stop.
+    pub cancel: Cancel,
+    /// Counts what was done, for a display.
+    pub progress: Progress,
+    /// The program's environment, for children.
+    pub environment: Environment,
+    catalog: Arc<OnceCell<Option<Catalog>>>,
+}
+
+impl Engine {
+    /// An engine that keeps its state in `state_dir`.
+    pub fn new(state_dir: PathBuf, environment: Environment) -> Self {
+        Self {
+            state_dir,
+            clock: Clock::system(),
+            cancel: Cancel::new(),
+            progress: Progress::new(),
+            environment,
+            catalog: Arc::default(),
+        }
+    }
+
+    /// An engine that keeps no state, for reading from a storage on a machine that has no configuration.
+    pub fn stateless(environment: Environment) -> Self {
+        let catalog = Arc::new(OnceCell::new_with(Some(None)));
+        Self { catalog, ..Self::new(PathBuf::new(), environment) }
+    }
+
+    /// The catalog, or none, with a logged warning, when it cannot be used: it is a cache.
+    async fn catalog(&self) -> Option<&Catalog> {
+        self.catalog
+            .get_or_init(|| async {
+                if let Err(error) = make_private_folder(&self.state_dir) {
+                    tracing::warn!("{error}; going on without the catalog");
+                    return None;
+                }
+                match Catalog::open(&self.state_dir).await {
+                    Ok(catalog) => Some(catalog),
+                    Err(error) => {
+                        tracing::warn!("{error}; going on without it");
+                        None
+                    }
+                }
+            })
+            .await
+            .as_ref()
+    }
+
+    /// Forgets what the catalog has of snapshots. The next listing reads every manifest anew.
+    ///
+    /// # Errors
+    /// When the catalog cannot be used at all.
+    pub async fn forget_manifests(&self) -> Result<(), EngineError> {
+        make_private_folder(&self.state_dir)?;
+        let catalog = Catalog::open(&self.state_dir).await?;
+        catalog.clear_manifests().await?;
+        Ok(())
+    }
+}
+
+/// A storage by its name, opened.
+#[derive(Clone)]
+pub struct OpenStorage {
+    /// The name in the configuration; `storage` for one that was given by its address.
+    pub name: Name,
+    /// The storage.
+    pub storage: Arc<dyn Storage>,
+}
+
+impl OpenStorage {
+    /// Opens what `config` says, under `name`.
+    ///
+    /// # Errors
+    /// When the configuration cannot be used.
+    pub async fn open(name: &Name, config: &StorageConfig, cancel: &Cancel) -> Result<Self, EngineError> {
+        let storage = config.open(cancel).await.map_err(|error| EngineError::storage(name, error))?;
+        Ok(Self { name: name.clone(), storage: Arc::from(storage) })
+    }
+}
+
+/// Makes a folder, with its parents, that only its owner may look into.
+fn make_private_folder(path: &Path) -> Result<(), EngineError> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|error| EngineError::State {
+        attempt: "create the folder",
+        path: path.to_owned(),
+        error,
+    })
+}
+
+/// Why a verb did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// Another run holds the lock.
+    #[error("Another run of `{strategy}` is under way: {holder}. Wait for it to end")]
+    Locked {
+        /// The strategy.
+        strategy: Name,
+        /// Who holds it.
+        holder: String,
+    },
+    /// A source failed.
+    #[error("The source `{name}` failed")]
+    Source {
+        /// Its name.
+        name: Name,
+        /// Why.
+        #[source]
+        error: Box<SourceError>,
+    },
+    /// An artifact could not be put where it should go.
+    #[error("Could not restore `{artifact}`")]
+    Restore {
+        /// Its name.
+        artifact: String,
+        /// Why.
+        #[source]
+        error: Box<SourceError>,
+    },
+    /// A storage failed.
+    #[error("The storage `{name}` failed")]
+    Storage {
+        /// Its name.
+        name: Name,
+        /// Why.
+        #[source]
+        error: Box<StorageError>,
+    },
+    /// No storage was left to write to.
+    #[error("No storage is left to write to: {0}")]
+    NoStorage(String),
+    /// The verb was cancelled.
+    #[error("Cancelled")]
+    Cancelled,
+    /// The run took longer than its strategy allows.
+    #[error("The run took longer than its `timeout` of {0}")]
+    TimedOut(crate::model::Span),
+    /// The local state could not be used.
+    #[error("Could not {attempt} `{}`: {error}. The state folder is set by `state_dir`", .path.display())]
+    State {
+        /// What was attempted.
+        attempt: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// The catalog could not be used.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// There is no such snapshot.
+    #[error("{0}")]
+    NotFound(String),
+    /// A snapshot is damaged.
+    #[error("The snapshot `{snapshot}` is damaged in `{storage}`: {problem}")]
+    Damaged {
+        /// Its id.
+        snapshot: String,
+        /// The storage's name.
+        storage: Name,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The request cannot be carried out as it stands.
+    #[error("{0}")]
+    Request(String),
+    /// A part of the program failed unexpectedly.
+    #[error("Internal error: {0}. Nothing was committed; please report it")]
+    Internal(String),
+}
+
+impl EngineError {
+    fn storage(name: &Name, error: StorageError) -> Self {
+        Self::Storage { name: name.clone(), error: Box::new(error) }
+    }
+
+    fn source(name: &Name, error: SourceError) -> Self {
+        Self::Source { name: name.clone(), error: Box::new(error) }
+    }
+}
+
+/// An error and what caused it, in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}

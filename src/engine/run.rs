@@ -1,0 +1,792 @@
+//! One run of a strategy: from its sources to a committed snapshot.
+//!
+//! Lock, look over the storages, dump each source through the pipeline into all of them, write the facts, look up every object
+//! again, then write the manifest to each. Until a manifest is there nothing of the run is a backup; the program may die at any
+//! point before, and a later run collects what is left.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use chrono::{DateTime, SubsecRound as _, Utc};
+use serde::Serialize;
+use tokio::runtime::Handle;
+use tokio_util::task::TaskTracker;
+
+use super::lock::{BEAT, Heartbeat, StateLock, node};
+use super::outputs::{Member, Outlet, SourceOutputs, Written};
+use super::{Engine, EngineError, OpenStorage, chain, make_private_folder, sweep};
+use crate::catalog::RunRecord;
+use crate::config::{Instance, Strategy};
+use crate::model::{
+    Artifact, ArtifactFacts, ArtifactKind, Cancel, Completeness, FACTS_FORMAT, FORMAT, Facts, MANIFEST_KEY, Manifest,
+    Name, Program, RUN_KEY, SnapshotId, SourceFacts, StorageNote, Warnings,
+};
+use crate::pipeline::{EncodeSettings, Throttle};
+use crate::report::{Outcome, RunReport, SourceReport, StorageReport};
+use crate::source::{Context, SourceConfig, SourceError};
+use crate::storage::{CreateOptions, Storage, StorageError};
+
+/// Plain bytes of a block. At the default level a block of 4 MiB is packed 0.1 % smaller, takes more time, because it does not fit the
+/// caches of a processor, and costs four times the memory.
+const BLOCK_BYTES: usize = 1 << 20;
+/// Room that must be left on a storage beyond what the last snapshot took.
+const SPARE_BYTES: u64 = 16 << 20;
+/// How long a run may take to end in order once it was asked to. Beyond this something hangs that cannot be interrupted, a network file system say.
+const STOP_PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a run would do, as `--dry-run` prints it.
+#[derive(Debug, Clone, Serialize)]
+pub struct RunPlan {
+    /// The application.
+    pub instance: Name,
+    /// The strategy.
+    pub strategy: Name,
+    /// The strategy with its sources and storages, resolved, secrets masked.
+    pub configuration: serde_json::Value,
+    /// Bytes that the last committed run read, where one is known.
+    pub last_plain_bytes: Option<u64>,
+    /// Bytes that the last committed run stored.
+    pub last_stored_bytes: Option<u64>,
+    /// When that run began.
+    pub last_started: Option<DateTime<Utc>>,
+}
+
+/// What a run of `strategy` would do. Nothing is contacted.
+pub async fn plan(engine: &Engine, instance: &Instance, strategy: &Strategy) -> RunPlan {
+    let last = last_committed(engine, instance, strategy).await;
+    RunPlan {
+        instance: instance.name.clone(),
+        strategy: strategy.name.clone(),
+        configuration: instance.masked(strategy),
+        last_plain_bytes: last.as_ref().map(|run| run.plain_bytes),
+        last_stored_bytes: last.as_ref().map(|run| run.stored_bytes),
+        last_started: last.map(|run| run.started),
+    }
+}
+
+async fn last_committed(engine: &Engine, instance: &Instance, strategy: &Strategy) -> Option<RunRecord> {
+    let catalog = engine.catalog().await?;
+    match catalog.last_run(&instance.name, &strategy.name, true).await {
+        Ok(run) => run,
+        Err(error) => {
+            tracing::warn!("{error}");
+            None
+        }
+    }
+}
+
+/// Runs `strategy` once and records how it ended. A failed or cancelled run is a report too.
+///
+/// # Errors
+/// [`EngineError::Locked`] when another run holds the lock, [`EngineError::State`] when the local state cannot be used: then no run began.
+pub async fn run(engine: &Engine, instance: &Instance, strategy: &Strategy) -> Result<RunReport, EngineError> {
+    let _lock = StateLock::take(&engine.state_dir, &instance.name, &strategy.name)?;
+    let node = node(&engine.state_dir)?;
+    make_private_folder(&instance.work_dir)?;
+    let mut salt = [0; 3];
+    getrandom::fill(&mut salt).map_err(|error| EngineError::Internal(format!("No random bytes: {error}")))?;
+    let started = next_second(engine, instance, strategy).await;
+    let mut run = Run {
+        engine,
+        instance,
+        strategy,
+        id: SnapshotId::new(started, salt),
+        started,
+        began: tokio::time::Instant::now(),
+        members: Vec::new(),
+        unopened: Vec::new(),
+        warnings: Warnings::new(),
+        reports: Vec::new(),
+        stored_bytes: 0,
+    };
+    if let Some(nice) = instance.nice
+        && let Err(error) = be_nice(nice)
+    {
+        tracing::warn!("Could not lower the priority of the process to {nice}: {error}");
+    }
+    tracing::info!(instance = %instance.name, strategy = %strategy.name, id = %run.id, "run begins");
+
+    // Everything of the run hears of a cancellation through this one, which a timeout cancels too.
+    let cancel = Cancel::new();
+    let _chained = engine.cancel.on_cancel({
+        let cancel = cancel.clone();
+        move || cancel.cancel()
+    });
+    let timed_out = async {
+        match strategy.timeout {
+            Some(limit) => tokio::time::sleep(limit.duration()).await,
+            None => std::future::pending().await,
+        }
+    };
+    let mut timeout = None;
+    let stuck = async {
+        cancel.cancelled().await;
+        tokio::time::sleep(STOP_PATIENCE).await;
+    };
+    let ended = {
+        let work = run.work(&node, &cancel);
+        tokio::pin!(work, stuck);
+        tokio::select! {
+            result = &mut work => Some(result),
+            () = &mut stuck => None,
+            () = timed_out => {
+                timeout = strategy.timeout;
+                cancel.cancel();
+                // The work ends by itself, children reaped and uploads aborted.
+                tokio::select! {
+                    result = work => Some(result),
+                    () = stuck => None,
+                }
+            }
+        }
+    };
+    let result = ended.unwrap_or_else(|| {
+        tracing::error!(
+            "it did not end {} seconds after it was asked to, and is left; a later run collects what it leaves",
+            STOP_PATIENCE.as_secs()
+        );
+        if run.members.iter().any(|place| place.committed) {
+            Ok(run.completeness())
+        } else {
+            Err(EngineError::Cancelled)
+        }
+    });
+    let result = match (result, timeout) {
+        (Err(EngineError::Locked { strategy, holder }), _) => return Err(EngineError::Locked { strategy, holder }),
+        (Err(_), Some(limit)) => Err(EngineError::TimedOut(limit)),
+        (result, _) => result,
+    };
+    let report = run.report(result);
+    run.record(&report).await;
+    Ok(report)
+}
+
+/// Lowers the priority of every thread of the process. Linux keeps it by thread, and threads and children take it from who starts them.
+fn be_nice(nice: i32) -> std::io::Result<()> {
+    for thread in std::fs::read_dir("/proc/self/task")? {
+        let name = thread?.file_name();
+        let id = name.to_str().and_then(|id| id.parse().ok()).and_then(rustix::process::Pid::from_raw);
+        match rustix::process::setpriority_process(id, nice) {
+            // It ended meanwhile.
+            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// The present second; the next one when a run of this strategy began in the present one. Ids sort by time, and two of one second would not.
+async fn next_second(engine: &Engine, instance: &Instance, strategy: &Strategy) -> DateTime<Utc> {
+    let Some(catalog) = engine.catalog().await else { return engine.clock.now_seconds() };
+    let last = catalog.last_run(&instance.name, &strategy.name, false).await;
+    let last = last.inspect_err(|error| tracing::warn!("{error}")).ok().flatten();
+    let now = engine.clock.now();
+    if let Some(last) = last.as_ref().filter(|last| last.id.time() > now) {
+        tracing::warn!(
+            "the clock is behind that of the last run (`{}`), so `latest` will mean that one and not this: set the clock of this machine",
+            last.id
+        );
+    }
+    if last.is_some_and(|last| last.id.time() == now.trunc_subsecs(0)) {
+        let rest = 1_000 - u64::from(now.timestamp_subsec_millis()).min(999);
+        tokio::time::sleep(Duration::from_millis(rest)).await;
+    }
+    engine.clock.now_seconds()
+}
+
+struct Run<'a> {
+    engine: &'a Engine,
+    instance: &'a Instance,
+    strategy: &'a Strategy,
+    id: SnapshotId,
+    started: DateTime<Utc>,
+    began: tokio::time::Instant,
+    members: Vec<RunMember>,
+    /// Storages that could not even be opened.
+    unopened: Vec<StorageReport>,
+    warnings: Warnings,
+    reports: Vec<SourceReport>,
+    stored_bytes: u64,
+}
+
+struct RunMember {
+    member: Arc<Member>,
+    /// Whether it could be looked into. Nothing was written to one that could not, and to ask again takes long.
+    reached: bool,
+    /// Whether a manifest was sent: then it may be there, whatever the storage answered.
+    attempted: bool,
+    committed: bool,
+    notes: Vec<String>,
+    /// Held for the length of the run.
+    _lock: Option<Box<dyn Send + Sync>>,
+}
+
+impl Run<'_> {
+    fn strategy_folder(&self) -> String {
+        format!("{}/{}/", self.instance.name, self.strategy.name)
+    }
+
+    fn completeness(&self) -> Completeness {
+        if self.warnings.missing() > 0 { Completeness::Partial } else { Completeness::Whole }
+    }
+
+    fn folder(&self) -> String {
+        format!("{}{}/", self.strategy_folder(), self.id)
+    }
+
+    /// The run proper. `Ok` means committed in at least one storage.
+    async fn work(&mut self, node: &str, cancel: &Cancel) -> Result<Completeness, EngineError> {
+        let last = last_committed(self.engine, self.instance, self.strategy).await;
+        let heartbeat = Heartbeat::new(node.to_owned(), self.started);
+        let opened = self.open_storages(node, &heartbeat, last.as_ref(), cancel).await;
+        if let Err(error) = opened {
+            self.clean_up().await;
+            return Err(error);
+        }
+        let beating = self.beat(heartbeat);
+        let result = self.dump_and_commit(last.as_ref().map(|run| run.plain_bytes), cancel).await;
+        beating.abort();
+        let _ = beating.await;
+        self.clean_up().await;
+        result
+    }
+
+    async fn dump_and_commit(
+        &mut self,
+        last_plain_bytes: Option<u64>,
+        cancel: &Cancel,
+    ) -> Result<Completeness, EngineError> {
+        let outlet = self.outlet(cancel);
+        let written = self.dump(&outlet, last_plain_bytes, cancel).await;
+        outlet.settle().await;
+        let (artifacts, completeness) = written?;
+        self.commit(artifacts, completeness, cancel).await?;
+        Ok(completeness)
+    }
+
+    /// Opens and locks each storage, collects what dead runs left there, and leaves our heartbeat. A storage that fails is out of the run; a living
+    /// writer in any of them ends it.
+    async fn open_storages(
+        &mut self,
+        node: &str,
+        heartbeat: &Heartbeat,
+        last: Option<&RunRecord>,
+        cancel: &Cancel,
+    ) -> Result<(), EngineError> {
+        for name in &self.strategy.storages {
+            self.engine.progress.begin(format!("opening {name}"), None);
+            let config =
+                self.instance.storages.get(name).ok_or_else(|| {
+                    EngineError::Internal(format!("The storage `{name}` is not in the configuration"))
+                })?;
+            let open = match OpenStorage::open(name, config, cancel).await {
+                Ok(open) => open,
+                Err(error) => {
+                    let error = chain(&error);
+                    tracing::error!(storage = %name, "{error}");
+                    self.unopened.push(StorageReport {
+                        name: name.clone(),
+                        address: String::new(),
+                        committed: false,
+                        error: Some(error),
+                        notes: Vec::new(),
+                    });
+                    continue;
+                }
+            };
+            let storage = Arc::clone(&open.storage);
+            let upload_rate = self.instance.upload_rate.map(Throttle::new);
+            let mut member = RunMember {
+                member: Member::new(open, upload_rate),
+                reached: false,
+                attempted: false,
+                committed: false,
+                notes: Vec::new(),
+                _lock: None,
+            };
+            let prepared = self.prepare(&mut member, storage.as_ref(), node, heartbeat, last).await;
+            match prepared {
+                Ok(()) => {}
+                Err(StorageError::Busy { address, folder }) => {
+                    return Err(EngineError::Locked {
+                        strategy: self.strategy.name.clone(),
+                        holder: format!("it holds the lock of `{folder}` in `{address}`"),
+                    });
+                }
+                Err(error) => member.member.fail(error),
+            }
+            self.members.push(member);
+            if cancel.is_cancelled() {
+                return Err(EngineError::Cancelled);
+            }
+        }
+        if self.members.iter().any(|member| member.member.is_well()) {
+            Ok(())
+        } else {
+            Err(EngineError::NoStorage("Each of them failed before the first source was read".to_owned()))
+        }
+    }
+
+    async fn prepare(
+        &self,
+        member: &mut RunMember,
+        storage: &dyn Storage,
+        node: &str,
+        heartbeat: &Heartbeat,
+        last: Option<&RunRecord>,
+    ) -> Result<(), StorageError> {
+        let folder = self.strategy_folder();
+        member._lock = storage.lock(folder.trim_end_matches('/')).await?;
+        let leftovers = sweep::look(storage, &folder, node, &self.id).await?;
+        member.reached = true;
+        if let Some(who) = leftovers.alive.first() {
+            return Err(StorageError::Busy { address: storage.address(), folder: format!("{folder} ({who})") });
+        }
+        // Only once nobody else is known to write; a leftover that cannot be deleted is in nobody's way.
+        match sweep::sweep(storage, &folder, &leftovers, member._lock.is_some()).await {
+            Ok(0) => {}
+            Ok(count) => {
+                tracing::info!(storage = %member.member.open.name, "collected what {count} unfinished run(s) left");
+            }
+            // Credentials that may only write are a normal case. Then others prune, and others sweep.
+            Err(StorageError::Denied { .. } | StorageError::Locked { .. }) => {
+                tracing::info!(storage = %member.member.open.name, "not permitted to collect what an unfinished run left");
+            }
+            Err(error) => {
+                member.notes.push(format!("What an unfinished run left could not be collected: {error}"));
+                tracing::warn!(storage = %member.member.open.name, "could not collect what an unfinished run left: {error}");
+            }
+        }
+        if leftovers.snapshots == 0 && last.is_some_and(|last| has_committed(last, &member.member.open.name)) {
+            let note = "The last run committed a snapshot there, and now there is none of this strategy: was its disk not mounted, or was all of it deleted?";
+            tracing::warn!(storage = %member.member.open.name, "{note}");
+            member.notes.push(note.to_owned());
+        }
+        if let (Some(free), Some(last)) = (storage.free_bytes().await?, last.map(|last| last.stored_bytes)) {
+            let needed = last.saturating_add(SPARE_BYTES);
+            if free < needed {
+                return Err(StorageError::Full {
+                    attempt: "begin a run".to_owned(),
+                    address: storage.address(),
+                    problem: format!(
+                        "{} are free, and the last snapshot took {}. Free some space, or move the storage",
+                        crate::model::ByteSize(free),
+                        crate::model::ByteSize(last)
+                    ),
+                });
+            }
+        }
+        let key = format!("{}{RUN_KEY}", self.folder());
+        let understood = storage.probe(&key, heartbeat.to_bytes()).await?;
+        tracing::debug!(storage = %member.member.open.name, ?understood, "probed");
+        // Two machines may have looked at the same moment. Each has left its heartbeat by now, so the later one to look sees the other and gives
+        // way; when both see each other both do, and nothing was written twice.
+        let leftovers = sweep::look(storage, &folder, node, &self.id).await?;
+        if let Some(who) = leftovers.alive.first() {
+            if let Err(error) = storage.delete(&key).await {
+                tracing::warn!(storage = %member.member.open.name, "could not take our heartbeat away again: {error}");
+            }
+            return Err(StorageError::Busy { address: storage.address(), folder: format!("{folder} ({who})") });
+        }
+        Ok(())
+    }
+
+    /// Renews the heartbeat in every storage until aborted.
+    fn beat(&self, heartbeat: Heartbeat) -> tokio::task::JoinHandle<()> {
+        let members: Vec<Arc<Member>> = self.members.iter().map(|member| Arc::clone(&member.member)).collect();
+        let key = format!("{}{RUN_KEY}", self.folder());
+        let clock = self.engine.clock.clone();
+        // Each storage for itself: one that hangs must not let the heartbeat in the others grow old.
+        let beats = members.into_iter().map(move |member| {
+            let (key, clock, mut heartbeat) = (key.clone(), clock.clone(), heartbeat.clone());
+            async move {
+                let mut ticks = tokio::time::interval(BEAT);
+                ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+                ticks.tick().await;
+                loop {
+                    ticks.tick().await;
+                    if !member.is_well() {
+                        return;
+                    }
+                    heartbeat.beat = clock.now_seconds();
+                    if let Err(error) = member.open.storage.replace(&key, heartbeat.to_bytes()).await {
+                        tracing::warn!(storage = %member.open.name, "could not renew the heartbeat: {error}");
+                    }
+                }
+            }
+        });
+        let beats = futures::future::join_all(beats);
+        tokio::spawn(async move {
+            beats.await;
+        })
+    }
+
+    fn outlet(&self, cancel: &Cancel) -> Outlet {
+        let members: Vec<Arc<Member>> = self.members.iter().map(|member| Arc::clone(&member.member)).collect();
+        let largest = members.iter().filter_map(|member| member.open.storage.max_object_bytes()).min();
+        Outlet {
+            settings: EncodeSettings {
+                compression: self.instance.compression,
+                recipients: self
+                    .instance
+                    .encryption
+                    .as_ref()
+                    .map(|encryption| encryption.recipients.clone())
+                    .unwrap_or_default(),
+                threads: self.instance.threads,
+                block_bytes: BLOCK_BYTES,
+                max_object_bytes: largest,
+                read_rate: self.instance.read_rate.map(Throttle::new),
+                cancel: cancel.clone(),
+            },
+            members,
+            folder: self.folder(),
+            cancel: cancel.clone(),
+            progress: self.engine.progress.clone(),
+            runtime: Handle::current(),
+            tasks: TaskTracker::new(),
+        }
+    }
+
+    /// Dumps every source in order, then writes the facts.
+    async fn dump(
+        &mut self,
+        outlet: &Outlet,
+        last_plain_bytes: Option<u64>,
+        cancel: &Cancel,
+    ) -> Result<(Vec<Artifact>, Completeness), EngineError> {
+        let mut artifacts: Vec<Artifact> = Vec::new();
+        let mut artifact_facts: Vec<ArtifactFacts> = Vec::new();
+        let mut sources: Vec<SourceFacts> = Vec::new();
+        for name in &self.strategy.sources {
+            if cancel.is_cancelled() {
+                return Err(EngineError::Cancelled);
+            }
+            let config = self
+                .instance
+                .sources
+                .get(name)
+                .ok_or_else(|| EngineError::Internal(format!("The source `{name}` is not in the configuration")))?;
+            // What is expected is known of the whole run only.
+            if sources.is_empty() {
+                self.engine.progress.begin(name.to_string(), last_plain_bytes);
+            } else {
+                self.engine.progress.go_on(name.to_string());
+            }
+            let began = tokio::time::Instant::now();
+            let taken = self.dump_source(name, config, outlet, cancel).await?;
+            let seconds = began.elapsed().as_secs_f64();
+            let plain_bytes = taken.written.iter().map(|written| written.facts.plain_bytes).sum();
+            let stored_bytes = taken.written.iter().map(|written| written.artifact.stored_bytes()).sum();
+            tracing::info!(source = %name, plain_bytes, stored_bytes, seconds, "source dumped");
+            for warning in taken.warnings.kept() {
+                tracing::warn!(source = %name, path = warning.path.as_deref(), "{}", warning.reason);
+            }
+            self.warnings.extend(name.as_str(), taken.warnings);
+            self.reports.push(SourceReport {
+                name: name.clone(),
+                kind: config.kind(),
+                plain_bytes,
+                stored_bytes,
+                seconds,
+            });
+            sources.push(SourceFacts {
+                name: name.clone(),
+                consistency: taken.consistency.to_owned(),
+                seconds,
+                facts: taken.facts,
+            });
+            for written in taken.written {
+                artifacts.push(written.artifact);
+                artifact_facts.push(written.facts);
+            }
+        }
+        let completeness = self.completeness();
+        let facts = Facts {
+            format: FACTS_FORMAT,
+            instance: self.instance.name.clone(),
+            strategy: self.strategy.name.clone(),
+            id: self.id.clone(),
+            configuration: self.instance.masked(self.strategy),
+            artifacts: artifact_facts,
+            sources,
+            warnings: self.warnings.clone(),
+        };
+        self.engine.progress.begin("facts", None);
+        let body = serde_json::to_vec_pretty(&facts).map_err(|error| EngineError::Internal(error.to_string()))?;
+        let outputs = SourceOutputs::new(outlet.clone(), None);
+        let written = blocking(move || outputs.write_document("facts.json", ArtifactKind::Facts, &body)).await?;
+        artifacts.push(written.map_err(|error| self.stream_error(&error, cancel))?.artifact);
+        self.stored_bytes = artifacts.iter().map(Artifact::stored_bytes).sum();
+        Ok((artifacts, completeness))
+    }
+
+    async fn dump_source(
+        &self,
+        name: &Name,
+        config: &SourceConfig,
+        outlet: &Outlet,
+        cancel: &Cancel,
+    ) -> Result<Taken, EngineError> {
+        let context = Context {
+            name: name.clone(),
+            cancel: cancel.clone(),
+            runtime: Handle::current(),
+            no_progress_timeout: self.strategy.no_progress_timeout.duration(),
+            work_dir: self.instance.work_dir.clone(),
+            environment: self.engine.environment.clone(),
+        };
+        let source = config.source();
+        let outputs = SourceOutputs::new(outlet.clone(), Some(name.clone()));
+        let taken = blocking(move || -> Result<Taken, SourceError> {
+            let dumped = source.dump(&context, &outputs)?;
+            // The source says that it succeeded: only now can anything it wrote be finished.
+            let written = outputs.finish_all(dumped.outputs).map_err(SourceError::Stream)?;
+            Ok(Taken { written, consistency: dumped.consistency, facts: dumped.facts, warnings: dumped.warnings })
+        })
+        .await?;
+        taken.map_err(|error| match error {
+            SourceError::Cancelled => EngineError::Cancelled,
+            SourceError::Stream(error) => self.stream_error(&error, cancel),
+            error if cancel.is_cancelled() => {
+                tracing::debug!(source = %name, "ended while cancelled: {error}");
+                EngineError::Cancelled
+            }
+            error => EngineError::source(name, error),
+        })
+    }
+
+    /// What an error of the streams' far end was really about.
+    fn stream_error(&self, error: &std::io::Error, cancel: &Cancel) -> EngineError {
+        if cancel.is_cancelled() {
+            EngineError::Cancelled
+        } else if self.members.iter().any(|member| member.member.is_well()) {
+            EngineError::Internal(format!("The pipeline failed: {error}"))
+        } else {
+            EngineError::NoStorage("Each of them failed".to_owned())
+        }
+    }
+
+    /// Looks up every object in each storage once more, then writes the manifest there.
+    async fn commit(
+        &mut self,
+        artifacts: Vec<Artifact>,
+        completeness: Completeness,
+        cancel: &Cancel,
+    ) -> Result<(), EngineError> {
+        let mut requires: Vec<String> = Vec::new();
+        for artifact in &artifacts {
+            let suffix = artifact.codec.suffix();
+            let features = suffix.split('.').map(|codec| match codec {
+                "zst" => "zstd",
+                "gz" => "gzip",
+                other => other,
+            });
+            let continued = (artifact.objects.len() > 1).then_some("continued");
+            for feature in features.chain(continued).filter(|feature| !feature.is_empty()) {
+                if !requires.iter().any(|known| known == feature) {
+                    requires.push(feature.to_owned());
+                }
+            }
+        }
+        let folder = self.folder();
+        let mut committed = false;
+        for place in &mut self.members {
+            // The last moment at which a cancellation stops the commit. After the first manifest the run goes through: stopping between two
+            // storages would only leave one behind.
+            if cancel.is_cancelled() && !committed {
+                break;
+            }
+            if !place.member.is_well() {
+                continue;
+            }
+            let name = place.member.open.name.clone();
+            self.engine.progress.begin(format!("committing to {name}"), None);
+            let manifest = Manifest {
+                format: FORMAT,
+                requires: requires.clone(),
+                instance: self.instance.name.clone(),
+                strategy: self.strategy.name.clone(),
+                id: self.id.clone(),
+                started: self.started,
+                finished: self.engine.clock.now_seconds(),
+                program: Program { name: "holdfast".to_owned(), version: env!("CARGO_PKG_VERSION").to_owned() },
+                completeness,
+                storage: StorageNote { name: name.clone(), remote_check: place.member.check() },
+                artifacts: artifacts.clone(),
+            };
+            match commit_to(place, &folder, &manifest, committed).await {
+                Ok(()) => {
+                    place.committed = true;
+                    committed = true;
+                    tracing::info!(storage = %name, "committed");
+                }
+                Err(error) => place.member.fail(error),
+            }
+        }
+        if committed {
+            Ok(())
+        } else if cancel.is_cancelled() {
+            Err(EngineError::Cancelled)
+        } else {
+            Err(EngineError::NoStorage("Each of them failed".to_owned()))
+        }
+    }
+
+    /// Takes the heartbeat away where the run committed, and everything where it did not.
+    async fn clean_up(&mut self) {
+        self.engine.progress.begin("cleaning up", None);
+        let (strategy_folder, folder) = (self.strategy_folder(), self.folder());
+        for place in self.members.iter_mut().filter(|place| place.reached) {
+            let storage = place.member.open.storage.as_ref();
+            let cleaned = if place.committed {
+                // What is begun twice, because an answer was lost, stays begun once; nothing else writes into this folder.
+                match storage.sweep_uploads(&folder, DateTime::<Utc>::MAX_UTC).await {
+                    Ok(_) => storage.delete(&format!("{folder}{RUN_KEY}")).await,
+                    Err(error) => {
+                        tracing::debug!(storage = %place.member.open.name, "could not look for unfinished uploads: {error}");
+                        storage.delete(&format!("{folder}{RUN_KEY}")).await
+                    }
+                }
+            } else if place.attempted {
+                // The manifest may yet come to light, and must find its artifacts when it does. A later run's sweep decides.
+                place.notes.push(format!(
+                    "The manifest was sent, and it is not certain whether it is there: look for `{}` in `backup list`",
+                    self.id
+                ));
+                continue;
+            } else {
+                remove_own(storage, &strategy_folder, &self.id).await
+            };
+            match cleaned {
+                // It tells nobody anything beside a manifest.
+                Err(StorageError::Denied { .. } | StorageError::Locked { .. }) if place.committed => continue,
+                _ => {}
+            }
+            if let Err(error) = cleaned {
+                tracing::warn!(storage = %place.member.open.name, "could not clean up: {error}; a later run will");
+                if place.committed {
+                    place.notes.push(format!("The heartbeat could not be taken away: {error}"));
+                }
+            }
+        }
+    }
+
+    fn report(&mut self, result: Result<Completeness, EngineError>) -> RunReport {
+        let finished = self.engine.clock.now_seconds();
+        let mut storages = std::mem::take(&mut self.unopened);
+        for place in self.members.drain(..) {
+            let error = place.member.take_failure().map(|error| chain(&error));
+            storages.push(StorageReport {
+                name: place.member.open.name.clone(),
+                address: place.member.open.storage.address(),
+                committed: place.committed,
+                error,
+                notes: place.notes,
+            });
+        }
+        let well = self.warnings.is_empty()
+            && storages.iter().all(|storage| storage.committed && storage.error.is_none() && storage.notes.is_empty());
+        let (outcome, completeness, error) = match result {
+            Ok(completeness) if well => (Outcome::Success, Some(completeness), None),
+            Ok(completeness) => (Outcome::Problems, Some(completeness), None),
+            Err(EngineError::Cancelled) => (Outcome::Cancelled, None, Some("Cancelled".to_owned())),
+            Err(error) => (Outcome::Failed, None, Some(chain(&error))),
+        };
+        RunReport {
+            instance: self.instance.name.clone(),
+            strategy: self.strategy.name.clone(),
+            id: self.id.clone(),
+            outcome,
+            completeness,
+            started: self.started,
+            finished,
+            seconds: self.began.elapsed().as_secs_f64(),
+            plain_bytes: self.reports.iter().map(|source| source.plain_bytes).sum(),
+            stored_bytes: if completeness.is_some() { self.stored_bytes } else { 0 },
+            sources: std::mem::take(&mut self.reports),
+            storages,
+            warnings: std::mem::take(&mut self.warnings),
+            error,
+        }
+    }
+
+    /// Records the run in the catalog, which must not fail it.
+    async fn record(&self, report: &RunReport) {
+        let Some(catalog) = self.engine.catalog().await else { return };
+        let record = RunRecord {
+            id: report.id.clone(),
+            instance: report.instance.clone(),
+            strategy: report.strategy.clone(),
+            started: report.started,
+            finished: report.finished,
+            outcome: report.outcome.to_string(),
+            plain_bytes: report.plain_bytes,
+            stored_bytes: report.stored_bytes,
+            report: serde_json::to_string(report).unwrap_or_default(),
+        };
+        if let Err(error) = catalog.record_run(&record).await {
+            tracing::warn!("the run could not be recorded: {error}");
+        }
+    }
+}
+
+struct Taken {
+    written: Vec<Written>,
+    consistency: &'static str,
+    facts: serde_json::Value,
+    warnings: Warnings,
+}
+
+/// Whether a recorded run committed to the storage of that name.
+fn has_committed(run: &RunRecord, storage: &Name) -> bool {
+    let report: serde_json::Value = serde_json::from_str(&run.report).unwrap_or_default();
+    let storages = report.get("storages").and_then(serde_json::Value::as_array);
+    storages.into_iter().flatten().any(|place| {
+        place.get("name").and_then(serde_json::Value::as_str) == Some(storage.as_str())
+            && place.get("committed").and_then(serde_json::Value::as_bool) == Some(true)
+    })
+}
+
+/// Runs `work` on a thread that may block. A panic there is an error of the run, not the end of the program.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, EngineError> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| EngineError::Internal(error.to_string()))
+}
+
+/// Looks up every object of `manifest` in the storage, then writes the manifest, which is the commit. Where another storage has `committed` already no
+/// cancellation is heeded.
+async fn commit_to(
+    place: &mut RunMember,
+    folder: &str,
+    manifest: &Manifest,
+    committed: bool,
+) -> Result<(), StorageError> {
+    let storage = place.member.open.storage.as_ref();
+    for object in manifest.artifacts.iter().flat_map(|artifact| &artifact.objects) {
+        let key = format!("{folder}{}", object.key);
+        let found = storage.stat(&key).await?;
+        if found.size != object.size {
+            return Err(StorageError::Mismatch {
+                address: storage.address(),
+                key,
+                problem: format!("it has {} bytes of {}", found.size, object.size),
+            });
+        }
+    }
+    let key = format!("{folder}{MANIFEST_KEY}");
+    let mut upload = storage.create(&key, CreateOptions { small: true, steady: committed }).await?;
+    upload.write(Bytes::from(manifest.to_bytes())).await?;
+    place.attempted = true;
+    upload.finish().await.map(|_| ())
+}
+
+/// Deletes what this run wrote to a storage where it did not commit.
+async fn remove_own(storage: &dyn Storage, strategy_folder: &str, id: &SnapshotId) -> Result<(), StorageError> {
+    let folder = format!("{strategy_folder}{id}/");
+    let (own, ..) = sweep::unfinished(storage, &folder, strategy_folder).await?;
+    match own.iter().find(|unfinished| unfinished.id == *id) {
+        Some(unfinished) => sweep::delete_folder(storage, &folder, &unfinished.keys).await,
+        None => sweep::delete_folder(storage, &folder, &[]).await,
+    }
+}
