@@ -16,8 +16,10 @@
 //! | 1 | [`report`] | what happens in a run, for whoever shows it |
 //! | 2 | [`config`] | the configuration file, validated |
 //! | 3 | [`engine`] | run, verify, restore; the locks |
+//! | 4 | [`cli`] | the commands; the only room that prints |
 
 pub mod catalog;
+pub mod cli;
 pub mod config;
 pub mod engine;
 pub mod model;

@@ -1,0 +1,237 @@
+//! The commands. The only room that parses the command line and prints.
+//!
+//! Data goes to stdout, everything else to stderr. A command resolves what was typed, calls a verb of the engine and shows what it
+//! returns; it decides nothing about backups.
+//!
+//! To add a command: a file here with its arguments and a `run` function, and a variant of [`Command`].
+
+mod catalog;
+mod check;
+mod completions;
+mod config;
+mod list;
+mod output;
+mod progress;
+mod restore;
+mod run;
+mod setup;
+mod show;
+mod strategies;
+mod verify;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+
+use crate::config::{ConfigErrors, FindError};
+use crate::engine::EngineError;
+use output::Printer;
+
+/// Backs up databases and files together, by named strategies, and gets them back.
+#[derive(Debug, Parser)]
+#[command(name = "backup", version, max_term_width = 100, subcommand_negates_reqs = true)]
+#[command(after_help = "\
+Examples:
+  backup --strategy daily                         run a strategy now
+  backup check                                    is all as it should be?
+  backup list                                     which snapshots are there?
+  backup restore --strategy daily --to /restore   get the newest one back
+
+Exit codes:
+  0  done                                     3  committed, with problems
+  1  failed or cancelled, nothing committed   4  verify or restore found damage
+  2  wrong usage or configuration             5  another run holds the lock")]
+struct Cli {
+    /// `backup --strategy NAME` is short for `backup run --strategy NAME`.
+    #[command(flatten)]
+    run: run::TopLevel,
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// What every command takes.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "General options")]
+struct Global {
+    /// Configuration file, or a folder of them [default: $BACKUP_CONFIG, else /etc/backup/backup.toml, else
+    /// /etc/backup/strategies/]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The instance that is meant, where several are configured or stored
+    #[arg(long, global = true, value_name = "NAME")]
+    instance: Option<String>,
+    /// Print one JSON document instead of text
+    #[arg(long, global = true)]
+    json: bool,
+    /// When to use colour
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    color: Color,
+    /// Log more
+    #[arg(short, long, global = true, conflicts_with = "quiet")]
+    verbose: bool,
+    /// Log errors only, and show no progress
+    #[arg(short, long, global = true)]
+    quiet: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Color {
+    Auto,
+    Always,
+    Never,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a strategy now
+    #[command(after_help = "\
+Examples:
+  backup run --strategy daily
+  backup --strategy daily              the same
+  backup --strategy daily --dry-run    what would be taken, and to where")]
+    Run(run::RunArgs),
+    #[command(after_help = "\
+Examples:
+  backup check
+  backup check --config strategies/demo.toml
+  backup check --identity-file key.txt    does this key open the newest snapshots?")]
+    /// Check the configuration, then the world: tools, servers, storages, keys
+    Check(check::CheckArgs),
+    #[command(after_help = "\
+Examples:
+  backup strategies
+  backup strategies --json")]
+    /// List the configured strategies and when they run next
+    Strategies,
+    #[command(after_help = "\
+Examples:
+  backup list
+  backup list --strategy daily --json
+  backup list --storage s3://bucket/prefix    without any configuration")]
+    /// List the snapshots
+    List(list::ListArgs),
+    #[command(after_help = "\
+Examples:
+  backup show latest --strategy daily
+  backup show 7f3a9c --identity-file key.txt
+  backup show latest --strategy daily --files")]
+    /// Show one snapshot: artifacts, facts, warnings, and the ordinary commands that restore it
+    Show(show::ShowArgs),
+    #[command(after_help = "\
+Examples:
+  backup verify
+  backup verify --strategy daily --snapshot latest --read-data --identity-file key.txt")]
+    /// Check that what is stored is what was written
+    Verify(verify::VerifyArgs),
+    #[command(after_help = "\
+Examples:
+  backup restore --strategy daily --to /restore
+  backup restore --strategy daily --at 2026-11-20 --source uploads --to /restore
+  backup restore --strategy daily --source db --into postgresql://postgres@localhost/shop
+  backup restore --storage s3://bucket/prefix --instance shop --identity-file key.txt --to /restore")]
+    /// Get a snapshot back
+    Restore(restore::RestoreArgs),
+    /// Look after the local index of snapshots
+    #[command(subcommand)]
+    Catalog(catalog::CatalogCommand),
+    /// About the configuration file
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
+    #[command(after_help = "\
+Examples:
+  backup completions bash > /etc/bash_completion.d/backup")]
+    /// Print a completion script for a shell
+    Completions(completions::CompletionsArgs),
+}
+
+/// How the program ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Exit {
+    Done = 0,
+    Failed = 1,
+    Usage = 2,
+    Problems = 3,
+    Damaged = 4,
+    Locked = 5,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// An error of what was typed.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct UsageError(String);
+
+/// Parses the command line, runs the command, and says how it ended.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are printed on stdout and are no error.
+            let usage = error.use_stderr();
+            let _ = error.print();
+            return if usage { Exit::Usage.into() } else { Exit::Done.into() };
+        }
+    };
+    let printer = Printer::new(cli.global.json, cli.global.color);
+    let exit = match dispatch(cli, &printer) {
+        Ok(exit) => exit,
+        Err(error) => {
+            let exit = exit_of(&error);
+            printer.error(&error, exit);
+            exit
+        }
+    };
+    exit.into()
+}
+
+fn dispatch(cli: Cli, printer: &Printer) -> anyhow::Result<Exit> {
+    let Cli { global, run: top, command } = cli;
+    if top.is_given() && command.is_some() {
+        return Err(
+            UsageError("`--strategy` before a command is not understood. Put it after the command".to_owned()).into()
+        );
+    }
+    match command {
+        // These need no runtime and no configuration.
+        Some(Command::Config(command)) => config::run(&command, printer),
+        Some(Command::Completions(args)) => completions::run(&args, printer, &mut Cli::command()),
+        Some(Command::Strategies) => strategies::run(&global, printer),
+        Some(command) => setup::with_runtime(&global, async |setup| match command {
+            Command::Run(args) => run::run(setup, args, printer).await,
+            Command::Check(args) => check::run(setup, args, printer).await,
+            Command::List(args) => list::run(setup, args, printer).await,
+            Command::Show(args) => show::run(setup, args, printer).await,
+            Command::Verify(args) => verify::run(setup, args, printer).await,
+            Command::Restore(args) => restore::run(setup, args, printer).await,
+            Command::Catalog(command) => catalog::run(setup, command, printer).await,
+            Command::Config(_) | Command::Completions(_) | Command::Strategies => Ok(Exit::Done),
+        }),
+        None => match top.into_args() {
+            Some(args) => setup::with_runtime(&global, async |setup| run::run(setup, args, printer).await),
+            None => {
+                printer.note(&Cli::command().render_help().ansi().to_string());
+                Ok(Exit::Usage)
+            }
+        },
+    }
+}
+
+fn exit_of(error: &anyhow::Error) -> Exit {
+    if error.is::<UsageError>() || error.is::<ConfigErrors>() || error.is::<FindError>() {
+        return Exit::Usage;
+    }
+    match error.downcast_ref::<EngineError>() {
+        Some(EngineError::Locked { .. }) => Exit::Locked,
+        Some(EngineError::Request(_)) => Exit::Usage,
+        Some(EngineError::Damaged { .. }) => Exit::Damaged,
+        _ => Exit::Failed,
+    }
+}

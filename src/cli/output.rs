@@ -1,0 +1,273 @@
+//! Printing: aligned tables, human sizes and times, one JSON document, errors.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+
+use anstyle::{AnsiColor, Style};
+use chrono::{DateTime, TimeZone, Utc};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::{Color, Exit};
+use crate::model::{ByteSize, Span};
+
+pub(super) const BOLD: Style = Style::new().bold();
+pub(super) const DIM: Style = Style::new().dimmed();
+pub(super) const GOOD: Style = AnsiColor::Green.on_default();
+pub(super) const WARN: Style = AnsiColor::Yellow.on_default();
+pub(super) const BAD: Style = AnsiColor::Red.on_default().bold();
+
+/// Writes what a command has to say.
+pub(super) struct Printer {
+    json: bool,
+}
+
+impl Printer {
+    pub(super) fn new(json: bool, color: Color) -> Self {
+        match color {
+            Color::Auto => anstream::ColorChoice::Auto,
+            Color::Always => anstream::ColorChoice::Always,
+            Color::Never => anstream::ColorChoice::Never,
+        }
+        .write_global();
+        Self { json }
+    }
+
+    /// Whether one JSON document is wanted on stdout.
+    pub(super) fn is_json(&self) -> bool {
+        self.json
+    }
+
+    /// Prints data. Who closed the pipe does not want more.
+    pub(super) fn text(&self, text: &str) {
+        let mut out = anstream::stdout().lock();
+        let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    }
+
+    /// Prints the JSON document of a command.
+    pub(super) fn document(&self, value: &impl Serialize) {
+        let body = match serde_json::to_value(value) {
+            Ok(Value::Object(fields)) => fields,
+            Ok(other) => serde_json::Map::from_iter([("data".to_owned(), other)]),
+            Err(error) => serde_json::Map::from_iter([("error".to_owned(), error.to_string().into())]),
+        };
+        let mut document = serde_json::Map::from_iter([("format".to_owned(), 1.into())]);
+        document.extend(body);
+        self.text(&format!("{:#}\n", Value::Object(document)));
+    }
+
+    /// Prints what is not data.
+    pub(super) fn note(&self, text: &str) {
+        let mut err = anstream::stderr().lock();
+        let _ = writeln!(err, "{}", text.trim_end());
+    }
+
+    /// Prints why a command failed.
+    pub(super) fn error(&self, error: &anyhow::Error, exit: Exit) {
+        let text = chain(error);
+        if self.json {
+            let document = serde_json::json!({ "format": 1, "error": { "message": text, "exit": exit as u8 } });
+            self.note(&document.to_string());
+        } else {
+            self.note(&format!("{BAD}error:{BAD:#} {text}"));
+        }
+    }
+}
+
+/// An error and its causes, leaving out a cause that its effect already tells.
+fn chain(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        if text.contains(&cause) {
+            continue;
+        }
+        if !text.is_empty() {
+            text.push_str("\n  ");
+        }
+        text.push_str(&cause);
+    }
+    text
+}
+
+/// A table with a header, columns aligned by their widest cell.
+pub(super) struct Table {
+    rows: Vec<Vec<Cell>>,
+    right: Vec<bool>,
+    indent: usize,
+}
+
+/// One cell: a text and how it is shown.
+pub(super) struct Cell {
+    text: String,
+    style: Style,
+}
+
+impl<T: Into<String>> From<T> for Cell {
+    fn from(text: T) -> Self {
+        Self { text: text.into(), style: Style::new() }
+    }
+}
+
+impl Cell {
+    pub(super) fn styled(text: impl Into<String>, style: Style) -> Self {
+        Self { text: text.into(), style }
+    }
+}
+
+impl Table {
+    /// A table of these columns; a name that begins with `>` is of a column of numbers, which is aligned at the right.
+    pub(super) fn new(columns: &[&str]) -> Self {
+        let right = columns.iter().map(|name| name.starts_with('>')).collect();
+        let header = columns.iter().map(|name| Cell::styled(name.trim_start_matches('>'), DIM)).collect();
+        Self { rows: vec![header], right, indent: 0 }
+    }
+
+    pub(super) fn indented(mut self, indent: usize) -> Self {
+        self.indent = indent;
+        self
+    }
+
+    pub(super) fn row(&mut self, cells: Vec<Cell>) {
+        self.rows.push(cells);
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.rows.len() <= 1
+    }
+
+    pub(super) fn render(&self) -> String {
+        let width = |column: usize| {
+            self.rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.text.chars().count()).max().unwrap_or(0)
+        };
+        let widths: Vec<usize> = (0..self.right.len()).map(width).collect();
+        let mut text = String::new();
+        for row in &self.rows {
+            let mut line = " ".repeat(self.indent);
+            for (column, cell) in row.iter().enumerate() {
+                let width = widths.get(column).copied().unwrap_or(0);
+                let pad = " ".repeat(width.saturating_sub(cell.text.chars().count()));
+                let styled = format!("{}{}{:#}", cell.style, cell.text, cell.style);
+                let right = self.right.get(column).copied().unwrap_or(false);
+                line.push_str(&if right { format!("{pad}{styled}") } else { format!("{styled}{pad}") });
+                if column + 1 < row.len() {
+                    line.push_str("  ");
+                }
+            }
+            let _ = writeln!(text, "{}", line.trim_end());
+        }
+        text
+    }
+}
+
+/// A time as people read it.
+pub(super) fn time(time: DateTime<Utc>) -> String {
+    time.format("%Y-%m-%d %H:%M:%S UTC").to_string()
+}
+
+/// A time to come, as the clocks of its strategy's zone will show it.
+pub(super) fn local_time<Z: TimeZone<Offset: std::fmt::Display>>(time: DateTime<Utc>, zone: &Z) -> String {
+    time.with_timezone(zone).format("%Y-%m-%d %H:%M:%S %Z").to_string()
+}
+
+/// How long ago, in its two largest units.
+pub(super) fn age(time: DateTime<Utc>, now: DateTime<Utc>) -> String {
+    let whole = |seconds: u64| match seconds {
+        0..10 => format!("{seconds}s"),
+        _ => Span::from(std::time::Duration::from_secs(seconds)).to_string(),
+    };
+    match (now - time).num_seconds() {
+        0 => "now".to_owned(),
+        past @ 1.. => format!("{} ago", whole(past.unsigned_abs())),
+        future => format!("in {}", whole(future.unsigned_abs())),
+    }
+}
+
+/// A setting as the configuration file would have it: `key = value`.
+pub(super) fn setting(key: &str, value: &Value) -> String {
+    format!("{key} = {}", literal(key, value))
+}
+
+fn literal(key: &str, value: &Value) -> String {
+    match value {
+        // Durations and sizes are numbers in JSON and have units in the file.
+        Value::Number(number) if key.ends_with("timeout") || key == "retain_for" => number
+            .as_f64()
+            .and_then(|seconds| std::time::Duration::try_from_secs_f64(seconds).ok())
+            .map_or_else(|| number.to_string(), |span| format!("\"{}\"", Span::from(span))),
+        Value::Number(number) if key.ends_with("_size") => {
+            number.as_u64().map_or_else(|| number.to_string(), |bytes| format!("\"{}\"", ByteSize(bytes)))
+        }
+        Value::Array(items) => {
+            format!("[{}]", items.iter().map(|item| literal(key, item)).collect::<Vec<_>>().join(", "))
+        }
+        Value::Object(fields) => {
+            let fields: Vec<String> = fields.iter().map(|(key, value)| setting(key, value)).collect();
+            format!("{{ {} }}", fields.join(", "))
+        }
+        other => other.to_string(),
+    }
+}
+
+/// Seconds as people read them.
+pub(super) fn seconds(seconds: f64) -> String {
+    Span::from(std::time::Duration::from_secs_f64(seconds.max(0.0))).to_string()
+}
+
+/// `1 warning`, `2 warnings`.
+pub(super) fn count(number: u64, noun: &str) -> String {
+    if number == 1 { format!("1 {noun}") } else { format!("{number} {noun}s") }
+}
+
+/// A text as one word of a POSIX shell.
+pub(super) fn quoted(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-:=+@%,".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_aligned_whatever_their_content_and_colour() {
+        let mut table = Table::new(&["NAME", ">SIZE", "STATE"]);
+        table.row(vec!["a".into(), "1.0 KiB".into(), Cell::styled("ok", GOOD)]);
+        table.row(vec!["längst".into(), "12 B".into(), "damaged".into()]);
+        let plain = anstream::adapter::strip_str(&table.render()).to_string();
+        assert_eq!(plain, "NAME       SIZE  STATE\na       1.0 KiB  ok\nlängst     12 B  damaged\n");
+    }
+
+    #[test]
+    fn settings_are_shown_as_the_file_has_them() {
+        let value =
+            serde_json::json!({ "timeout": 5400.0, "part_size": 16_777_216, "on": true, "list": ["a", "b\"c"] });
+        assert_eq!(
+            setting("strategy", &value),
+            r#"strategy = { timeout = "1h 30m", part_size = "16.0 MiB", on = true, list = ["a", "b\"c"] }"#
+        );
+    }
+
+    #[test]
+    fn ages_are_whole() {
+        let at = |seconds: i64| DateTime::from_timestamp(1_800_000_000 + seconds, 900_000_000).unwrap();
+        for (then, expected) in [(0, "now"), (-1, "1s ago"), (-75, "1m 15s ago"), (-90_000, "1d 1h ago"), (7, "in 7s")]
+        {
+            assert_eq!(age(at(then), at(0)), expected);
+        }
+    }
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "the shell is the judge")]
+    fn a_quoted_text_is_one_word_of_a_shell() {
+        for text in ["plain/path.zst", "two words", "it's", "$(reboot)", ""] {
+            let output =
+                std::process::Command::new("sh").arg("-c").arg(format!("printf %s {}", quoted(text))).output().unwrap();
+            assert_eq!(String::from_utf8(output.stdout).unwrap(), text);
+        }
+    }
+}

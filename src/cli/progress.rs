@@ -1,0 +1,101 @@
+//! Progress on a terminal: what is being worked on, how much, how fast, how long yet.
+
+use std::io::{self, IsTerminal as _};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tokio::task::JoinHandle;
+
+use crate::report::Progress;
+
+/// How often the display looks at the counters.
+const TICK: Duration = Duration::from_millis(120);
+
+/// The bar, if there is one, so that log lines go above it.
+static BAR: OnceLock<ProgressBar> = OnceLock::new();
+
+/// Shows the progress until dropped.
+pub(super) struct Display {
+    task: Option<JoinHandle<()>>,
+}
+
+impl Display {
+    /// Shows `progress` on stderr when that is a terminal and `wanted`.
+    pub(super) fn start(progress: &Progress, wanted: bool) -> Self {
+        if !wanted || !io::stderr().is_terminal() {
+            return Self { task: None };
+        }
+        let bar = BAR.get_or_init(|| ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr())).clone();
+        let progress = progress.clone();
+        let task = tokio::spawn(async move {
+            let mut shown = None;
+            let mut ticks = tokio::time::interval(TICK);
+            loop {
+                ticks.tick().await;
+                let stage = progress.stage();
+                if shown != Some(stage.number) {
+                    shown = Some(stage.number);
+                    if !stage.goes_on {
+                        // A line of 80 columns is enough for all of it; the bar takes what is left.
+                        let template = match stage.expected_bytes {
+                            Some(expected) if expected > 0 => {
+                                bar.set_length(expected);
+                                "{spinner} {msg:16!} [{wide_bar}] {binary_bytes:>10} of ~{binary_total_bytes} {binary_bytes_per_sec:>12} {eta:>4} left"
+                            }
+                            _ => {
+                                bar.unset_length();
+                                "{spinner} {msg:24} {binary_bytes:>10} {binary_bytes_per_sec:>12} {elapsed:>4}"
+                            }
+                        };
+                        bar.set_style(
+                            ProgressStyle::with_template(template)
+                                .unwrap_or_else(|_| ProgressStyle::default_bar())
+                                .progress_chars("=> "),
+                        );
+                        bar.reset();
+                    } else {
+                        // The next part has a speed of its own.
+                        bar.reset_eta();
+                    }
+                    bar.set_message(stage.name);
+                }
+                let bytes = progress.stage_bytes();
+                // The last run's size is a guess: a bar that is full says nothing of what is left.
+                if bar.length().is_some_and(|length| bytes > length) {
+                    bar.set_length(bytes);
+                }
+                bar.set_position(bytes);
+                bar.tick();
+            }
+        });
+        Self { task: Some(task) }
+    }
+}
+
+impl Drop for Display {
+    fn drop(&mut self) {
+        if let Some(task) = self.task.take() {
+            task.abort();
+            if let Some(bar) = BAR.get() {
+                bar.finish_and_clear();
+            }
+        }
+    }
+}
+
+/// Where log lines go: to stderr, above the bar.
+pub(super) struct LogWriter;
+
+impl io::Write for LogWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match BAR.get() {
+            Some(bar) => bar.suspend(|| io::stderr().write(bytes)),
+            None => io::stderr().write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
+}

@@ -1,0 +1,210 @@
+//! `backup restore`.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::output::{BOLD, DIM, Printer, Table, WARN, count, seconds};
+use super::setup::{IdentityArgs, Reading, Setup, StorageArgs};
+use super::{Exit, UsageError};
+use crate::engine::{self, Destination, EngineError, RestoreReport, RestoreRequest};
+use crate::model::{ByteSize, DatabaseUrl, Name};
+use crate::source::command::CommandConfig;
+use crate::source::process::Environment;
+use crate::source::{RestoreOptions, SourceConfig};
+
+/// A child that makes no progress for this long during a restore is killed, where no configuration says otherwise.
+const NO_PROGRESS: Duration = Duration::from_secs(3600);
+
+#[derive(Debug, Args)]
+pub(super) struct RestoreArgs {
+    /// Of this strategy
+    #[arg(long, value_name = "NAME")]
+    strategy: Option<String>,
+    /// An id, the beginning or end of one, or `latest`: the newest whole one
+    #[arg(long, value_name = "ID", default_value = "latest")]
+    snapshot: String,
+    /// With `latest`: the newest begun at or before this time (`2026-11-21`, `2026-11-21 01:30` in UTC, or RFC 3339)
+    #[arg(long, value_name = "TIME", value_parser = engine::parse_at)]
+    at: Option<chrono::DateTime<chrono::Utc>>,
+    /// Only this source; may be repeated
+    #[arg(long, value_name = "NAME")]
+    source: Vec<Name>,
+    #[command(flatten)]
+    destination: DestinationArgs,
+    /// Replace what is there. The snapshot is read through and found undamaged first
+    #[arg(long)]
+    overwrite: bool,
+    /// Do not restore owners and privileges: everything belongs to who restores
+    #[arg(long)]
+    no_owner: bool,
+    /// Restore a PostgreSQL database with this many jobs. It is not one transaction then
+    #[arg(short, long, value_name = "N", default_value_t = 1)]
+    jobs: usize,
+    /// Private folder for what cannot be streamed [default: the configuration's `work_dir`, else $TMPDIR]
+    #[arg(long, value_name = "DIR")]
+    work_dir: Option<PathBuf>,
+    #[command(flatten)]
+    storage: StorageArgs,
+    #[command(flatten)]
+    identities: IdentityArgs,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct DestinationArgs {
+    /// Restore each source to DIR/<source>
+    #[arg(long, value_name = "DIR")]
+    to: Option<PathBuf>,
+    /// Restore the database to this one: `postgresql://user@host/name` or `sqlite:///path`. A password is better put into
+    /// the environment as PGPASSWORD than into the address, which other users can see
+    // Parsed later: what is said of a value that is wrong repeats it, and a password may be in it.
+    #[arg(long, value_name = "URL")]
+    into: Option<String>,
+    /// Feed each command source's stream to the `restore_command` of the configuration
+    #[arg(long)]
+    to_command: bool,
+}
+
+pub(super) async fn run(setup: &Setup, args: RestoreArgs, printer: &Printer) -> anyhow::Result<Exit> {
+    let identities = args.identities.load()?;
+    let reading = setup.reading(&args.storage, args.strategy.as_deref()).await?;
+    let listing = engine::list(&reading.engine, &reading.storages, &reading.selection).await;
+    if args.strategy.is_none() && args.snapshot == "latest" {
+        let mut strategies: Vec<String> = listing
+            .snapshots
+            .iter()
+            .map(|snapshot| format!("`{}` of `{}`", snapshot.strategy, snapshot.instance))
+            .collect();
+        strategies.dedup();
+        if strategies.len() > 1 {
+            return Err(UsageError(format!(
+                "Which strategy's latest? There are {}: choose with `--strategy`, and with `--instance` where needed",
+                strategies.join(", ")
+            ))
+            .into());
+        }
+    }
+    let copies = engine::find(&listing, &args.snapshot, args.at)?;
+    // The first copy whose manifest can be read, in the order of the storages.
+    let snapshot = copies.iter().find(|copy| copy.manifest.is_ok()).or(copies.first());
+    let found = snapshot.and_then(|snapshot| {
+        reading.storages.iter().find(|storage| storage.name == snapshot.storage).map(|storage| (snapshot, storage))
+    });
+    let Some((snapshot, storage)) = found else {
+        return Err(EngineError::NotFound(format!("There is no snapshot `{}`", args.snapshot)).into());
+    };
+    if args.snapshot == "latest" {
+        for doubt in listing.doubts() {
+            tracing::warn!("{doubt}");
+        }
+    }
+    let instance = reading.instance.as_ref();
+    let work_dir = args
+        .work_dir
+        .or_else(|| instance.map(|instance| instance.work_dir.clone()))
+        .unwrap_or_else(|| crate::config::temporary_dir(&setup.environment));
+    let no_progress = instance
+        .and_then(|instance| instance.strategies.get(snapshot.strategy.as_str()))
+        .map_or(NO_PROGRESS, |strategy| strategy.no_progress_timeout.duration());
+    let request = RestoreRequest {
+        destination: destination(setup, args.destination, &reading)?,
+        sources: args.source,
+        options: RestoreOptions { overwrite: args.overwrite, jobs: args.jobs, no_owner: args.no_owner },
+        identities,
+        work_dir,
+        no_progress_timeout: no_progress,
+    };
+    let report = engine::restore(&reading.engine, storage, snapshot, &request).await.map_err(|error| {
+        let other = copies.iter().find(|copy| copy.manifest.is_ok() && copy.storage != storage.name);
+        match (&error, other) {
+            (EngineError::Damaged { .. } | EngineError::Storage { .. }, Some(other)) => anyhow::Error::from(error)
+                .context(format!("Could not restore. There is another copy: try `--storage {}`", other.storage)),
+            _ => error.into(),
+        }
+    })?;
+    drop(reading);
+    if printer.is_json() {
+        printer.document(&report);
+    } else {
+        printer.text(&report_text(&report));
+    }
+    Ok(if report.warnings.is_empty() { Exit::Done } else { Exit::Problems })
+}
+
+/// The address with the password of `PGPASSWORD`, unless it has one.
+fn with_password(url: DatabaseUrl, environment: &Environment) -> anyhow::Result<DatabaseUrl> {
+    let mut address = url.expose().clone();
+    let has_one = address.password().is_some() || address.query_pairs().any(|(key, _)| key == "password");
+    let Some(password) = environment.get("PGPASSWORD").filter(|_| address.scheme().starts_with("postgres") && !has_one)
+    else {
+        return Ok(url);
+    };
+    let password = password.to_str().ok_or_else(|| UsageError("`PGPASSWORD` is not UTF-8".to_owned()))?;
+    // As a parameter, since an address without a host cannot have it before the host; each byte in the one form that is read everywhere.
+    let encoded: String = password.bytes().map(|byte| format!("%{byte:02X}")).collect();
+    let others = address.query().filter(|query| !query.is_empty()).map(|query| format!("{query}&")).unwrap_or_default();
+    address.set_query(Some(&format!("{others}password={encoded}")));
+    DatabaseUrl::try_from(address.to_string()).map_err(|error| UsageError(error).into())
+}
+
+fn destination(setup: &Setup, args: DestinationArgs, reading: &Reading) -> anyhow::Result<Destination> {
+    if let Some(folder) = args.to {
+        return Ok(Destination::Folder(std::path::absolute(folder)?));
+    }
+    if let Some(url) = args.into {
+        let url = DatabaseUrl::try_from(url).map_err(|problem| UsageError(format!("`--into`: {problem}")))?;
+        return Ok(Destination::Database(with_password(url, &setup.environment)?));
+    }
+    let Some(instance) = &reading.instance else {
+        return Err(UsageError(
+            "`--to-command` takes the command from the configuration: name one with `--config`".to_owned(),
+        )
+        .into());
+    };
+    let commands: Vec<(Name, CommandConfig)> = instance
+        .sources
+        .iter()
+        .filter_map(|(name, config)| match config {
+            SourceConfig::Command(config) if config.restore_command.is_some() => Some((name.clone(), config.clone())),
+            _ => None,
+        })
+        .collect();
+    if commands.is_empty() {
+        return Err(UsageError("No source of the configuration has a `restore_command`".to_owned()).into());
+    }
+    Ok(Destination::Commands(commands))
+}
+
+fn report_text(report: &RestoreReport) -> String {
+    let mut text = format!(
+        "{BOLD}{}/{} {}{BOLD:#}  restored from {} in {}\n",
+        report.instance,
+        report.strategy,
+        report.id,
+        report.storage,
+        seconds(report.seconds)
+    );
+    let mut table = Table::new(&["ARTIFACT", ">SIZE", "PLACE"]).indented(2);
+    for restored in &report.restored {
+        table.row(vec![
+            restored.name.as_str().into(),
+            restored.plain_bytes.map_or_else(|| "-".to_owned(), |bytes| ByteSize(bytes).to_string()).into(),
+            restored.place.as_str().into(),
+        ]);
+    }
+    text.push_str(&table.render());
+    for left_out in &report.left_out {
+        let _ = writeln!(text, "  {DIM}left out: {left_out}{DIM:#}");
+    }
+    if !report.warnings.is_empty() {
+        let _ = writeln!(text, "  {WARN}{}{WARN:#}", count(report.warnings.count(), "warning"));
+        for warning in report.warnings.kept() {
+            let path = warning.path.as_ref().map(|path| format!("`{path}`: ")).unwrap_or_default();
+            let _ = writeln!(text, "    {path}{}", warning.reason);
+        }
+    }
+    text
+}

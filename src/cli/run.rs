@@ -1,0 +1,188 @@
+//! `backup run`, and `backup --strategy NAME`.
+
+use std::fmt::Write as _;
+
+use clap::Args;
+
+use super::Exit;
+use super::output::{BAD, BOLD, Cell, DIM, GOOD, Printer, Table, WARN, count, seconds, setting, time};
+use super::setup::Setup;
+use crate::engine::{self, RunPlan};
+use crate::model::{ByteSize, Completeness, Rate};
+use crate::report::{Outcome, RunReport};
+
+/// How many warnings are shown; the rest is in the facts.
+const SHOWN_WARNINGS: usize = 10;
+
+/// The arguments of a run, where no command was given.
+#[derive(Debug, Args)]
+pub(super) struct TopLevel {
+    /// Run this strategy now
+    #[arg(long, value_name = "NAME")]
+    strategy: Option<String>,
+    /// Only show what the run would do
+    #[arg(long, requires = "strategy")]
+    dry_run: bool,
+}
+
+impl TopLevel {
+    pub(super) fn is_given(&self) -> bool {
+        self.strategy.is_some()
+    }
+
+    pub(super) fn into_args(self) -> Option<RunArgs> {
+        self.strategy.map(|strategy| RunArgs { strategy, dry_run: self.dry_run })
+    }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RunArgs {
+    /// The strategy to run
+    #[arg(long, value_name = "NAME")]
+    strategy: String,
+    /// Only show what the run would do
+    #[arg(long)]
+    dry_run: bool,
+}
+
+pub(super) async fn run(setup: &Setup, args: RunArgs, printer: &Printer) -> anyhow::Result<Exit> {
+    let (instance, strategy) = setup.strategy(&args.strategy)?;
+    let (engine, display) = setup.engine(&instance.state_dir);
+    if args.dry_run {
+        let plan = engine::plan(&engine, &instance, &strategy).await;
+        drop(display);
+        if printer.is_json() {
+            printer.document(&plan);
+        } else {
+            printer.text(&plan_text(&plan));
+        }
+        return Ok(Exit::Done);
+    }
+    let report = engine::run(&engine, &instance, &strategy).await?;
+    drop(display);
+    if printer.is_json() {
+        printer.document(&report);
+    } else {
+        printer.text(&report_text(&report));
+    }
+    Ok(match report.outcome {
+        Outcome::Success => Exit::Done,
+        Outcome::Problems => Exit::Problems,
+        Outcome::Failed | Outcome::Cancelled => Exit::Failed,
+    })
+}
+
+fn plan_text(plan: &RunPlan) -> String {
+    let configuration = &plan.configuration;
+    let mut text = format!("{BOLD}{}/{}{BOLD:#}  would be run\n", plan.instance, plan.strategy);
+    for (table, what) in [("sources", "source"), ("storages", "storage")] {
+        let parts = configuration.get(table).and_then(serde_json::Value::as_object);
+        for (name, part) in parts.into_iter().flatten() {
+            let kind = part.get("type").and_then(serde_json::Value::as_str).unwrap_or_default();
+            let _ = writeln!(text, "  {what} {BOLD}{name}{BOLD:#}  {kind}");
+            text.push_str(&settings_text(part, 4));
+        }
+    }
+    let _ = writeln!(text, "  general");
+    text.push_str(&settings_text(configuration, 4));
+    if let (Some(plain), Some(stored), Some(started)) =
+        (plan.last_plain_bytes, plan.last_stored_bytes, plan.last_started)
+    {
+        let (plain, stored) = (ByteSize(plain), ByteSize(stored));
+        let _ = writeln!(text, "The last run, of {}, read {plain} and stored {stored}.", time(started));
+    }
+    text.push_str("Nothing was done.\n");
+    text
+}
+
+/// The settings of one part of a configuration, one a line: not its type and name, which head it, nor other parts.
+pub(super) fn settings_text(part: &serde_json::Value, indent: usize) -> String {
+    let heads = ["type", "instance", "sources", "storages", "strategies"];
+    let mut text = String::new();
+    for (key, value) in part.as_object().into_iter().flatten().filter(|(key, _)| !heads.contains(&key.as_str())) {
+        let _ = writeln!(text, "{:indent$}{DIM}{}{DIM:#}", "", setting(key, value));
+    }
+    text
+}
+
+fn report_text(report: &RunReport) -> String {
+    let (style, words) = match report.outcome {
+        Outcome::Success => (GOOD, "committed"),
+        Outcome::Problems => (WARN, "committed, with problems"),
+        Outcome::Failed => (BAD, "failed, nothing was committed"),
+        Outcome::Cancelled => (BAD, "cancelled, nothing was committed"),
+    };
+    let mut text = format!(
+        "{BOLD}{}/{} {}{BOLD:#}  {style}{words}{style:#}{}\n",
+        report.instance,
+        report.strategy,
+        report.id,
+        if report.completeness == Some(Completeness::Partial) { ", partial: content is missing" } else { "" },
+    );
+    if !report.sources.is_empty() {
+        let mut table = Table::new(&["SOURCE", "TYPE", ">READ", ">STORED", ">TIME"]).indented(2);
+        for source in &report.sources {
+            table.row(vec![
+                source.name.as_str().into(),
+                source.kind.into(),
+                ByteSize(source.plain_bytes).to_string().into(),
+                ByteSize(source.stored_bytes).to_string().into(),
+                seconds(source.seconds).into(),
+            ]);
+        }
+        text.push_str(&table.render());
+    }
+    let mut table = Table::new(&["STORAGE", "PLACE", "STATE"]).indented(2);
+    for storage in &report.storages {
+        let state = match (storage.committed, &storage.error) {
+            (true, None) => Cell::styled("committed", GOOD),
+            (_, Some(_)) => Cell::styled("failed", BAD),
+            (false, None) => Cell::styled("nothing committed", DIM),
+        };
+        table.row(vec![storage.name.as_str().into(), storage.address.as_str().into(), state]);
+    }
+    if !table.is_empty() {
+        text.push_str(&table.render());
+    }
+    for storage in &report.storages {
+        if let Some(error) = &storage.error {
+            let _ = writeln!(text, "  {BAD}{}:{BAD:#} {error}", storage.name);
+        }
+        for note in &storage.notes {
+            let _ = writeln!(text, "  {WARN}{}:{WARN:#} {note}", storage.name);
+        }
+    }
+    if !report.warnings.is_empty() {
+        let _ = writeln!(text, "  {WARN}{}{WARN:#}", count(report.warnings.count(), "warning"));
+        for warning in report.warnings.kept().iter().take(SHOWN_WARNINGS) {
+            let place = match (&warning.source, &warning.path) {
+                (Some(source), Some(path)) => format!("{source}: `{path}`: "),
+                (Some(source), None) => format!("{source}: "),
+                (None, _) => String::new(),
+            };
+            let _ = writeln!(text, "    {place}{}", warning.reason);
+        }
+        let rest = report.warnings.count().saturating_sub(SHOWN_WARNINGS as u64);
+        if rest > 0 {
+            let _ = writeln!(text, "    and {rest} more; `backup show {}` has them", report.id);
+        }
+    }
+    if let Some(error) = &report.error {
+        let _ = writeln!(text, "  {BAD}error:{BAD:#} {error}");
+    }
+    if report.completeness.is_some() {
+        let rate = if report.seconds > 0.0 { report.plain_bytes as f64 / report.seconds } else { 0.0 };
+        let rate = format!("{}/s", ByteSize(rate as u64)).parse::<Rate>().map(|rate| rate.to_string());
+        let _ = writeln!(
+            text,
+            "  {DIM}{} read, {} stored, in {}{}{DIM:#}",
+            ByteSize(report.plain_bytes),
+            ByteSize(report.stored_bytes),
+            seconds(report.seconds),
+            rate.map(|rate| format!(" ({rate})")).unwrap_or_default(),
+        );
+    } else {
+        let _ = writeln!(text, "  {DIM}after {}{DIM:#}", seconds(report.seconds));
+    }
+    text
+}

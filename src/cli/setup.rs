@@ -1,0 +1,219 @@
+//! What commands need before they begin: the runtime, the log, the configuration, the storages, the keys.
+
+use std::io::IsTerminal as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use super::progress::{Display, LogWriter};
+use super::{Exit, Global, UsageError};
+use crate::config::{self, Instance, Settings, Strategy};
+use crate::engine::{Engine, OpenStorage, Selection};
+use crate::model::{Cancel, Name};
+use crate::pipeline::Identity;
+use crate::source::process::Environment;
+use crate::storage::StorageConfig;
+
+/// What a command is given.
+pub(super) struct Setup {
+    pub(super) global: Global,
+    pub(super) environment: Environment,
+    /// Cancelled by SIGINT and SIGTERM.
+    pub(super) cancel: Cancel,
+}
+
+/// Runs an async command with the log on and signals watched.
+pub(super) fn with_runtime(
+    global: &Global,
+    command: impl AsyncFnOnce(&Setup) -> anyhow::Result<Exit>,
+) -> anyhow::Result<Exit> {
+    start_log(global);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("Could not start the runtime")?;
+    let setup = Setup { global: global.clone(), environment: config::environment(), cancel: Cancel::new() };
+    let exit = runtime.block_on(async {
+        watch_signals(&setup.cancel)?;
+        command(&setup).await
+    });
+    // Nothing of a command outlives it; a thread that still waits on a server is not waited for.
+    runtime.shutdown_timeout(Duration::from_millis(200));
+    exit
+}
+
+fn watch_signals(cancel: &Cancel) -> anyhow::Result<()> {
+    let mut interrupt = signal(SignalKind::interrupt()).context("Could not watch for SIGINT")?;
+    let mut terminate = signal(SignalKind::terminate()).context("Could not watch for SIGTERM")?;
+    let cancel = cancel.clone();
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            tracing::warn!("asked to stop: ending what is under way");
+            cancel.cancel();
+        }
+    });
+    Ok(())
+}
+
+/// Logs of this program only: what libraries log may tell more than it should.
+fn start_log(global: &Global) {
+    let terminal = std::io::stderr().is_terminal();
+    let level = match (global.quiet, global.verbose, terminal) {
+        (true, ..) => "error",
+        (_, true, _) => "debug",
+        // On a terminal the progress and the closing summary say the same better.
+        (_, _, true) => "warn",
+        _ => "info",
+    };
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::new(format!("off,holdfast={level}")))
+        .with_target(false)
+        .with_ansi(terminal)
+        .with_writer(|| LogWriter);
+    // A second call in one process changes nothing.
+    let _ = if global.json { builder.json().try_init() } else { builder.try_init() };
+}
+
+/// Which storages a reading command looks into.
+#[derive(Debug, Clone, Args)]
+pub(super) struct StorageArgs {
+    /// Look into this storage only: a name of the configuration, or, with no configuration at all, a path or
+    /// s3://bucket/prefix (endpoint, region and credentials as the AWS tools take them)
+    #[arg(long, value_name = "STORAGE")]
+    pub(super) storage: Option<String>,
+}
+
+/// The keys that open encrypted snapshots.
+#[derive(Debug, Clone, Args)]
+pub(super) struct IdentityArgs {
+    /// File with the age identity (`age-keygen -o FILE`) that opens encrypted snapshots; may be repeated
+    #[arg(long, value_name = "FILE")]
+    pub(super) identity_file: Vec<PathBuf>,
+}
+
+impl IdentityArgs {
+    pub(super) fn load(&self) -> anyhow::Result<Vec<Identity>> {
+        let mut identities = Vec::new();
+        for path in &self.identity_file {
+            let read =
+                || -> anyhow::Result<Vec<Identity>> { Ok(Identity::parse_file(&std::fs::read_to_string(path)?)?) };
+            identities.extend(read().with_context(|| format!("Could not use the identity file `{}`", path.display()))?);
+        }
+        Ok(identities)
+    }
+}
+
+/// What a reading command works on.
+pub(super) struct Reading {
+    pub(super) engine: Engine,
+    pub(super) storages: Vec<OpenStorage>,
+    pub(super) selection: Selection,
+    /// The configuration, when there is one.
+    pub(super) instance: Option<Instance>,
+    _display: Display,
+}
+
+impl Setup {
+    pub(super) fn settings(&self) -> anyhow::Result<Settings> {
+        Ok(config::load(self.global.config.as_deref(), self.environment.clone())?)
+    }
+
+    fn shows_progress(&self) -> bool {
+        !self.global.quiet && !self.global.json
+    }
+
+    /// An engine with its state in `state_dir`, its progress shown.
+    pub(super) fn engine(&self, state_dir: &Path) -> (Engine, Display) {
+        let mut engine = Engine::new(state_dir.to_owned(), self.environment.clone());
+        engine.cancel = self.cancel.clone();
+        let display = Display::start(&engine.progress, self.shows_progress());
+        (engine, display)
+    }
+
+    /// The instance and strategy that `--strategy` means.
+    pub(super) fn strategy(&self, strategy: &str) -> anyhow::Result<(Instance, Strategy)> {
+        let settings = self.settings()?;
+        let (instance, strategy) = settings.find_strategy(strategy, self.global.instance.as_deref())?;
+        Ok((instance.clone(), strategy.clone()))
+    }
+
+    /// Opens what a reading command works on, with the configuration or without.
+    pub(super) async fn reading(&self, storage: &StorageArgs, strategy: Option<&str>) -> anyhow::Result<Reading> {
+        let address = storage.storage.as_deref().filter(|text| text.contains('/') || *text == "." || *text == "..");
+        if let Some(address) = address {
+            return self.reading_address(address, strategy).await;
+        }
+        let settings = self.settings()?;
+        let instance = match strategy {
+            Some(strategy) => settings.find_strategy(strategy, self.global.instance.as_deref())?.0,
+            None => pick_instance(&settings, self.global.instance.as_deref())?,
+        };
+        let instance = instance.clone();
+        let (engine, display) = self.engine(&instance.state_dir);
+        let mut storages = Vec::new();
+        for (name, config) in &instance.storages {
+            if storage.storage.as_deref().is_none_or(|wanted| wanted == name.as_str()) {
+                storages.push(OpenStorage::open(name, config, &engine.cancel).await?);
+            }
+        }
+        if storages.is_empty() {
+            let known: Vec<&str> = instance.storages.keys().map(Name::as_str).collect();
+            return Err(UsageError(format!(
+                "There is no storage `{}` in the configuration; there is {}. An address has a `/` in it",
+                storage.storage.as_deref().unwrap_or_default(),
+                known.join(", ")
+            ))
+            .into());
+        }
+        let selection =
+            Selection { instance: Some(instance.name.clone()), strategy: strategy.map(parse_name).transpose()? };
+        Ok(Reading { engine, storages, selection, instance: Some(instance), _display: display })
+    }
+
+    /// Works on a storage by its address, as when the host is gone: no configuration, no local state.
+    async fn reading_address(&self, address: &str, strategy: Option<&str>) -> anyhow::Result<Reading> {
+        let config = StorageConfig::from_address(address)?;
+        let mut engine = Engine::stateless(self.environment.clone());
+        engine.cancel = self.cancel.clone();
+        let display = Display::start(&engine.progress, self.shows_progress());
+        let name = parse_name("storage")?;
+        let storages = vec![OpenStorage::open(&name, &config, &engine.cancel).await?];
+        let instance = self.global.instance.as_deref().map(parse_name).transpose()?;
+        let strategy = strategy.map(parse_name).transpose()?;
+        if strategy.is_some() && instance.is_none() {
+            return Err(
+                UsageError("`--strategy` with the address of a storage needs `--instance` too".to_owned()).into()
+            );
+        }
+        let selection = Selection { instance, strategy };
+        Ok(Reading { engine, storages, selection, instance: None, _display: display })
+    }
+}
+
+fn parse_name(text: &str) -> anyhow::Result<Name> {
+    text.parse().map_err(|error: crate::model::NameError| UsageError(error.to_string()).into())
+}
+
+/// The instance that is named, or the only one.
+pub(super) fn pick_instance<'a>(settings: &'a Settings, wanted: Option<&str>) -> anyhow::Result<&'a Instance> {
+    if let Some(wanted) = wanted {
+        return Ok(settings.find_instance(wanted)?);
+    }
+    match settings.instances.as_slice() {
+        [only] => Ok(only),
+        several => {
+            let names: Vec<String> = several.iter().map(|instance| format!("`{}`", instance.name)).collect();
+            let names = names.join(", ");
+            Err(UsageError(format!("Several instances are configured ({names}): choose one with `--instance`")).into())
+        }
+    }
+}

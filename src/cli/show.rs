@@ -1,0 +1,322 @@
+//! `backup show`.
+
+use std::fmt::Write as _;
+use std::io::Read;
+
+use clap::Args;
+use serde::Serialize;
+
+use super::Exit;
+use super::output::{BAD, BOLD, Cell, DIM, Printer, Table, WARN, age, count, quoted, seconds, time};
+use super::setup::{IdentityArgs, Setup, StorageArgs};
+use crate::engine::{self, OpenStorage, Snapshot};
+use crate::model::{Artifact, ArtifactKind, ByteSize, Completeness, Compression, Encryption, Facts, Manifest, Name};
+use crate::pipeline::Identity;
+use crate::source::directory;
+
+#[derive(Debug, Args)]
+pub(super) struct ShowArgs {
+    /// An id, the beginning or end of one, or `latest`
+    snapshot: String,
+    /// Of this strategy
+    #[arg(long, value_name = "NAME")]
+    strategy: Option<String>,
+    /// List the files of its folders
+    #[arg(long)]
+    files: bool,
+    #[command(flatten)]
+    storage: StorageArgs,
+    #[command(flatten)]
+    identities: IdentityArgs,
+}
+
+#[derive(Serialize)]
+struct Document<'a> {
+    storages: Vec<Name>,
+    manifest: &'a Manifest,
+    /// None when they are encrypted and no identity was given.
+    facts: Option<&'a Facts>,
+    /// The ordinary commands that restore each artifact.
+    commands: Vec<ByHand>,
+}
+
+#[derive(Serialize)]
+struct ByHand {
+    artifact: String,
+    command: String,
+}
+
+pub(super) async fn run(setup: &Setup, args: ShowArgs, printer: &Printer) -> anyhow::Result<Exit> {
+    let identities = args.identities.load()?;
+    let reading = setup.reading(&args.storage, args.strategy.as_deref()).await?;
+    let listing = engine::list(&reading.engine, &reading.storages, &reading.selection).await;
+    let copies = engine::find(&listing, &args.snapshot, None)?;
+    let usable = copies.iter().find_map(|copy| {
+        let storage = reading.storages.iter().find(|storage| storage.name == copy.storage)?;
+        copy.manifest.as_ref().ok().map(|manifest| (copy, storage, manifest))
+    });
+    let Some((snapshot, storage, manifest)) = usable else {
+        let problems: Vec<String> = copies
+            .iter()
+            .filter_map(|copy| copy.manifest.as_ref().err().map(|error| format!("in `{}`: {error}", copy.storage)))
+            .collect();
+        return Err(anyhow::anyhow!("No copy of `{}` has a readable manifest: {}", args.snapshot, problems.join("; ")));
+    };
+    let facts = engine::read_facts(&reading.engine, storage, manifest, &identities).await?;
+    if args.files {
+        let (storage, folder, manifest) = (storage.clone(), snapshot.folder(), manifest.clone());
+        drop(reading);
+        return files(storage, folder, manifest, identities, facts, printer).await;
+    }
+    let commands = by_hand(storage, snapshot, manifest, facts.as_ref());
+    let storages = copies.iter().map(|copy| copy.storage.clone()).collect();
+    let now = reading.engine.clock.now();
+    let manifest = manifest.clone();
+    drop(reading);
+    if printer.is_json() {
+        printer.document(&Document { storages, manifest: &manifest, facts: facts.as_ref(), commands });
+    } else {
+        let mut text = header(&manifest, &storages, now);
+        text.push_str(&artifacts(&manifest, facts.as_ref()));
+        text.push_str(&facts_text(facts.as_ref()));
+        text.push_str(&commands_text(&commands, &manifest));
+        printer.text(&text);
+    }
+    Ok(Exit::Done)
+}
+
+fn header(manifest: &Manifest, storages: &[Name], now: chrono::DateTime<chrono::Utc>) -> String {
+    let mut text = format!("{BOLD}{}/{} {}{BOLD:#}\n", manifest.instance, manifest.strategy, manifest.id);
+    let storages: Vec<&str> = storages.iter().map(Name::as_str).collect();
+    let completeness = match manifest.completeness {
+        Completeness::Whole => "whole".to_owned(),
+        Completeness::Partial => format!("{WARN}partial: content is missing{WARN:#}"),
+    };
+    let took = (manifest.finished - manifest.started).num_seconds();
+    let lines = [
+        ("taken", format!("{} ({}), in {}", time(manifest.started), age(manifest.started, now), seconds(took as f64))),
+        ("state", completeness),
+        ("stored", format!("{} in {}", ByteSize(manifest.stored_bytes()), storages.join(", "))),
+        ("encrypted", if manifest.is_encrypted() { "yes, with age" } else { "no" }.to_owned()),
+        ("written by", format!("{} {}, format {}", manifest.program.name, manifest.program.version, manifest.format)),
+    ];
+    for (name, value) in lines {
+        let _ = writeln!(text, "  {DIM}{name:10}{DIM:#}  {value}");
+    }
+    text
+}
+
+fn artifacts(manifest: &Manifest, facts: Option<&Facts>) -> String {
+    let mut table = Table::new(&["ARTIFACT", ">PLAIN", ">STORED", "OBJECTS"]).indented(2);
+    for artifact in &manifest.artifacts {
+        let plain = facts.and_then(|facts| facts.artifacts.iter().find(|known| known.name == artifact.name));
+        let keys: Vec<&str> = artifact.objects.iter().map(|object| object.key.as_str()).collect();
+        table.row(vec![
+            artifact.name.as_str().into(),
+            plain.map_or_else(|| "-".to_owned(), |plain| ByteSize(plain.plain_bytes).to_string()).into(),
+            ByteSize(artifact.stored_bytes()).to_string().into(),
+            keys.join(" ").into(),
+        ]);
+    }
+    format!("\n{}", table.render())
+}
+
+fn facts_text(facts: Option<&Facts>) -> String {
+    let Some(facts) = facts else {
+        return format!("\n  {DIM}The facts are encrypted: `--identity-file` opens them.{DIM:#}\n");
+    };
+    let mut text = String::new();
+    for source in &facts.sources {
+        let _ = writeln!(
+            text,
+            "\n  {BOLD}{}{BOLD:#}  {DIM}consistency {}, taken in {}{DIM:#}",
+            source.name,
+            source.consistency,
+            seconds(source.seconds)
+        );
+        let Some(fields) = source.facts.as_object() else { continue };
+        let mut tables = Table::new(&["TABLE", ">ROWS"]).indented(4);
+        let mut lines = Table::new(&["", ""]).indented(4);
+        for (name, value) in fields {
+            match value {
+                serde_json::Value::Array(rows) if name == "tables" => {
+                    for row in rows {
+                        let schema = row.get("schema").and_then(serde_json::Value::as_str);
+                        let table = row.get("name").and_then(serde_json::Value::as_str).unwrap_or_default();
+                        let full = schema.map_or_else(|| table.to_owned(), |schema| format!("{schema}.{table}"));
+                        let rows = row.get("rows").filter(|rows| !rows.is_null());
+                        tables.row(vec![full.into(), rows.map_or_else(|| "-".to_owned(), ToString::to_string).into()]);
+                    }
+                }
+                // The version of the object, what there is none of, and what is told above.
+                serde_json::Value::Array(none) if none.is_empty() => {}
+                _ if name == "v" || name == "seconds" || value.is_null() => {}
+                value => lines.row(vec![Cell::styled(name.replace('_', " "), DIM), fact(name, value).into()]),
+            }
+        }
+        text.push_str(lines.render().split_once('\n').map(|(_, lines)| lines).unwrap_or_default());
+        if !tables.is_empty() {
+            text.push_str(&tables.render());
+        }
+    }
+    if !facts.warnings.is_empty() {
+        let _ = writeln!(text, "\n  {WARN}{}{WARN:#}", count(facts.warnings.count(), "warning"));
+        for warning in facts.warnings.kept() {
+            let source = warning.source.as_deref().unwrap_or("-");
+            let path = warning.path.as_ref().map(|path| format!("`{path}`: ")).unwrap_or_default();
+            let missing = if warning.missing { format!("  {BAD}content is missing{BAD:#}") } else { String::new() };
+            let _ = writeln!(text, "    {source}: {path}{}{missing}", warning.reason);
+        }
+    }
+    text
+}
+
+/// One fact as people read it.
+fn fact(name: &str, value: &serde_json::Value) -> String {
+    match value {
+        serde_json::Value::String(text) => text.clone(),
+        serde_json::Value::Number(number) if name == "bytes" || name.ends_with("_bytes") || name == "page_size" => {
+            number.as_u64().map_or_else(|| number.to_string(), |bytes| ByteSize(bytes).to_string())
+        }
+        serde_json::Value::Array(items) => items.iter().map(|item| fact(name, item)).collect::<Vec<_>>().join(", "),
+        // `{name, version}` of an extension.
+        serde_json::Value::Object(fields) if fields.contains_key("name") => {
+            fields.values().map(|value| fact(name, value)).collect::<Vec<_>>().join(" ")
+        }
+        serde_json::Value::Object(fields) => {
+            let fields = fields.iter().filter(|(_, value)| value.as_u64() != Some(0));
+            fields
+                .map(|(key, value)| format!("{} {}", key.replace('_', " "), fact(key, value)))
+                .collect::<Vec<_>>()
+                .join(", ")
+        }
+        other => other.to_string(),
+    }
+}
+
+/// The commands that get each artifact back from `storage` without this program. `$KEY`, `$DATABASE` and `$DIR` stand for what only the operator knows.
+fn by_hand(storage: &OpenStorage, snapshot: &Snapshot, manifest: &Manifest, facts: Option<&Facts>) -> Vec<ByHand> {
+    let address = storage.storage.address();
+    let folder = snapshot.folder();
+    let fetch = |artifact: &Artifact| {
+        let keys: Vec<String> =
+            artifact.objects.iter().map(|object| quoted(&format!("{address}/{folder}{}", object.key))).collect();
+        if address.starts_with("s3://") {
+            let copies: Vec<String> = keys.iter().map(|key| format!("aws s3 cp {key} -")).collect();
+            if let [single] = copies.as_slice() { single.clone() } else { format!("({})", copies.join("; ")) }
+        } else {
+            format!("cat {}", keys.join(" "))
+        }
+    };
+    manifest
+        .artifacts
+        .iter()
+        .filter_map(|artifact| {
+            let last = engine::by_hand(artifact, facts)?;
+            let decrypt = (artifact.codec.encryption == Encryption::Age).then(|| r#"age -d -i "$KEY""#.to_owned());
+            let decompress = match artifact.codec.compression {
+                Compression::Zstd => Some("zstd -d".to_owned()),
+                Compression::Gzip => Some("gzip -d".to_owned()),
+                Compression::None => None,
+            };
+            let steps = [Some(fetch(artifact)), decrypt, decompress, Some(last)];
+            let command = steps.into_iter().flatten().collect::<Vec<_>>().join(" | ").replace(" | cat > ", " > ");
+            Some(ByHand { artifact: artifact.name.clone(), command })
+        })
+        .collect()
+}
+
+fn commands_text(commands: &[ByHand], manifest: &Manifest) -> String {
+    let key = if manifest.is_encrypted() { "the identity file in $KEY, " } else { "" };
+    let mut text = format!(
+        "\n  {BOLD}Without this program{BOLD:#}  {DIM}{key}the address of the database in $DATABASE, the folder in $DIR{DIM:#}\n"
+    );
+    if commands.iter().any(|command| command.command.contains("aws s3 cp")) {
+        let _ = writeln!(
+            text,
+            "    {DIM}`aws` takes the store's address from $AWS_ENDPOINT_URL, its region from $AWS_REGION, the keys from $AWS_ACCESS_KEY_ID and $AWS_SECRET_ACCESS_KEY{DIM:#}"
+        );
+    }
+    for command in commands {
+        let _ = writeln!(text, "    {}", command.command);
+    }
+    text
+}
+
+/// Lists the entries of every index of the snapshot.
+async fn files(
+    storage: OpenStorage,
+    folder: String,
+    manifest: Manifest,
+    identities: Vec<Identity>,
+    facts: Option<Facts>,
+    printer: &Printer,
+) -> anyhow::Result<Exit> {
+    let runtime = tokio::runtime::Handle::current();
+    let json = printer.is_json();
+    let text = tokio::task::spawn_blocking(move || -> anyhow::Result<String> {
+        let mut text = String::new();
+        let mut entries = Vec::new();
+        for artifact in manifest.artifacts.iter().filter(|artifact| artifact.kind == ArtifactKind::Index) {
+            let plain = engine::read_plain(&storage, &folder, artifact, &identities, facts.as_ref(), &runtime)?;
+            let source = artifact.source.as_ref().map(Name::as_str).unwrap_or_default();
+            read_index(plain, source, json, &mut text, &mut entries)?;
+        }
+        if json {
+            text = format!("{:#}\n", serde_json::json!({ "format": 1, "files": entries }));
+        }
+        Ok(text)
+    })
+    .await??;
+    printer.text(if text.is_empty() { "No files.\n" } else { &text });
+    Ok(Exit::Done)
+}
+
+/// Adds the entries of one index, as lines like those of `ls -l` or as values.
+fn read_index(
+    plain: Box<dyn Read + Send>,
+    source: &str,
+    json: bool,
+    text: &mut String,
+    entries: &mut Vec<serde_json::Value>,
+) -> anyhow::Result<()> {
+    let mut index = directory::index::IndexReader::new(plain)?;
+    while let Some(entry) = index.next_entry()? {
+        if json {
+            let mut value = serde_json::to_value(&entry)?;
+            if let Some(fields) = value.as_object_mut() {
+                fields.insert("source".to_owned(), source.into());
+            }
+            entries.push(value);
+            continue;
+        }
+        let path = String::from_utf8_lossy(&entry.path);
+        let target = entry.target.as_ref().map(|target| format!(" -> {}", String::from_utf8_lossy(target)));
+        let time = chrono::DateTime::from_timestamp(entry.mtime.seconds, entry.mtime.nanos).unwrap_or_default();
+        let _ = writeln!(
+            text,
+            "{} {:04o} {:>8} {:>8} {:>12} {} {source}/{}{}",
+            kind_letter(entry.kind),
+            entry.mode,
+            entry.uname.unwrap_or_else(|| entry.uid.to_string()),
+            entry.gname.unwrap_or_else(|| entry.gid.to_string()),
+            entry.size,
+            time.format("%Y-%m-%d %H:%M"),
+            path.escape_debug(),
+            target.unwrap_or_default().escape_debug(),
+        );
+    }
+    Ok(())
+}
+
+fn kind_letter(kind: directory::Kind) -> char {
+    match kind {
+        directory::Kind::File => '-',
+        directory::Kind::Directory => 'd',
+        directory::Kind::Symlink => 'l',
+        directory::Kind::Hardlink => 'h',
+        directory::Kind::Fifo => 'p',
+        directory::Kind::Char => 'c',
+        directory::Kind::Block => 'b',
+    }
+}

@@ -1,0 +1,107 @@
+//! `backup verify`.
+
+use std::fmt::Write as _;
+
+use clap::Args;
+
+use super::Exit;
+use super::output::{BAD, Cell, DIM, GOOD, Printer, Table, count};
+use super::setup::{IdentityArgs, Setup, StorageArgs};
+use crate::engine::{self, Listing, VerifyReport};
+use crate::model::ByteSize;
+
+#[derive(Debug, Args)]
+pub(super) struct VerifyArgs {
+    /// Of this strategy only
+    #[arg(long, value_name = "NAME")]
+    strategy: Option<String>,
+    /// This snapshot only: an id, the beginning or end of one, or `latest`
+    #[arg(long, value_name = "ID")]
+    snapshot: Option<String>,
+    /// Read every stored byte and hold it against its digest; with an identity, or where nothing is encrypted, decode it too
+    #[arg(long)]
+    read_data: bool,
+    #[command(flatten)]
+    storage: StorageArgs,
+    #[command(flatten)]
+    identities: IdentityArgs,
+}
+
+pub(super) async fn run(setup: &Setup, args: VerifyArgs, printer: &Printer) -> anyhow::Result<Exit> {
+    let identities = args.identities.load()?;
+    let reading = setup.reading(&args.storage, args.strategy.as_deref()).await?;
+    let mut listing = engine::list(&reading.engine, &reading.storages, &reading.selection).await;
+    if let Some(wanted) = &args.snapshot {
+        let snapshots = engine::find(&listing, wanted, None)?;
+        listing = Listing { snapshots, unlisted: listing.unlisted };
+    }
+    let report = engine::verify(&reading.engine, &reading.storages, &listing, args.read_data, &identities).await?;
+    drop(reading);
+    if printer.is_json() {
+        printer.document(&report);
+    } else {
+        printer.text(&report_text(&report, args.read_data));
+    }
+    Ok(match (report.is_damaged(), report.is_complete()) {
+        (true, _) => Exit::Damaged,
+        (false, false) => Exit::Failed,
+        (false, true) => Exit::Done,
+    })
+}
+
+fn report_text(report: &VerifyReport, read_data: bool) -> String {
+    let mut table = Table::new(&["STORAGE", "INSTANCE", "STRATEGY", "ID", ">SIZE", "STATE"]);
+    for verdict in &report.snapshots {
+        let state = match (verdict.problems.is_empty(), verdict.read, verdict.decoded) {
+            (false, ..) => Cell::styled("damaged", BAD),
+            _ if !verdict.unread.is_empty() => Cell::styled("not known", BAD),
+            (true, false, _) => Cell::styled("sizes match", GOOD),
+            (true, true, false) => Cell::styled("digests match", GOOD),
+            (true, true, true) => Cell::styled("decoded", GOOD),
+        };
+        table.row(vec![
+            verdict.storage.as_str().into(),
+            verdict.instance.as_str().into(),
+            verdict.strategy.as_str().into(),
+            verdict.id.as_str().into(),
+            ByteSize(verdict.stored_bytes).to_string().into(),
+            state,
+        ]);
+    }
+    let mut text = if table.is_empty() { "No snapshots.\n".to_owned() } else { table.render() };
+    for verdict in &report.snapshots {
+        for problem in &verdict.problems {
+            let _ = writeln!(text, "{BAD}{} in {}:{BAD:#} {problem}", verdict.id, verdict.storage);
+        }
+        for unread in &verdict.unread {
+            let _ = writeln!(text, "{BAD}{} in {}, not looked at:{BAD:#} {unread}", verdict.id, verdict.storage);
+        }
+    }
+    for (storage, error) in &report.unlisted {
+        let _ = writeln!(text, "{BAD}{storage} could not be listed:{BAD:#} {error}");
+    }
+    let damaged = report.snapshots.iter().filter(|verdict| !verdict.problems.is_empty()).count() as u64;
+    if damaged > 0 {
+        let _ = writeln!(text, "{BAD}{} damaged{BAD:#}", count(damaged, "snapshot"));
+    } else if report.is_complete()
+        && let Some(looked) = what_was_looked_at(report, read_data)
+    {
+        let _ = writeln!(text, "{DIM}{looked}{DIM:#}");
+    }
+    text
+}
+
+/// What the word in the last column stands for.
+fn what_was_looked_at(report: &VerifyReport, read_data: bool) -> Option<&'static str> {
+    let mut sound = report.snapshots.iter().filter(|verdict| verdict.problems.is_empty()).peekable();
+    sound.peek()?;
+    Some(match (read_data, sound.all(|verdict| verdict.decoded)) {
+        (false, _) => "Manifests, presence and sizes were checked; `--read-data` reads every byte.",
+        (true, true) => {
+            "Every byte was read, decoded, and held against the digests of what was stored and what was backed up."
+        }
+        (true, false) => {
+            "Every stored byte was read and held against its digest; with `--identity-file`, what is encrypted is decoded too."
+        }
+    })
+}
