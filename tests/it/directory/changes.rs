@@ -1,0 +1,297 @@
+//! The tree changes while it is read. Each change is made at a known moment: when the headers of an entry are written.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use holdfast::source::SourceError;
+use holdfast::source::directory::Kind;
+
+use super::world::{Archiver, Backup, config, is_root, join, mode, world, write};
+
+/// A hook that acts once, when the headers of the entry with that name in the tarball are about to be written; its content is not
+/// read yet.
+fn when_headers_of(name: &str, act: impl FnOnce() + Send + 'static) -> impl FnMut(&[u8]) + Send + 'static {
+    let field = format!("{name}\0");
+    let mut act = Some(act);
+    move |bytes| {
+        let header = bytes.len().checked_sub(512).map(|at| &bytes[at..]);
+        if header.is_some_and(|header| header.starts_with(field.as_bytes()))
+            && let Some(act) = act.take()
+        {
+            act();
+        }
+    }
+}
+
+/// Whatever happened, every content is where the index says, and GNU tar reads the tarball to its end.
+fn assert_sound(backup: &Backup) {
+    for entry in backup.entries.iter().filter(|entry| entry.kind == Kind::File) {
+        assert_eq!(entry.digest, Some(holdfast::model::Digest::of(backup.content(entry))));
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    Archiver::Gnu.extract(&backup.tar, &scratch.path().join("x"));
+}
+
+fn tree() -> (super::world::World, std::path::PathBuf) {
+    let world = world();
+    let root = world.path("root");
+    fs::create_dir(&root).unwrap();
+    for name in ["a", "b", "c"] {
+        write(&root.join(name), name.repeat(600_000));
+    }
+    (world, root)
+}
+
+#[test]
+fn a_file_that_grows_is_cut_at_the_size_it_had() {
+    let (world, root) = tree();
+    let file = root.join("b");
+    let grow = move || fs::OpenOptions::new().append(true).open(file).unwrap().write_all(b"more").unwrap();
+    let backup = world.dump_while(config(&root), when_headers_of("b", grow)).unwrap();
+    assert_eq!(backup.content(backup.entry("b")), "b".repeat(600_000).as_bytes());
+    assert!(backup.entry("b").changed && !backup.entry("c").changed);
+    assert_eq!(
+        backup.warning("b"),
+        Some(("It grew while it was read: the 600000 bytes it had at first were stored".to_owned(), false))
+    );
+    assert_eq!((backup.warnings.count(), backup.warnings.missing()), (1, 0));
+    assert_eq!(backup.facts["changed"], 1);
+    assert_sound(&backup);
+}
+
+#[test]
+fn a_file_that_shrinks_is_filled_up_with_zeros() {
+    let (world, root) = tree();
+    let file = root.join("b");
+    let shrink = move || fs::OpenOptions::new().write(true).open(file).unwrap().set_len(1000).unwrap();
+    let backup = world.dump_while(config(&root), when_headers_of("b", shrink)).unwrap();
+    let expected = ["b".repeat(1000).as_bytes(), &[0; 599_000]].concat();
+    assert_eq!(backup.content(backup.entry("b")), expected);
+    assert!(backup.entry("b").changed && !backup.entry("c").changed);
+    assert_eq!(
+        backup.warning("b"),
+        Some(("It shrank while it was read, so its last 599000 bytes are zeros".to_owned(), false))
+    );
+    assert_sound(&backup);
+}
+
+#[test]
+fn a_file_that_is_written_in_place_is_noticed() {
+    let (world, root) = tree();
+    let file = root.join("b");
+    let rewrite = move || write(&file, "B".repeat(600_000));
+    let backup = world.dump_while(config(&root), when_headers_of("b", rewrite)).unwrap();
+    assert_eq!(backup.warning("b"), Some(("It changed while it was read".to_owned(), false)));
+    assert!(backup.entry("b").changed);
+    assert_sound(&backup);
+}
+
+#[test]
+fn a_file_whose_times_are_set_back_after_a_write_is_noticed_too() {
+    let (world, root) = tree();
+    let file = root.join("b");
+    super::mtime(&file, 1_000_000_000, 0);
+    let rewrite = move || {
+        write(&file, "B".repeat(600_000));
+        super::mtime(&file, 1_000_000_000, 0);
+    };
+    let backup = world.dump_while(config(&root), when_headers_of("b", rewrite)).unwrap();
+    assert!(backup.entry("b").changed);
+}
+
+#[test]
+fn entries_that_vanish_or_become_something_else_do_not_end_the_run() {
+    let (world, root) = tree();
+    fs::create_dir(root.join("folder")).unwrap();
+    fs::create_dir(root.join("gone folder")).unwrap();
+    let at = root.clone();
+    let change = move || {
+        fs::remove_file(at.join("b")).unwrap();
+        fs::remove_dir(at.join("gone folder")).unwrap();
+        fs::remove_file(at.join("c")).unwrap();
+        fs::create_dir(at.join("c")).unwrap();
+        write(&at.join("c/inner"), "inner");
+        fs::remove_dir(at.join("folder")).unwrap();
+        symlink("/etc", at.join("folder")).unwrap();
+    };
+    let backup = world.dump_while(config(&root), when_headers_of("a", change)).unwrap();
+    assert_eq!(backup.paths(), [".", "a", "c", "c/inner", "folder"]);
+    assert_eq!((backup.entry("c").kind, backup.entry("folder").kind), (Kind::Directory, Kind::Symlink));
+    assert_eq!(backup.warning("b"), Some(("It vanished before it was read".to_owned(), false)));
+    assert_eq!((backup.warnings.count(), backup.warnings.missing()), (2, 0), "what vanished was not there any more");
+    assert_eq!(backup.facts["skipped"], 2);
+    assert_sound(&backup);
+}
+
+#[test]
+fn a_folder_that_is_swapped_for_a_link_leads_nowhere() {
+    let (world, root) = tree();
+    let outside = world.path("outside");
+    fs::create_dir(&outside).unwrap();
+    for name in ["x", "y"] {
+        write(&outside.join(name), "SECRET");
+        for folder in ["m", "n"] {
+            fs::create_dir_all(root.join(folder)).unwrap();
+            write(&root.join(folder).join(name), "inside");
+        }
+    }
+    // One before it is entered, the other while the walk stands in it.
+    let at = root.clone();
+    let swap = move || {
+        for folder in ["m", "n"] {
+            fs::rename(at.join(folder), at.join(format!("../old {folder}"))).unwrap();
+            symlink("../outside", at.join(folder)).unwrap();
+        }
+    };
+    let backup = world.dump_while(config(&root), when_headers_of("m/x", swap)).unwrap();
+    assert_eq!(backup.paths(), [".", "a", "b", "c", "m", "m/x", "m/y", "n"]);
+    assert_eq!(backup.content(backup.entry("m/y")), b"inside");
+    assert_eq!(backup.entry("n").kind, Kind::Symlink);
+    assert!(!backup.tar.windows(6).any(|bytes| bytes == b"SECRET"));
+    assert_sound(&backup);
+}
+
+#[test]
+fn a_folder_that_moves_away_beneath_the_walk_is_missing_and_the_rest_is_taken() {
+    let world = world();
+    let root = world.path("root");
+    // Deep enough that the folders near the root are closed when the walk is at the end.
+    let top = root.join("top");
+    let mut folder = top.clone();
+    for _ in 0..200 {
+        folder.push("m");
+    }
+    fs::create_dir_all(&folder).unwrap();
+    write(&folder.join("end"), "end");
+    write(&top.join("z"), "z");
+    write(&root.join("zz"), "zz");
+    let (from, to) = (top.clone(), world.path("elsewhere"));
+    let name = format!("top/{}end", "m/".repeat(200));
+    let mut acted = false;
+    let act = move |bytes: &[u8]| {
+        // The name is too long for the header's field, so it stands in the pax header.
+        if !acted && bytes.windows(name.len()).any(|window| window == name.as_bytes()) {
+            acted = true;
+            fs::create_dir(&to).unwrap();
+            fs::rename(from.join("m"), to.join("m")).unwrap();
+            fs::rename(&from, to.join("top")).unwrap();
+        }
+    };
+    let backup = world.dump_while(config(&root), act).unwrap();
+    assert!(backup.find("zz").is_some() && backup.find("top/z").is_none());
+    let (reason, missing) = backup.warning("top").unwrap();
+    assert!(reason.contains("moved") && missing, "{reason}");
+}
+
+#[test]
+fn what_may_not_be_read_is_missing_and_the_rest_is_taken() {
+    let (world, root) = tree();
+    fs::create_dir(root.join("closed")).unwrap();
+    write(&root.join("closed/x"), "x");
+    fs::create_dir(root.join("names only")).unwrap();
+    write(&root.join("names only/x"), "x");
+    mode(&root.join("b"), 0);
+    mode(&root.join("closed"), 0);
+    mode(&root.join("names only"), 0o444);
+    mode(world.scratch.path(), 0o755);
+    let backup = as_ordinary_user(|| world.dump(config(&root)).unwrap());
+    assert_eq!(backup.paths(), [".", "a", "c", "closed", "names only"]);
+    for path in ["b", "closed", "names only/x"] {
+        let (reason, missing) = backup.warning(path).unwrap_or_else(|| panic!("{path}: {:?}", backup.warnings));
+        assert!(missing && reason.contains("Permission denied"), "{path}: {reason}");
+    }
+    assert_eq!(backup.warnings.missing(), 3);
+    assert_sound(&backup);
+    mode(&root, 0);
+    let error = as_ordinary_user(|| world.dump(config(&root)).err().unwrap());
+    assert!(matches!(&error, SourceError::Io { attempt: "read the folder", .. }), "{error}");
+    mode(&root, 0o700);
+}
+
+/// Acts with the rights of nobody where the tests run as root: identities of threads are their own.
+pub(super) fn as_ordinary_user<T: Send>(act: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            if is_root() {
+                let (user, group) = (rustix::fs::Uid::from_raw(65_534), rustix::fs::Gid::from_raw(65_534));
+                rustix::thread::set_thread_res_gid(group, group, group).unwrap();
+                rustix::thread::set_thread_res_uid(user, user, user).unwrap();
+            }
+            act()
+        });
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+#[test]
+fn a_root_that_is_removed_while_it_is_read_is_no_backup() {
+    let (world, root) = tree();
+    let at = root.clone();
+    let error =
+        world.dump_while(config(&root), when_headers_of("a", move || fs::remove_dir_all(at).unwrap())).err().unwrap();
+    assert!(error.to_string().contains("was removed while it was read"), "{error}");
+}
+
+#[test]
+fn a_second_name_of_a_file_that_was_written_in_between_keeps_its_own_content() {
+    let (world, root) = tree();
+    fs::hard_link(root.join("a"), root.join("d")).unwrap();
+    let at = root.clone();
+    let backup = world.dump_while(config(&root), when_headers_of("c", move || write(&at.join("d"), "later"))).unwrap();
+    assert_eq!(backup.entry("d").kind, Kind::File);
+    assert_eq!(backup.content(backup.entry("d")), b"later");
+}
+
+#[test]
+fn a_cancelled_dump_ends_at_once() {
+    let (world, root) = tree();
+    let cancel = world.cancel.clone();
+    let result = world.dump_while(config(&root), when_headers_of("b", move || cancel.cancel()));
+    assert!(matches!(result.err(), Some(SourceError::Cancelled)));
+}
+
+#[test]
+fn every_content_of_a_tree_that_changes_all_the_time_is_sound() {
+    let world = world();
+    let root = world.path("root");
+    fs::create_dir_all(root.join("sub")).unwrap();
+    let name = |number: usize| format!("{}{}", if number.is_multiple_of(2) { "" } else { "sub/" }, number % 40);
+    for number in 0..80 {
+        write(&root.join(name(number)), "x".repeat(number * 997));
+    }
+    // A fixed sequence of changes, one at each piece that is written.
+    let (at, mut step) = (root.clone(), 1_usize);
+    let churn = move |_: &[u8]| {
+        step = step.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let path = at.join(name((step >> 33) % 80));
+        match (step >> 50) % 5 {
+            0 => drop(fs::remove_file(path)),
+            1 => drop(fs::write(path, "y".repeat((step >> 40) % 300_000))),
+            2 => drop(fs::rename(path, at.join(name((step >> 20) % 80)))),
+            3 => drop(symlink("/etc/passwd", join(Path::new(&path), b""))),
+            _ => drop(fs::OpenOptions::new().append(true).open(path).map(|mut file| file.write_all(&[1; 5000]))),
+        }
+    };
+    let backup = world.dump_while(config(&root), churn).unwrap();
+    assert!(!backup.entries.is_empty() && backup.warnings.missing() == 0, "{:?}", backup.warnings);
+    assert_sound(&backup);
+}
+
+#[test]
+fn a_file_that_fails_while_it_is_read_is_missing_and_the_tarball_stays_whole() {
+    let world = world();
+    // The loopback device has no speed: the file has a size and opens, and reading it is an error.
+    let mut chosen = config(Path::new("/sys/class/net/lo"));
+    chosen.include = super::patterns(&["/speed", "/tx_queue_len"]);
+    let backup = world.dump(chosen).unwrap();
+    let entry = backup.entry("speed");
+    assert!(entry.changed && backup.content(entry).iter().all(|byte| *byte == 0));
+    let (reason, missing) = backup.warning("speed").unwrap();
+    assert!(missing && reason.contains(&format!("its last {} bytes are zeros", entry.size)), "{reason}");
+    assert_eq!(backup.warnings.missing(), 1);
+    let (reason, missing) = backup.warning("tx_queue_len").unwrap();
+    assert!(reason.contains("shrank") && !missing, "the file system only claims its size: {reason}");
+    assert_sound(&backup);
+}

@@ -1,0 +1,337 @@
+//! The `directory` source: what it keeps of a tree, what it does when the tree changes under it, and what it refuses to restore.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "everything here is a test or serves one; that functions beside the tests do, clippy cannot see"
+)]
+
+mod bounds;
+mod changes;
+mod hostile;
+mod restoring;
+mod world;
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use holdfast::model::Digest;
+use holdfast::source::directory::Kind;
+
+use world::{Archiver, assert_same, config, is_root, join, listing, mode, mtime, owner, patterns, run, world, write};
+
+/// A tree with every kind of entry and every attribute that is kept.
+fn full_tree(root: &Path) {
+    fs::create_dir(root).unwrap();
+    write(&root.join("empty"), "");
+    write(&root.join("file"), "content\n");
+    write(&root.join("block"), [7; 512]);
+    write(&root.join("big"), (0..1_000_003_u32).map(|number| number.to_le_bytes()[1]).collect::<Vec<_>>());
+    fs::create_dir_all(root.join("folder/deeper/empty folder")).unwrap();
+    write(&root.join("folder/deeper/-dash"), "x");
+    write(&root.join("folder/.hidden"), "x");
+    write(&root.join("æøå ☃"), "utf-8");
+    write(&join(root, b"not utf-8 \xff\xfe"), "raw");
+    write(&join(root, b"new\nline\\and \"quotes\" = 10%"), "x");
+    symlink(std::ffi::OsStr::new("target \u{2603}"), root.join("link ☃")).unwrap();
+    symlink(join(Path::new(""), b"\xff"), root.join("link to raw")).unwrap();
+    symlink("../../outside", root.join("folder/link out")).unwrap();
+    symlink("/absolute", root.join("absolute link")).unwrap();
+    symlink("folder", root.join("link to folder")).unwrap();
+    symlink("t".repeat(150), root.join("long link")).unwrap();
+    symlink(format!("{}/", "long/".repeat(200)), root.join("longer link")).unwrap();
+    for length in [97, 98, 99, 100, 101, 155, 200, 255] {
+        write(&root.join("n".repeat(length)), format!("{length}"));
+    }
+    let mut deep = root.join("d".repeat(100));
+    for _ in 0..4 {
+        fs::create_dir(&deep).unwrap();
+        write(&deep.join("f".repeat(100)), "deep");
+        deep.push("e".repeat(99));
+    }
+    fs::hard_link(root.join("file"), root.join("folder/hard link")).unwrap();
+    fs::hard_link(root.join("file"), root.join("h".repeat(150))).unwrap();
+    fs::hard_link(root.join("link to folder"), root.join("hard link to link")).unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, root.join("fifo"), rustix::fs::FileType::Fifo, 0o640.into(), 0).unwrap();
+    for (name, bits) in
+        [("r", 0o400), ("x", 0o755), ("none", 0o000), ("all", 0o777), ("suid", 0o4755), ("sgid", 0o2755)]
+    {
+        write(&root.join(name), name);
+        mode(&root.join(name), bits);
+    }
+    for (name, bits) in [("sticky", 0o1777), ("setgid", 0o2770), ("read only", 0o555)] {
+        fs::create_dir(root.join(name)).unwrap();
+        write(&root.join(name).join("x"), "x");
+        mode(&root.join(name), bits);
+    }
+    for (name, seconds, nanos) in [
+        ("t-whole", 1_000_000_000, 0),
+        ("t-nanos", 1_000_000_000, 1),
+        ("t-all-nanos", 1_700_000_000, 999_999_999),
+        ("t-zero", 0, 0),
+        ("t-before", -1_000_000, 0),
+        ("t-before-nanos", -2, 250_000_000),
+        ("t-late", 8_589_934_592, 5),
+    ] {
+        write(&root.join(name), name);
+        mtime(&root.join(name), seconds, nanos);
+    }
+    let attribute = |name: &str, key: &str, value: &[u8]| {
+        rustix::fs::setxattr(root.join(name), key, value, rustix::fs::XattrFlags::empty()).unwrap();
+    };
+    attribute("file", "user.plain", b"value");
+    write(&root.join("odd attribute"), "x");
+    attribute("odd attribute", "user.a=b%c", b"x");
+    attribute("file", "user.bytes", b"with = and\nnewline and \0 zero and \xff");
+    attribute("folder", "user.empty", b"");
+    if is_root() {
+        // An access list: user::rw-, user:1000:r--, group::r--, mask::r--, other::---.
+        let entry =
+            |tag: u16, bits: u16, id: u32| [&tag.to_le_bytes()[..], &bits.to_le_bytes(), &id.to_le_bytes()].concat();
+        let list = [
+            2_u32.to_le_bytes().to_vec(),
+            entry(1, 6, u32::MAX),
+            entry(2, 4, 1000),
+            entry(4, 4, u32::MAX),
+            entry(16, 4, u32::MAX),
+            entry(32, 0, u32::MAX),
+        ]
+        .concat();
+        attribute("big", "system.posix_acl_access", &list);
+        attribute("folder", "system.posix_acl_default", &list);
+        attribute("x", "security.capability", &[1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        attribute("x", "trusted.holdfast", b"t");
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            root.join("device"),
+            rustix::fs::FileType::CharacterDevice,
+            0o600.into(),
+            rustix::fs::makedev(1, 3),
+        )
+        .unwrap();
+        owner(&root.join("empty"), 10_001, 10_001);
+        owner(&root.join("t-whole"), 3_000_000, 4_000_000);
+        owner(&root.join("link ☃"), 1, 2);
+        owner(&root.join("sticky"), 33, 33);
+        owner(&root.join("suid"), 33, 34);
+        mode(&root.join("suid"), 0o6755);
+    }
+    for (name, seconds) in [("folder/deeper", 1_100_000_000), ("folder", 1_200_000_000), ("link ☃", 1_300_000_000)] {
+        mtime(&root.join(name), seconds, 123_456_789);
+    }
+    mode(root, 0o751);
+    mtime(root, 1_400_000_000, 987_654_321);
+}
+
+/// Without the lines of entries whose names begin so.
+fn without(lines: &[String], names: &[&str]) -> Vec<String> {
+    let named = |line: &&String| !names.iter().any(|name| line.starts_with(name));
+    lines.iter().filter(named).cloned().collect()
+}
+
+/// What bsdtar does not give back, of its own tarballs either: the time of the root, access lists that are not text, times before
+/// 1970 with a fraction, and the sign `=` in the name of an attribute.
+const NOT_BY_BSDTAR: [&str; 5] = ["b'.' ", "b'./big' ", "b'./folder' ", "b'./t-before-nanos' ", "b'./odd attribute' "];
+/// What Python's `tarfile` does not: attributes, the times of links, and times finer than its floating point.
+const PYTHON: [&str; 3] = ["no-attributes", "no-link-times", "milliseconds"];
+
+#[test]
+fn other_programs_extract_the_same_tree() {
+    let world = world();
+    let root = world.path("root");
+    full_tree(&root);
+    let backup = world.dump(config(&root)).unwrap();
+    assert!(backup.warnings.is_empty(), "{:?}", backup.warnings);
+    let extracted = |archiver: Archiver| {
+        let place = world.path(&format!("{archiver:?}"));
+        archiver.extract(&backup.tar, &place);
+        place
+    };
+    assert_same(&listing(&extracted(Archiver::Gnu), &[]), &listing(&root, &[]), "GNU tar");
+    let by_bsdtar = without(&listing(&extracted(Archiver::Bsd), &[]), &NOT_BY_BSDTAR);
+    assert_same(&by_bsdtar, &without(&listing(&root, &[]), &NOT_BY_BSDTAR), "bsdtar");
+    assert_same(&listing(&extracted(Archiver::Python), &PYTHON), &listing(&root, &PYTHON), "Python");
+}
+
+#[test]
+fn tarballs_of_other_programs_are_restored() {
+    let world = world();
+    let root = world.path("root");
+    full_tree(&root);
+    sparse_files(&root);
+    let coarse = ["no-attributes", "seconds"];
+    for (name, archiver, format, options) in [
+        ("posix", "tar", "--format=posix", &[][..]),
+        ("posix sparse", "tar", "--format=posix --sparse", &[]),
+        ("posix sparse 0.1", "tar", "--format=posix --sparse --sparse-version=0.1", &[]),
+        ("gnu", "tar", "--format=gnu", &coarse),
+        ("gnu sparse", "tar", "--format=gnu --sparse", &coarse),
+        ("bsd", "bsdtar", "--format=pax", &[]),
+        ("bsd gnutar", "bsdtar", "--format=gnutar", &coarse),
+    ] {
+        let place = world.path(name);
+        // GNU tar's own format has no place for years before 1970 with a fraction, nor bsdtar for access lists that are not text.
+        let mut except = vec!["b'./t-before"];
+        if archiver == "bsdtar" {
+            except.extend(NOT_BY_BSDTAR);
+            except.extend((name == "bsd gnutar").then_some("b'./t-late' "));
+        }
+        let attributes = if format == "--format=posix" { " --xattrs --xattrs-include='*'" } else { "" };
+        let keep = if attributes.is_empty() && options.is_empty() { &["no-attributes"][..] } else { options };
+        let command = format!("{archiver} {format}{attributes} -C '{}' -cf - .", root.display());
+        let tar = run("sh", &["-c".as_ref(), command.as_ref()], &[]);
+        world.restore(&tar, &place).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let expected = without(&listing(&root, keep), &except);
+        assert_same(&without(&listing(&place, keep), &except), &expected, name);
+    }
+}
+
+/// Files with holes: at the front, in the middle, at the end, and nothing else.
+fn sparse_files(root: &Path) {
+    use std::os::unix::fs::FileExt;
+    for (name, size, pieces) in [
+        ("s-front", 300_000, &[290_000_u64][..]),
+        ("s-many", 3_000_000, &[0, 200_000, 400_000, 600_000, 800_000, 1_000_000, 1_200_000, 2_000_000]),
+        ("s-end", 1_000_000, &[0]),
+        ("s-only", 1_000_000, &[]),
+    ] {
+        let file = fs::File::create(root.join(name)).unwrap();
+        file.set_len(size).unwrap();
+        for offset in pieces {
+            file.write_all_at(name.as_bytes(), *offset).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_restore_gives_back_the_same_tree() {
+    let world = world();
+    let root = world.path("root");
+    full_tree(&root);
+    let backup = world.dump(config(&root)).unwrap();
+    let place = world.path("a/b/restored");
+    let restored = world.restore(&backup.tar, &place).unwrap();
+    assert!(restored.warnings.is_empty(), "{:?}", restored.warnings);
+    assert_eq!(restored.place, place.display().to_string());
+    assert_same(&listing(&place, &[]), &listing(&root, &[]), "restored");
+}
+
+#[test]
+fn the_index_says_where_everything_is() {
+    let world = world();
+    let root = world.path("root");
+    full_tree(&root);
+    let backup = world.dump(config(&root)).unwrap();
+    let mut end = 0;
+    for entry in &backup.entries {
+        let place = String::from_utf8_lossy(&entry.path);
+        assert_eq!(entry.offset, end, "{place} begins where the one before it ends");
+        assert!(entry.data_offset >= entry.offset + 512 && entry.data_offset % 512 == 0, "{place}");
+        end = (entry.data_offset + entry.length).next_multiple_of(512);
+        if entry.kind == Kind::File {
+            assert_eq!(entry.digest, Some(Digest::of(backup.content(entry))), "{place}");
+            assert_eq!(backup.content(entry), fs::read(join(&root, &entry.path)).unwrap(), "{place}");
+            assert_eq!(entry.size, entry.length);
+        } else {
+            assert_eq!((entry.size, entry.length, entry.digest), (0, 0, None), "{place}");
+        }
+        assert!(!entry.changed && entry.archive.is_none());
+    }
+    assert_eq!(end + 1024, backup.footer.stream_bytes);
+    assert_eq!(backup.footer.entries, listing(&root, &[]).len() as u64);
+    assert_eq!(backup.entries[0].path, b".");
+    assert_eq!(backup.entry("folder/hard link").kind, Kind::Hardlink);
+    assert_eq!(backup.entry("folder/hard link").target.as_deref(), Some(b"file".as_slice()));
+    let count = |kind| backup.entries.iter().filter(|entry| entry.kind == kind).count() as u64;
+    assert_eq!(backup.facts["files"], count(Kind::File));
+    assert_eq!(backup.facts["directories"], count(Kind::Directory));
+    assert_eq!(backup.facts["hardlinks"], count(Kind::Hardlink));
+    assert_eq!(backup.facts["entries"], backup.footer.entries);
+    assert_eq!(backup.facts["bytes"], backup.footer.bytes);
+}
+
+#[test]
+fn two_dumps_of_a_tree_are_the_same_bytes_and_so_is_one_of_the_restored_tree() {
+    let world = world();
+    let root = world.path("root");
+    full_tree(&root);
+    let first = world.dump(config(&root)).unwrap();
+    assert!(world.dump(config(&root)).unwrap().tar == first.tar);
+    let place = world.path("restored");
+    world.restore(&first.tar, &place).unwrap();
+    assert!(world.dump(config(&place)).unwrap().tar == first.tar);
+}
+
+#[test]
+fn only_what_is_included_and_not_excluded_is_taken() {
+    let world = world();
+    let root = world.path("root");
+    for folder in ["attachments/ab", "attachments/tmp", "analyses/deep/er", "conf"] {
+        fs::create_dir_all(root.join(folder)).unwrap();
+    }
+    for file in ["attachments/ab/x", "attachments/tmp/y", "analyses/deep/er/z", "conf/a.yml", "conf/b.txt", "top.tmp"] {
+        write(&root.join(file), file);
+    }
+    let mut chosen = config(&root);
+    chosen.exclude = patterns(&["*.tmp", "/attachments/tmp/**", "analyses"]);
+    let backup = world.dump(chosen.clone()).unwrap();
+    let expected = [
+        ".",
+        "attachments",
+        "attachments/ab",
+        "attachments/ab/x",
+        "attachments/tmp",
+        "conf",
+        "conf/a.yml",
+        "conf/b.txt",
+    ];
+    assert_eq!(backup.paths(), expected);
+    assert_eq!(backup.facts["excluded"], 3);
+    chosen.include = patterns(&["/attachments/**", "*.yml", "nothing"]);
+    let backup = world.dump(chosen).unwrap();
+    let expected = [".", "attachments", "attachments/ab", "attachments/ab/x", "attachments/tmp", "conf", "conf/a.yml"];
+    assert_eq!(backup.paths(), expected);
+}
+
+#[test]
+fn other_file_systems_are_left_out_on_request() {
+    let world = world();
+    // Every Linux system has a file system of its own mounted there.
+    let mut chosen = config(Path::new("/dev"));
+    chosen.include = patterns(&["/pts"]);
+    assert!(world.dump(chosen.clone()).unwrap().paths().contains(&"pts/ptmx".to_owned()));
+    chosen.one_file_system = true;
+    assert_eq!(world.dump(chosen).unwrap().paths(), [".", "pts"], "the place of the mount is kept");
+}
+
+#[test]
+fn a_root_that_is_missing_or_no_folder_is_fatal_and_check_says_so_before() {
+    use holdfast::source::{Level, Source, directory::Directory};
+    let world = world();
+    write(&world.path("file"), "x");
+    symlink("nowhere", world.path("dangling")).unwrap();
+    for (name, reason) in [("missing", "does not exist"), ("file", "is not a folder"), ("dangling", "does not exist")] {
+        let path = world.path(name);
+        let error = world.dump(config(&path)).err().unwrap().to_string();
+        assert!(error.contains(reason) && error.contains(name), "{error}");
+        let findings = Directory::new(config(&path)).check(&world.context());
+        assert!(matches!(&findings[..], [finding] if finding.level == Level::Error && finding.message == error));
+    }
+    let findings = Directory::new(config(world.scratch.path())).check(&world.context());
+    assert!(findings.iter().all(|finding| finding.level == Level::Ok), "{findings:?}");
+    symlink(world.scratch.path(), world.path("link")).unwrap();
+    assert!(world.dump(config(&world.path("link"))).unwrap().find("file").is_some(), "the root may be a link");
+}
+
+#[test]
+fn a_socket_is_skipped_with_a_note() {
+    let world = world();
+    let _listener = std::os::unix::net::UnixListener::bind(world.path("socket")).unwrap();
+    let backup = world.dump(config(world.scratch.path())).unwrap();
+    assert_eq!(backup.paths(), ["."]);
+    let (reason, missing) = backup.warning("socket").unwrap();
+    assert!(reason.contains("socket") && !missing);
+    assert_eq!(backup.facts["skipped"], 1);
+}

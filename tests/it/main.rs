@@ -1,0 +1,34 @@
+//! The integration tests: what the program promises, shown on real servers and processes. `tests/run` runs them all.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::string_slice,
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    missing_docs,
+    unreachable_pub,
+    reason = "a test says what went wrong by panicking, starts programs and waits for them"
+)]
+
+mod directory;
+mod examples;
+mod faults;
+mod faults_s3;
+mod format;
+mod layers;
+mod limits;
+mod memory;
+mod output;
+mod permissions;
+mod postgres;
+mod process;
+mod road;
+mod road_postgres;
+mod road_targets;
+mod secrets;
+mod storage;
+mod storage_faults;
+mod support;

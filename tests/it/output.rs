@@ -1,0 +1,211 @@
+//! What a person sees, word by word: the texts of the commands, held against the files in `output/`. What differs from run to run (ids,
+//! times, sizes of what is compressed) stands there as a word. After a change that is meant, run these tests once with
+//! `HOLDFAST_WRITE_EXPECTED=1` and read the difference.
+
+use std::path::Path;
+
+use crate::support::site::{Site, small_tree};
+use crate::support::{Ran, backup, repository, sh, temp};
+
+/// Holds `text` against the file of that name.
+fn assert_expected(name: &str, text: &str) {
+    let file = repository().join("tests/it/output").join(name);
+    if std::env::var_os("HOLDFAST_WRITE_EXPECTED").is_some() {
+        std::fs::write(&file, text).unwrap();
+    }
+    let expected = std::fs::read_to_string(&file).unwrap_or_default();
+    assert!(text == expected, "{} differs:\n{text}", file.display());
+}
+
+/// The output with a word for all that differs between runs; columns are two spaces apart.
+fn normal(text: &str, here: &Path) -> String {
+    let folder = temp();
+    std::fs::write(folder.path().join("text"), text).unwrap();
+    sh(
+        folder.path(),
+        r#"sed -E \
+            -e "s#$1#HERE#g" \
+            -e 's/[0-9]{8}T[0-9]{6}Z-[0-9a-f]{6}/ID/g' \
+            -e 's/[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2}/TIME/g' \
+            -e 's/[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}/TIME/g' \
+            -e 's/^(  ID +TIME +)[0-9a-z ]+  /\1AGO  /' \
+            -e 's/CES?T/ZONE/g' \
+            -e 's/([0-9]+[dhms] ?)+ ?ago|\<now\>/AGO/g' \
+            -e 's#[0-9.]+ ([KMGT]i)?B/s#RATE#g' \
+            -e 's/[0-9.]+ ([KMGT]i)?B free/SIZE free/g' \
+            -e 's/[0-9]+\.[0-9]s/SECONDS/g' \
+            -e 's/threads = [0-9]+/threads = N/' \
+            -e 's/([^ ]) {2,}/\1  /g' text"#,
+        &[here.as_os_str()],
+    )
+}
+
+/// Of what this version compresses, the sizes are not promised.
+fn without_sizes(text: &str) -> String {
+    let folder = temp();
+    std::fs::write(folder.path().join("text"), text).unwrap();
+    sh(folder.path(), r"sed -E -e 's/[0-9.]+ ([KMG]i)?B\>/SIZE/g' text", &[])
+}
+
+/// `backup ARGS... --storage` on a frozen snapshot.
+fn frozen(args: &[&str], variant: &str) -> Ran {
+    let storage = repository().join("tests/fixtures/format-1").join(variant);
+    backup(args).arg("--storage").arg(storage).run()
+}
+
+fn assert_frozen(name: &str, args: &[&str], variant: &str) {
+    let ran = frozen(args, variant).expect(0);
+    assert_expected(name, &normal(ran.out(), &repository()));
+    assert_eq!(ran.err(), "");
+}
+
+#[test]
+fn list() {
+    assert_frozen("list.txt", &["list"], "plain");
+}
+
+#[test]
+fn show() {
+    assert_frozen("show.txt", &["show", "latest"], "plain");
+}
+
+#[test]
+fn show_of_what_is_encrypted() {
+    assert_frozen("show-encrypted.txt", &["show", "latest"], "encrypted");
+}
+
+#[test]
+fn verify() {
+    assert_frozen("verify.txt", &["verify"], "plain");
+    assert_frozen("verify-read-data.txt", &["verify", "--read-data"], "plain");
+    assert_frozen("verify-without-key.txt", &["verify", "--read-data"], "encrypted");
+}
+
+fn site() -> Site {
+    let site = Site::new(
+        r#"
+[sources.db]
+type = "sqlite"
+path = "data/app.sqlite"
+[sources.files]
+type = "directory"
+path = "data/files"
+exclude = ["tmp/**"]
+[storages.disk]
+type = "local"
+path = "data/../store"
+[strategies.daily]
+schedule = "30 1 * * *"
+timezone = "Europe/Oslo"
+sources = ["db", "files"]
+storages = ["disk"]
+retention = { keep_daily = 30, keep_weekly = 8 }
+timeout = "4h"
+[strategies.by-hand]
+sources = ["db"]
+storages = ["disk"]
+"#,
+    );
+    small_tree(&site.path("data/files"));
+    sh(&site.path("data"), "sqlite3 app.sqlite 'CREATE TABLE user(id INTEGER PRIMARY KEY)'", &[]);
+    site
+}
+
+fn assert_text(name: &str, site: &Site, text: &str) {
+    assert_expected(name, &without_sizes(&normal(text, site.dir.path())));
+}
+
+#[test]
+fn a_run_and_a_restore() {
+    let site = site();
+    let run = site.backup(["--strategy", "daily"]).expect(0);
+    assert_text("run.txt", &site, run.out());
+    let plan = site.backup(["--strategy", "daily", "--dry-run"]).expect(0);
+    assert_text("dry-run.txt", &site, plan.out());
+    let restored = site.backup(["restore", "--strategy", "daily", "--to"]).arg(site.path("out")).expect(0);
+    assert_text("restore.txt", &site, restored.out());
+}
+
+#[test]
+fn strategies_and_check() {
+    let site = site();
+    assert_text("strategies.txt", &site, site.backup(["strategies"]).expect(0).out());
+    assert_text("check.txt", &site, site.backup(["check"]).expect(0).out());
+}
+
+#[test]
+fn errors() {
+    let site = site();
+    let refused =
+        |args: &[&str], code| format!("$ backup {}\n{}\n", args.join(" "), site.backup(args).expect(code).err());
+    let mut text = refused(&["--strategy", "dialy"], 2);
+    text += &refused(&["show", "latest"], 1);
+    text += &refused(&["restore", "--strategy", "daily", "--to", "out"], 1);
+    text += &refused(&["verify", "--storage", "disc"], 2);
+    text += &refused(&["check", "--identity-file", "nothing.txt"], 1);
+    std::fs::remove_dir_all(site.path("data/files")).unwrap();
+    text += &format!("$ backup --strategy daily\n{}\n", site.backup(["--strategy", "daily", "-q"]).expect(1).out());
+    std::fs::write(
+        site.config(),
+        r#"
+instance = "App"
+[sources.db]
+type = "sqlit"
+[sources.files]
+type = "directory"
+path = "${NOT_SET}/files"
+exlude = ["tmp"]
+[storages.disk]
+type = "local"
+[strategies.daily]
+schedule = "30 25 * * *"
+timezone = "Europe/Olso"
+sources = ["db", "file"]
+storages = ["disk"]
+retention = { keep_daily = 0 }
+"#,
+    )
+    .unwrap();
+    text += &refused(&["check"], 2);
+    assert_text("errors.txt", &site, &text);
+}
+
+#[test]
+fn colour_is_for_terminals_and_for_who_asks() {
+    let has_colour = |text: &str| text.contains('\u{1b}');
+    assert!(!has_colour(frozen(&["list"], "plain").out()));
+    assert!(!has_colour(frozen(&["list", "--color", "never"], "plain").out()));
+    assert!(has_colour(frozen(&["list", "--color", "always"], "plain").out()));
+}
+
+#[test]
+fn json_is_one_document_and_errors_are_json_too() {
+    for args in [&["list", "--json"][..], &["show", "latest", "--json"], &["verify", "--json"]] {
+        assert_eq!(frozen(args, "plain").expect(0).json()["format"], 1);
+    }
+    let site = site();
+    let failed = site.backup(["show", "latest", "--json"]).expect(1);
+    assert_eq!(failed.out(), "");
+    let error: serde_json::Value = serde_json::from_str(&failed.err()).unwrap();
+    assert_eq!(error["error"]["exit"], 1, "{error}");
+}
+
+#[test]
+fn every_command_gives_an_example() {
+    for command in [
+        "",
+        "run",
+        "check",
+        "strategies",
+        "list",
+        "show",
+        "verify",
+        "restore",
+        "catalog rebuild",
+        "config schema",
+        "completions",
+    ] {
+        let help = backup(command.split_whitespace()).arg("--help").expect(0);
+        assert!(help.out().contains("Examples:\n  backup"), "{help}");
+    }
+}

@@ -1,0 +1,289 @@
+//! What the tests share: the servers that `tests/run` started, the program as a process, folders, other programs as judges.
+//!
+//! It knows nothing of what is promised: that is in the tests.
+#![allow(dead_code, reason = "helpers are written for all tests, those to come included")]
+
+pub mod postgres;
+pub mod s3_proxy;
+pub mod site;
+pub mod sources;
+pub mod stores;
+
+use std::ffi::{OsStr, OsString};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+/// The repository.
+pub fn repository() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A variable that `tests/servers` sets. A missing server fails the test; it is never a reason to skip it.
+pub fn variable(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| {
+        panic!("`{name}` is not set: run tests/run, or source the file that `tests/servers start` prints")
+    })
+}
+
+/// A PostgreSQL server.
+pub struct Postgres {
+    /// Of its superuser, password and the database `postgres` included.
+    pub url: String,
+    /// The folder with the clients of its major version.
+    pub bin: PathBuf,
+}
+
+/// The server of that major version: 15, 16 or 18.
+pub fn postgres(major: u32) -> Postgres {
+    Postgres {
+        url: variable(&format!("HOLDFAST_TEST_PG{major}_URL")),
+        bin: variable(&format!("HOLDFAST_TEST_PG{major}_BIN")).into(),
+    }
+}
+
+/// An S3 server, by the name in its variable: `S3S`, `GARAGE`, `MOTO`. One key is valid on all.
+pub struct S3 {
+    pub endpoint: String,
+    pub access_key: String,
+    pub secret_key: String,
+    pub region: String,
+}
+
+/// The S3 server of that name.
+pub fn s3(name: &str) -> S3 {
+    S3 {
+        endpoint: variable(&format!("HOLDFAST_TEST_{name}_ENDPOINT")),
+        access_key: variable("HOLDFAST_TEST_S3_ACCESS_KEY"),
+        secret_key: variable("HOLDFAST_TEST_S3_SECRET_KEY"),
+        region: variable("HOLDFAST_TEST_S3_REGION"),
+    }
+}
+
+/// A folder that is removed at the end of the test.
+pub fn temp() -> TempDir {
+    tempfile::Builder::new().prefix("holdfast-test.").tempdir().unwrap()
+}
+
+/// Whether the tests run as root.
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// How long a program may take in a test. A test that needs more says so.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The program under test, about to be run in a cleared environment.
+pub struct Backup {
+    command: Command,
+    patience: Duration,
+}
+
+/// `backup ARGS...`
+pub fn backup<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(args: I) -> Backup {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_backup"));
+    command.env_clear().args(args);
+    for name in ["PATH", "TMPDIR", "LLVM_PROFILE_FILE"] {
+        if let Some(value) = std::env::var_os(name) {
+            command.env(name, value);
+        }
+    }
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    Backup { command, patience: PATIENCE }
+}
+
+impl Backup {
+    /// With one more argument.
+    pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
+        self.command.arg(arg);
+        self
+    }
+
+    /// With more arguments.
+    pub fn args<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(mut self, args: I) -> Self {
+        self.command.args(args);
+        self
+    }
+
+    /// With a variable in its environment.
+    pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
+    /// Run in that folder.
+    pub fn dir(mut self, dir: impl AsRef<Path>) -> Self {
+        self.command.current_dir(dir);
+        self
+    }
+
+    /// Given that long.
+    pub fn patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
+    /// Runs it to its end.
+    pub fn run(self) -> Ran {
+        self.spawn().wait()
+    }
+
+    /// Runs it to its end, which must have that exit code.
+    pub fn expect(self, code: i32) -> Ran {
+        self.run().expect(code)
+    }
+
+    /// Starts it, for a test that does something to it meanwhile.
+    pub fn spawn(mut self) -> Running {
+        let line = format!("{:?}", self.command);
+        let child = self.command.spawn().unwrap_or_else(|error| panic!("Could not start {line}: {error}"));
+        Running::new(line, child, self.patience)
+    }
+}
+
+/// A program that runs. Dropped, it is killed.
+pub struct Running {
+    line: String,
+    pid: rustix::process::Pid,
+    ended: mpsc::Receiver<(ExitStatus, Vec<u8>, Vec<u8>)>,
+    patience: Duration,
+    over: bool,
+}
+
+impl Running {
+    fn new(line: String, mut child: Child, patience: Duration) -> Self {
+        let pid = rustix::process::Pid::from_child(&child);
+        let (sender, ended) = mpsc::channel();
+        let stdout = drain(child.stdout.take().unwrap());
+        let stderr = drain(child.stderr.take().unwrap());
+        std::thread::spawn(move || {
+            let outputs = (stdout.join().unwrap(), stderr.join().unwrap());
+            let status = child.wait().unwrap();
+            let _ = sender.send((status, outputs.0, outputs.1));
+        });
+        Self { line, pid, ended, patience, over: false }
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> i32 {
+        self.pid.as_raw_nonzero().get()
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        rustix::process::kill_process(self.pid, signal).unwrap();
+    }
+
+    /// Waits for its end; fails the test when it takes too long.
+    pub fn wait(mut self) -> Ran {
+        let end = self.ended.recv_timeout(self.patience);
+        let Ok((status, stdout, stderr)) = end else {
+            panic!("It did not end within {:?}: {}", self.patience, self.line);
+        };
+        self.over = true;
+        Ran { line: std::mem::take(&mut self.line), status, stdout, stderr }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if !self.over {
+            let _ = rustix::process::kill_process(self.pid, rustix::process::Signal::KILL);
+        }
+    }
+}
+
+fn drain(mut from: impl Read + Send + 'static) -> std::thread::JoinHandle<Vec<u8>> {
+    std::thread::spawn(move || {
+        let mut all = Vec::new();
+        from.read_to_end(&mut all).unwrap();
+        all
+    })
+}
+
+/// A program that ended.
+pub struct Ran {
+    line: String,
+    pub status: ExitStatus,
+    pub stdout: Vec<u8>,
+    pub stderr: Vec<u8>,
+}
+
+impl Ran {
+    /// Its exit code; none when a signal ended it.
+    pub fn code(&self) -> Option<i32> {
+        self.status.code()
+    }
+
+    /// What it wrote to stdout, which must be UTF-8.
+    pub fn out(&self) -> &str {
+        std::str::from_utf8(&self.stdout).unwrap()
+    }
+
+    /// What it wrote to stderr.
+    pub fn err(&self) -> String {
+        String::from_utf8_lossy(&self.stderr).into_owned()
+    }
+
+    /// Its stdout, one JSON document.
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.stdout).unwrap_or_else(|error| panic!("stdout is not JSON: {error}\n{self}"))
+    }
+
+    /// Itself, when it ended with that exit code.
+    pub fn expect(self, code: i32) -> Self {
+        assert!(self.code() == Some(code), "expected exit code {code}\n{self}");
+        self
+    }
+}
+
+impl std::fmt::Display for Ran {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let out = String::from_utf8_lossy(&self.stdout);
+        write!(f, "{}\n{}\n--- stdout\n{out}\n--- stderr\n{}", self.line, self.status, self.err())
+    }
+}
+
+/// What a shell script prints on stdout; the script is a judge, so its failure fails the test. Run by bash in `dir`, every
+/// command of a pipe counts; `args` are `$1`, `$2`, ….
+pub fn sh(dir: &Path, script: &str, args: &[&OsStr]) -> String {
+    let output = Command::new("bash")
+        .args(["-euo", "pipefail", "-c", script, "judge"])
+        .args(args)
+        .current_dir(dir)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap_or_else(|error| panic!("Could not start bash: {error}"));
+    assert!(
+        output.status.success(),
+        "{script}\n{args:?}\n{}\n--- stdout\n{}\n--- stderr\n{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Every file under `dir` with its content, by its path relative to `dir`.
+pub fn files(dir: &Path) -> std::collections::BTreeMap<OsString, Vec<u8>> {
+    let mut all = std::collections::BTreeMap::new();
+    let mut folders = vec![dir.to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            let entry = entry.unwrap();
+            let kind = entry.file_type().unwrap();
+            if kind.is_dir() {
+                folders.push(entry.path());
+            } else if kind.is_file() {
+                let path = entry.path();
+                let name = path.strip_prefix(dir).unwrap().as_os_str().to_owned();
+                all.insert(name, std::fs::read(&path).unwrap());
+            }
+        }
+    }
+    all
+}
