@@ -121,6 +121,11 @@ impl OpenStorage {
     }
 }
 
+/// Runs `work` on a thread that may block. A panic there is an error of the verb, not the end of the program.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, EngineError> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| EngineError::Internal(error.to_string()))
+}
+
 /// Makes a folder, with its parents, that only its owner may look into.
 fn make_private_folder(path: &Path) -> Result<(), EngineError> {
     use std::os::unix::fs::DirBuilderExt as _;

@@ -10,7 +10,7 @@ use tokio::runtime::Handle;
 
 use super::fetch::{read_plain, reading_failed};
 use super::verify::ensure_undamaged;
-use super::{Engine, EngineError, OpenStorage, Snapshot, make_private_folder, read_facts};
+use super::{Engine, EngineError, OpenStorage, Snapshot, blocking, make_private_folder, read_facts};
 use crate::model::{Artifact, ArtifactKind, ByteSize, DatabaseUrl, Encryption, Facts, Manifest, Name, Warnings};
 use crate::pipeline::{DecodeError, Identity};
 use crate::source::command::CommandConfig;
@@ -346,8 +346,4 @@ fn ensure_room(folder: &Path, plan: &RestorePlan) -> Result<(), EngineError> {
         )));
     }
     Ok(())
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, EngineError> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| EngineError::Internal(error.to_string()))
 }

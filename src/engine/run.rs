@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 
 use super::lock::{BEAT, Heartbeat, StateLock, node};
 use super::outputs::{Member, Outlet, SourceOutputs, Written};
-use super::{Engine, EngineError, OpenStorage, chain, make_private_folder, sweep};
+use super::{Engine, EngineError, OpenStorage, blocking, chain, make_private_folder, sweep};
 use crate::catalog::RunRecord;
 use crate::config::{Instance, Strategy};
 use crate::model::{
@@ -747,11 +747,6 @@ fn has_committed(run: &RunRecord, storage: &Name) -> bool {
         place.get("name").and_then(serde_json::Value::as_str) == Some(storage.as_str())
             && place.get("committed").and_then(serde_json::Value::as_bool) == Some(true)
     })
-}
-
-/// Runs `work` on a thread that may block. A panic there is an error of the run, not the end of the program.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, EngineError> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| EngineError::Internal(error.to_string()))
 }
 
 /// Looks up every object of `manifest` in the storage, then writes the manifest, which is the commit. Where another storage has `committed` already no
