@@ -4,34 +4,33 @@
 //! again, then write the manifest to each. Until a manifest is there nothing of the run is a backup; the program may die at any
 //! point before, and a later run collects what is left.
 
+mod commit;
+mod opening;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use chrono::{DateTime, SubsecRound as _, Utc};
 use serde::Serialize;
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 
-use super::lock::{BEAT, Heartbeat, StateLock, node};
+use super::lock::{Heartbeat, StateLock, node};
 use super::outputs::{Member, Outlet, SourceOutputs, Written};
-use super::{Engine, EngineError, OpenStorage, blocking, chain, make_private_folder, sweep};
+use super::{Engine, EngineError, blocking, chain, make_private_folder};
 use crate::catalog::RunRecord;
 use crate::config::{Instance, Strategy};
 use crate::model::{
-    Artifact, ArtifactFacts, ArtifactKind, Cancel, Completeness, FACTS_FORMAT, FORMAT, Facts, MANIFEST_KEY, Manifest,
-    Name, Program, RUN_KEY, SnapshotId, SourceFacts, StorageNote, Warnings,
+    Artifact, ArtifactFacts, ArtifactKind, Cancel, Completeness, FACTS_FORMAT, Facts, Name, SnapshotId, SourceFacts,
+    Warnings,
 };
 use crate::pipeline::{EncodeSettings, Throttle};
 use crate::report::{Outcome, RunReport, SourceReport, StorageReport};
 use crate::source::{Context, SourceConfig, SourceError};
-use crate::storage::{CreateOptions, Storage, StorageError};
 
 /// Plain bytes of a block. At the default level a block of 4 MiB is packed 0.1 % smaller, takes more time, because it does not fit the
 /// caches of a processor, and costs four times the memory.
 const BLOCK_BYTES: usize = 1 << 20;
-/// Room that must be left on a storage beyond what the last snapshot took.
-const SPARE_BYTES: u64 = 16 << 20;
 /// How long a run may take to end in order once it was asked to. Beyond this something hangs that cannot be interrupted, a network file system say.
 const STOP_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -265,163 +264,6 @@ impl Run<'_> {
         Ok(completeness)
     }
 
-    /// Opens and locks each storage, collects what dead runs left there, and leaves our heartbeat. A storage that fails is out of the run; a living
-    /// writer in any of them ends it.
-    async fn open_storages(
-        &mut self,
-        node: &str,
-        heartbeat: &Heartbeat,
-        last: Option<&RunRecord>,
-        cancel: &Cancel,
-    ) -> Result<(), EngineError> {
-        for name in &self.strategy.storages {
-            self.engine.progress.begin(format!("opening {name}"), None);
-            let config =
-                self.instance.storages.get(name).ok_or_else(|| {
-                    EngineError::Internal(format!("The storage `{name}` is not in the configuration"))
-                })?;
-            let open = match OpenStorage::open(name, config, cancel).await {
-                Ok(open) => open,
-                Err(error) => {
-                    let error = chain(&error);
-                    tracing::error!(storage = %name, "{error}");
-                    self.unopened.push(StorageReport {
-                        name: name.clone(),
-                        address: String::new(),
-                        committed: false,
-                        error: Some(error),
-                        notes: Vec::new(),
-                    });
-                    continue;
-                }
-            };
-            let storage = Arc::clone(&open.storage);
-            let upload_rate = self.instance.upload_rate.map(Throttle::new);
-            let mut member = RunMember {
-                member: Member::new(open, upload_rate),
-                reached: false,
-                attempted: false,
-                committed: false,
-                notes: Vec::new(),
-                _lock: None,
-            };
-            let prepared = self.prepare(&mut member, storage.as_ref(), node, heartbeat, last).await;
-            match prepared {
-                Ok(()) => {}
-                Err(StorageError::Busy { address, folder }) => {
-                    return Err(EngineError::Locked {
-                        strategy: self.strategy.name.clone(),
-                        holder: format!("it holds the lock of `{folder}` in `{address}`"),
-                    });
-                }
-                Err(error) => member.member.fail(error),
-            }
-            self.members.push(member);
-            if cancel.is_cancelled() {
-                return Err(EngineError::Cancelled);
-            }
-        }
-        if self.members.iter().any(|member| member.member.is_well()) {
-            Ok(())
-        } else {
-            Err(EngineError::NoStorage("Each of them failed before the first source was read".to_owned()))
-        }
-    }
-
-    async fn prepare(
-        &self,
-        member: &mut RunMember,
-        storage: &dyn Storage,
-        node: &str,
-        heartbeat: &Heartbeat,
-        last: Option<&RunRecord>,
-    ) -> Result<(), StorageError> {
-        let folder = self.strategy_folder();
-        member._lock = storage.lock(folder.trim_end_matches('/')).await?;
-        let leftovers = sweep::look(storage, &folder, node, &self.id).await?;
-        member.reached = true;
-        if let Some(who) = leftovers.alive.first() {
-            return Err(StorageError::Busy { address: storage.address(), folder: format!("{folder} ({who})") });
-        }
-        // Only once nobody else is known to write; a leftover that cannot be deleted is in nobody's way.
-        match sweep::sweep(storage, &folder, &leftovers, member._lock.is_some()).await {
-            Ok(0) => {}
-            Ok(count) => {
-                tracing::info!(storage = %member.member.open.name, "collected what {count} unfinished run(s) left");
-            }
-            // Credentials that may only write are a normal case. Then others prune, and others sweep.
-            Err(StorageError::Denied { .. } | StorageError::Locked { .. }) => {
-                tracing::info!(storage = %member.member.open.name, "not permitted to collect what an unfinished run left");
-            }
-            Err(error) => {
-                member.notes.push(format!("What an unfinished run left could not be collected: {error}"));
-                tracing::warn!(storage = %member.member.open.name, "could not collect what an unfinished run left: {error}");
-            }
-        }
-        if leftovers.snapshots == 0 && last.is_some_and(|last| has_committed(last, &member.member.open.name)) {
-            let note = "The last run committed a snapshot there, and now there is none of this strategy: was its disk not mounted, or was all of it deleted?";
-            tracing::warn!(storage = %member.member.open.name, "{note}");
-            member.notes.push(note.to_owned());
-        }
-        if let (Some(free), Some(last)) = (storage.free_bytes().await?, last.map(|last| last.stored_bytes)) {
-            let needed = last.saturating_add(SPARE_BYTES);
-            if free < needed {
-                return Err(StorageError::Full {
-                    attempt: "begin a run".to_owned(),
-                    address: storage.address(),
-                    problem: format!(
-                        "{} are free, and the last snapshot took {}. Free some space, or move the storage",
-                        crate::model::ByteSize(free),
-                        crate::model::ByteSize(last)
-                    ),
-                });
-            }
-        }
-        let key = format!("{}{RUN_KEY}", self.folder());
-        let understood = storage.probe(&key, heartbeat.to_bytes()).await?;
-        tracing::debug!(storage = %member.member.open.name, ?understood, "probed");
-        // Two machines may have looked at the same moment. Each has left its heartbeat by now, so the later one to look sees the other and gives
-        // way; when both see each other both do, and nothing was written twice.
-        let leftovers = sweep::look(storage, &folder, node, &self.id).await?;
-        if let Some(who) = leftovers.alive.first() {
-            if let Err(error) = storage.delete(&key).await {
-                tracing::warn!(storage = %member.member.open.name, "could not take our heartbeat away again: {error}");
-            }
-            return Err(StorageError::Busy { address: storage.address(), folder: format!("{folder} ({who})") });
-        }
-        Ok(())
-    }
-
-    /// Renews the heartbeat in every storage until aborted.
-    fn beat(&self, heartbeat: Heartbeat) -> tokio::task::JoinHandle<()> {
-        let members: Vec<Arc<Member>> = self.members.iter().map(|member| Arc::clone(&member.member)).collect();
-        let key = format!("{}{RUN_KEY}", self.folder());
-        let clock = self.engine.clock.clone();
-        // Each storage for itself: one that hangs must not let the heartbeat in the others grow old.
-        let beats = members.into_iter().map(move |member| {
-            let (key, clock, mut heartbeat) = (key.clone(), clock.clone(), heartbeat.clone());
-            async move {
-                let mut ticks = tokio::time::interval(BEAT);
-                ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-                ticks.tick().await;
-                loop {
-                    ticks.tick().await;
-                    if !member.is_well() {
-                        return;
-                    }
-                    heartbeat.beat = clock.now_seconds();
-                    if let Err(error) = member.open.storage.replace(&key, heartbeat.to_bytes()).await {
-                        tracing::warn!(storage = %member.open.name, "could not renew the heartbeat: {error}");
-                    }
-                }
-            }
-        });
-        let beats = futures::future::join_all(beats);
-        tokio::spawn(async move {
-            beats.await;
-        })
-    }
-
     fn outlet(&self, cancel: &Cancel) -> Outlet {
         let members: Vec<Arc<Member>> = self.members.iter().map(|member| Arc::clone(&member.member)).collect();
         let largest = members.iter().filter_map(|member| member.open.storage.max_object_bytes()).min();
@@ -568,111 +410,6 @@ impl Run<'_> {
         }
     }
 
-    /// Looks up every object in each storage once more, then writes the manifest there.
-    async fn commit(
-        &mut self,
-        artifacts: Vec<Artifact>,
-        completeness: Completeness,
-        cancel: &Cancel,
-    ) -> Result<(), EngineError> {
-        let mut requires: Vec<String> = Vec::new();
-        for artifact in &artifacts {
-            let suffix = artifact.codec.suffix();
-            let features = suffix.split('.').map(|codec| match codec {
-                "zst" => "zstd",
-                "gz" => "gzip",
-                other => other,
-            });
-            let continued = (artifact.objects.len() > 1).then_some("continued");
-            for feature in features.chain(continued).filter(|feature| !feature.is_empty()) {
-                if !requires.iter().any(|known| known == feature) {
-                    requires.push(feature.to_owned());
-                }
-            }
-        }
-        let folder = self.folder();
-        let mut committed = false;
-        for place in &mut self.members {
-            // The last moment at which a cancellation stops the commit. After the first manifest the run goes through: stopping between two
-            // storages would only leave one behind.
-            if cancel.is_cancelled() && !committed {
-                break;
-            }
-            if !place.member.is_well() {
-                continue;
-            }
-            let name = place.member.open.name.clone();
-            self.engine.progress.begin(format!("committing to {name}"), None);
-            let manifest = Manifest {
-                format: FORMAT,
-                requires: requires.clone(),
-                instance: self.instance.name.clone(),
-                strategy: self.strategy.name.clone(),
-                id: self.id.clone(),
-                started: self.started,
-                finished: self.engine.clock.now_seconds(),
-                program: Program { name: "holdfast".to_owned(), version: env!("CARGO_PKG_VERSION").to_owned() },
-                completeness,
-                storage: StorageNote { name: name.clone(), remote_check: place.member.check() },
-                artifacts: artifacts.clone(),
-            };
-            match commit_to(place, &folder, &manifest, committed).await {
-                Ok(()) => {
-                    place.committed = true;
-                    committed = true;
-                    tracing::info!(storage = %name, "committed");
-                }
-                Err(error) => place.member.fail(error),
-            }
-        }
-        if committed {
-            Ok(())
-        } else if cancel.is_cancelled() {
-            Err(EngineError::Cancelled)
-        } else {
-            Err(EngineError::NoStorage("Each of them failed".to_owned()))
-        }
-    }
-
-    /// Takes the heartbeat away where the run committed, and everything where it did not.
-    async fn clean_up(&mut self) {
-        self.engine.progress.begin("cleaning up", None);
-        let (strategy_folder, folder) = (self.strategy_folder(), self.folder());
-        for place in self.members.iter_mut().filter(|place| place.reached) {
-            let storage = place.member.open.storage.as_ref();
-            let cleaned = if place.committed {
-                // What is begun twice, because an answer was lost, stays begun once; nothing else writes into this folder.
-                match storage.sweep_uploads(&folder, DateTime::<Utc>::MAX_UTC).await {
-                    Ok(_) => storage.delete(&format!("{folder}{RUN_KEY}")).await,
-                    Err(error) => {
-                        tracing::debug!(storage = %place.member.open.name, "could not look for unfinished uploads: {error}");
-                        storage.delete(&format!("{folder}{RUN_KEY}")).await
-                    }
-                }
-            } else if place.attempted {
-                // The manifest may yet come to light, and must find its artifacts when it does. A later run's sweep decides.
-                place.notes.push(format!(
-                    "The manifest was sent, and it is not certain whether it is there: look for `{}` in `backup list`",
-                    self.id
-                ));
-                continue;
-            } else {
-                remove_own(storage, &strategy_folder, &self.id).await
-            };
-            match cleaned {
-                // It tells nobody anything beside a manifest.
-                Err(StorageError::Denied { .. } | StorageError::Locked { .. }) if place.committed => continue,
-                _ => {}
-            }
-            if let Err(error) = cleaned {
-                tracing::warn!(storage = %place.member.open.name, "could not clean up: {error}; a later run will");
-                if place.committed {
-                    place.notes.push(format!("The heartbeat could not be taken away: {error}"));
-                }
-            }
-        }
-    }
-
     fn report(&mut self, result: Result<Completeness, EngineError>) -> RunReport {
         let finished = self.engine.clock.now_seconds();
         let mut storages = std::mem::take(&mut self.unopened);
@@ -737,51 +474,4 @@ struct Taken {
     consistency: &'static str,
     facts: serde_json::Value,
     warnings: Warnings,
-}
-
-/// Whether a recorded run committed to the storage of that name.
-fn has_committed(run: &RunRecord, storage: &Name) -> bool {
-    let report: serde_json::Value = serde_json::from_str(&run.report).unwrap_or_default();
-    let storages = report.get("storages").and_then(serde_json::Value::as_array);
-    storages.into_iter().flatten().any(|place| {
-        place.get("name").and_then(serde_json::Value::as_str) == Some(storage.as_str())
-            && place.get("committed").and_then(serde_json::Value::as_bool) == Some(true)
-    })
-}
-
-/// Looks up every object of `manifest` in the storage, then writes the manifest, which is the commit. Where another storage has `committed` already no
-/// cancellation is heeded.
-async fn commit_to(
-    place: &mut RunMember,
-    folder: &str,
-    manifest: &Manifest,
-    committed: bool,
-) -> Result<(), StorageError> {
-    let storage = place.member.open.storage.as_ref();
-    for object in manifest.artifacts.iter().flat_map(|artifact| &artifact.objects) {
-        let key = format!("{folder}{}", object.key);
-        let found = storage.stat(&key).await?;
-        if found.size != object.size {
-            return Err(StorageError::Mismatch {
-                address: storage.address(),
-                key,
-                problem: format!("it has {} bytes of {}", found.size, object.size),
-            });
-        }
-    }
-    let key = format!("{folder}{MANIFEST_KEY}");
-    let mut upload = storage.create(&key, CreateOptions { small: true, steady: committed }).await?;
-    upload.write(Bytes::from(manifest.to_bytes())).await?;
-    place.attempted = true;
-    upload.finish().await.map(|_| ())
-}
-
-/// Deletes what this run wrote to a storage where it did not commit.
-async fn remove_own(storage: &dyn Storage, strategy_folder: &str, id: &SnapshotId) -> Result<(), StorageError> {
-    let folder = format!("{strategy_folder}{id}/");
-    let (own, ..) = sweep::unfinished(storage, &folder, strategy_folder).await?;
-    match own.iter().find(|unfinished| unfinished.id == *id) {
-        Some(unfinished) => sweep::delete_folder(storage, &folder, &unfinished.keys).await,
-        None => sweep::delete_folder(storage, &folder, &[]).await,
-    }
 }

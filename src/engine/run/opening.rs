@@ -1,0 +1,185 @@
+//! The beginning of a run: each storage is opened, locked, swept of what dead runs left, and given our heartbeat.
+
+use std::sync::Arc;
+
+use super::{Run, RunMember};
+use crate::catalog::RunRecord;
+use crate::engine::lock::{BEAT, Heartbeat};
+use crate::engine::outputs::Member;
+use crate::engine::{EngineError, OpenStorage, chain, sweep};
+use crate::model::{Cancel, Name, RUN_KEY};
+use crate::pipeline::Throttle;
+use crate::report::StorageReport;
+use crate::storage::{Storage, StorageError};
+
+/// Room that must be left on a storage beyond what the last snapshot took.
+const SPARE_BYTES: u64 = 16 << 20;
+
+impl Run<'_> {
+    /// Opens and locks each storage, collects what dead runs left there, and leaves our heartbeat. A storage that fails is out of the run; a living
+    /// writer in any of them ends it.
+    pub(super) async fn open_storages(
+        &mut self,
+        node: &str,
+        heartbeat: &Heartbeat,
+        last: Option<&RunRecord>,
+        cancel: &Cancel,
+    ) -> Result<(), EngineError> {
+        for name in &self.strategy.storages {
+            self.engine.progress.begin(format!("opening {name}"), None);
+            let config =
+                self.instance.storages.get(name).ok_or_else(|| {
+                    EngineError::Internal(format!("The storage `{name}` is not in the configuration"))
+                })?;
+            let open = match OpenStorage::open(name, config, cancel).await {
+                Ok(open) => open,
+                Err(error) => {
+                    let error = chain(&error);
+                    tracing::error!(storage = %name, "{error}");
+                    self.unopened.push(StorageReport {
+                        name: name.clone(),
+                        address: String::new(),
+                        committed: false,
+                        error: Some(error),
+                        notes: Vec::new(),
+                    });
+                    continue;
+                }
+            };
+            let storage = Arc::clone(&open.storage);
+            let upload_rate = self.instance.upload_rate.map(Throttle::new);
+            let mut member = RunMember {
+                member: Member::new(open, upload_rate),
+                reached: false,
+                attempted: false,
+                committed: false,
+                notes: Vec::new(),
+                _lock: None,
+            };
+            let prepared = self.prepare(&mut member, storage.as_ref(), node, heartbeat, last).await;
+            match prepared {
+                Ok(()) => {}
+                Err(StorageError::Busy { address, folder }) => {
+                    return Err(EngineError::Locked {
+                        strategy: self.strategy.name.clone(),
+                        holder: format!("it holds the lock of `{folder}` in `{address}`"),
+                    });
+                }
+                Err(error) => member.member.fail(error),
+            }
+            self.members.push(member);
+            if cancel.is_cancelled() {
+                return Err(EngineError::Cancelled);
+            }
+        }
+        if self.members.iter().any(|member| member.member.is_well()) {
+            Ok(())
+        } else {
+            Err(EngineError::NoStorage("Each of them failed before the first source was read".to_owned()))
+        }
+    }
+
+    async fn prepare(
+        &self,
+        member: &mut RunMember,
+        storage: &dyn Storage,
+        node: &str,
+        heartbeat: &Heartbeat,
+        last: Option<&RunRecord>,
+    ) -> Result<(), StorageError> {
+        let folder = self.strategy_folder();
+        member._lock = storage.lock(folder.trim_end_matches('/')).await?;
+        let leftovers = sweep::look(storage, &folder, node, &self.id).await?;
+        member.reached = true;
+        if let Some(who) = leftovers.alive.first() {
+            return Err(StorageError::Busy { address: storage.address(), folder: format!("{folder} ({who})") });
+        }
+        // Only once nobody else is known to write; a leftover that cannot be deleted is in nobody's way.
+        match sweep::sweep(storage, &folder, &leftovers, member._lock.is_some()).await {
+            Ok(0) => {}
+            Ok(count) => {
+                tracing::info!(storage = %member.member.open.name, "collected what {count} unfinished run(s) left");
+            }
+            // Credentials that may only write are a normal case. Then others prune, and others sweep.
+            Err(StorageError::Denied { .. } | StorageError::Locked { .. }) => {
+                tracing::info!(storage = %member.member.open.name, "not permitted to collect what an unfinished run left");
+            }
+            Err(error) => {
+                member.notes.push(format!("What an unfinished run left could not be collected: {error}"));
+                tracing::warn!(storage = %member.member.open.name, "could not collect what an unfinished run left: {error}");
+            }
+        }
+        if leftovers.snapshots == 0 && last.is_some_and(|last| has_committed(last, &member.member.open.name)) {
+            let note = "The last run committed a snapshot there, and now there is none of this strategy: was its disk not mounted, or was all of it deleted?";
+            tracing::warn!(storage = %member.member.open.name, "{note}");
+            member.notes.push(note.to_owned());
+        }
+        if let (Some(free), Some(last)) = (storage.free_bytes().await?, last.map(|last| last.stored_bytes)) {
+            let needed = last.saturating_add(SPARE_BYTES);
+            if free < needed {
+                return Err(StorageError::Full {
+                    attempt: "begin a run".to_owned(),
+                    address: storage.address(),
+                    problem: format!(
+                        "{} are free, and the last snapshot took {}. Free some space, or move the storage",
+                        crate::model::ByteSize(free),
+                        crate::model::ByteSize(last)
+                    ),
+                });
+            }
+        }
+        let key = format!("{}{RUN_KEY}", self.folder());
+        let understood = storage.probe(&key, heartbeat.to_bytes()).await?;
+        tracing::debug!(storage = %member.member.open.name, ?understood, "probed");
+        // Two machines may have looked at the same moment. Each has left its heartbeat by now, so the later one to look sees the other and gives
+        // way; when both see each other both do, and nothing was written twice.
+        let leftovers = sweep::look(storage, &folder, node, &self.id).await?;
+        if let Some(who) = leftovers.alive.first() {
+            if let Err(error) = storage.delete(&key).await {
+                tracing::warn!(storage = %member.member.open.name, "could not take our heartbeat away again: {error}");
+            }
+            return Err(StorageError::Busy { address: storage.address(), folder: format!("{folder} ({who})") });
+        }
+        Ok(())
+    }
+
+    /// Renews the heartbeat in every storage until aborted.
+    pub(super) fn beat(&self, heartbeat: Heartbeat) -> tokio::task::JoinHandle<()> {
+        let members: Vec<Arc<Member>> = self.members.iter().map(|member| Arc::clone(&member.member)).collect();
+        let key = format!("{}{RUN_KEY}", self.folder());
+        let clock = self.engine.clock.clone();
+        // Each storage for itself: one that hangs must not let the heartbeat in the others grow old.
+        let beats = members.into_iter().map(move |member| {
+            let (key, clock, mut heartbeat) = (key.clone(), clock.clone(), heartbeat.clone());
+            async move {
+                let mut ticks = tokio::time::interval(BEAT);
+                ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+                ticks.tick().await;
+                loop {
+                    ticks.tick().await;
+                    if !member.is_well() {
+                        return;
+                    }
+                    heartbeat.beat = clock.now_seconds();
+                    if let Err(error) = member.open.storage.replace(&key, heartbeat.to_bytes()).await {
+                        tracing::warn!(storage = %member.open.name, "could not renew the heartbeat: {error}");
+                    }
+                }
+            }
+        });
+        let beats = futures::future::join_all(beats);
+        tokio::spawn(async move {
+            beats.await;
+        })
+    }
+}
+
+/// Whether a recorded run committed to the storage of that name.
+fn has_committed(run: &RunRecord, storage: &Name) -> bool {
+    let report: serde_json::Value = serde_json::from_str(&run.report).unwrap_or_default();
+    let storages = report.get("storages").and_then(serde_json::Value::as_array);
+    storages.into_iter().flatten().any(|place| {
+        place.get("name").and_then(serde_json::Value::as_str) == Some(storage.as_str())
+            && place.get("committed").and_then(serde_json::Value::as_bool) == Some(true)
+    })
+}
