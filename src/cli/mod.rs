@@ -9,6 +9,9 @@ mod catalog;
 mod check;
 mod completions;
 mod config;
+mod diff;
+mod dump;
+mod files;
 mod list;
 mod output;
 mod progress;
@@ -117,9 +120,16 @@ Examples:
 Examples:
   backup show latest --strategy daily
   backup show 7f3a9c --identity-file key.txt
-  backup show latest --strategy daily --files")]
+  backup show latest --strategy daily --files
+  backup show latest --strategy daily --files '*.pdf'")]
     /// Show one snapshot: artifacts, facts, warnings, and the ordinary commands that restore it
     Show(show::ShowArgs),
+    #[command(after_help = "\
+Examples:
+  backup diff 20261120 20261121 --strategy daily
+  backup diff 7f3a9c latest --strategy daily --json")]
+    /// Show what changed from one snapshot to another: files, rows of tables, sizes
+    Diff(diff::DiffArgs),
     #[command(after_help = "\
 Examples:
   backup verify
@@ -130,10 +140,20 @@ Examples:
 Examples:
   backup restore --strategy daily --to /restore
   backup restore --strategy daily --at 2026-11-20 --source uploads --to /restore
+  backup restore --strategy daily --source uploads --path '/2026/11/*.pdf' --to /restore
+  backup restore --strategy daily --source uploads --to /srv --overwrite --delete --dry-run
   backup restore --strategy daily --source db --into postgresql://postgres@localhost/shop
   backup restore --storage s3://bucket/prefix --instance shop --identity-file key.txt --to /restore")]
     /// Get a snapshot back
     Restore(restore::RestoreArgs),
+    #[command(after_help = "\
+Examples:
+  backup dump latest uploads 2026/11/a.pdf --strategy daily > a.pdf
+  backup dump latest uploads 2026/11 --strategy daily | tar t
+  backup dump 7f3a9c db --identity-file key.txt | pg_restore --list
+  backup dump latest uploads.index --strategy daily | head")]
+    /// Write one artifact of a snapshot, or one file or folder in it, to stdout
+    Dump(dump::DumpArgs),
     /// Look after the local index of snapshots
     #[command(subcommand)]
     Catalog(catalog::CatalogCommand),
@@ -209,8 +229,10 @@ fn dispatch(cli: Cli, printer: &Printer) -> anyhow::Result<Exit> {
             Command::Check(args) => check::run(setup, args, printer).await,
             Command::List(args) => list::run(setup, args, printer).await,
             Command::Show(args) => show::run(setup, args, printer).await,
+            Command::Diff(args) => diff::run(setup, args, printer).await,
             Command::Verify(args) => verify::run(setup, args, printer).await,
             Command::Restore(args) => restore::run(setup, args, printer).await,
+            Command::Dump(args) => dump::run(setup, args, printer).await,
             Command::Catalog(command) => catalog::run(setup, command, printer).await,
             Command::Config(_) | Command::Completions(_) | Command::Strategies => Ok(Exit::Done),
         }),

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::ops::ControlFlow;
 
 use anstyle::{AnsiColor, Style};
 use chrono::{DateTime, TimeZone, Utc};
@@ -71,6 +72,71 @@ impl Printer {
         } else {
             self.note(&format!("{BAD}error:{BAD:#} {text}"));
         }
+    }
+}
+
+/// Data that is too much to be held, written as it comes.
+pub(super) struct Stream {
+    out: std::io::BufWriter<anstream::AutoStream<std::io::Stdout>>,
+    broken: bool,
+}
+
+impl Stream {
+    pub(super) fn stdout() -> Self {
+        Self { out: std::io::BufWriter::new(anstream::stdout()), broken: false }
+    }
+
+    /// Writes a text. Breaks off when nobody reads any more.
+    pub(super) fn put(&mut self, text: &str) -> ControlFlow<()> {
+        self.broken = self.broken || self.out.write_all(text.as_bytes()).is_err();
+        if self.broken { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        // Who closed the pipe does not want more.
+        let _ = self.out.flush();
+    }
+}
+
+/// A JSON document that has one long list, written as it comes: `{"format": 1, HEAD..., "LIST": [...], TAIL...}`. It is a document only once it
+/// was ended: what stopped in the middle cannot be taken for the whole.
+pub(super) struct LongDocument {
+    stream: Stream,
+    empty: bool,
+}
+
+impl LongDocument {
+    /// Begins it with the members of `head`, then the list of that name.
+    pub(super) fn begin(head: serde_json::Map<String, Value>, list: &str) -> Self {
+        let mut stream = Stream::stdout();
+        let mut text = "{\n  \"format\": 1,\n".to_owned();
+        for (key, value) in head {
+            let _ = writeln!(text, "  {}: {value},", Value::from(key));
+        }
+        let _ = write!(text, "  {}: [", Value::from(list));
+        let _ = stream.put(&text);
+        Self { stream, empty: true }
+    }
+
+    /// Adds an item of the list, on a line of its own.
+    pub(super) fn item(&mut self, item: &impl Serialize) -> ControlFlow<()> {
+        let comma = if std::mem::take(&mut self.empty) { "" } else { "," };
+        match serde_json::to_string(item) {
+            Ok(item) => self.stream.put(&format!("{comma}\n    {item}")),
+            Err(_) => ControlFlow::Break(()),
+        }
+    }
+
+    /// Ends the list and the document, with the members of `tail`.
+    pub(super) fn end(mut self, tail: serde_json::Map<String, Value>) {
+        let mut text = if self.empty { "]".to_owned() } else { "\n  ]".to_owned() };
+        for (key, value) in tail {
+            let _ = write!(text, ",\n  {}: {value}", Value::from(key));
+        }
+        text.push_str("\n}\n");
+        let _ = self.stream.put(&text);
     }
 }
 

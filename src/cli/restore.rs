@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::output::{BOLD, DIM, Printer, Table, WARN, count, seconds};
+use super::output::{BAD, BOLD, DIM, GOOD, Printer, Table, WARN, count, seconds};
 use super::setup::{IdentityArgs, Reading, Setup, StorageArgs};
 use super::{Exit, UsageError};
-use crate::engine::{self, Destination, EngineError, RestoreReport, RestoreRequest};
+use crate::engine::{self, Destination, EngineError, RestorePlan, RestoreReport, RestoreRequest};
 use crate::model::{ByteSize, DatabaseUrl, Name};
 use crate::source::command::CommandConfig;
+use crate::source::directory::{OwnerRule, Pattern};
 use crate::source::process::Environment;
-use crate::source::{RestoreOptions, SourceConfig};
+use crate::source::{Action, RestoreOptions, SourceConfig};
 
 /// A child that makes no progress for this long during a restore is killed, where no configuration says otherwise.
 const NO_PROGRESS: Duration = Duration::from_secs(3600);
@@ -34,9 +35,24 @@ pub(super) struct RestoreArgs {
     source: Vec<Name>,
     #[command(flatten)]
     destination: DestinationArgs,
-    /// Replace what is there. The snapshot is read through and found undamaged first
+    /// Restore only the files and folders that this matches, as `exclude` in the configuration does: `*.pdf` at any depth,
+    /// `/a/b` from the folder that was backed up. May be repeated. Only the parts of the snapshot that they lie in are fetched
+    #[arg(long, value_name = "GLOB", requires = "to", value_parser = Pattern::new)]
+    path: Vec<Pattern>,
+    /// Replace what is there. The snapshot is read through and found undamaged first; with `--path` only what leads to its
+    /// files is, and each file is found undamaged before it replaces another
     #[arg(long)]
     overwrite: bool,
+    /// Remove what is there and the snapshot does not have; with `--path`, in the folders that it matches
+    #[arg(long, requires = "overwrite", requires = "to")]
+    delete: bool,
+    /// Say what would be new, replaced and removed, and touch nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Give files to another owner: `USER[:GROUP]` for all of them, or `OLD=NEW` for those of an owner. May be repeated; the first
+    /// that fits counts
+    #[arg(long, value_name = "RULE", requires = "to", conflicts_with = "no_owner")]
+    owner: Vec<OwnerRule>,
     /// Do not restore owners and privileges: everything belongs to who restores
     #[arg(long)]
     no_owner: bool,
@@ -112,19 +128,37 @@ pub(super) async fn run(setup: &Setup, args: RestoreArgs, printer: &Printer) -> 
     let request = RestoreRequest {
         destination: destination(setup, args.destination, &reading)?,
         sources: args.source,
-        options: RestoreOptions { overwrite: args.overwrite, jobs: args.jobs, no_owner: args.no_owner },
+        options: RestoreOptions {
+            overwrite: args.overwrite,
+            jobs: args.jobs,
+            no_owner: args.no_owner,
+            owners: args.owner,
+            paths: args.path,
+            delete: args.delete,
+        },
         identities,
         work_dir,
         no_progress_timeout: no_progress,
     };
-    let report = engine::restore(&reading.engine, storage, snapshot, &request).await.map_err(|error| {
+    let advised = |error: EngineError| {
         let other = copies.iter().find(|copy| copy.manifest.is_ok() && copy.storage != storage.name);
         match (&error, other) {
             (EngineError::Damaged { .. } | EngineError::Storage { .. }, Some(other)) => anyhow::Error::from(error)
                 .context(format!("Could not restore. There is another copy: try `--storage {}`", other.storage)),
             _ => error.into(),
         }
-    })?;
+    };
+    if args.dry_run {
+        let plan = engine::plan_restore(&reading.engine, storage, snapshot, &request).await.map_err(advised)?;
+        drop(reading);
+        if printer.is_json() {
+            printer.document(&plan);
+        } else {
+            printer.text(&plan_text(&plan));
+        }
+        return Ok(Exit::Done);
+    }
+    let report = engine::restore(&reading.engine, storage, snapshot, &request).await.map_err(advised)?;
     drop(reading);
     if printer.is_json() {
         printer.document(&report);
@@ -178,6 +212,59 @@ fn destination(setup: &Setup, args: DestinationArgs, reading: &Reading) -> anyho
     Ok(Destination::Commands(commands))
 }
 
+fn plan_text(plan: &RestorePlan) -> String {
+    let mut text = format!(
+        "{BOLD}{}/{} {}{BOLD:#}  would be restored from {}\n",
+        plan.instance, plan.strategy, plan.id, plan.storage
+    );
+    let mut table = Table::new(&["ARTIFACT", ">SIZE", ">NEW", ">REPLACED", ">REMOVED", "PLACE"]).indented(2);
+    for planned in &plan.artifacts {
+        let preview = planned.preview.as_ref();
+        let number = |number: Option<u64>| number.map_or_else(|| "-".to_owned(), |number| number.to_string());
+        let bytes = preview.map_or(planned.plain_bytes, |preview| Some(preview.bytes));
+        table.row(vec![
+            planned.name.as_str().into(),
+            size(bytes).into(),
+            number(preview.map(|preview| preview.creates)).into(),
+            number(preview.map(|preview| preview.replaces)).into(),
+            number(preview.map(|preview| preview.deletes)).into(),
+            planned.place.as_str().into(),
+        ]);
+    }
+    text.push_str(&table.render());
+    for planned in &plan.artifacts {
+        let Some(preview) = planned.preview.as_ref().filter(|preview| !preview.changes.is_empty()) else { continue };
+        let _ = writeln!(text, "  {BOLD}{}{BOLD:#}", planned.name);
+        for change in &preview.changes {
+            let (style, action) = match change.action {
+                Action::Create => (GOOD, "new"),
+                Action::Replace => (WARN, "replace"),
+                Action::Delete => (BAD, "remove"),
+            };
+            let _ = writeln!(text, "    {style}{action:7}{style:#}  {}", change.path.escape_debug());
+        }
+        let all = preview.creates + preview.replaces + preview.deletes;
+        let more = all.saturating_sub(preview.changes.len() as u64);
+        if more > 0 {
+            let _ = writeln!(text, "    {DIM}and {more} more{DIM:#}");
+        }
+    }
+    left_out_text(&mut text, &plan.left_out);
+    let _ = writeln!(text, "  {DIM}fetched {}{DIM:#}", ByteSize(plan.fetched_bytes));
+    let _ = writeln!(text, "Nothing was touched");
+    text
+}
+
+fn size(bytes: Option<u64>) -> String {
+    bytes.map_or_else(|| "-".to_owned(), |bytes| ByteSize(bytes).to_string())
+}
+
+fn left_out_text(text: &mut String, left_out: &[String]) {
+    for left_out in left_out {
+        let _ = writeln!(text, "  {DIM}left out: {left_out}{DIM:#}");
+    }
+}
+
 fn report_text(report: &RestoreReport) -> String {
     let mut text = format!(
         "{BOLD}{}/{} {}{BOLD:#}  restored from {} in {}\n",
@@ -191,14 +278,17 @@ fn report_text(report: &RestoreReport) -> String {
     for restored in &report.restored {
         table.row(vec![
             restored.name.as_str().into(),
-            restored.plain_bytes.map_or_else(|| "-".to_owned(), |bytes| ByteSize(bytes).to_string()).into(),
+            size(restored.files.map_or(restored.plain_bytes, |files| Some(files.bytes))).into(),
             restored.place.as_str().into(),
         ]);
     }
     text.push_str(&table.render());
-    for left_out in &report.left_out {
-        let _ = writeln!(text, "  {DIM}left out: {left_out}{DIM:#}");
+    for (name, files) in report.restored.iter().filter_map(|restored| Some((&restored.name, restored.files?))) {
+        let removed = if files.deleted > 0 { format!(", {} removed", entries(files.deleted)) } else { String::new() };
+        let _ = writeln!(text, "  {name}: {} restored{removed}", entries(files.entries));
     }
+    left_out_text(&mut text, &report.left_out);
+    let _ = writeln!(text, "  {DIM}fetched {}{DIM:#}", ByteSize(report.fetched_bytes));
     if !report.warnings.is_empty() {
         let _ = writeln!(text, "  {WARN}{}{WARN:#}", count(report.warnings.count(), "warning"));
         for warning in report.warnings.kept() {
@@ -207,4 +297,8 @@ fn report_text(report: &RestoreReport) -> String {
         }
     }
     text
+}
+
+fn entries(number: u64) -> String {
+    if number == 1 { "1 entry".to_owned() } else { format!("{number} entries") }
 }

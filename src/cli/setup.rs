@@ -12,7 +12,7 @@ use tracing_subscriber::EnvFilter;
 use super::progress::{Display, LogWriter};
 use super::{Exit, Global, UsageError};
 use crate::config::{self, Instance, Settings, Strategy};
-use crate::engine::{Engine, OpenStorage, Selection};
+use crate::engine::{self, Engine, Listing, OpenStorage, Selection, Side, Snapshot};
 use crate::model::{Cancel, Name};
 use crate::pipeline::Identity;
 use crate::source::process::Environment;
@@ -119,7 +119,29 @@ pub(super) struct Reading {
     pub(super) selection: Selection,
     /// The configuration, when there is one.
     pub(super) instance: Option<Instance>,
-    _display: Display,
+    display: Option<Display>,
+}
+
+impl Reading {
+    /// Ends the display of progress, before data is printed while it is read.
+    pub(super) fn end_display(&mut self) {
+        self.display = None;
+    }
+
+    /// The snapshot that `wanted` means, in the first storage whose manifest of it can be read.
+    pub(super) fn copy(&self, listing: &Listing, wanted: &str) -> anyhow::Result<Side> {
+        let copies = engine::find(listing, wanted, None)?;
+        let usable = copies.iter().filter(|copy| copy.manifest.is_ok()).find_map(|copy| {
+            let storage = self.storages.iter().find(|storage| storage.name == copy.storage)?;
+            Some(Side { storage: storage.clone(), snapshot: copy.clone() })
+        });
+        usable.ok_or_else(|| {
+            let problem =
+                |copy: &Snapshot| copy.manifest.as_ref().err().map(|error| format!("in `{}`: {error}", copy.storage));
+            let problems: Vec<String> = copies.iter().filter_map(problem).collect();
+            anyhow::anyhow!("No copy of `{wanted}` has a readable manifest: {}", problems.join("; "))
+        })
+    }
 }
 
 impl Setup {
@@ -176,7 +198,7 @@ impl Setup {
         }
         let selection =
             Selection { instance: Some(instance.name.clone()), strategy: strategy.map(parse_name).transpose()? };
-        Ok(Reading { engine, storages, selection, instance: Some(instance), _display: display })
+        Ok(Reading { engine, storages, selection, instance: Some(instance), display: Some(display) })
     }
 
     /// Works on a storage by its address, as when the host is gone: no configuration, no local state.
@@ -195,7 +217,7 @@ impl Setup {
             );
         }
         let selection = Selection { instance, strategy };
-        Ok(Reading { engine, storages, selection, instance: None, _display: display })
+        Ok(Reading { engine, storages, selection, instance: None, display: Some(display) })
     }
 }
 

@@ -1,18 +1,16 @@
 //! `backup show`.
 
 use std::fmt::Write as _;
-use std::io::Read;
 
 use clap::Args;
 use serde::Serialize;
 
-use super::Exit;
 use super::output::{BAD, BOLD, Cell, DIM, Printer, Table, WARN, age, count, quoted, seconds, time};
 use super::setup::{IdentityArgs, Setup, StorageArgs};
-use crate::engine::{self, OpenStorage, Snapshot};
-use crate::model::{Artifact, ArtifactKind, ByteSize, Completeness, Compression, Encryption, Facts, Manifest, Name};
-use crate::pipeline::Identity;
-use crate::source::directory;
+use super::{Exit, files};
+use crate::engine::{self, OpenStorage, Side, Snapshot};
+use crate::model::{Artifact, ByteSize, Completeness, Compression, Encryption, Facts, Manifest, Name};
+use crate::source::directory::Pattern;
 
 #[derive(Debug, Args)]
 pub(super) struct ShowArgs {
@@ -21,9 +19,9 @@ pub(super) struct ShowArgs {
     /// Of this strategy
     #[arg(long, value_name = "NAME")]
     strategy: Option<String>,
-    /// List the files of its folders
-    #[arg(long)]
-    files: bool,
+    /// List the files of its folders: all, or what a pattern like those of `exclude` matches; may be repeated
+    #[arg(long, value_name = "GLOB", num_args = 0..=1, default_missing_value = "**", value_parser = Pattern::new)]
+    files: Option<Vec<Pattern>>,
     #[command(flatten)]
     storage: StorageArgs,
     #[command(flatten)]
@@ -51,23 +49,14 @@ pub(super) async fn run(setup: &Setup, args: ShowArgs, printer: &Printer) -> any
     let reading = setup.reading(&args.storage, args.strategy.as_deref()).await?;
     let listing = engine::list(&reading.engine, &reading.storages, &reading.selection).await;
     let copies = engine::find(&listing, &args.snapshot, None)?;
-    let usable = copies.iter().find_map(|copy| {
-        let storage = reading.storages.iter().find(|storage| storage.name == copy.storage)?;
-        copy.manifest.as_ref().ok().map(|manifest| (copy, storage, manifest))
-    });
-    let Some((snapshot, storage, manifest)) = usable else {
-        let problems: Vec<String> = copies
-            .iter()
-            .filter_map(|copy| copy.manifest.as_ref().err().map(|error| format!("in `{}`: {error}", copy.storage)))
-            .collect();
-        return Err(anyhow::anyhow!("No copy of `{}` has a readable manifest: {}", args.snapshot, problems.join("; ")));
-    };
-    let facts = engine::read_facts(&reading.engine, storage, manifest, &identities).await?;
-    if args.files {
-        let (storage, folder, manifest) = (storage.clone(), snapshot.folder(), manifest.clone());
-        drop(reading);
-        return files(storage, folder, manifest, identities, facts, printer).await;
+    let side = reading.copy(&listing, &args.snapshot)?;
+    if let Some(patterns) = &args.files {
+        // The pattern that stands for none matches everything, and so would it together with others.
+        return files::run(reading, &side, &identities, patterns, printer).await;
     }
+    let Side { storage, snapshot } = &side;
+    let Ok(manifest) = &snapshot.manifest else { return Ok(Exit::Damaged) };
+    let facts = engine::read_facts(&reading.engine, storage, manifest, &identities).await?;
     let commands = by_hand(storage, snapshot, manifest, facts.as_ref());
     let storages = copies.iter().map(|copy| copy.storage.clone()).collect();
     let now = reading.engine.clock.now();
@@ -212,7 +201,7 @@ fn by_hand(storage: &OpenStorage, snapshot: &Snapshot, manifest: &Manifest, fact
         .artifacts
         .iter()
         .filter_map(|artifact| {
-            let last = engine::by_hand(artifact, facts)?;
+            let last = engine::by_hand(&snapshot.id, artifact, facts)?;
             let decrypt = (artifact.codec.encryption == Encryption::Age).then(|| r#"age -d -i "$KEY""#.to_owned());
             let decompress = match artifact.codec.compression {
                 Compression::Zstd => Some("zstd -d".to_owned()),
@@ -241,82 +230,4 @@ fn commands_text(commands: &[ByHand], manifest: &Manifest) -> String {
         let _ = writeln!(text, "    {}", command.command);
     }
     text
-}
-
-/// Lists the entries of every index of the snapshot.
-async fn files(
-    storage: OpenStorage,
-    folder: String,
-    manifest: Manifest,
-    identities: Vec<Identity>,
-    facts: Option<Facts>,
-    printer: &Printer,
-) -> anyhow::Result<Exit> {
-    let runtime = tokio::runtime::Handle::current();
-    let json = printer.is_json();
-    let text = tokio::task::spawn_blocking(move || -> anyhow::Result<String> {
-        let mut text = String::new();
-        let mut entries = Vec::new();
-        for artifact in manifest.artifacts.iter().filter(|artifact| artifact.kind == ArtifactKind::Index) {
-            let plain = engine::read_plain(&storage, &folder, artifact, &identities, facts.as_ref(), &runtime)?;
-            let source = artifact.source.as_ref().map(Name::as_str).unwrap_or_default();
-            read_index(plain, source, json, &mut text, &mut entries)?;
-        }
-        if json {
-            text = format!("{:#}\n", serde_json::json!({ "format": 1, "files": entries }));
-        }
-        Ok(text)
-    })
-    .await??;
-    printer.text(if text.is_empty() { "No files.\n" } else { &text });
-    Ok(Exit::Done)
-}
-
-/// Adds the entries of one index, as lines like those of `ls -l` or as values.
-fn read_index(
-    plain: Box<dyn Read + Send>,
-    source: &str,
-    json: bool,
-    text: &mut String,
-    entries: &mut Vec<serde_json::Value>,
-) -> anyhow::Result<()> {
-    let mut index = directory::index::IndexReader::new(plain)?;
-    while let Some(entry) = index.next_entry()? {
-        if json {
-            let mut value = serde_json::to_value(&entry)?;
-            if let Some(fields) = value.as_object_mut() {
-                fields.insert("source".to_owned(), source.into());
-            }
-            entries.push(value);
-            continue;
-        }
-        let path = String::from_utf8_lossy(&entry.path);
-        let target = entry.target.as_ref().map(|target| format!(" -> {}", String::from_utf8_lossy(target)));
-        let time = chrono::DateTime::from_timestamp(entry.mtime.seconds, entry.mtime.nanos).unwrap_or_default();
-        let _ = writeln!(
-            text,
-            "{} {:04o} {:>8} {:>8} {:>12} {} {source}/{}{}",
-            kind_letter(entry.kind),
-            entry.mode,
-            entry.uname.unwrap_or_else(|| entry.uid.to_string()),
-            entry.gname.unwrap_or_else(|| entry.gid.to_string()),
-            entry.size,
-            time.format("%Y-%m-%d %H:%M"),
-            path.escape_debug(),
-            target.unwrap_or_default().escape_debug(),
-        );
-    }
-    Ok(())
-}
-
-fn kind_letter(kind: directory::Kind) -> char {
-    match kind {
-        directory::Kind::File => '-',
-        directory::Kind::Directory => 'd',
-        directory::Kind::Symlink => 'l',
-        directory::Kind::Hardlink => 'h',
-        directory::Kind::Fifo => 'p',
-        directory::Kind::Char => 'c',
-        directory::Kind::Block => 'b',
-    }
 }

@@ -1,17 +1,20 @@
 //! Reading what is stored: the objects of an artifact as one blocking stream, and what it decodes to.
 
 use std::io::{self, Read};
+use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::{Buf as _, Bytes};
 use futures::TryStreamExt as _;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
-use super::{Engine, EngineError, OpenStorage};
+use super::streams::Fault;
+use super::{Engine, EngineError, OpenStorage, chain};
 use crate::model::{Artifact, Encryption, Facts, Manifest, SnapshotId};
 use crate::pipeline::{DecodeError, Expected, Identity, Verified, decoder};
-use crate::storage::{Storage, StorageError};
+use crate::storage::StorageError;
 
 /// Chunks that wait between the storage and who reads.
 const QUEUE: usize = 2;
@@ -21,37 +24,45 @@ const LARGEST_FACTS: u64 = 256 << 20;
 /// The kind of an error that tells nothing about what is stored. What wraps the stream keeps the kind of its errors.
 const UNREACHED: io::ErrorKind = io::ErrorKind::NotConnected;
 
-/// What an error that ended the reading of `what` tells: that the snapshot is damaged, or only that it could not be reached.
+/// What an error that ended the reading of `what` tells: that the snapshot is damaged, or only that it could not be reached, or not
+/// opened. An error that says itself which stream it is of (an index that was read beside) is believed.
 pub(super) fn reading_failed(storage: &OpenStorage, id: &SnapshotId, what: &str, error: &io::Error) -> EngineError {
+    let fault = Fault::within(error);
+    let what = fault.map_or(what, |fault| &fault.artifact);
+    if fault.is_some_and(|fault| fault.is_refusal) {
+        return EngineError::Request(format!("`{what}`: {}", chain(error)));
+    }
     if error.kind() == UNREACHED {
         let error = StorageError::Unavailable {
             attempt: format!("read `{what}` of `{id}`"),
             address: storage.storage.address(),
-            problem: error.to_string(),
+            problem: chain(error),
         };
         return EngineError::storage(&storage.name, error);
     }
     EngineError::Damaged {
         snapshot: id.to_string(),
         storage: storage.name.clone(),
-        problem: format!("`{what}`: {error}"),
+        problem: format!("`{what}`: {}", chain(error)),
     }
 }
 
-/// The objects of an artifact, joined, for a thread that may block. Dropping it ends the transfer.
+/// Objects, or ranges of them, joined, for a thread that may block. Dropping it ends the transfer.
 struct StoredReader {
     chunks: mpsc::Receiver<io::Result<Bytes>>,
     current: Bytes,
 }
 
 impl StoredReader {
-    fn open(storage: Arc<dyn Storage>, keys: Vec<String>, runtime: &Handle) -> Self {
+    fn open(storage: &OpenStorage, pieces: Vec<(String, Option<Range<u64>>)>, runtime: &Handle) -> Self {
         let (sender, chunks) = mpsc::channel(QUEUE);
+        let (fetched, storage) = (Arc::clone(&storage.fetched), Arc::clone(&storage.storage));
         runtime.spawn(async move {
-            for key in keys {
+            for (key, range) in pieces {
                 let transfer = async {
-                    let mut stream = storage.read(&key, None).await?;
+                    let mut stream = storage.read(&key, range).await?;
                     while let Some(chunk) = stream.try_next().await? {
+                        fetched.fetch_add(chunk.len() as u64, Ordering::Relaxed);
                         if sender.send(Ok(chunk)).await.is_err() {
                             return Ok(false);
                         }
@@ -96,8 +107,18 @@ pub(super) fn read_stored(
     artifact: &Artifact,
     runtime: &Handle,
 ) -> impl Read + Send + use<> {
-    let keys = artifact.objects.iter().map(|object| format!("{folder}{}", object.key)).collect();
-    Verified::new(StoredReader::open(Arc::clone(&storage.storage), keys, runtime), &artifact.objects)
+    let pieces = artifact.objects.iter().map(|object| (format!("{folder}{}", object.key), None)).collect();
+    Verified::new(StoredReader::open(storage, pieces, runtime), &artifact.objects)
+}
+
+/// A range of a stored object, held against nothing. For threads that may block.
+pub(super) fn read_range(
+    storage: &OpenStorage,
+    key: String,
+    range: Range<u64>,
+    runtime: &Handle,
+) -> impl Read + Send + use<> {
+    StoredReader::open(storage, vec![(key, Some(range))], runtime)
 }
 
 /// The plain stream of `artifact`, whose last bytes come only when all of it was found undamaged. For threads that may block.

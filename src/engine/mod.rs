@@ -1,4 +1,4 @@
-//! The verbs: run, list, verify, restore, check; and the locks.
+//! The verbs: run, list, files, diff, verify, restore, check; and the locks.
 //!
 //! This room puts the others together: sources write through the pipeline into the storages, and a manifest commits what they wrote.
 //! It does not parse the command line, does not print, and reads no configuration file; it is handed validated settings.
@@ -6,23 +6,34 @@
 //! To add a verb: a file here that takes an [`Engine`] and returns a value that the command shows.
 
 mod check;
+mod diff;
+mod dump;
 mod fetch;
+mod files;
 mod lock;
 mod outputs;
 mod restore;
 mod run;
 mod snapshots;
+mod streams;
 mod sweep;
 mod verify;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::OnceCell;
 
 pub use check::{CheckReport, StorageCheck, StrategyCheck, check};
+pub use diff::{Aspect, Change, DiffSummary, Difference, FileDifference, FileState, Tally, diff};
+pub use dump::{DumpReport, DumpRequest, dump};
 pub use fetch::{read_facts, read_plain};
-pub use restore::{Destination, RestorePlan, RestoreReport, RestoreRequest, by_hand, restore};
+pub use files::{Side, files};
+pub use restore::{
+    Destination, PlannedArtifact, RestorePlan, RestoreReport, RestoreRequest, RestoredArtifact, by_hand, plan_restore,
+    restore,
+};
 pub use run::{RunPlan, plan, run};
 pub use snapshots::{Listing, Selection, Snapshot, find, list, parse_at};
 pub use verify::{SnapshotVerdict, VerifyReport, verify};
@@ -108,6 +119,7 @@ pub struct OpenStorage {
     pub name: Name,
     /// The storage.
     pub storage: Arc<dyn Storage>,
+    fetched: Arc<AtomicU64>,
 }
 
 impl OpenStorage {
@@ -117,7 +129,12 @@ impl OpenStorage {
     /// When the configuration cannot be used.
     pub async fn open(name: &Name, config: &StorageConfig, cancel: &Cancel) -> Result<Self, EngineError> {
         let storage = config.open(cancel).await.map_err(|error| EngineError::storage(name, error))?;
-        Ok(Self { name: name.clone(), storage: Arc::from(storage) })
+        Ok(Self { name: name.clone(), storage: Arc::from(storage), fetched: Arc::default() })
+    }
+
+    /// Bytes of artifacts that were fetched from it so far, those included that nobody read any more.
+    pub fn fetched_bytes(&self) -> u64 {
+        self.fetched.load(Ordering::Relaxed)
     }
 }
 
@@ -180,6 +197,22 @@ pub enum EngineError {
     /// The verb was cancelled.
     #[error("Cancelled")]
     Cancelled,
+    /// A restore was cancelled after it had begun to write.
+    #[error(
+        "Cancelled while `{artifact}` was restored to `{place}`: the restore is incomplete. The same command can be run again{}",
+        if *.needs_overwrite { ", with `--overwrite`, which replaces what was restored already" } else { "" }
+    )]
+    Interrupted {
+        /// What was being restored.
+        artifact: String,
+        /// Where to, secrets masked.
+        place: String,
+        /// Whether other artifacts were restored before it, which would refuse a second time.
+        needs_overwrite: bool,
+    },
+    /// What was read could not be given out.
+    #[error("Could not write to the output: {0}")]
+    Output(std::io::Error),
     /// The run took longer than its strategy allows.
     #[error("The run took longer than its `timeout` of {0}")]
     TimedOut(crate::model::Span),

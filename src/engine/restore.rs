@@ -4,17 +4,21 @@
 //! first; what goes to an empty place is checked while it is written, and its last bytes are given out only when all of it was right.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Serialize;
 use tokio::runtime::Handle;
 
-use super::fetch::{read_plain, reading_failed};
+use super::fetch::reading_failed;
+use super::streams::{ArtifactStreams, beside};
 use super::verify::ensure_undamaged;
 use super::{Engine, EngineError, OpenStorage, Snapshot, blocking, make_private_folder, read_facts};
-use crate::model::{Artifact, ArtifactKind, ByteSize, DatabaseUrl, Encryption, Facts, Manifest, Name, Warnings};
-use crate::pipeline::{DecodeError, Identity};
+use crate::model::{
+    Artifact, ArtifactKind, ByteSize, DatabaseUrl, Encryption, Facts, Manifest, Name, SnapshotId, Warnings,
+};
+use crate::pipeline::Identity;
 use crate::source::command::CommandConfig;
-use crate::source::{Context, RestoreArtifact, RestoreOptions, SourceError, Target, restorer};
+use crate::source::{Context, Preview, RestoreArtifact, RestoreOptions, RestoredFiles, SourceError, Target, restorer};
 
 /// Where a restore goes.
 #[derive(Debug, Clone)]
@@ -44,13 +48,23 @@ pub struct RestoreRequest {
     pub no_progress_timeout: std::time::Duration,
 }
 
-/// What a restore will do.
+/// What a restore will do. Nothing was touched.
 #[derive(Debug, Clone, Serialize)]
 pub struct RestorePlan {
+    /// The application.
+    pub instance: Name,
+    /// The strategy.
+    pub strategy: Name,
+    /// The snapshot.
+    pub id: SnapshotId,
+    /// The storage it is read from.
+    pub storage: Name,
     /// The artifacts, in the order they are restored.
     pub artifacts: Vec<PlannedArtifact>,
     /// What is left out, and why.
     pub left_out: Vec<String>,
+    /// Bytes that were fetched from the storage to make the plan.
+    pub fetched_bytes: u64,
 }
 
 /// One artifact of a plan.
@@ -64,6 +78,9 @@ pub struct PlannedArtifact {
     pub place: String,
     /// Plain bytes, where known.
     pub plain_bytes: Option<u64>,
+    /// What would be changed there, for folders of files.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preview: Option<Preview>,
     #[serde(skip)]
     work: Work,
 }
@@ -83,13 +100,15 @@ pub struct RestoreReport {
     /// The strategy.
     pub strategy: Name,
     /// The snapshot.
-    pub id: crate::model::SnapshotId,
+    pub id: SnapshotId,
     /// The storage it was read from.
     pub storage: Name,
     /// What was restored, and where it is now.
     pub restored: Vec<RestoredArtifact>,
     /// What was left out, and why.
     pub left_out: Vec<String>,
+    /// Bytes of artifacts that were fetched from the storage.
+    pub fetched_bytes: u64,
     /// How long it took, in seconds.
     pub seconds: f64,
     /// What went not quite right.
@@ -107,15 +126,19 @@ pub struct RestoredArtifact {
     pub place: String,
     /// Plain bytes, where known.
     pub plain_bytes: Option<u64>,
+    /// Of a folder of files: what of it was restored.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub files: Option<RestoredFiles>,
 }
 
 /// What restoring needs to know of an artifact.
-fn restore_artifact(artifact: &Artifact, facts: Option<&Facts>) -> RestoreArtifact {
+fn restore_artifact(id: &SnapshotId, artifact: &Artifact, facts: Option<&Facts>) -> RestoreArtifact {
     let plain = facts.and_then(|facts| facts.artifacts.iter().find(|known| known.name == artifact.name));
     let source = facts.and_then(|facts| {
         facts.sources.iter().find(|source| artifact.source.as_ref().is_some_and(|name| *name == source.name))
     });
     RestoreArtifact {
+        snapshot: id.to_string(),
         name: artifact.name.clone(),
         kind: artifact.kind,
         plain_bytes: plain.map(|known| known.plain_bytes),
@@ -124,11 +147,16 @@ fn restore_artifact(artifact: &Artifact, facts: Option<&Facts>) -> RestoreArtifa
 }
 
 /// The ordinary command that restores the plain stream of `artifact` from its standard input; none for what is not restored by itself.
-pub fn by_hand(artifact: &Artifact, facts: Option<&Facts>) -> Option<String> {
-    restorer(artifact.kind).map(|restorer| restorer.by_hand(&restore_artifact(artifact, facts)))
+pub fn by_hand(id: &SnapshotId, artifact: &Artifact, facts: Option<&Facts>) -> Option<String> {
+    restorer(artifact.kind).map(|restorer| restorer.by_hand(&restore_artifact(id, artifact, facts)))
 }
 
-fn make_plan(manifest: &Manifest, facts: Option<&Facts>, request: &RestoreRequest) -> Result<RestorePlan, EngineError> {
+fn make_plan(
+    storage: &OpenStorage,
+    manifest: &Manifest,
+    facts: Option<&Facts>,
+    request: &RestoreRequest,
+) -> Result<RestorePlan, EngineError> {
     let present: Vec<&Name> = manifest.artifacts.iter().filter_map(|artifact| artifact.source.as_ref()).collect();
     for wanted in &request.sources {
         if !present.contains(&wanted) {
@@ -140,10 +168,28 @@ fn make_plan(manifest: &Manifest, facts: Option<&Facts>, request: &RestoreReques
             )));
         }
     }
-    let mut plan = RestorePlan { artifacts: Vec::new(), left_out: Vec::new() };
+    let mut plan = RestorePlan {
+        instance: manifest.instance.clone(),
+        strategy: manifest.strategy.clone(),
+        id: manifest.id.clone(),
+        storage: storage.name.clone(),
+        artifacts: Vec::new(),
+        left_out: Vec::new(),
+        fetched_bytes: 0,
+    };
+    let some_files = !request.options.paths.is_empty();
     for artifact in &manifest.artifacts {
         let Some(source) = &artifact.source else { continue };
         if !(request.sources.is_empty() || request.sources.contains(source)) || restorer(artifact.kind).is_none() {
+            continue;
+        }
+        if some_files && artifact.kind != ArtifactKind::Tar {
+            if request.sources.contains(source) {
+                return Err(EngineError::Request(format!(
+                    "`--path` is for folders of files, and the source `{source}` is none: leave `--path` or this `--source` out"
+                )));
+            }
+            plan.left_out.push(format!("`{}` is no folder of files, which `--path` is for", artifact.name));
             continue;
         }
         let target = match &request.destination {
@@ -177,7 +223,7 @@ fn make_plan(manifest: &Manifest, facts: Option<&Facts>, request: &RestoreReques
                 }
             },
         };
-        let restore = restore_artifact(artifact, facts);
+        let restore = restore_artifact(&manifest.id, artifact, facts);
         let place = match &target {
             Target::Folder(folder) => folder.display().to_string(),
             Target::Database(url) => url.masked(),
@@ -190,6 +236,7 @@ fn make_plan(manifest: &Manifest, facts: Option<&Facts>, request: &RestoreReques
             source: source.clone(),
             place,
             plain_bytes: restore.plain_bytes,
+            preview: None,
             work: Work { artifact: artifact.clone(), restore, target },
         });
     }
@@ -199,9 +246,92 @@ fn make_plan(manifest: &Manifest, facts: Option<&Facts>, request: &RestoreReques
             first.source, second.source
         )));
     }
+    if let (true, [first, second, ..]) = (some_files, plan.artifacts.as_slice()) {
+        return Err(EngineError::Request(format!(
+            "`--path` is counted from one folder, and the snapshot has `{}` and `{}`: choose one with `--source`",
+            first.source, second.source
+        )));
+    }
     if plan.artifacts.is_empty() {
         return Err(EngineError::Request(format!("There is nothing to restore. {}", plan.left_out.join(". "))));
     }
+    Ok(plan)
+}
+
+/// A request that was held against the snapshot and the world.
+struct Prepared {
+    manifest: Manifest,
+    facts: Option<Arc<Facts>>,
+    plan: RestorePlan,
+}
+
+/// Refuses what can be refused. Nothing is touched.
+async fn prepare(
+    engine: &Engine,
+    storage: &OpenStorage,
+    snapshot: &Snapshot,
+    request: &RestoreRequest,
+) -> Result<Prepared, EngineError> {
+    let manifest = usable_manifest(storage, snapshot, &request.identities)?;
+    let facts = read_facts(engine, storage, manifest, &request.identities).await?;
+    let plan = make_plan(storage, manifest, facts.as_ref(), request)?;
+    if let Destination::Folder(folder) = &request.destination
+        && request.options.paths.is_empty()
+    {
+        ensure_room(folder, &plan)?;
+    }
+    Ok(Prepared { manifest: manifest.clone(), facts: facts.map(Arc::new), plan })
+}
+
+/// The manifest of a snapshot that can be read with `identities`, as far as can be told without reading.
+pub(super) fn usable_manifest<'a>(
+    storage: &OpenStorage,
+    snapshot: &'a Snapshot,
+    identities: &[Identity],
+) -> Result<&'a Manifest, EngineError> {
+    let manifest = snapshot.manifest.as_ref().map_err(|problem| EngineError::Damaged {
+        snapshot: snapshot.id.to_string(),
+        storage: storage.name.clone(),
+        problem: format!("`manifest.json`: {problem}"),
+    })?;
+    let encrypted = manifest.artifacts.iter().any(|artifact| artifact.codec.encryption == Encryption::Age);
+    if encrypted && identities.is_empty() {
+        return Err(EngineError::Request(format!(
+            "The snapshot `{}` is encrypted: name the file of a key that opens it with `--identity-file`",
+            snapshot.id
+        )));
+    }
+    Ok(manifest)
+}
+
+/// Says what [`restore`] would do with the same request, and touches nothing.
+///
+/// # Errors
+/// When the restore would be refused, or what it takes to tell is damaged.
+pub async fn plan_restore(
+    engine: &Engine,
+    storage: &OpenStorage,
+    snapshot: &Snapshot,
+    request: &RestoreRequest,
+) -> Result<RestorePlan, EngineError> {
+    let fetched_before = storage.fetched_bytes();
+    let Prepared { manifest, facts, mut plan } = prepare(engine, storage, snapshot, request).await?;
+    for planned in &mut plan.artifacts {
+        engine.progress.begin(format!("planning {}", planned.name), None);
+        let Work { artifact, restore, target } = planned.work.clone();
+        let (context, options) = (context(engine, planned, request), options(request, &artifact));
+        let streams =
+            ArtifactStreams::new(storage, &manifest, &artifact, &request.identities, facts.as_ref(), &engine.progress);
+        let is_folder = artifact.kind == ArtifactKind::Tar;
+        let preview = blocking(move || match restorer(artifact.kind) {
+            Some(restorer) => restorer.preview(&context, &restore, &streams, &target, &options),
+            None => Ok(Preview::default()),
+        })
+        .await?
+        .map_err(|error| failed_in(engine, storage, &manifest.id, &planned.name, error))?;
+        planned.preview = is_folder.then_some(preview);
+    }
+    plan.fetched_bytes = storage.fetched_bytes().saturating_sub(fetched_before);
     Ok(plan)
 }
 
@@ -216,27 +346,12 @@ pub async fn restore(
     request: &RestoreRequest,
 ) -> Result<RestoreReport, EngineError> {
     let began = tokio::time::Instant::now();
-    let manifest = snapshot.manifest.as_ref().map_err(|problem| EngineError::Damaged {
-        snapshot: snapshot.id.to_string(),
-        storage: storage.name.clone(),
-        problem: format!("`manifest.json`: {problem}"),
-    })?;
-    let encrypted = manifest.artifacts.iter().any(|artifact| artifact.codec.encryption == Encryption::Age);
-    if encrypted && request.identities.is_empty() {
-        return Err(EngineError::Request(format!(
-            "The snapshot `{}` is encrypted: name the file of a key that opens it with `--identity-file`",
-            snapshot.id
-        )));
-    }
-    let facts = read_facts(engine, storage, manifest, &request.identities).await?;
-    let plan = make_plan(manifest, facts.as_ref(), request)?;
+    let fetched_before = storage.fetched_bytes();
+    let Prepared { manifest, facts, plan } = prepare(engine, storage, snapshot, request).await?;
     make_private_folder(&request.work_dir)?;
-    if let Destination::Folder(folder) = &request.destination {
-        ensure_room(folder, &plan)?;
-    }
     for planned in &plan.artifacts {
-        let (context, work, options) =
-            (context(engine, planned, request), planned.work.clone(), request.options.clone());
+        let (context, work) = (context(engine, planned, request), planned.work.clone());
+        let options = options(request, &work.artifact);
         blocking(move || match restorer(work.artifact.kind) {
             Some(restorer) => restorer.prepare(&context, &work.restore, &work.target, &options),
             None => Ok(()),
@@ -245,37 +360,33 @@ pub async fn restore(
         .map_err(|error| failed(&planned.name, error))?;
     }
     if request.options.overwrite {
-        let wanted = |artifact: &Artifact| plan.artifacts.iter().any(|planned| planned.name == artifact.name);
-        ensure_undamaged(engine, storage, manifest, &request.identities, facts.as_ref(), wanted).await?;
+        let wanted =
+            |artifact: &Artifact| plan.artifacts.iter().any(|planned| needed(&manifest, planned, request, artifact));
+        ensure_undamaged(engine, storage, &manifest, &request.identities, facts.as_deref(), wanted).await?;
     }
     let mut warnings = Warnings::new();
-    let mut restored = Vec::new();
+    let mut restored: Vec<RestoredArtifact> = Vec::new();
     for planned in &plan.artifacts {
-        engine.progress.begin(planned.name.clone(), planned.plain_bytes);
-        let (context, work, options) =
-            (context(engine, planned, request), planned.work.clone(), request.options.clone());
-        let (storage, folder, identities) = (storage.clone(), snapshot.folder(), request.identities.clone());
-        let id = snapshot.id.clone();
-        let (facts, runtime, progress) = (facts.clone(), Handle::current(), engine.progress.clone());
-        let done = blocking(move || {
-            let restorer = restorer(work.artifact.kind)
-                .ok_or_else(|| EngineError::Internal(format!("`{}` has no restorer", work.artifact.name)))?;
-            let plain = read_plain(&storage, &folder, &work.artifact, &identities, facts.as_ref(), &runtime);
-            let plain = plain.map_err(|error| match error {
-                DecodeError::Locked(_) => EngineError::Request(format!("`{}`: {error}", work.artifact.name)),
-                DecodeError::Io(error) => reading_failed(&storage, &id, &work.artifact.name, &error),
-            })?;
-            let mut counted = Counted { inner: plain, progress };
-            restorer.restore(&context, &work.restore, &mut counted, &work.target, &options).map_err(|error| match error
-            {
-                SourceError::Stream(error) => reading_failed(&storage, &id, &work.artifact.name, &error),
-                error => failed(&work.artifact.name, error),
-            })
+        let expected = planned.plain_bytes.filter(|_| request.options.paths.is_empty());
+        engine.progress.begin(planned.name.clone(), expected);
+        let Work { artifact, restore, target } = planned.work.clone();
+        let (context, options) = (context(engine, planned, request), options(request, &artifact));
+        let streams =
+            ArtifactStreams::new(storage, &manifest, &artifact, &request.identities, facts.as_ref(), &engine.progress);
+        let done = blocking(move || match restorer(artifact.kind) {
+            Some(restorer) => restorer.restore_from(&context, &restore, &streams, &target, &options),
+            None => Err(SourceError::Unsuitable(format!("`{}` has no restorer", artifact.name))),
         })
         .await?;
         let done = match done {
-            Err(_) if engine.cancel.is_cancelled() => return Err(EngineError::Cancelled),
-            done => done?,
+            Err(_) if engine.cancel.is_cancelled() => {
+                return Err(EngineError::Interrupted {
+                    artifact: planned.name.clone(),
+                    place: planned.place.clone(),
+                    needs_overwrite: !restored.is_empty() && !request.options.overwrite,
+                });
+            }
+            done => done.map_err(|error| failed_in(engine, storage, &manifest.id, &planned.name, error))?,
         };
         warnings.extend(planned.source.as_str(), done.warnings);
         restored.push(RestoredArtifact {
@@ -283,36 +394,62 @@ pub async fn restore(
             source: planned.source.clone(),
             place: done.place,
             plain_bytes: planned.plain_bytes,
+            files: done.files,
         });
     }
     Ok(RestoreReport {
-        instance: manifest.instance.clone(),
-        strategy: manifest.strategy.clone(),
-        id: manifest.id.clone(),
-        storage: storage.name.clone(),
+        instance: plan.instance,
+        strategy: plan.strategy,
+        id: plan.id,
+        storage: plan.storage,
         restored,
         left_out: plan.left_out,
+        fetched_bytes: storage.fetched_bytes().saturating_sub(fetched_before),
         seconds: began.elapsed().as_secs_f64(),
         warnings,
     })
 }
 
+/// Whether `artifact` must be found undamaged before what `planned` replaces is touched. Of some files only what leads to them is: they are held against
+/// their own digests while they are written beside what they replace.
+fn needed(manifest: &Manifest, planned: &PlannedArtifact, request: &RestoreRequest, artifact: &Artifact) -> bool {
+    let tarball = &planned.work.artifact;
+    let is_beside = |kind| beside(manifest, tarball, kind).is_some_and(|other| other.name == artifact.name);
+    if request.options.paths.is_empty() {
+        artifact.name == tarball.name || is_beside(ArtifactKind::Index)
+    } else {
+        is_beside(ArtifactKind::Index) || is_beside(ArtifactKind::Blocks)
+    }
+}
+
+/// The options for one artifact: what is for folders of files goes to those only.
+fn options(request: &RestoreRequest, artifact: &Artifact) -> RestoreOptions {
+    let delete = request.options.delete && artifact.kind == ArtifactKind::Tar;
+    RestoreOptions { delete, ..request.options.clone() }
+}
+
+/// What the failure of a restorer that read from a storage tells.
+pub(super) fn failed_in(
+    engine: &Engine,
+    storage: &OpenStorage,
+    id: &SnapshotId,
+    artifact: &str,
+    error: SourceError,
+) -> EngineError {
+    match error {
+        _ if engine.cancel.is_cancelled() => EngineError::Cancelled,
+        SourceError::Stream(error) => reading_failed(storage, id, artifact, &error),
+        SourceError::Damaged(problem) => EngineError::Damaged {
+            snapshot: id.to_string(),
+            storage: storage.name.clone(),
+            problem: format!("`{artifact}`: {problem}"),
+        },
+        error => failed(artifact, error),
+    }
+}
+
 fn failed(artifact: &str, error: SourceError) -> EngineError {
     EngineError::Restore { artifact: artifact.to_owned(), error: Box::new(error) }
-}
-
-/// Counts what is read of a stream as progress.
-struct Counted<R> {
-    inner: R,
-    progress: crate::report::Progress,
-}
-
-impl<R: std::io::Read> std::io::Read for Counted<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let count = self.inner.read(buffer)?;
-        self.progress.add(count as u64);
-        Ok(count)
-    }
 }
 
 fn context(engine: &Engine, planned: &PlannedArtifact, request: &RestoreRequest) -> Context {

@@ -1,7 +1,7 @@
 //! Stored objects back to plain bytes.
 
 use std::collections::VecDeque;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -13,7 +13,7 @@ use crate::model::{Codec, Compression, Digest, Digester, Encryption, StoredObjec
 const BUFFER_BYTES: usize = 128 << 10;
 
 /// A header of age that is longer than this is not read: its parser begins again at each line, so a hostile one would take hours.
-const MAX_HEADER_BYTES: usize = 16 << 10;
+pub(super) const MAX_HEADER_BYTES: usize = 16 << 10;
 
 /// The largest window of zstd that is taken, as a power of 2. A stream that asks for more was not written by this program.
 const WINDOW_LOG_MAX: u32 = MAX_BLOCK_BYTES.ilog2();
@@ -164,7 +164,10 @@ pub enum DecodeError {
 }
 
 /// What is inside an age file.
-fn decrypted<R: Read>(stored: R, identities: &[Identity]) -> Result<age::stream::StreamReader<Headed<R>>, DecodeError> {
+pub(super) fn decrypted<R: Read>(
+    stored: R,
+    identities: &[Identity],
+) -> Result<age::stream::StreamReader<Headed<R>>, DecodeError> {
     let past_header = Arc::new(AtomicBool::new(false));
     let headed = Headed {
         inner: BufReader::with_capacity(BUFFER_BYTES, stored),
@@ -192,7 +195,7 @@ fn decrypted<R: Read>(stored: R, identities: &[Identity]) -> Result<age::stream:
 }
 
 /// Keeps a hostile header from taking time and memory.
-struct Headed<R> {
+pub(super) struct Headed<R> {
     inner: BufReader<R>,
     left: usize,
     past: Arc<AtomicBool>,
@@ -222,6 +225,16 @@ impl<R: Read> BufRead for Headed<R> {
     }
 }
 
+impl<R: Read + Seek> Seek for Headed<R> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.inner.seek(to)
+    }
+
+    fn stream_position(&mut self) -> io::Result<u64> {
+        self.inner.stream_position()
+    }
+}
+
 /// Notices the end of the stored stream.
 struct Stored<R> {
     inner: R,
@@ -239,9 +252,9 @@ impl<R: Read> Read for Stored<R> {
 }
 
 /// Says of an error in which layer it arose; what comes from the layers below says so already.
-struct Layer<R> {
-    inner: R,
-    fault: &'static str,
+pub(super) struct Layer<R> {
+    pub(super) inner: R,
+    pub(super) fault: &'static str,
 }
 
 /// An error that says where it arose.
@@ -252,16 +265,26 @@ struct LayerError {
     error: io::Error,
 }
 
+impl<R> Layer<R> {
+    fn name(&self, error: io::Error) -> io::Error {
+        if error.kind() == io::ErrorKind::Interrupted
+            || error.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<LayerError>)
+        {
+            return error;
+        }
+        io::Error::new(error.kind(), LayerError { fault: self.fault, error })
+    }
+}
+
 impl<R: Read> Read for Layer<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        self.inner.read(buf).map_err(|error| {
-            if error.kind() == io::ErrorKind::Interrupted
-                || error.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<LayerError>)
-            {
-                return error;
-            }
-            io::Error::new(error.kind(), LayerError { fault: self.fault, error })
-        })
+        self.inner.read(buf).map_err(|error| self.name(error))
+    }
+}
+
+impl<R: Seek> Seek for Layer<R> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.inner.seek(to).map_err(|error| self.name(error))
     }
 }
 
@@ -354,6 +377,6 @@ impl<R: Read> Read for HeldBack<R> {
     }
 }
 
-fn damage(message: String) -> io::Error {
+pub(super) fn damage(message: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, message)
 }

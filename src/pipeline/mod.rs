@@ -7,18 +7,22 @@
 //! property tests.
 
 mod belt;
+mod blocks;
 mod buffers;
 mod compress;
 mod crypt;
 mod decode;
 mod encode;
+mod parts;
 mod stored;
 #[cfg(test)]
 mod tests;
 mod throttle;
 
+pub use blocks::{BlockList, BlockSpan};
 pub use compress::{Algorithm, CompressionConfig, CompressionError};
 pub use crypt::{CryptError, Identity, Recipient};
 pub use decode::{DecodeError, Expected, Verified, decoder};
 pub use encode::{Block, EncodeSettings, Encoded, EncodedObject, Encoder, MAX_BLOCK_BYTES, ObjectSink, WORKER_BYTES};
+pub use parts::{Fetch, parts};
 pub use throttle::Throttle;

@@ -175,18 +175,32 @@ fn lasting(error: io::Error) -> io::Error {
     if error.kind() == io::ErrorKind::Interrupted { io::Error::other(error) } else { error }
 }
 
+const SEEK_ENTRY_BYTES: usize = 8;
+const SEEK_FOOTER_BYTES: usize = 9;
+const SKIPPABLE_HEADER_BYTES: u64 = 8;
+/// The seekable format has no table for more: 128 TiB in blocks of 1 MiB. Such a stream is read from its beginning by others.
+const MAX_FRAMES: u64 = 0x0800_0000;
+
+/// Bytes of the seek table at the end of a zstd stream of `blocks` blocks; there is none where the format has none.
+pub(super) fn seek_table_bytes(blocks: u64) -> u64 {
+    if blocks > MAX_FRAMES {
+        return 0;
+    }
+    SKIPPABLE_HEADER_BYTES + blocks * SEEK_ENTRY_BYTES as u64 + SEEK_FOOTER_BYTES as u64
+}
+
 /// The skippable frame at the end of a stream that lists its frames:
 /// <https://github.com/facebook/zstd/blob/dev/contrib/seekable_format/zstd_seekable_compression_format.md>. Returns its size.
 fn seek_table(blocks: &[Block], end: Block, out: &mut Out) -> io::Result<u64> {
     const SKIPPABLE_MAGIC: u32 = 0x184D_2A5E;
     const SEEKABLE_MAGIC: u32 = 0x8F92_EAB1;
-    const ENTRY_BYTES: usize = 8;
-    const FOOTER_BYTES: usize = 9;
-    const MAX_FRAMES: usize = 0x0800_0000;
     const PIECE_BYTES: usize = 64 << 10;
-    // The format has no table for more: 128 TiB in blocks of 1 MiB. Such a stream is read from its beginning.
-    let Some(count) = u32::try_from(blocks.len()).ok().filter(|_| blocks.len() <= MAX_FRAMES) else { return Ok(0) };
-    let size = u32::try_from(blocks.len() * ENTRY_BYTES + FOOTER_BYTES).map_err(io::Error::other)?;
+    let total = seek_table_bytes(blocks.len() as u64);
+    if total == 0 {
+        return Ok(0);
+    }
+    let count = u32::try_from(blocks.len()).map_err(io::Error::other)?;
+    let size = u32::try_from(total - SKIPPABLE_HEADER_BYTES).map_err(io::Error::other)?;
     let mut piece = Vec::with_capacity(PIECE_BYTES);
     piece.extend_from_slice(&SKIPPABLE_MAGIC.to_le_bytes());
     piece.extend_from_slice(&size.to_le_bytes());
@@ -196,7 +210,7 @@ fn seek_table(blocks: &[Block], end: Block, out: &mut Out) -> io::Result<u64> {
         let plain = u32::try_from(end.plain - begin.plain).map_err(io::Error::other)?;
         piece.extend_from_slice(&compressed.to_le_bytes());
         piece.extend_from_slice(&plain.to_le_bytes());
-        if piece.len() + FOOTER_BYTES > PIECE_BYTES {
+        if piece.len() + SEEK_FOOTER_BYTES > PIECE_BYTES {
             out.put(&piece)?;
             piece.clear();
         }
@@ -206,5 +220,5 @@ fn seek_table(blocks: &[Block], end: Block, out: &mut Out) -> io::Result<u64> {
     piece.push(0);
     piece.extend_from_slice(&SEEKABLE_MAGIC.to_le_bytes());
     out.put(&piece)?;
-    Ok(8 + u64::from(size))
+    Ok(total)
 }

@@ -16,6 +16,7 @@ use crate::model::{Cancel, Codec, Digest, StoredObject};
 
 mod faults;
 mod memory;
+mod parts;
 
 /// Keeps the objects.
 #[derive(Clone, Default)]

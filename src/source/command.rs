@@ -187,7 +187,7 @@ impl Restorer for CommandRestorer {
         self.prepare(cx, artifact, target, options)?;
         if let Some(file) = file_in(target, &artifact.name)? {
             write_private(&file, input, options.overwrite)?;
-            return Ok(Restored { place: file.display().to_string(), warnings: Warnings::new() });
+            return Ok(Restored { place: file.display().to_string(), ..Restored::default() });
         }
         let (config, command) = reader(target)?;
         let (call, program) = config.call(cx, command, "restore with the command of")?;
@@ -197,7 +197,7 @@ impl Restorer for CommandRestorer {
             let reason = format!("`{program}` ended with success before it had read all of the stream");
             warnings.push(Warning { source: None, path: None, reason, missing: false });
         }
-        Ok(Restored { place: format!("the command `{program}`"), warnings })
+        Ok(Restored { place: format!("the command `{program}`"), warnings, files: None })
     }
 
     fn prepare(

@@ -15,6 +15,7 @@ pub mod process;
 pub mod sqlite;
 
 use std::io::{Read, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -210,6 +211,41 @@ pub trait Restorer {
         options: &RestoreOptions,
     ) -> Result<Restored, SourceError>;
 
+    /// Restores one artifact as [`Restorer::restore`] does, from the streams of a snapshot: for what reads more than the one stream, or
+    /// only parts of it.
+    ///
+    /// # Errors
+    /// As [`Restorer::restore`]; and when `options` ask for what this kind of artifact does not have (`paths`, `delete`).
+    fn restore_from(
+        &self,
+        cx: &Context,
+        artifact: &RestoreArtifact,
+        streams: &dyn Streams,
+        target: &Target,
+        options: &RestoreOptions,
+    ) -> Result<Restored, SourceError> {
+        options.refuse_files_only(&artifact.name)?;
+        let mut input = streams.whole().map_err(SourceError::Stream)?;
+        self.restore(cx, artifact, &mut input, target, options)
+    }
+
+    /// What [`Restorer::restore_from`] would do to `target`, which is not touched.
+    ///
+    /// # Errors
+    /// When it would be refused.
+    fn preview(
+        &self,
+        cx: &Context,
+        artifact: &RestoreArtifact,
+        _streams: &dyn Streams,
+        target: &Target,
+        options: &RestoreOptions,
+    ) -> Result<Preview, SourceError> {
+        options.refuse_files_only(&artifact.name)?;
+        self.prepare(cx, artifact, target, options)?;
+        Ok(Preview::default())
+    }
+
     /// Whether `target` could take it: exists, reachable, empty unless `overwrite`. Called for every source before any is touched.
     ///
     /// # Errors
@@ -226,9 +262,33 @@ pub trait Restorer {
     fn by_hand(&self, artifact: &RestoreArtifact) -> String;
 }
 
+/// The streams of a snapshot that belong to one artifact. Each may be read several times, from its beginning.
+pub trait Streams: Sync {
+    /// The plain stream, whole. Its last bytes come only after all of it was found undamaged.
+    ///
+    /// # Errors
+    /// When it could not be opened; reading it fails as documented at [`Restorer::restore`].
+    fn whole(&self) -> std::io::Result<Box<dyn Read + Send + '_>>;
+
+    /// The bytes of the plain stream in `ranges`, which ascend and do not overlap, one range after the other. Little more than them is fetched. They are not held against the
+    /// digest of the stream: who reads them holds what they are against the index.
+    ///
+    /// # Errors
+    /// When there is no way into the middle of the stream, or it could not be opened.
+    fn parts(&self, ranges: Vec<Range<u64>>) -> std::io::Result<Box<dyn Read + Send + '_>>;
+
+    /// The plain stream of the index; none where the snapshot has none of this artifact.
+    ///
+    /// # Errors
+    /// When it could not be opened.
+    fn index(&self) -> std::io::Result<Option<Box<dyn Read + Send + '_>>>;
+}
+
 /// What is restored.
 #[derive(Debug, Clone)]
 pub struct RestoreArtifact {
+    /// The id of the snapshot that it is of.
+    pub snapshot: String,
     /// `db.pgdump`.
     pub name: String,
     /// What the stream is.
@@ -259,6 +319,60 @@ pub struct RestoreOptions {
     pub jobs: usize,
     /// Do not restore owners (nor, in databases, privileges): everything belongs to who restores.
     pub no_owner: bool,
+    /// Files only: to whom entries belong; the first rule that fits an entry counts, and none leaves it its owner.
+    pub owners: Vec<directory::OwnerRule>,
+    /// Files only: restore what these patterns match, with the folders that lead there; everything when empty.
+    pub paths: Vec<directory::Pattern>,
+    /// Files only: remove what the target has and the snapshot has not. With `paths`, in the folders that they match.
+    pub delete: bool,
+}
+
+impl RestoreOptions {
+    /// Refuses, for the artifact `name`, what only folders of files can do.
+    fn refuse_files_only(&self, name: &str) -> Result<(), SourceError> {
+        let option = if self.paths.is_empty() { self.delete.then_some("--delete") } else { Some("--path") };
+        option.map_or(Ok(()), |option| {
+            Err(SourceError::Unsuitable(format!(
+                "`{option}` is for folders of files, and `{name}` is none: name the source that is meant with `--source`"
+            )))
+        })
+    }
+}
+
+/// What a restore would do.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Preview {
+    /// Entries that the target has not.
+    pub creates: u64,
+    /// Entries that the target has under that name, and which are replaced whether or not they differ.
+    pub replaces: u64,
+    /// Entries of the target that are removed.
+    pub deletes: u64,
+    /// Bytes of files that are written.
+    pub bytes: u64,
+    /// The first changes, deletions before replacements before new entries.
+    pub changes: Vec<Change>,
+}
+
+/// What a restore would do to one entry of its target.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Change {
+    /// Relative to the target; bytes that are not UTF-8 replaced.
+    pub path: String,
+    /// What is done to it.
+    pub action: Action,
+}
+
+/// What is done to an entry of a target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Action {
+    /// It is not there.
+    Create,
+    /// Something is there under its name.
+    Replace,
+    /// The snapshot does not have it.
+    Delete,
 }
 
 /// A restore that succeeded.
@@ -268,6 +382,19 @@ pub struct Restored {
     pub place: String,
     /// What went not quite right.
     pub warnings: Warnings,
+    /// Of a folder: entries restored, bytes of their files, and entries removed.
+    pub files: Option<RestoredFiles>,
+}
+
+/// What was restored to a folder.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct RestoredFiles {
+    /// Entries written, folders among them.
+    pub entries: u64,
+    /// Bytes of the files among them.
+    pub bytes: u64,
+    /// Entries that were removed as the snapshot does not have them.
+    pub deleted: u64,
 }
 
 /// One line of what a check found.
@@ -337,6 +464,9 @@ pub enum SourceError {
         /// What the system said.
         error: std::io::Error,
     },
+    /// What was read is not what was backed up.
+    #[error("{0}")]
+    Damaged(String),
     /// The stream could not be written on, or could not be read: the fault is behind it.
     #[error(transparent)]
     Stream(std::io::Error),

@@ -13,7 +13,9 @@
     reason = "a test says what went wrong by panicking, starts programs and waits for them"
 )]
 
+mod diff;
 mod directory;
+mod dump;
 mod examples;
 mod faults;
 mod faults_s3;
@@ -22,6 +24,7 @@ mod layers;
 mod limits;
 mod memory;
 mod output;
+mod parts;
 mod permissions;
 mod postgres;
 mod process;

@@ -201,6 +201,7 @@ fn every_command_gives_an_example() {
         "show",
         "verify",
         "restore",
+        "dump",
         "catalog rebuild",
         "config schema",
         "completions",

@@ -140,6 +140,7 @@ fn config(url: &str) -> PostgresConfig {
 
 fn artifact(dumped: &Dumped) -> RestoreArtifact {
     RestoreArtifact {
+        snapshot: "20261121T013000Z-7f3a9c".to_owned(),
         name: "src.pgdump".to_owned(),
         kind: ArtifactKind::PgDump,
         plain_bytes: None,
@@ -437,7 +438,7 @@ fn a_restore_that_fails_says_why_and_leaves_nothing() {
     let (dumped, outputs) = original.dump();
     original.run(&format!("DROP OWNED BY {role}; DROP ROLE {role}"));
     let restore = |jobs, no_owner| {
-        let options = RestoreOptions { jobs, no_owner, overwrite: false };
+        let options = RestoreOptions { jobs, no_owner, ..RestoreOptions::default() };
         let stream = outputs.bytes("pgdump");
         PostgresRestorer.restore(&server.bench.cx, &artifact(&dumped), &mut stream.as_slice(), &copy.target(), &options)
     };

@@ -306,6 +306,7 @@ fn the_output_of_a_command_goes_out_and_back() {
     assert_eq!((dumped.outputs.len(), dumped.consistency), (1, "command"));
     assert_eq!(dumped.facts["bytes"], 3);
     let artifact = RestoreArtifact {
+        snapshot: "20261121T013000Z-7f3a9c".to_owned(),
         name: "src.out".to_owned(),
         kind: ArtifactKind::Stream,
         plain_bytes: Some(3),

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::support::site::{Site, noise, s3_storage, small_tree};
 use crate::support::stores::{Server, fresh};
-use crate::support::{self, backup, files, sh, temp};
+use crate::support::{self, age_key, backup, files, sh, temp};
 
 /// A database and a folder, to a local storage.
 const PLAIN: &str = r#"
@@ -83,14 +83,6 @@ PY"#,
         &[],
     );
     assert_eq!(objects.trim(), "checked");
-}
-
-/// A new age key: the file of the identity, and the recipient.
-fn age_key(dir: &Path, name: &str) -> (std::path::PathBuf, String) {
-    let file = dir.join(name);
-    sh(dir, r#"age-keygen -o "$1" 2>/dev/null"#, &[file.as_os_str()]);
-    let recipient = sh(dir, r#"age-keygen -y "$1""#, &[file.as_os_str()]);
-    (file, recipient.trim().to_owned())
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,9 +1,9 @@
 //! Extended attributes: those of users and programs, POSIX access lists, capabilities, security labels.
 
-use std::ffi::CString;
-use std::os::fd::BorrowedFd;
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsRawFd, BorrowedFd};
 
-use rustix::fs::{XattrFlags, fgetxattr, flistxattr, fremovexattr, fsetxattr};
+use rustix::fs::{XattrFlags, fgetxattr, flistxattr, fremovexattr, fsetxattr, lgetxattr, llistxattr, lsetxattr};
 use rustix::io::Errno;
 
 use super::tarball::Attribute;
@@ -14,8 +14,8 @@ const LIMIT: usize = 64 << 10;
 const TOTAL_LIMIT: usize = 4 << 20;
 
 /// The access lists. They say more than the permission bits, and setting one sets those too.
-const ACCESS_LIST: &[u8] = b"system.posix_acl_access";
-const DEFAULT_LIST: &[u8] = b"system.posix_acl_default";
+pub(super) const ACCESS_LIST: &[u8] = b"system.posix_acl_access";
+pub(super) const DEFAULT_LIST: &[u8] = b"system.posix_acl_default";
 /// Lost when the owner changes, so it comes last.
 const CAPABILITY: &[u8] = b"security.capability";
 
@@ -37,27 +37,41 @@ impl AttributeReader {
 
     /// The attributes of an open file or folder, by name. A file system that has none gives none.
     pub(super) fn read(&mut self, file: BorrowedFd<'_>) -> Result<Vec<Attribute>, Errno> {
-        let length = match flistxattr(file, self.names.as_mut_slice()) {
+        self.collect(|names| flistxattr(file, names), |name, value| fgetxattr(file, name, value))
+    }
+
+    /// Those of an entry that is not opened, as it is a link, a pipe or a device. The system has no call for such an entry in an open
+    /// folder, so it is named by way of `/proc`; [`Errno::NOENT`] says also that `/proc` is not there.
+    pub(super) fn read_at(&mut self, folder: BorrowedFd<'_>, name: &CStr) -> Result<Vec<Attribute>, Errno> {
+        let mut path = format!("/proc/thread-self/fd/{}/", folder.as_raw_fd()).into_bytes();
+        path.extend_from_slice(name.to_bytes());
+        let path = CString::new(path).map_err(|_| Errno::INVAL)?;
+        self.collect(|names| llistxattr(&path, names), |name, value| lgetxattr(&path, name, value))
+    }
+
+    fn collect(
+        &mut self,
+        list: impl Fn(&mut [u8]) -> Result<usize, Errno>,
+        get: impl Fn(&[u8], &mut [u8]) -> Result<usize, Errno>,
+    ) -> Result<Vec<Attribute>, Errno> {
+        let length = match list(&mut self.names) {
             Ok(length) => length,
             Err(Errno::NOTSUP | Errno::NOSYS) => 0,
             Err(error) => return Err(error),
         };
-        if length == 0 {
-            return Ok(Vec::new());
-        }
         let mut attributes = Vec::new();
         let mut total = 0;
-        for name in self.names.iter().take(length).copied().collect::<Vec<_>>().split(|byte| *byte == 0) {
+        for name in self.names.get(..length).unwrap_or_default().split(|byte| *byte == 0) {
             if name.is_empty() || !kept(name) {
                 continue;
             }
-            match fgetxattr(file, name, self.value.as_mut_slice()) {
+            match get(name, &mut self.value) {
                 Ok(length) => {
                     total += length;
                     if total > TOTAL_LIMIT {
                         return Err(Errno::TOOBIG);
                     }
-                    attributes.push((name.to_vec(), self.value.iter().take(length).copied().collect()));
+                    attributes.push((name.to_vec(), self.value.get(..length).unwrap_or_default().to_vec()));
                 }
                 // Removed since it was listed.
                 Err(Errno::NODATA) => {}
@@ -79,6 +93,27 @@ pub(super) enum Turn {
 
 /// Sets those of `attributes` whose turn it is. Returns the names of those that the system refused, with its reason.
 pub(super) fn set(file: BorrowedFd<'_>, attributes: &[Attribute], turn: Turn) -> Vec<(String, Errno)> {
+    set_each(attributes, turn, |key, value| fsetxattr(file, key, value, XattrFlags::empty()))
+}
+
+/// Sets those of an entry that cannot be opened: a link, a named pipe, a device. It has that name in the folder.
+pub(super) fn set_at(
+    folder: BorrowedFd<'_>,
+    name: &CStr,
+    attributes: &[Attribute],
+    turn: Turn,
+) -> Vec<(String, Errno)> {
+    // The system has no call that takes a folder and a name.
+    let mut path = format!("/proc/thread-self/fd/{}/", folder.as_raw_fd()).into_bytes();
+    path.extend_from_slice(name.to_bytes());
+    set_each(attributes, turn, |key, value| lsetxattr(path.as_slice(), key, value, XattrFlags::empty()))
+}
+
+fn set_each(
+    attributes: &[Attribute],
+    turn: Turn,
+    set: impl Fn(&CStr, &[u8]) -> Result<(), Errno>,
+) -> Vec<(String, Errno)> {
     let mut refused = Vec::new();
     for (name, value) in attributes {
         let late = [ACCESS_LIST, DEFAULT_LIST, CAPABILITY].contains(&name.as_slice());
@@ -86,7 +121,7 @@ pub(super) fn set(file: BorrowedFd<'_>, attributes: &[Attribute], turn: Turn) ->
             continue;
         }
         let Ok(key) = CString::new(name.as_slice()) else { continue };
-        if let Err(error) = fsetxattr(file, &key, value, XattrFlags::empty()) {
+        if let Err(error) = set(&key, value) {
             refused.push((String::from_utf8_lossy(name).into_owned(), error));
         }
     }

@@ -1,34 +1,31 @@
 //! A walk written as a tarball and its index, side by side.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry as Slot;
-use std::ffi::CStr;
+use std::collections::VecDeque;
+use std::ffi::{CStr, CString};
 use std::io::Write;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
-use rustix::fs::{OFlags, readlinkat};
+use rustix::fs::readlinkat;
 use rustix::io::Errno;
 
+use super::ahead::{FILE_AHEAD, Readers, Reading, with_readers};
 use super::attributes::AttributeReader;
-use super::entry::{Identity, Kind, Meta, Time};
+use super::content::{self, Opened, Outcome, data_bytes};
+use super::entry::{Kind, Meta};
 use super::filter::Choice;
 use super::index::{Entry, IndexWriter};
+use super::links::Links;
 use super::owners::Owners;
-use super::tarball::{Attribute, END, Member, padding};
-use super::walk::{Found, Notes, Walk, is_gone, is_replaced, open_quietly};
-use crate::model::{Cancel, Digester};
+use super::tarball::{Attribute, END, Member, padding, sparse_map};
+use super::walk::{Found, Late, Notes, Walk, is_gone, is_replaced};
+use crate::model::Cancel;
 use crate::source::{Output, SourceError};
 
-/// How much is read of a file at a time.
-const BUFFER: usize = 256 << 10;
-/// Bytes of names of files with several links that are remembered. A tree with more keeps every content, but those beyond it are
-/// files of their own.
-const LINKS_LIMIT: usize = 8 << 20;
-/// What a remembered name costs beside its bytes.
-const LINK_COST: usize = 112;
-
-const FILE: OFlags =
-    OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC).union(OFlags::NONBLOCK).union(OFlags::NOCTTY);
+/// How many entries the walk is ahead of what is written.
+const AHEAD_ENTRIES: usize = 64;
+/// Bytes that are held of them: of what is read, of names, of attributes.
+const AHEAD_BYTES: u64 = 2 << 20;
 
 /// What was counted.
 #[derive(Debug, Default)]
@@ -44,20 +41,56 @@ pub(super) struct Counts {
     pub(super) changed: u64,
 }
 
-/// A file of which another name was stored.
-struct Linked {
+/// An entry that the walk came to and that is not written yet.
+struct Waiting {
     path: Vec<u8>,
-    size: u64,
-    mtime: Time,
-    /// Names of it that may still come.
-    left: u32,
+    name: CString,
+    meta: Meta,
+    within: bool,
+    retries: u32,
+    /// Bytes that are held of it.
+    cost: u64,
+    what: What,
 }
 
-/// A folder that is stored only if something within it is.
-struct Pending {
-    path: Vec<u8>,
-    meta: Meta,
-    attributes: Vec<Attribute>,
+enum What {
+    Folder(Vec<Attribute>),
+    /// A file in that folder, which is being read.
+    Read(Arc<OwnedFd>, Reading),
+    /// Looked at and read when its turn comes: what is no file, and what may be a further name of an entry that comes before it.
+    Look(Arc<OwnedFd>),
+}
+
+/// The entries that the walk is ahead, in its order.
+#[derive(Default)]
+struct Queue {
+    entries: VecDeque<Waiting>,
+    held: u64,
+}
+
+impl Queue {
+    fn has_room(&self) -> bool {
+        self.entries.is_empty() || self.entries.len() < AHEAD_ENTRIES && self.held + FILE_AHEAD <= AHEAD_BYTES
+    }
+
+    fn push(&mut self, mut waiting: Waiting) {
+        waiting.cost = waiting.path.len() as u64
+            + match &waiting.what {
+                What::Folder(attributes) => {
+                    attributes.iter().map(|(name, value)| (name.len() + value.len()) as u64).sum()
+                }
+                What::Read(..) => waiting.meta.size.min(FILE_AHEAD),
+                What::Look(_) => 0,
+            };
+        self.held += waiting.cost;
+        self.entries.push_back(waiting);
+    }
+
+    fn pop(&mut self) -> Option<Waiting> {
+        let waiting = self.entries.pop_front()?;
+        self.held -= waiting.cost;
+        Some(waiting)
+    }
 }
 
 /// Writes what a walk finds.
@@ -68,16 +101,26 @@ pub(super) struct Dumper<'a> {
     index: IndexWriter<Output>,
     owners: Owners,
     attributes: AttributeReader,
-    links: HashMap<Identity, Linked>,
-    links_held: usize,
+    links: Links,
     links_full: bool,
-    pending: Vec<Pending>,
+    /// Folders that are stored only if something within them is.
+    pending: Vec<Waiting>,
     /// Header blocks of an entry.
     blocks: Vec<u8>,
-    buffer: Vec<u8>,
+    proc_missing: bool,
     cancel: &'a Cancel,
     pub(super) counts: Counts,
     pub(super) notes: Notes,
+}
+
+/// What the headers of an entry say beyond what the system says of it.
+#[derive(Default)]
+struct Headers<'a> {
+    size: u64,
+    sparse: Option<u64>,
+    target: Option<&'a [u8]>,
+    rdev: Option<(u32, u32)>,
+    attributes: &'a [Attribute],
 }
 
 /// Where an entry's headers begin and end in the stream.
@@ -95,12 +138,11 @@ impl<'a> Dumper<'a> {
             index: IndexWriter::new(index).map_err(SourceError::Stream)?,
             owners: Owners::of_this_system(),
             attributes: AttributeReader::new(),
-            links: HashMap::new(),
-            links_held: 0,
+            links: Links::default(),
             links_full: false,
             pending: Vec::new(),
             blocks: Vec::new(),
-            buffer: vec![0; BUFFER],
+            proc_missing: false,
             cancel,
             counts: Counts::default(),
             notes: Notes::default(),
@@ -112,10 +154,20 @@ impl<'a> Dumper<'a> {
         let (root, meta) = walk.root();
         let attributes = self.attributes_of(root, b".");
         self.folder(b".", &meta, &attributes)?;
-        while let Some(found) = walk.next(&mut self.notes)? {
-            self.found(found, walk)?;
+        with_readers(self.cancel, |readers| self.drive(walk, readers))
+    }
+
+    /// Lets the walk go ahead as far as there is room, and writes what comes first, until nothing is left.
+    fn drive(&mut self, walk: &mut Walk<'_>, readers: &Readers) -> Result<(), SourceError> {
+        let mut queue = Queue::default();
+        loop {
+            while queue.has_room() {
+                let Some(found) = walk.next(&mut self.notes)? else { break };
+                self.found(found, walk, readers, &mut queue);
+            }
+            let Some(waiting) = queue.pop() else { return Ok(()) };
+            self.write(waiting, walk, readers)?;
         }
-        Ok(())
     }
 
     /// Ends both streams and gives them back, the tarball first, with how many entries there are.
@@ -125,52 +177,75 @@ impl<'a> Dumper<'a> {
         Ok((self.tar, index, footer.entries, self.counts, self.notes))
     }
 
-    fn found(&mut self, found: Found, walk: &mut Walk<'_>) -> Result<(), SourceError> {
-        let Found { name, meta, choice } = found;
+    /// Takes an entry into the queue, with the folders that were not certain to be taken before it.
+    fn found(&mut self, found: Found, walk: &Walk<'_>, readers: &Readers, queue: &mut Queue) {
+        let Found { name, meta, choice, within, retries } = found;
         let path = walk.path().to_vec();
         while self.pending.last().is_some_and(|pending| !lies_in(&path, &pending.path)) {
             self.pending.pop();
         }
-        match meta.kind {
-            Some(Kind::Directory) => {
-                let folder = walk.folder().filter(|_| walk.entered());
-                let attributes = folder.map_or_else(Vec::new, |folder| self.attributes_of(folder, &path));
-                if choice == Choice::Look {
-                    self.pending.push(Pending { path, meta, attributes });
-                    return Ok(());
-                }
-                self.flush_pending()?;
-                return self.folder(&path, &meta, &attributes);
+        let wait = |what| Waiting { path: path.clone(), name: name.clone(), meta, within, retries, cost: 0, what };
+        if meta.kind == Some(Kind::Directory) {
+            let folder = walk.folder().filter(|_| walk.entered());
+            let attributes = folder.map_or_else(Vec::new, |folder| self.attributes_of(folder.as_fd(), &path));
+            let folder = wait(What::Folder(attributes));
+            if choice == Choice::Look {
+                self.pending.push(folder);
+            } else {
+                self.pending.drain(..).for_each(|pending| queue.push(pending));
+                queue.push(folder);
             }
-            None => {
-                self.counts.skipped += 1;
-                self.notes
-                    .note(&path, "It is a socket, which only the program that listens on it can make: it was skipped");
-                return Ok(());
+            return;
+        }
+        if meta.kind.is_none() {
+            self.socket(&path);
+            return;
+        }
+        let Some(folder) = walk.folder().map(Arc::clone) else { return };
+        self.pending.drain(..).for_each(|pending| queue.push(pending));
+        queue.push(wait(if meta.kind != Some(Kind::File) || self.links.comes_before(&meta) {
+            What::Look(folder)
+        } else {
+            let reading = readers.ask(Arc::clone(&folder), name.clone());
+            What::Read(folder, reading)
+        }));
+    }
+
+    fn socket(&mut self, path: &[u8]) {
+        self.counts.skipped += 1;
+        self.notes.note(path, "It is a socket, which only the program that listens on it can make: it was skipped");
+    }
+
+    /// Writes an entry whose turn has come.
+    fn write(&mut self, waiting: Waiting, walk: &mut Walk<'_>, readers: &Readers) -> Result<(), SourceError> {
+        let Waiting { path, name, meta, within, retries, what, .. } = waiting;
+        let (folder, outcome) = match what {
+            What::Folder(attributes) => return self.folder(&path, &meta, &attributes),
+            What::Read(folder, reading) => {
+                let outcome = match readers.take(&reading)? {
+                    Ok(opened) => {
+                        self.content(&path, &opened, |dumper| reading.content(|chunk| dumper.put(&chunk)))?;
+                        Ok(())
+                    }
+                    Err(error) => Err(error),
+                };
+                self.links.written(&meta);
+                (folder, outcome)
             }
-            Some(_) => {}
-        }
-        self.flush_pending()?;
-        if self.link(&path, &meta)? {
-            return Ok(());
-        }
-        let Some(folder) = walk.folder() else { return Ok(()) };
-        let outcome = match meta.kind {
-            Some(Kind::File) => self.file(folder, &name, &path)?,
-            Some(Kind::Symlink) => self.symlink(folder, &name, &path, &meta)?,
-            _ => {
-                self.counts.others += 1;
-                let rdev = matches!(meta.kind, Some(Kind::Char | Kind::Block)).then_some(meta.rdev);
-                let place = self.headers(&path, &meta, 0, None, rdev, &[])?;
-                self.entry(&path, &meta, place, None, rdev)?;
-                self.remember(&path, &meta);
-                Ok(())
+            What::Look(folder) => {
+                let outcome = self.look(folder.as_fd(), &name, &path)?;
+                (folder, outcome)
             }
         };
         match outcome {
             Ok(()) => {}
-            Err(error) if is_gone(error) => walk.vanished(&mut self.notes),
-            Err(error) if is_replaced(error) => walk.again(name, &mut self.notes),
+            Err(error) if is_gone(error) => {
+                self.counts.skipped += 1;
+                self.notes.vanished(&path);
+            }
+            Err(error) if is_replaced(error) => {
+                walk.later(Late { folder, path, name, within, retries }, &mut self.notes);
+            }
             Err(error) => {
                 self.counts.skipped += 1;
                 self.notes.missing(&path, format!("It could not be read: {error}"));
@@ -179,27 +254,72 @@ impl<'a> Dumper<'a> {
         Ok(())
     }
 
+    /// Looks at an entry and stores it. The inner error is one of looking at it, before anything was written.
+    fn look(&mut self, folder: BorrowedFd<'_>, name: &CStr, path: &[u8]) -> Result<Result<(), Errno>, SourceError> {
+        let meta = match Meta::at(folder, name) {
+            Ok(meta) => meta,
+            Err(error) => return Ok(Err(error)),
+        };
+        if let Some(target) = self.links.target(&meta) {
+            self.counts.hardlinks += 1;
+            let meta = Meta { kind: Some(Kind::Hardlink), ..meta };
+            self.bare(path, &meta, &Headers { target: Some(&target), ..Headers::default() })?;
+            return Ok(Ok(()));
+        }
+        match meta.kind {
+            Some(Kind::File) => self.file(folder, name, path),
+            Some(Kind::Symlink) => self.symlink(folder, name, path, &meta),
+            // The walk has to enter it.
+            Some(Kind::Directory) => Ok(Err(Errno::NOTDIR)),
+            Some(_) => {
+                let attributes = self.attributes_at(folder, name, path);
+                self.counts.others += 1;
+                let rdev = matches!(meta.kind, Some(Kind::Char | Kind::Block)).then_some(meta.rdev);
+                self.bare(path, &meta, &Headers { rdev, attributes: &attributes, ..Headers::default() })?;
+                self.remember(path, &meta);
+                Ok(Ok(()))
+            }
+            None => {
+                self.socket(path);
+                Ok(Ok(()))
+            }
+        }
+    }
+
     fn attributes_of(&mut self, file: BorrowedFd<'_>, path: &[u8]) -> Vec<Attribute> {
         self.attributes.read(file).unwrap_or_else(|error| {
-            self.notes.note(
-                path,
-                format!("Its extended attributes could not be read, so it has none in the backup: {error}"),
-            );
+            self.no_attributes(path, error);
             Vec::new()
         })
     }
 
-    fn flush_pending(&mut self) -> Result<(), SourceError> {
-        for folder in std::mem::take(&mut self.pending) {
-            self.folder(&folder.path, &folder.meta, &folder.attributes)?;
+    /// Of an entry that is not opened.
+    fn attributes_at(&mut self, folder: BorrowedFd<'_>, name: &CStr, path: &[u8]) -> Vec<Attribute> {
+        match self.attributes.read_at(folder, name) {
+            Ok(attributes) => return attributes,
+            // It may be gone since: then it has none, and that it was there is true all the same.
+            Err(Errno::NOENT) if std::path::Path::new("/proc/thread-self").exists() => {}
+            Err(Errno::NOENT) => {
+                if !std::mem::replace(&mut self.proc_missing, true) {
+                    self.notes.note(
+                        path,
+                        "`/proc` is not there, so the extended attributes of links, named pipes and devices are not in the backup",
+                    );
+                }
+            }
+            Err(error) => self.no_attributes(path, error),
         }
-        Ok(())
+        Vec::new()
+    }
+
+    fn no_attributes(&mut self, path: &[u8], error: Errno) {
+        self.notes
+            .note(path, format!("Its extended attributes could not be read, so it has none in the backup: {error}"));
     }
 
     fn folder(&mut self, path: &[u8], meta: &Meta, attributes: &[Attribute]) -> Result<(), SourceError> {
         self.counts.directories += 1;
-        let place = self.headers(path, meta, 0, None, None, attributes)?;
-        self.entry(path, meta, place, None, None)
+        self.bare(path, meta, &Headers { attributes, ..Headers::default() })
     }
 
     fn symlink(
@@ -215,159 +335,100 @@ impl<'a> Dumper<'a> {
             Err(Errno::INVAL) => return Ok(Err(Errno::LOOP)),
             Err(error) => return Ok(Err(error)),
         };
+        let attributes = self.attributes_at(folder, name, path);
         self.counts.symlinks += 1;
-        let place = self.headers(path, meta, 0, Some(&target), None, &[])?;
-        self.entry(path, meta, place, Some(target), None)?;
+        self.bare(path, meta, &Headers { target: Some(&target), attributes: &attributes, ..Headers::default() })?;
         self.remember(path, meta);
         Ok(Ok(()))
     }
 
-    /// Stores a further name of a file that was stored, as a link to it. False when it is none.
-    fn link(&mut self, path: &[u8], meta: &Meta) -> Result<bool, SourceError> {
-        if meta.links < 2 {
-            return Ok(false);
-        }
-        let Slot::Occupied(mut slot) = self.links.entry(meta.identity) else { return Ok(false) };
-        let linked = slot.get_mut();
-        if (linked.size, linked.mtime) != (meta.size, meta.mtime) {
-            // It was written since, or is another file with the number of one that was deleted.
-            return Ok(false);
-        }
-        linked.left = linked.left.saturating_sub(1);
-        let target = if linked.left > 0 {
-            linked.path.clone()
-        } else {
-            let linked = slot.remove();
-            self.links_held -= linked.path.len() + LINK_COST;
-            linked.path
-        };
-        self.counts.hardlinks += 1;
-        let meta = Meta { kind: Some(Kind::Hardlink), ..*meta };
-        let place = self.headers(path, &meta, 0, Some(&target), None, &[])?;
-        self.entry(path, &meta, place, Some(target), None)?;
-        Ok(true)
-    }
-
     /// Keeps in mind that a file with further names was stored.
     fn remember(&mut self, path: &[u8], meta: &Meta) {
-        if meta.links < 2 {
-            return;
+        if !self.links.remember(path, meta) && !std::mem::replace(&mut self.links_full, true) {
+            self.notes.note(
+                path,
+                "There are more files with several names than are remembered: from here on some names are stored as files of their own",
+            );
         }
-        let cost = path.len() + LINK_COST;
-        if self.links_held + cost > LINKS_LIMIT {
-            if !std::mem::replace(&mut self.links_full, true) {
-                self.notes.note(
-                    path,
-                    "There are more files with several names than are remembered: from here on some names are stored as files of their own",
-                );
-            }
-            return;
-        }
-        let linked = Linked { path: path.to_vec(), size: meta.size, mtime: meta.mtime, left: meta.links - 1 };
-        if let Some(before) = self.links.insert(meta.identity, linked) {
-            self.links_held -= before.path.len() + LINK_COST;
-        }
-        self.links_held += cost;
     }
 
-    /// Stores a file: the size it has when opened is what the header promises and what the stream gets, whatever becomes
-    /// of the file meanwhile. The inner error is one of opening it, before anything was written.
+    /// Stores a file. The inner error is one of opening it, before anything was written.
     fn file(&mut self, folder: BorrowedFd<'_>, name: &CStr, path: &[u8]) -> Result<Result<(), Errno>, SourceError> {
-        let opened = open_quietly(folder, name, FILE).and_then(|file| Ok((Meta::of(file.as_fd())?, file)));
-        let (meta, file) = match opened {
-            Ok((meta, _)) if meta.kind != Some(Kind::File) => return Ok(Err(Errno::LOOP)),
+        let (file, opened) = match content::open(folder, name, &mut self.attributes) {
             Ok(opened) => opened,
             Err(error) => return Ok(Err(error)),
         };
-        let attributes = self.attributes_of(file.as_fd(), path);
-        let place = self.headers(path, &meta, meta.size, None, None, &attributes)?;
-        let mut digester = Digester::new();
-        let mut left = meta.size;
-        let mut problem = None;
-        while left > 0 {
-            self.go_on()?;
-            let length = usize::try_from(left).unwrap_or(BUFFER).min(BUFFER);
-            let Some(chunk) = self.buffer.get_mut(..length) else { break };
-            match rustix::io::read(file.as_fd(), &mut *chunk) {
-                Ok(0) => break,
-                Ok(read) => {
-                    let Some(content) = self.buffer.get(..read) else { break };
-                    digester.update(content);
-                    self.tar.write_all(content).map_err(SourceError::Stream)?;
-                    self.offset += read as u64;
-                    left -= read as u64;
-                }
-                Err(Errno::INTR) => {}
-                Err(error) => {
-                    problem = Some(error);
-                    break;
-                }
-            }
-        }
-        let cut = left;
-        if cut > 0 {
-            self.buffer.fill(0);
-            while left > 0 {
-                self.go_on()?;
-                let length = usize::try_from(left).unwrap_or(BUFFER).min(BUFFER);
-                let Some(zeros) = self.buffer.get(..length) else { break };
-                digester.update(zeros);
-                self.tar.write_all(zeros).map_err(SourceError::Stream)?;
-                self.offset += length as u64;
-                left -= length as u64;
-            }
-        }
-        self.fill_block(meta.size)?;
-
-        let after = Meta::of(file.as_fd());
-        let changed = match (problem, after) {
-            (Some(error), _) => {
-                self.notes.missing(path, format!("Reading it failed, so its last {cut} bytes are zeros: {error}"));
-                true
-            }
-            (None, _) if cut > 0 => {
-                self.notes.note(path, format!("It shrank while it was read, so its last {cut} bytes are zeros"));
-                true
-            }
-            (None, Ok(after)) if after.size > meta.size => {
-                let size = meta.size;
-                self.notes
-                    .note(path, format!("It grew while it was read: the {size} bytes it had at first were stored"));
-                true
-            }
-            (None, Ok(after)) if (after.size, after.mtime, after.ctime) == (meta.size, meta.mtime, meta.ctime) => false,
-            (None, _) => {
-                self.notes.note(path, "It changed while it was read");
-                true
-            }
-        };
-        self.counts.files += 1;
-        self.counts.changed += u64::from(changed);
-        self.counts.bytes += meta.size;
-        let mut entry = self.describe(path, &meta, place);
-        entry.size = meta.size;
-        entry.length = meta.size;
-        entry.digest = Some(digester.finish());
-        entry.changed = changed;
-        self.index.entry(entry).map_err(SourceError::Stream)?;
-        self.remember(path, &meta);
+        let cancel = self.cancel;
+        let go_on = || if cancel.is_cancelled() { Err(SourceError::Cancelled) } else { Ok(()) };
+        let read = |dumper: &mut Self| content::read(file.as_fd(), &opened, go_on, |chunk| dumper.put(&chunk));
+        self.content(path, &opened, read)?;
         Ok(Ok(()))
     }
 
-    fn go_on(&self) -> Result<(), SourceError> {
-        if self.cancel.is_cancelled() { Err(SourceError::Cancelled) } else { Ok(()) }
+    /// Writes a file that was opened, of which `read` writes the data: the size that it had then is what its headers promise.
+    fn content(
+        &mut self,
+        path: &[u8],
+        opened: &Opened,
+        read: impl FnOnce(&mut Self) -> Result<Outcome, SourceError>,
+    ) -> Result<(), SourceError> {
+        if let Err(error) = opened.attributes {
+            self.no_attributes(path, error);
+        }
+        let attributes = opened.attributes.as_deref().unwrap_or_default();
+        let map = opened.map.as_deref().map(sparse_map).unwrap_or_default();
+        let length = map.len() as u64 + data_bytes(opened);
+        let sparse = opened.map.is_some().then_some(opened.meta.size);
+        let headers = Headers { size: length, sparse, attributes, ..Headers::default() };
+        let place = self.headers(path, &opened.meta, &headers)?;
+        self.put(&map)?;
+        let outcome = read(self)?;
+        debug_assert_eq!(self.offset - place.data_offset, length, "as much as the headers promise");
+        let zeros: Vec<u8> = std::iter::repeat_n(0, usize::try_from(padding(length)).unwrap_or_default()).collect();
+        self.put(&zeros)?;
+        let changed = self.changed(path, &opened.meta, &outcome);
+        self.counts.files += 1;
+        self.counts.changed += u64::from(changed);
+        self.counts.bytes += opened.meta.size;
+        let entry = Entry {
+            size: opened.meta.size,
+            length,
+            digest: outcome.digest,
+            data_digest: outcome.data_digest,
+            changed,
+            ..self.describe(path, &opened.meta, place)
+        };
+        self.index.entry(entry).map_err(SourceError::Stream)?;
+        self.remember(path, &opened.meta);
+        Ok(())
+    }
+
+    /// Whether a file is not what it was when it was opened, which is noted.
+    fn changed(&mut self, path: &[u8], meta: &Meta, outcome: &Outcome) -> bool {
+        let size = meta.size;
+        match (outcome.stopped, outcome.after) {
+            (Some((position, Some(error))), _) => {
+                let cut = size - position;
+                self.notes.missing(path, format!("Reading it failed, so its last {cut} bytes are zeros: {error}"));
+            }
+            (Some((position, None)), _) => {
+                let cut = size - position;
+                self.notes.note(path, format!("It shrank while it was read, so its last {cut} bytes are zeros"));
+            }
+            (None, Ok(after)) if after.size > size => {
+                self.notes
+                    .note(path, format!("It grew while it was read: the {size} bytes it had at first were stored"));
+            }
+            (None, Ok(after)) if (after.size, after.mtime, after.ctime) == (size, meta.mtime, meta.ctime) => {
+                return false;
+            }
+            (None, _) => self.notes.note(path, "It changed while it was read"),
+        }
+        true
     }
 
     /// Writes the headers of an entry.
-    fn headers(
-        &mut self,
-        path: &[u8],
-        meta: &Meta,
-        size: u64,
-        target: Option<&[u8]>,
-        rdev: Option<(u32, u32)>,
-        attributes: &[Attribute],
-    ) -> Result<Place, SourceError> {
+    fn headers(&mut self, path: &[u8], meta: &Meta, headers: &Headers<'_>) -> Result<Place, SourceError> {
         let kind = meta.kind.unwrap_or(Kind::File);
         let mut name = path.to_vec();
         if kind == Kind::Directory {
@@ -378,16 +439,17 @@ impl<'a> Dumper<'a> {
         Member {
             name: &name,
             kind,
-            target,
-            size,
+            target: headers.target,
+            size: headers.size,
+            sparse: headers.sparse,
             mtime: meta.mtime,
             mode: meta.mode,
             uid: meta.uid,
             gid: meta.gid,
             uname: self.owners.user(meta.uid),
             gname: self.owners.group(meta.gid),
-            rdev,
-            attributes,
+            rdev: headers.rdev,
+            attributes: headers.attributes,
         }
         .write(&mut blocks);
         let offset = self.offset;
@@ -397,16 +459,11 @@ impl<'a> Dumper<'a> {
         Ok(Place { offset, data_offset: self.offset })
     }
 
-    /// Writes the line of an entry that has no content.
-    fn entry(
-        &mut self,
-        path: &[u8],
-        meta: &Meta,
-        place: Place,
-        target: Option<Vec<u8>>,
-        rdev: Option<(u32, u32)>,
-    ) -> Result<(), SourceError> {
-        let entry = Entry { target, rdev, ..self.describe(path, meta, place) };
+    /// Writes an entry that has no content.
+    fn bare(&mut self, path: &[u8], meta: &Meta, headers: &Headers<'_>) -> Result<(), SourceError> {
+        let place = self.headers(path, meta, headers)?;
+        let target = headers.target.map(<[u8]>::to_vec);
+        let entry = Entry { target, rdev: headers.rdev, ..self.describe(path, meta, place) };
         self.index.entry(entry).map_err(SourceError::Stream)
     }
 
@@ -424,6 +481,7 @@ impl<'a> Dumper<'a> {
             target: None,
             rdev: None,
             digest: None,
+            data_digest: None,
             offset: place.offset,
             data_offset: place.data_offset,
             length: 0,
@@ -437,11 +495,6 @@ impl<'a> Dumper<'a> {
         self.offset += bytes.len() as u64;
         Ok(())
     }
-
-    fn fill_block(&mut self, size: u64) -> Result<(), SourceError> {
-        let zeros: Vec<u8> = std::iter::repeat_n(0, usize::try_from(padding(size)).unwrap_or_default()).collect();
-        self.put(&zeros)
-    }
 }
 
 /// Whether `path` is within the folder at `folder`.
@@ -451,24 +504,7 @@ fn lies_in(path: &[u8], folder: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsFd;
-
-    use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat, openat};
-    use rustix::io::Errno;
-
-    use super::{FILE, Kind, Meta, lies_in, open_quietly};
-
-    /// What a file may have become between a look at it and opening it.
-    #[test]
-    fn opening_a_file_neither_follows_a_link_nor_waits_for_a_pipe() {
-        let scratch = tempfile::tempdir().unwrap();
-        std::os::unix::fs::symlink("/etc/passwd", scratch.path().join("link")).unwrap();
-        mknodat(CWD, scratch.path().join("pipe"), FileType::Fifo, Mode::RWXU, 0).unwrap();
-        let folder = openat(CWD, scratch.path(), OFlags::DIRECTORY, Mode::empty()).unwrap();
-        assert_eq!(open_quietly(folder.as_fd(), c"link", FILE).err(), Some(Errno::LOOP));
-        let pipe = open_quietly(folder.as_fd(), c"pipe", FILE).unwrap();
-        assert_eq!(Meta::of(pipe.as_fd()).unwrap().kind, Some(Kind::Fifo), "so it is not read as a file");
-    }
+    use super::lies_in;
 
     #[test]
     fn a_folder_holds_what_has_its_name_before_a_slash() {

@@ -112,6 +112,8 @@ pub(super) struct Meta {
     pub(super) gid: u32,
     /// Bytes; of a symbolic link those of its target.
     pub(super) size: u64,
+    /// Bytes that its file system keeps for it: fewer than `size` when it has holes (or is compressed).
+    pub(super) allocated: u64,
     /// Major and minor of the device that it stands for.
     pub(super) rdev: (u32, u32),
     pub(super) mtime: Time,
@@ -156,6 +158,7 @@ impl From<&Statx> for Meta {
             uid: stat.stx_uid,
             gid: stat.stx_gid,
             size: stat.stx_size,
+            allocated: stat.stx_blocks.saturating_mul(512),
             rdev: (stat.stx_rdev_major, stat.stx_rdev_minor),
             mtime: time(stat.stx_mtime),
             ctime: time(stat.stx_ctime),

@@ -2,163 +2,219 @@
 //!
 //! Nothing is written outside of the target: a name that is absolute or has `..` in it is refused, each folder on the way to an entry is
 //! opened in its open parent, and a link is never followed. A file appears under its name only when it is complete. What a folder
-//! is told last, its permissions and time, it gets when the tarball has left it; a tarball in another order than a walk's may
-//! come back to it, so it is remembered how it was.
+//! is told last, its permissions and time, it gets when the tarball has left it and its last file is written; a tarball in another order
+//! than a walk's may come back to it, so it is remembered how it was.
 
+use std::collections::HashSet;
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
+use std::sync::{Arc, PoisonError};
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Gid, Mode, OFlags, SeekFrom, Timespec, Timestamps, UTIME_OMIT, Uid, chmodat, chownat,
-    fchmod, fchown, ftruncate, futimens, linkat, makedev, mkdirat, mknodat, openat, renameat, seek, symlinkat, syncfs,
-    unlinkat, utimensat,
+    AtFlags, CWD, FileType, Mode, OFlags, fchmod, fsync, linkat, makedev, mkdirat, mknodat, openat, symlinkat, syncfs,
+    unlinkat,
 };
 use rustix::io::Errno;
 
-use super::attributes::{self, Turn};
-use super::entry::{Identity, Kind, Meta, Time, lossy};
+use super::crew::{Closing, Crew, File, Filling, Open, Placer, SMALL, THREADS};
+use super::entry::{Identity, Kind, Meta, lossy};
+use super::finish::{Finish, Finisher};
+use super::guide::{Guide, components, damaged};
+use super::marker::{self, MARKER};
+use super::proof::{Proof, read_content, read_entry};
 use super::reader::{Incoming, Reader};
-use super::tarball::Attribute;
-use super::trouble::{Refused, Trouble, stopped};
+use super::trouble::{Failure, Trouble};
 use super::walk::Notes;
 use crate::model::{Cancel, Warnings};
-use crate::source::{RestoreOptions, SourceError};
+use crate::source::{RestoreArtifact, RestoredFiles, SourceError};
 
 /// How much is written at a time.
 const BUFFER: usize = 256 << 10;
 /// How many folders of the way down are kept open.
 const OPEN: usize = 128;
-/// What a file is called until it is complete.
-const TEMPORARY: &str = ".holdfast-restore";
-/// How many names of that kind are tried: the tarball itself may have some.
-const TEMPORARY_TRIES: u32 = 1_000;
 
 const FOLDER: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC).union(OFlags::NOCTTY);
 const PRIVATE: Mode = Mode::RWXU;
 
-/// What an entry gets when its content is there.
-struct Finish {
-    /// None leaves it as it is.
-    owner: Option<(u64, u64)>,
-    mode: u32,
-    /// None leaves it as it is.
-    mtime: Option<Time>,
-    attributes: Vec<Attribute>,
-    /// An access list that the backup does not have is taken away: a folder may have been there before, or have inherited one.
-    only_these_rights: bool,
-}
-
-impl Finish {
-    fn of(entry: &mut Incoming) -> Self {
-        Self {
-            owner: Some((entry.uid, entry.gid)),
-            mode: entry.mode,
-            mtime: Some(entry.mtime),
-            attributes: std::mem::take(&mut entry.attributes),
-            only_these_rights: entry.kind == Kind::Directory,
-        }
-    }
-
-    /// Nothing in the folder inherits rights while it is filled; a folder that stays as it is gets its list back.
-    fn keep_default_list(&mut self, folder: BorrowedFd<'_>) {
-        let list = attributes::take_default_list(folder);
-        if !self.only_these_rights {
-            self.attributes.extend(list);
-        }
-    }
-
-    /// A folder of which the tarball says nothing (here).
-    fn as_is(meta: &Meta) -> Self {
-        Self { owner: None, mode: meta.mode, mtime: Some(meta.mtime), attributes: Vec::new(), only_these_rights: false }
-    }
-}
-
 struct Level {
     name: Vec<u8>,
     identity: Identity,
     /// None while it is closed because many are open beneath it. That on top is open.
-    folder: Option<OwnedFd>,
+    open: Option<Arc<Open>>,
     finish: Finish,
 }
 
-/// Restores the tarball to the folder at `place`, which is made when it is missing.
+/// Where the entries come from.
+pub(super) struct Feed<'a> {
+    pub(super) reader: Reader<'a>,
+    /// None: nothing is known of the tarball but itself.
+    pub(super) guide: Option<Guide<'a>>,
+}
+
+/// An entry to be restored, and its content.
+struct Arrival {
+    incoming: Incoming,
+    proof: Option<Proof>,
+    /// It is restored under another of its names, before the folders that lead there.
+    early: bool,
+}
+
+impl Feed<'_> {
+    /// The next entry that is to be restored; none after the last.
+    fn next(&mut self, path: &mut Vec<u8>) -> Result<Option<Arrival>, Failure> {
+        let Some(guide) = &mut self.guide else {
+            let Some(incoming) = self.reader.next().map_err(|error| Trouble::from(error).at(path))? else {
+                self.reader.drain().map_err(|error| Trouble::from(error).at(path))?;
+                return Ok(None);
+            };
+            path.clone_from(&incoming.path);
+            return Ok(Some(Arrival { incoming, proof: None, early: false }));
+        };
+        while let Some(step) = guide.step(&mut self.reader)? {
+            path.clone_from(&step.entry.path);
+            if !step.chosen {
+                continue;
+            }
+            let mut incoming = step.incoming;
+            let mut early = false;
+            if let Some(selection) = guide.selection {
+                if step.entry.kind == Kind::Hardlink {
+                    match step.entry.target.as_ref().and_then(|target| selection.borrowed.get(target)) {
+                        Some(name) if *name == step.entry.path => continue,
+                        Some(name) => incoming.target.clone_from(name),
+                        None => {}
+                    }
+                } else if let Some(name) = selection.borrowed.get(&step.entry.path) {
+                    incoming.path.clone_from(name);
+                    early = true;
+                }
+            }
+            return Ok(Some(Arrival { incoming, proof: Proof::of(&step.entry), early }));
+        }
+        path.clear();
+        Ok(None)
+    }
+}
+
+/// How an [`extract`] is done.
+pub(super) struct Manner<'a> {
+    pub(super) artifact: &'a RestoreArtifact,
+    pub(super) finisher: Finisher,
+    /// The same restore was begun before: its mark and its incomplete files are there.
+    pub(super) resumed: bool,
+    /// Whatever is in the way of an entry is an error.
+    pub(super) new: bool,
+    pub(super) cancel: &'a Cancel,
+}
+
+/// Restores what `feed` gives to the folder at `place`, which is made when it is missing. `after` is done when all is there, with the
+/// open folder.
 ///
 /// # Errors
 /// Whatever stopped it; then what is in the folder is incomplete, and the error says so.
 pub(super) fn extract(
-    input: &mut dyn std::io::Read,
+    feed: &mut Feed<'_>,
     place: &Path,
-    options: &RestoreOptions,
-    cancel: &Cancel,
-) -> Result<Warnings, SourceError> {
-    let system =
-        |attempt, error: Errno| SourceError::Io { attempt, path: place.display().to_string(), error: error.into() };
+    manner: Manner<'_>,
+    after: impl FnOnce(BorrowedFd<'_>) -> Result<(u64, Notes), SourceError>,
+) -> Result<(Warnings, RestoredFiles), SourceError> {
+    let text = place.display().to_string();
+    let system = |attempt, error: Errno| SourceError::Io { attempt, path: text.clone(), error: error.into() };
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(place).map_err(|error| SourceError::Io {
         attempt: "make the folder",
-        path: place.display().to_string(),
+        path: text.clone(),
         error,
     })?;
     // Whoever named the target may have named a link to it.
-    let root = openat(CWD, place, FOLDER.difference(OFlags::NOFOLLOW), Mode::empty())
+    let folder = openat(CWD, place, FOLDER.difference(OFlags::NOFOLLOW), Mode::empty())
         .map_err(|error| system("open the folder", error))?;
-    let meta = Meta::of(root.as_fd()).map_err(|error| system("look at the folder", error))?;
+    let meta = Meta::of(folder.as_fd()).map_err(|error| system("look at the folder", error))?;
     // Nobody else looks in, or puts links in, before the permissions are right.
-    fchmod(&root, PRIVATE).map_err(|error| system("make private", error))?;
-    let owner = !options.no_owner && rustix::process::geteuid().is_root();
+    fchmod(&folder, PRIVATE).map_err(|error| system("make private", error))?;
     let mut finish = Finish { mtime: None, ..Finish::as_is(&meta) };
-    finish.keep_default_list(root.as_fd());
-    let mut extractor = Extractor {
-        cancel,
-        restore_owner: owner,
-        no_owner: options.no_owner,
-        stack: vec![Level { name: Vec::new(), identity: meta.identity, folder: Some(root), finish }],
-        buffer: vec![0; BUFFER],
-        notes: Notes::default(),
-        owners: Refused::default(),
-        attributes: Refused::default(),
-        specials: Refused::default(),
-        text_acls: Refused::default(),
-    };
-    let mut reader = Reader::new(input);
-    let mut path = Vec::new();
-    let result = extractor.run(&mut reader, &mut path);
-    let place_text = place.display().to_string();
-    match result {
-        Ok(()) => Ok(extractor.tell()),
-        Err(trouble) => Err(stopped(trouble, &path, &place_text)),
+    finish.keep_default_list(folder.as_fd());
+    let placer = Placer::new(manner.finisher, manner.cancel, manner.new);
+    let result = restore(feed, folder, meta.identity, finish, &placer, manner.artifact, manner.resumed, after);
+    let (files, mut notes) = result.map_err(|stop| match stop {
+        Stop::Failure(failure) => failure.of_restore(&text),
+        Stop::After(error) => error,
+    })?;
+    placer.finisher.tell(&mut notes);
+    Ok((notes.0, files))
+}
+
+enum Stop {
+    Failure(Failure),
+    After(SourceError),
+}
+
+impl From<Failure> for Stop {
+    fn from(failure: Failure) -> Self {
+        Self::Failure(failure)
     }
+}
+
+#[expect(clippy::too_many_arguments, reason = "the two halves of one function, which differ in their errors")]
+fn restore(
+    feed: &mut Feed<'_>,
+    folder: OwnedFd,
+    identity: Identity,
+    finish: Finish,
+    placer: &Placer<'_>,
+    artifact: &RestoreArtifact,
+    resumed: bool,
+    after: impl FnOnce(BorrowedFd<'_>) -> Result<(u64, Notes), SourceError>,
+) -> Result<(RestoredFiles, Notes), Stop> {
+    if resumed {
+        marker::remove_stale(folder.as_fd())
+            .map_err(|error| Trouble::System("remove incomplete files from", error).at(b""))?;
+    } else {
+        marker::put(placer, folder.as_fd(), artifact).map_err(|trouble| trouble.at(b""))?;
+    }
+    let crew = Crew::new(placer);
+    std::thread::scope(|scope| {
+        let _closing = Closing(&crew);
+        for _ in 0..THREADS {
+            std::thread::Builder::new().name("restore".to_owned()).spawn_scoped(scope, || crew.work()).map_err(
+                |error| {
+                    let error = Errno::from_io_error(&error).unwrap_or(Errno::AGAIN);
+                    Trouble::System("start the threads that write to", error).at(b"")
+                },
+            )?;
+        }
+        let root = Level { name: Vec::new(), identity, open: Some(Open::new(folder, identity)), finish };
+        let mut extractor = Extractor {
+            cancel: placer.cancel,
+            placer,
+            crew: &crew,
+            resumed,
+            marked: true,
+            early: HashSet::new(),
+            stack: vec![root],
+            buffer: vec![0; BUFFER],
+            files: RestoredFiles::default(),
+        };
+        extractor.run(feed)?;
+        extractor.end(after)
+    })
 }
 
 struct Extractor<'a> {
     cancel: &'a Cancel,
-    restore_owner: bool,
-    no_owner: bool,
+    placer: &'a Placer<'a>,
+    crew: &'a Crew<'a>,
+    resumed: bool,
+    /// Whether the mark of the restore is still there: an entry may have its name.
+    marked: bool,
+    /// Folders that were made for an entry which came before them.
+    early: HashSet<Vec<u8>>,
     /// The root and the folders that lead to where the tarball is.
     stack: Vec<Level>,
     buffer: Vec<u8>,
-    notes: Notes,
-    owners: Refused,
-    attributes: Refused,
-    specials: Refused,
-    text_acls: Refused,
-}
-
-/// The names on the way to an entry, and its own last; none for the root.
-fn components(path: &[u8]) -> Result<Vec<&[u8]>, Trouble> {
-    if path.first() == Some(&b'/') {
-        return Err(Trouble::Refused("has an absolute name".to_owned()));
-    }
-    if path.contains(&0) {
-        return Err(Trouble::Refused("has a zero byte in its name".to_owned()));
-    }
-    let parts: Vec<&[u8]> = path.split(|byte| *byte == b'/').filter(|part| !matches!(*part, b"" | b".")).collect();
-    if parts.contains(&b"..".as_slice()) {
-        return Err(Trouble::Refused("has a name that leads out through `..`".to_owned()));
-    }
-    Ok(parts)
+    files: RestoredFiles,
 }
 
 fn c_name(name: &[u8]) -> Result<CString, Trouble> {
@@ -174,60 +230,99 @@ fn through_link(error: Errno, folder: &[u8]) -> Trouble {
     }
 }
 
+/// Trouble with the entry at hand, or a failure that names its own.
+enum Wrong {
+    Here(Trouble),
+    There(Failure),
+}
+
+impl From<Trouble> for Wrong {
+    fn from(trouble: Trouble) -> Self {
+        Self::Here(trouble)
+    }
+}
+
+impl From<Failure> for Wrong {
+    fn from(failure: Failure) -> Self {
+        Self::There(failure)
+    }
+}
+
 impl Extractor<'_> {
-    fn run(&mut self, reader: &mut Reader<'_>, path: &mut Vec<u8>) -> Result<(), Trouble> {
-        while let Some(mut entry) = reader.next()? {
-            self.go_on()?;
-            path.clone_from(&entry.path);
-            self.entry(&mut entry, reader)?;
+    fn run(&mut self, feed: &mut Feed<'_>) -> Result<(), Failure> {
+        let mut path = Vec::new();
+        let at = |wrong, path: &[u8]| match wrong {
+            Wrong::Here(trouble) => trouble.at(path),
+            Wrong::There(failure) => failure,
+        };
+        while let Some(mut arrival) = feed.next(&mut path)? {
+            if self.cancel.is_cancelled() {
+                return Err(Trouble::Cancelled.at(&path));
+            }
+            self.entry(&mut arrival, &mut feed.reader).map_err(|wrong| at(wrong, &path))?;
+            self.files.entries += 1;
+            if arrival.incoming.kind == Kind::File {
+                self.files.bytes = self.files.bytes.saturating_add(arrival.incoming.size);
+            }
         }
-        reader.drain()?;
         path.clear();
         while self.stack.len() > 1 {
-            self.leave()?;
+            self.leave().map_err(|wrong| at(wrong, &path))?;
         }
-        let Some(root) = self.stack.pop() else { return Ok(()) };
-        if let Some(folder) = &root.folder {
-            self.finish(folder.as_fd(), &root.finish, b".")?;
+        self.crew.wait_for_all()
+    }
+
+    /// Everything is written: the rest is done, and the root gets what it is told last.
+    fn end(
+        mut self,
+        after: impl FnOnce(BorrowedFd<'_>) -> Result<(u64, Notes), SourceError>,
+    ) -> Result<(RestoredFiles, Notes), Stop> {
+        let root = self.stack.pop().and_then(|root| root.open.map(|open| (open, root.finish)));
+        let (open, finish) = root.ok_or(Trouble::System("open", Errno::BADF)).map_err(|trouble| trouble.at(b""))?;
+        let folder = open.folder.as_fd();
+        let (deleted, notes) = after(folder).map_err(Stop::After)?;
+        self.files.deleted = deleted;
+        let done = || -> Result<(), Trouble> {
             syncfs(folder).map_err(|error| Trouble::System("write to disk", error))?;
-        }
-        Ok(())
+            if self.marked {
+                marker::remove(folder)?;
+            }
+            self.placer.finisher.finish(folder, &finish, b".")?;
+            fsync(folder).map_err(|error| Trouble::System("write to disk", error))
+        };
+        done().map_err(|trouble| trouble.at(b""))?;
+        Ok((self.files, notes))
     }
 
-    fn tell(self) -> Warnings {
-        let mut notes = self.notes;
-        for refused in [self.owners, self.attributes, self.specials, self.text_acls] {
-            refused.tell(&mut notes);
-        }
-        notes.0
-    }
-
-    fn go_on(&self) -> Result<(), Trouble> {
-        if self.cancel.is_cancelled() { Err(Trouble::Cancelled) } else { Ok(()) }
-    }
-
-    fn entry(&mut self, entry: &mut Incoming, reader: &mut Reader<'_>) -> Result<(), Trouble> {
-        let path = entry.path.clone();
+    fn entry(&mut self, arrival: &mut Arrival, reader: &mut Reader<'_>) -> Result<(), Wrong> {
+        let entry = &mut arrival.incoming;
+        let path = std::mem::take(&mut entry.path);
         let parts = components(&path)?;
-        if entry.has_text_acl {
-            self.text_acls.add(&path, "Its access list is written as text (GNU tar's `--acls`) and was not restored");
-        }
+        // As it is named in what waits and in notes, however the tarball writes it.
+        entry.path = parts.join(&b'/');
         let Some((name, folders)) = parts.split_last() else {
             if entry.kind != Kind::Directory {
-                return Err(Trouble::Refused("would replace the target itself".to_owned()));
+                return Err(Trouble::Refused("would replace the target itself".to_owned()).into());
             }
             while self.stack.len() > 1 {
                 self.leave()?;
             }
             if let Some(root) = self.stack.last_mut() {
-                root.finish = Finish::of(entry);
+                root.finish = self.placer.finisher.of(entry);
             }
             return Ok(());
         };
-        self.go_to(folders)?;
+        // The same path may come again, and only the last counts.
+        self.crew.wait_for(&entry.path)?;
+        self.go_to(folders, arrival.early)?;
+        if self.marked && folders.is_empty() && *name == MARKER.as_bytes() {
+            // Rare, and right: from here on an interrupted restore is not known as one.
+            marker::remove(self.top()?)?;
+            self.marked = false;
+        }
         match entry.kind {
             Kind::Directory => self.folder(name, entry),
-            Kind::File => self.file(name, entry, reader),
+            Kind::File => self.file(name, entry, arrival.proof.take(), reader),
             Kind::Symlink => self.symlink(name, entry),
             Kind::Hardlink => self.hardlink(name, entry),
             Kind::Fifo | Kind::Char | Kind::Block => self.special(name, entry),
@@ -235,63 +330,88 @@ impl Extractor<'_> {
     }
 
     /// Makes the folder with these names the one on top of the stack. Folders that the tarball did not name are made.
-    fn go_to(&mut self, folders: &[&[u8]]) -> Result<(), Trouble> {
+    fn go_to(&mut self, folders: &[&[u8]], early: bool) -> Result<(), Wrong> {
         let known = self.stack.iter().skip(1).zip(folders).take_while(|(level, name)| level.name == **name).count();
         while self.stack.len() > known + 1 {
             self.leave()?;
         }
         for name in folders.iter().skip(known) {
             let key = c_name(name)?;
+            // It may be a file that is still written.
+            self.crew.wait_for(&self.path_of(name))?;
             let made = match mkdirat(self.top()?, &key, PRIVATE) {
                 Ok(()) => true,
                 Err(Errno::EXIST) => false,
-                Err(error) => return Err(Trouble::System("make the folder of", error)),
+                Err(error) => return Err(Trouble::System("make the folder of", error).into()),
             };
             let folder = openat(self.top()?, &key, FOLDER, Mode::empty()).map_err(|error| through_link(error, name))?;
-            let meta = Meta::of(folder.as_fd()).map_err(|error| Trouble::System("look at the folder of", error))?;
+            let meta = self.meta_of(folder.as_fd(), made)?;
             let mut finish = Finish::as_is(&meta);
             if made {
                 finish = Finish { mode: 0o755, mtime: None, only_these_rights: true, ..finish };
+            }
+            if made && early {
+                let path = self.path_of(name);
+                self.early.insert(path);
             }
             self.enter(name, folder, &meta, finish)?;
         }
         Ok(())
     }
 
-    fn top(&self) -> Result<BorrowedFd<'_>, Trouble> {
-        let folder = self.stack.last().and_then(|level| level.folder.as_ref());
-        folder.map(AsFd::as_fd).ok_or(Trouble::System("open the folder of", Errno::BADF))
+    /// What the system says of a folder. Files that are still written into one that is come back to are waited for: then it gets what
+    /// it was told last, and that is remembered.
+    fn meta_of(&self, folder: BorrowedFd<'_>, made: bool) -> Result<Meta, Wrong> {
+        let look = |error| Trouble::System("look at the folder of", error);
+        let meta = Meta::of(folder).map_err(look)?;
+        if made || !self.crew.wait_for_folder(meta.identity)? {
+            return Ok(meta);
+        }
+        Ok(Meta::of(folder).map_err(look)?)
     }
 
-    fn enter(&mut self, name: &[u8], folder: OwnedFd, meta: &Meta, mut finish: Finish) -> Result<(), Trouble> {
+    fn top(&self) -> Result<BorrowedFd<'_>, Trouble> {
+        self.top_open().map(|open| open.folder.as_fd())
+    }
+
+    fn top_open(&self) -> Result<&Arc<Open>, Trouble> {
+        let open = self.stack.last().and_then(|level| level.open.as_ref());
+        open.ok_or(Trouble::System("open the folder of", Errno::BADF))
+    }
+
+    fn enter(&mut self, name: &[u8], folder: OwnedFd, meta: &Meta, mut finish: Finish) -> Result<(), Wrong> {
         finish.keep_default_list(folder.as_fd());
         if meta.mode & 0o700 != 0o700 {
             // A folder that its owner may not write to still has to be filled.
             fchmod(&folder, PRIVATE).map_err(|error| Trouble::System("make writable the folder of", error))?;
         }
-        self.stack.push(Level { name: name.to_vec(), identity: meta.identity, folder: Some(folder), finish });
+        let open = Some(Open::new(folder, meta.identity));
+        self.stack.push(Level { name: name.to_vec(), identity: meta.identity, open, finish });
         let far = self.stack.len().checked_sub(OPEN + 1).filter(|far| *far > 0);
-        if let Some(level) = far.and_then(|far| self.stack.get_mut(far)) {
-            level.folder = None;
+        if let Some(level) = far.and_then(|far| self.stack.get_mut(far)).filter(|level| level.open.is_some()) {
+            // Nobody else has it then, and it is not yet told what it gets: so it is closed, and not finished.
+            self.crew.wait_for_folder(level.identity)?;
+            level.open = None;
         }
         Ok(())
     }
 
-    /// Finishes the folder on top and goes back up.
-    fn leave(&mut self) -> Result<(), Trouble> {
+    /// Goes back up from the folder on top. It is finished when its last file is written.
+    fn leave(&mut self) -> Result<(), Wrong> {
         let Some(level) = self.stack.pop() else { return Ok(()) };
         let moved = || Trouble::Refused("is in a folder that was moved away during the restore".to_owned());
-        let folder = level.folder.as_ref().ok_or_else(moved)?;
-        if self.stack.last().is_some_and(|parent| parent.folder.is_none()) {
-            let up = openat(folder, c"..", FOLDER, Mode::empty())
+        let open = level.open.ok_or_else(moved)?;
+        if self.stack.last().is_some_and(|parent| parent.open.is_none()) {
+            let up = openat(&open.folder, c"..", FOLDER, Mode::empty())
                 .map_err(|error| Trouble::System("open the folder of", error))?;
             let identity =
                 Meta::of(up.as_fd()).map_err(|error| Trouble::System("look at the folder of", error))?.identity;
             let parent = self.stack.last_mut().filter(|parent| parent.identity == identity).ok_or_else(moved)?;
-            parent.folder = Some(up);
+            parent.open = Some(Open::new(up, identity));
         }
         let path = self.path_of(&level.name);
-        self.finish(folder.as_fd(), &level.finish, &path)
+        *open.last.lock().unwrap_or_else(PoisonError::into_inner) = Some((level.finish, path));
+        Ok(self.placer.let_go(open)?)
     }
 
     /// The path of an entry in the folder on top.
@@ -305,151 +425,84 @@ impl Extractor<'_> {
         path
     }
 
-    fn folder(&mut self, name: &[u8], entry: &mut Incoming) -> Result<(), Trouble> {
+    fn folder(&mut self, name: &[u8], entry: &mut Incoming) -> Result<(), Wrong> {
         let key = c_name(name)?;
         let mut opened = None;
         for _ in 0..2 {
-            match mkdirat(self.top()?, &key, PRIVATE) {
-                Ok(()) | Err(Errno::EXIST) => {}
-                Err(error) => return Err(Trouble::System("make the folder", error)),
-            }
+            let made = match mkdirat(self.top()?, &key, PRIVATE) {
+                Ok(()) => true,
+                Err(Errno::EXIST) if self.placer.new && !self.early.remove(&self.path_of(name)) => {
+                    return Err(Trouble::Taken.into());
+                }
+                Err(Errno::EXIST) => false,
+                Err(error) => return Err(Trouble::System("make the folder", error).into()),
+            };
             match openat(self.top()?, &key, FOLDER, Mode::empty()) {
                 Ok(folder) => {
-                    opened = Some(folder);
+                    opened = Some((folder, made));
                     break;
                 }
                 // Something else has its name: it is replaced.
                 Err(Errno::LOOP | Errno::NOTDIR) => {
                     unlinkat(self.top()?, &key, AtFlags::empty()).map_err(|error| Trouble::System("replace", error))?;
                 }
-                Err(error) => return Err(Trouble::System("open the folder", error)),
+                Err(error) => return Err(Trouble::System("open the folder", error).into()),
             }
         }
-        let folder = opened.ok_or(Trouble::System("open the folder", Errno::NOTDIR))?;
-        let meta = Meta::of(folder.as_fd()).map_err(|error| Trouble::System("look at the folder", error))?;
-        self.enter(name, folder, &meta, Finish::of(entry))
+        let (folder, made) = opened.ok_or(Trouble::System("open the folder", Errno::NOTDIR))?;
+        let meta = self.meta_of(folder.as_fd(), made)?;
+        if self.resumed && !made {
+            marker::remove_stale(folder.as_fd())
+                .map_err(|error| Trouble::System("remove incomplete files from", error))?;
+        }
+        let finish = self.placer.finisher.of(entry);
+        self.enter(name, folder, &meta, finish)
     }
 
-    fn file(&mut self, name: &[u8], entry: &mut Incoming, reader: &mut Reader<'_>) -> Result<(), Trouble> {
+    fn file(
+        &mut self,
+        name: &[u8],
+        entry: &mut Incoming,
+        proof: Option<Proof>,
+        reader: &mut Reader<'_>,
+    ) -> Result<(), Wrong> {
         let key = c_name(name)?;
-        let (file, temporary) = self.create_temporary()?;
-        let result = self.fill(file.as_fd(), entry, reader).and_then(|()| {
-            let path = std::mem::take(&mut entry.path);
-            self.finish(file.as_fd(), &Finish::of(entry), &path)?;
-            match renameat(self.top()?, &temporary, self.top()?, &key) {
-                // An empty folder may be replaced; one with something in it is not thrown away.
-                Err(Errno::ISDIR) => unlinkat(self.top()?, &key, AtFlags::REMOVEDIR)
-                    .and_then(|()| renameat(self.top_fd()?, &temporary, self.top_fd()?, &key))
-                    .map_err(|error| Trouble::System("replace the folder", error)),
-                result => result.map_err(|error| Trouble::System("give its name to", error)),
-            }
-        });
-        if result.is_err()
-            && let Ok(folder) = self.top()
-        {
-            // The first error is the one to tell of.
-            let _ = unlinkat(folder, &temporary, AtFlags::empty());
-        }
-        result
-    }
-
-    fn top_fd(&self) -> Result<BorrowedFd<'_>, Errno> {
-        self.top().map_err(|_| Errno::BADF)
-    }
-
-    fn create_temporary(&self) -> Result<(OwnedFd, CString), Trouble> {
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        for number in 0..TEMPORARY_TRIES {
-            let name = c_name(format!("{TEMPORARY}.{number}").as_bytes())?;
-            match openat(self.top()?, &name, flags, Mode::RUSR | Mode::WUSR) {
-                Ok(file) => return Ok((file, name)),
-                Err(Errno::EXIST) => {}
-                Err(error) => return Err(Trouble::System("create", error)),
-            }
-        }
-        Err(Trouble::System("create", Errno::EXIST))
-    }
-
-    /// Writes the content of a file, each piece where it belongs.
-    fn fill(&mut self, file: BorrowedFd<'_>, entry: &Incoming, reader: &mut Reader<'_>) -> Result<(), Trouble> {
-        let write = |error| Trouble::System("write", error);
-        let whole = [(0, entry.size)];
-        let extents = entry.extents.as_deref().unwrap_or(&whole);
-        for (offset, length) in extents {
-            if entry.extents.is_some() {
-                seek(file, SeekFrom::Start(*offset)).map_err(write)?;
-            }
-            let mut left = *length;
-            while left > 0 {
-                self.go_on()?;
-                let most = usize::try_from(left).unwrap_or(BUFFER).min(BUFFER);
-                let read = reader.content(self.buffer.get_mut(..most).unwrap_or_default())?;
-                left = left.checked_sub(read as u64).filter(|_| read > 0).ok_or(Trouble::System("write", Errno::IO))?;
-                let mut rest = self.buffer.get(..read).unwrap_or_default();
-                while !rest.is_empty() {
-                    match rustix::io::write(file, rest) {
-                        Ok(0) => return Err(write(Errno::IO)),
-                        Ok(written) => rest = rest.get(written..).unwrap_or_default(),
-                        Err(Errno::INTR) => {}
-                        Err(error) => return Err(write(error)),
-                    }
-                }
-            }
-        }
-        if entry.extents.is_some() {
-            ftruncate(file, entry.size).map_err(write)?;
-        }
-        Ok(())
-    }
-
-    /// Gives an open file or folder its owner, permissions, attributes and time, in the order in which none undoes another.
-    fn finish(&mut self, file: BorrowedFd<'_>, finish: &Finish, path: &[u8]) -> Result<(), Trouble> {
-        let mut mode = finish.mode;
-        if let Some((uid, gid)) = finish.owner {
-            let owned = self.give(path, uid, gid, |uid, gid| fchown(file, Some(uid), Some(gid)));
-            if !owned {
-                mode &= 0o1777;
-            }
-        }
-        if finish.only_these_rights {
-            attributes::remove_access_list(file)
-                .map_err(|error| Trouble::System("remove the access list of", error))?;
-        }
-        let mut refused = attributes::set(file, &finish.attributes, Turn::BeforeMode);
-        fchmod(file, Mode::from_raw_mode(mode)).map_err(|error| Trouble::System("set the permissions of", error))?;
-        refused.extend(attributes::set(file, &finish.attributes, Turn::AfterMode));
-        for (name, error) in refused {
-            self.attributes.add(path, format!("Its extended attribute `{name}` could not be set: {error}"));
-        }
-        if let Some(mtime) = finish.mtime {
-            futimens(file, &times(mtime)).map_err(|error| Trouble::System("set the time of", error))?;
-        }
-        Ok(())
-    }
-
-    /// Gives an entry its owner. False when it belongs to somebody else now.
-    fn give(&mut self, path: &[u8], uid: u64, gid: u64, change: impl FnOnce(Uid, Gid) -> Result<(), Errno>) -> bool {
-        let (Ok(user), Ok(group)) = (u32::try_from(uid), u32::try_from(gid)) else {
-            self.owners.add(path, format!("Its owner {uid}:{gid} is no number that this system has"));
-            return false;
+        let finish = self.placer.finisher.of(entry);
+        let stored: u64 = entry.pieces().map(|(_, length)| length).sum();
+        let pieces = entry.extents.as_ref().map_or(1, Vec::len);
+        let beside: usize = finish.attributes.iter().map(|(name, value)| name.len() + value.len()).sum();
+        let memory = usize::try_from(stored).unwrap_or(usize::MAX).saturating_add(pieces * 16).saturating_add(beside);
+        let guided = proof.is_some();
+        let read = |reader: &mut Reader<'_>, buffer: &mut [u8]| {
+            reader.content(buffer).map_err(|error| if guided { damaged(error) } else { error.into() })
         };
-        // All bits set means nobody: the system call would take it for "leave as it is".
-        if self.restore_owner && user != u32::MAX && group != u32::MAX {
-            return match change(Uid::from_raw(user), Gid::from_raw(group)) {
-                Ok(()) => true,
-                Err(error) => {
-                    self.owners.add(path, format!("Its owner {uid}:{gid} could not be restored: {error}"));
-                    false
-                }
-            };
+        if memory <= SMALL {
+            let mut content = Vec::with_capacity(usize::try_from(stored).unwrap_or_default());
+            read_content(
+                |buffer| read(reader, buffer),
+                [(0, stored)].into_iter(),
+                stored,
+                None,
+                self.cancel,
+                &mut self.buffer,
+                |piece| {
+                    if let super::proof::Piece::Data(data) = piece {
+                        content.extend_from_slice(data);
+                    }
+                    Ok(())
+                },
+            )?;
+            let folder = Arc::clone(self.top_open()?);
+            let (path, size) = (std::mem::take(&mut entry.path), entry.size);
+            let pieces = entry.extents.take().unwrap_or_else(|| vec![(0, size)]);
+            return Ok(self.crew.submit(File { folder, name: key, path, size, pieces, content, proof, finish })?);
         }
-        if user == rustix::process::geteuid().as_raw() && group == rustix::process::getegid().as_raw() {
-            return true;
-        }
-        if !self.no_owner {
-            self.owners.add(path, format!("Its owner {uid}:{gid} was not restored, as only root can do that"));
-        }
-        false
+        let folder = Arc::clone(self.top_open()?);
+        Ok(self.placer.place(folder.folder.as_fd(), &key, &entry.path, &finish, |file| {
+            let mut filling = Filling::new(file);
+            read_entry(reader, entry, proof, self.cancel, &mut self.buffer, |piece| filling.take(&piece))?;
+            filling.end(entry.size)
+        })?)
     }
 
     /// Makes an entry that is no file or folder; what has its name already is replaced.
@@ -461,6 +514,7 @@ impl Extractor<'_> {
     ) -> Result<(), Trouble> {
         let folder = self.top()?;
         let result = match make(folder) {
+            Err(Errno::EXIST) if self.placer.new => return Err(Trouble::Taken),
             Err(Errno::EXIST) => unlinkat(folder, name, AtFlags::empty())
                 .or_else(|error| match error {
                     Errno::ISDIR => unlinkat(folder, name, AtFlags::REMOVEDIR),
@@ -472,20 +526,15 @@ impl Extractor<'_> {
         result.map_err(|error| Trouble::System(attempt, error))
     }
 
-    fn symlink(&mut self, name: &[u8], entry: &Incoming) -> Result<(), Trouble> {
+    fn symlink(&mut self, name: &[u8], entry: &mut Incoming) -> Result<(), Wrong> {
         let key = c_name(name)?;
         let target = c_name(&entry.target)?;
+        let finish = self.placer.finisher.of(entry);
         self.make(&key, "make the link", |folder| symlinkat(&target, folder, &key))?;
-        let folder =
-            self.top()?.try_clone_to_owned().map_err(|_| Trouble::System("open the folder of", Errno::MFILE))?;
-        self.give(&entry.path, entry.uid, entry.gid, |uid, gid| {
-            chownat(&folder, &key, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
-        });
-        utimensat(&folder, &key, &times(entry.mtime), AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(|error| Trouble::System("set the time of", error))
+        Ok(self.placer.finisher.finish_at(self.top()?, &key, entry.kind, &finish, &entry.path)?)
     }
 
-    fn hardlink(&mut self, name: &[u8], entry: &Incoming) -> Result<(), Trouble> {
+    fn hardlink(&mut self, name: &[u8], entry: &Incoming) -> Result<(), Wrong> {
         let key = c_name(name)?;
         let of_target = |trouble: Trouble| match trouble {
             Trouble::Refused(problem) => {
@@ -495,25 +544,27 @@ impl Extractor<'_> {
         };
         let parts = components(&entry.target).map_err(of_target)?;
         let Some((target, folders)) = parts.split_last() else {
-            return Err(Trouble::Refused("is a hard link to the target itself".to_owned()));
+            return Err(Trouble::Refused("is a hard link to the target itself".to_owned()).into());
         };
+        self.crew.wait_for(&parts.join(&b'/'))?;
         let there = self.find(folders).map_err(of_target)?;
         let target = c_name(target)?;
         if Meta::at(there.as_fd(), &target) == Err(Errno::NOENT) {
             let target = lossy(&entry.target);
-            return Err(Trouble::Refused(format!("is a hard link to `{target}`, which does not come before it")));
+            let problem = format!("is a hard link to `{target}`, which does not come before it");
+            return Err(Trouble::Refused(problem).into());
         }
         if components(&entry.path)? == parts {
             return Ok(());
         }
-        self.make(&key, "make the hard link", |folder| linkat(&there, &target, folder, &key, AtFlags::empty()))
+        Ok(self.make(&key, "make the hard link", |folder| linkat(&there, &target, folder, &key, AtFlags::empty()))?)
     }
 
     /// Opens the folder with these names.
     fn find(&self, folders: &[&[u8]]) -> Result<OwnedFd, Trouble> {
-        let root = self.stack.first().and_then(|root| root.folder.as_ref());
+        let root = self.stack.first().and_then(|root| root.open.as_ref());
         let root = root.ok_or(Trouble::System("open the folder of", Errno::BADF))?;
-        let mut folder = root.try_clone().map_err(|_| Trouble::System("open the folder of", Errno::MFILE))?;
+        let mut folder = root.folder.try_clone().map_err(|_| Trouble::System("open the folder of", Errno::MFILE))?;
         for name in folders {
             folder = openat(&folder, &c_name(name)?, FOLDER, Mode::empty()).map_err(|error| match error {
                 Errno::NOENT => Trouble::Refused("does not come before it".to_owned()),
@@ -523,41 +574,22 @@ impl Extractor<'_> {
         Ok(folder)
     }
 
-    fn special(&mut self, name: &[u8], entry: &Incoming) -> Result<(), Trouble> {
+    fn special(&mut self, name: &[u8], entry: &mut Incoming) -> Result<(), Wrong> {
         let key = c_name(name)?;
         let (kind, device) = match entry.kind {
             Kind::Char => (FileType::CharacterDevice, makedev(entry.rdev.0, entry.rdev.1)),
             Kind::Block => (FileType::BlockDevice, makedev(entry.rdev.0, entry.rdev.1)),
             _ => (FileType::Fifo, 0),
         };
+        let finish = self.placer.finisher.of(entry);
         let made = self.make(&key, "make", |folder| mknodat(folder, &key, kind, Mode::RUSR | Mode::WUSR, device));
         match made {
-            Ok(()) => {}
+            Ok(()) => Ok(self.placer.finisher.finish_at(self.top()?, &key, entry.kind, &finish, &entry.path)?),
             Err(Trouble::System(_, error @ (Errno::PERM | Errno::ACCESS | Errno::NOTSUP | Errno::INVAL))) => {
-                self.specials
-                    .add(&entry.path, format!("It is a device or a named pipe, which could not be made: {error}"));
-                return Ok(());
+                self.placer.finisher.special_refused(&entry.path, error);
+                Ok(())
             }
-            Err(trouble) => return Err(trouble),
+            Err(trouble) => Err(trouble.into()),
         }
-        let folder =
-            self.top()?.try_clone_to_owned().map_err(|_| Trouble::System("open the folder of", Errno::MFILE))?;
-        let owned = self.give(&entry.path, entry.uid, entry.gid, |uid, gid| {
-            chownat(&folder, &key, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
-        });
-        let mode = if owned { entry.mode } else { entry.mode & 0o1777 };
-        // It was made just now in a private folder, so it is no link that would be followed.
-        chmodat(&folder, &key, Mode::from_raw_mode(mode), AtFlags::empty())
-            .map_err(|error| Trouble::System("set the permissions of", error))?;
-        utimensat(&folder, &key, &times(entry.mtime), AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(|error| Trouble::System("set the time of", error))
-    }
-}
-
-/// The time of the last access is not in the tarball and is left to the system.
-fn times(mtime: Time) -> Timestamps {
-    Timestamps {
-        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
-        last_modification: Timespec { tv_sec: mtime.seconds, tv_nsec: mtime.nanos.into() },
     }
 }

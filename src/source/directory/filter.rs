@@ -14,7 +14,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// - `*` and `?` do not match a slash; `**` stands for any number of folders; `[a-z]`, `[!a-z]`, `{one,two}` and `\` before
 ///   a sign that shall mean itself are understood. A name that begins with a dot is nothing special.
 ///
-/// What matches covers all that lies beneath. `tmp/**` covers what is in `tmp`, and not `tmp` itself. There is no `!`.
+/// What matches covers all that lies beneath. `tmp/**` covers what is in `tmp`, and not `tmp` itself. Only an [`Exclusion`] may be turned
+/// round with `!`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pattern(String);
 
@@ -25,7 +26,10 @@ impl Pattern {
         let pattern = Self(text.to_owned());
         let wrong = |problem: String| PatternError { pattern: text.chars().take(200).collect(), problem };
         if text.starts_with('!') {
-            return Err(wrong("`!` does not turn a pattern round; use `include`, or `\\!` for the sign".to_owned()));
+            return Err(wrong(
+                "`!` takes back what an earlier pattern left out, so it may begin a pattern of `exclude` only, once; write `\\!` for the sign"
+                    .to_owned(),
+            ));
         }
         let body = pattern.body();
         if body.is_empty() {
@@ -82,12 +86,65 @@ impl Pattern {
     }
 }
 
+/// A pattern of what is left out; or, with `!` before it, of what an earlier one left out and shall be taken all the same.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exclusion {
+    pattern: Pattern,
+    takes_back: bool,
+}
+
+impl Exclusion {
+    /// # Errors
+    /// When it is empty or no pattern.
+    pub fn new(text: &str) -> Result<Self, PatternError> {
+        let turned = text.strip_prefix('!');
+        Ok(Self { pattern: Pattern::new(turned.unwrap_or(text))?, takes_back: turned.is_some() })
+    }
+}
+
+impl fmt::Display for Exclusion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", if self.takes_back { "!" } else { "" }, self.pattern)
+    }
+}
+
+impl Serialize for Exclusion {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Exclusion {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::new(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+    }
+}
+
+impl JsonSchema for Exclusion {
+    fn schema_name() -> Cow<'static, str> {
+        "Exclusion".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let description =
+            "A pattern of paths, as in `.gitignore`; one that begins with `!` takes back what an earlier one left out";
+        json_schema!({ "type": "string", "minLength": 1, "description": description })
+    }
+}
+
 /// A text that is not a pattern.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{pattern}` is not a pattern of paths: {problem}")]
 pub struct PatternError {
     pattern: String,
     problem: String,
+}
+
+impl PatternError {
+    /// Patterns that are good one by one and not all at once.
+    pub(super) fn together(error: &globset::Error) -> Self {
+        Self { pattern: "...".to_owned(), problem: format!("they cannot be used together: {error}") }
+    }
 }
 
 impl fmt::Display for Pattern {
@@ -142,6 +199,26 @@ impl Set {
     }
 }
 
+/// Patterns of which the last one that matches decides.
+struct Exclusions {
+    globs: GlobSet,
+    rules: Vec<Exclusion>,
+}
+
+impl Exclusions {
+    fn new(rules: &[Exclusion]) -> Result<Self, globset::Error> {
+        let globs = rules.iter().map(|rule| rule.pattern.glob()).collect::<Result<Vec<_>, _>>()?;
+        Ok(Self { globs: GlobSet::new(globs)?, rules: rules.to_vec() })
+    }
+
+    fn leaves_out(&self, path: &Candidate<'_>, folder: bool) -> bool {
+        let mut matching = Vec::new();
+        self.globs.matches_candidate_into(path, &mut matching);
+        let mut rules = matching.iter().rev().filter_map(|number| self.rules.get(*number));
+        rules.find(|rule| folder || !rule.pattern.folders_only()).is_some_and(|rule| !rule.takes_back)
+    }
+}
+
 /// What becomes of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Choice {
@@ -155,26 +232,26 @@ pub(super) enum Choice {
 
 /// The patterns of a source, compiled.
 pub(super) struct Filter {
-    exclude: Set,
+    exclude: Exclusions,
     /// Without any, everything is included.
     include: Option<(Set, GlobSet)>,
 }
 
 impl Filter {
-    pub(super) fn new(include: &[Pattern], exclude: &[Pattern]) -> Result<Self, globset::Error> {
+    pub(super) fn new(include: &[Pattern], exclude: &[Exclusion]) -> Result<Self, globset::Error> {
         let included = if include.is_empty() {
             None
         } else {
             let ancestors = include.iter().flat_map(Pattern::ancestors).map(|ancestor| glob(&ancestor));
             Some((Set::new(include)?, GlobSet::new(ancestors.collect::<Result<Vec<_>, _>>()?)?))
         };
-        Ok(Self { exclude: Set::new(exclude)?, include: included })
+        Ok(Self { exclude: Exclusions::new(exclude)?, include: included })
     }
 
     /// What becomes of the entry at `path`, which lies in a folder that is not left out. `within` says that the folder is taken.
     pub(super) fn choose(&self, path: &[u8], folder: bool, within: bool) -> Choice {
         let path = Candidate::from_bytes(path);
-        if self.exclude.matches(&path, folder) {
+        if self.exclude.leaves_out(&path, folder) {
             return Choice::Leave;
         }
         match &self.include {
@@ -194,11 +271,12 @@ impl Filter {
 
 #[cfg(test)]
 mod tests {
-    use super::{Choice, Filter, Pattern};
+    use super::{Choice, Exclusion, Filter, Pattern};
 
     fn filter(include: &[&str], exclude: &[&str]) -> Filter {
-        let patterns = |texts: &[&str]| texts.iter().map(|text| Pattern::new(text).unwrap()).collect::<Vec<_>>();
-        Filter::new(&patterns(include), &patterns(exclude)).unwrap()
+        let include: Vec<_> = include.iter().map(|text| Pattern::new(text).unwrap()).collect();
+        let exclude: Vec<_> = exclude.iter().map(|text| Exclusion::new(text).unwrap()).collect();
+        Filter::new(&include, &exclude).unwrap()
     }
 
     fn excluded(pattern: &str, path: &str, folder: bool) -> bool {
@@ -264,10 +342,29 @@ mod tests {
     }
 
     #[test]
+    fn the_last_pattern_that_matches_decides_and_one_with_an_exclamation_mark_takes_back() {
+        let choose = |filter: &Filter, path: &str, folder| filter.choose(path.as_bytes(), folder, true) == Choice::Take;
+        let some = filter(&[], &["*.log", "!keep.log", "/tmp/**", "!/tmp/*.db", "!old/"]);
+        assert!(!choose(&some, "a.log", false) && choose(&some, "deep/keep.log", false));
+        assert!(choose(&some, "tmp", true) && !choose(&some, "tmp/x", false) && choose(&some, "tmp/x.db", false));
+        let turned = filter(&[], &["!keep.log", "*.log"]);
+        assert!(!choose(&turned, "keep.log", false), "a later pattern leaves it out again");
+        let folders = filter(&[], &["build*", "!build-kept/"]);
+        assert!(choose(&folders, "build-kept", true) && !choose(&folders, "build-kept", false), "folders only");
+        assert!(!choose(&filter(&[], &["\\!x"]), "!x", false), "the sign itself");
+        let included = filter(&["/a/**"], &["*.log", "!keep.log"]);
+        assert_eq!(included.choose(b"keep.log", false, false), Choice::Leave, "what is not included is not taken back");
+        assert_eq!(Exclusion::new("!a/b").unwrap().to_string(), "!a/b");
+    }
+
+    #[test]
     fn what_is_no_pattern_is_refused_in_words() {
         for wrong in ["", "/", "!keep", "a//b", "../x", "./x", "[a", "{a"] {
             let error = Pattern::new(wrong).unwrap_err().to_string();
             assert!(error.starts_with(&format!("`{wrong}` is not a pattern")), "{error}");
+        }
+        for wrong in ["", "!", "!/", "!!keep", "![a"] {
+            assert!(Exclusion::new(wrong).is_err(), "{wrong}");
         }
     }
 }

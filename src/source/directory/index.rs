@@ -32,7 +32,7 @@ pub struct Entry {
     pub path: Vec<u8>,
     /// What it is.
     pub kind: Kind,
-    /// Bytes of the content; 0 for all but files.
+    /// Bytes of the content as one reads it; 0 for all but files.
     pub size: u64,
     /// When it was last written.
     pub mtime: Time,
@@ -50,13 +50,15 @@ pub struct Entry {
     pub target: Option<Vec<u8>>,
     /// Major and minor of a device.
     pub rdev: Option<(u32, u32)>,
-    /// Of a file's content as it is in the tarball.
+    /// Of a file's content as one reads it: zeros in place of the holes of a sparse file.
     pub digest: Option<Digest>,
+    /// Of the data of a sparse file without its holes, when it has so many that there is no `digest`.
+    pub data_digest: Option<Digest>,
     /// Where the entry's first header begins in the plain stream.
     pub offset: u64,
-    /// Where its content begins in the plain stream.
+    /// Where its content begins in the plain stream; that of a sparse file is its map and then its data.
     pub data_offset: u64,
-    /// How many bytes of content the plain stream has from there, without the filling to a full block.
+    /// How many bytes the plain stream has from there, without the filling to a full block. Equal to `size`, but for sparse files.
     pub length: u64,
     /// It changed while it was read: the content is not of one moment, and may be cut or filled up with zeros.
     pub changed: bool,
@@ -89,6 +91,8 @@ struct Line {
     rdev: Option<(u32, u32)>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     digest: Option<Digest>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    data_digest: Option<Digest>,
     offset: u64,
     data_offset: u64,
     length: u64,
@@ -103,6 +107,14 @@ fn split(bytes: Vec<u8>) -> (Option<String>, Option<String>) {
     match String::from_utf8(bytes) {
         Ok(text) => (Some(text), None),
         Err(error) => (None, Some(STANDARD.encode(error.as_bytes()))),
+    }
+}
+
+/// A path as a member of a JSON object, as in the index: `path`, or `path_b64` when it is not UTF-8.
+pub fn path_member(path: &[u8]) -> (&'static str, String) {
+    match std::str::from_utf8(path) {
+        Ok(text) => ("path", text.to_owned()),
+        Err(_) => ("path_b64", STANDARD.encode(path)),
     }
 }
 
@@ -134,6 +146,7 @@ impl From<Entry> for Line {
             target_b64,
             rdev: entry.rdev,
             digest: entry.digest,
+            data_digest: entry.data_digest,
             offset: entry.offset,
             data_offset: entry.data_offset,
             length: entry.length,
@@ -161,6 +174,7 @@ impl TryFrom<Line> for Entry {
             target: join(line.target, line.target_b64).map_err(wrong)?,
             rdev: line.rdev,
             digest: line.digest,
+            data_digest: line.data_digest,
             offset: line.offset,
             data_offset: line.data_offset,
             length: line.length,
@@ -377,6 +391,7 @@ mod tests {
             target: Some(b"\xff".to_vec()),
             rdev: Some((8, 1)),
             digest: Some(Digest::of(b"abc")),
+            data_digest: None,
             offset: 0,
             data_offset: 512,
             length: 3,

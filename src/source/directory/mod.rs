@@ -1,22 +1,41 @@
 //! A folder of files, taken as a tarball and an index of it; and a tarball put back into a folder.
 //!
 //! The tarball is an ordinary one (`tarball`), the index says where in it each entry is and what its content's digest is
-//! (`index`). Both are written while the tree is walked (`walk`, `dump`), so memory does not grow with it. The walk never
+//! (`index`). Both are written while the tree is walked (`walk`, `dump`), so memory does not grow with it; files are read a little ahead,
+//! by a few threads (`ahead`, `content`), and written in the order of the walk. The walk never
 //! leaves the root, and the inverse (`extract`, which reads any tar through `reader`) never leaves its target.
 
+mod access_list;
+mod ahead;
 mod attributes;
+mod content;
+mod crew;
 mod dump;
 mod entry;
 mod extract;
 mod filter;
+mod finish;
+mod give;
+mod guide;
 pub mod index;
+mod links;
+mod marker;
+mod names;
+mod owner_rule;
 mod owners;
+mod path_set;
+mod preview;
+mod proof;
 mod reader;
+mod remove;
+mod select;
 mod tarball;
+mod text_list;
 mod trouble;
 mod walk;
 
 use std::io::Read;
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::Access;
@@ -26,16 +45,29 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 pub use entry::{Kind, Time, TimeError};
-pub use filter::{Pattern, PatternError};
+pub use filter::{Exclusion, Pattern, PatternError};
+pub use give::{entry_at, write_file, write_folder};
+pub use owner_rule::{OwnerRule, OwnerRuleError};
+pub use path_set::PathSet;
 
 use super::{
-    ArtifactSpec, Context, Dumped, Finding, Level, Outputs, RestoreArtifact, RestoreOptions, Restored, Restorer,
-    Source, SourceError, Target,
+    ArtifactSpec, Context, Dumped, Finding, Level, Outputs, Preview, RestoreArtifact, RestoreOptions, Restored,
+    Restorer, Source, SourceError, Streams, Target,
 };
 use crate::model::ArtifactKind;
 use dump::Dumper;
+use extract::{Feed, Manner};
 use filter::Filter;
-use walk::Walk;
+use finish::Finisher;
+use guide::{Guide, Lines};
+use marker::Standing;
+use names::Names;
+use owner_rule::OwnerRules;
+use reader::Reader;
+use remove::{Extras, Fate};
+use select::{Patterns, Wanted, select};
+use trouble::Failure;
+use walk::{Notes, Scope, Walk};
 
 /// How consistent a tarball of a live folder is: each file as it was while it was read, not all of one instant.
 const CONSISTENCY: &str = "files";
@@ -50,9 +82,15 @@ pub struct DirectoryConfig {
     /// counted from `path`; a folder that matches is taken with all that is in it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub include: Vec<Pattern>,
-    /// Patterns of what is left out, stronger than `include`: `"*.tmp"`, `"cache/"` (folders only), `"/tmp/**"` (what is in `tmp`).
+    /// Patterns of what is left out, stronger than `include`: `"*.tmp"`, `"cache/"` (folders only), `"/tmp/**"` (what is in `tmp`). A
+    /// pattern that begins with `!` takes back what one before it left out; the last that matches decides. What lies in a folder
+    /// that is left out cannot be taken back, as nobody looks there: write `["/tmp/**", "!/tmp/keep"]`, not `["/tmp", "!/tmp/keep"]`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub exclude: Vec<Pattern>,
+    pub exclude: Vec<Exclusion>,
+    /// Leave out what is in folders marked as caches: those with a file `CACHEDIR.TAG` that begins as <https://bford.info/cachedir/>
+    /// says. Such a folder and its tag are taken. `path` itself is never taken for one.
+    #[serde(default)]
+    pub exclude_caches: bool,
     /// Stay on the file system of `path`: what is mounted beneath it is left out.
     #[serde(default)]
     pub one_file_system: bool,
@@ -91,8 +129,9 @@ impl Directory {
             Errno::NOTDIR => SourceError::Unsuitable(format!("`{path}` is not a folder. Correct `path`")),
             error => SourceError::Io { attempt: "read the folder", path: path.to_string(), error: error.into() },
         };
-        let mut walk =
-            Walk::open(&self.config.path, filter, self.config.one_file_system, &cx.cancel).map_err(refused)?;
+        let scope =
+            Scope { filter, one_file_system: self.config.one_file_system, exclude_caches: self.config.exclude_caches };
+        let mut walk = Walk::open(&self.config.path, scope, &cx.cancel).map_err(refused)?;
         walk.start().map_err(refused)?;
         Ok(walk)
     }
@@ -148,6 +187,59 @@ impl Source for Directory {
 /// Puts a tarball back into a folder.
 pub struct DirectoryRestorer;
 
+impl DirectoryRestorer {
+    /// What the target has in it, when a restore to it may begin.
+    fn stand(place: &Path, artifact: &RestoreArtifact, options: &RestoreOptions) -> Result<Standing, SourceError> {
+        let path = place.display().to_string();
+        match marker::standing(place, artifact) {
+            Ok(Standing::Full) if !options.overwrite => Err(SourceError::NotEmpty(path)),
+            Ok(Standing::Another(marker)) if !options.overwrite => Err(marker::refuse_another(place, &marker)),
+            Ok(standing) => Ok(standing),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && place.symlink_metadata().is_err() => {
+                Ok(Standing::Empty)
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => Err(SourceError::Unsuitable(format!(
+                "`{path}` is not a folder, or lies in what is none. Choose another target, or remove what is there"
+            ))),
+            Err(error) => Err(SourceError::Io { attempt: "look into the folder", path, error }),
+        }
+    }
+
+    /// Who entries are given to; refuses what cannot be asked for together.
+    fn finisher(options: &RestoreOptions) -> Result<Finisher, SourceError> {
+        if options.no_owner && !options.owners.is_empty() {
+            return Err(SourceError::Unsuitable(
+                "`--owner` says to whom files belong and `--no-owner` that no owner is restored: choose one".to_owned(),
+            ));
+        }
+        if options.delete && !options.overwrite {
+            return Err(SourceError::Unsuitable(
+                "`--delete` removes what is in the target and not in the snapshot, so it needs `--overwrite`. Look at what it would do with `--dry-run` first".to_owned(),
+            ));
+        }
+        let names = Names::default();
+        let rules = OwnerRules::resolve(&options.owners, &names)?;
+        Ok(Finisher::new(options.no_owner, rules, names))
+    }
+
+    /// Restores what `feed` gives.
+    fn extract(
+        cx: &Context,
+        artifact: &RestoreArtifact,
+        feed: &mut Feed<'_>,
+        target: &Target,
+        options: &RestoreOptions,
+        after: impl FnOnce(BorrowedFd<'_>) -> Result<(u64, Notes), SourceError>,
+    ) -> Result<Restored, SourceError> {
+        let place = folder(target)?;
+        let resumed = matches!(Self::stand(place, artifact, options)?, Standing::Interrupted);
+        let new = feed.guide.is_some() && !options.overwrite && !resumed;
+        let manner = Manner { artifact, finisher: Self::finisher(options)?, resumed, new, cancel: &cx.cancel };
+        let (warnings, files) = extract::extract(feed, place, manner, after).map_err(|error| cancelled(cx, error))?;
+        Ok(Restored { place: place.display().to_string(), warnings, files: Some(files) })
+    }
+}
+
 impl Restorer for DirectoryRestorer {
     fn restore(
         &self,
@@ -158,20 +250,69 @@ impl Restorer for DirectoryRestorer {
         options: &RestoreOptions,
     ) -> Result<Restored, SourceError> {
         self.prepare(cx, artifact, target, options)?;
+        if !options.paths.is_empty() || options.delete {
+            return Err(select::no_index().of_reading());
+        }
+        let mut feed = Feed { reader: Reader::new(input), guide: None };
+        Self::extract(cx, artifact, &mut feed, target, options, |_| Ok((0, Notes::default())))
+    }
+
+    fn restore_from(
+        &self,
+        cx: &Context,
+        artifact: &RestoreArtifact,
+        streams: &dyn Streams,
+        target: &Target,
+        options: &RestoreOptions,
+    ) -> Result<Restored, SourceError> {
+        self.prepare(cx, artifact, target, options)?;
+        let read = |failure: Failure| cancelled(cx, failure.of_reading());
+        let Some(lines) = Lines::open(streams).map_err(read)? else {
+            let mut input = streams.whole().map_err(SourceError::Stream)?;
+            return self.restore(cx, artifact, &mut input, target, options);
+        };
         let place = folder(target)?;
-        let warnings = extract::extract(input, place, options, &cx.cancel).map_err(|error| cancelled(cx, error))?;
-        Ok(Restored { place: place.display().to_string(), warnings })
+        let patterns = || (!options.paths.is_empty()).then(|| Patterns::new(&options.paths)).transpose();
+        let selection = patterns()?.map(|patterns| select(streams, Wanted::Patterns(patterns), &cx.cancel));
+        let selection = selection.transpose().map_err(read)?;
+        let input = match &selection {
+            Some(selection) => streams.parts(selection.ranges.clone()),
+            None => streams.whole(),
+        };
+        let mut input = input.map_err(SourceError::Stream)?;
+        let guide = Some(Guide::new(lines, selection.as_ref()));
+        let mut feed = Feed { reader: Reader::new(&mut input), guide };
+        Self::extract(cx, artifact, &mut feed, target, options, |root| {
+            if !options.delete {
+                return Ok((0, Notes::default()));
+            }
+            let mut extras = Extras::new(streams, place, patterns()?, &cx.cancel);
+            extras.run(Fate::Remove(root))?;
+            Ok((extras.count, extras.notes))
+        })
+    }
+
+    fn preview(
+        &self,
+        cx: &Context,
+        artifact: &RestoreArtifact,
+        streams: &dyn Streams,
+        target: &Target,
+        options: &RestoreOptions,
+    ) -> Result<Preview, SourceError> {
+        self.prepare(cx, artifact, target, options)?;
+        preview::preview(streams, folder(target)?, options, &cx.cancel).map_err(|error| cancelled(cx, error))
     }
 
     fn prepare(
         &self,
         _cx: &Context,
-        _artifact: &RestoreArtifact,
+        artifact: &RestoreArtifact,
         target: &Target,
         options: &RestoreOptions,
     ) -> Result<(), SourceError> {
         let place = folder(target)?;
-        let path = place.display().to_string();
+        Self::finisher(options)?;
         // What is missing is made, in the nearest folder that is there.
         if let Some(nearest) =
             place.ancestors().find(|ancestor| ancestor.symlink_metadata().is_ok()).filter(|nearest| nearest.is_dir())
@@ -182,15 +323,7 @@ impl Restorer for DirectoryRestorer {
                 error: error.into(),
             })?;
         }
-        match std::fs::read_dir(place).map(|mut names| names.next()) {
-            Ok(Some(_)) if !options.overwrite => Err(SourceError::NotEmpty(path)),
-            Ok(_) => Ok(()),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound && place.symlink_metadata().is_err() => Ok(()),
-            Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => Err(SourceError::Unsuitable(format!(
-                "`{path}` is not a folder, or lies in what is none. Choose another target, or remove what is there"
-            ))),
-            Err(error) => Err(SourceError::Io { attempt: "look into the folder", path, error }),
-        }
+        Self::stand(place, artifact, options).map(drop)
     }
 
     fn by_hand(&self, _artifact: &RestoreArtifact) -> String {

@@ -8,6 +8,7 @@ use std::io::{self, Read};
 
 use tar::{EntryType, GnuExtSparseHeader, GnuSparseHeader, Header};
 
+use super::attributes::{ACCESS_LIST, DEFAULT_LIST};
 use super::entry::{Kind, Time, lossy};
 use super::tarball::{Attribute, BLOCK, PATH_LIMIT, padding};
 
@@ -40,13 +41,38 @@ pub(super) struct Incoming {
     pub(super) mode: u32,
     pub(super) uid: u64,
     pub(super) gid: u64,
+    /// The owner's name where the tarball has it.
+    pub(super) uname: Option<Vec<u8>>,
+    pub(super) gname: Option<Vec<u8>>,
     pub(super) mtime: Time,
     pub(super) rdev: (u32, u32),
     pub(super) attributes: Vec<Attribute>,
+    /// Access lists as text, of which there is no binary record.
+    pub(super) text_lists: Vec<TextList>,
     /// Where in a sparse file the content belongs: offset and length of each piece. None: it is in one piece.
     pub(super) extents: Option<Vec<(u64, u64)>>,
-    /// It has an access list as text, which is not restored.
-    pub(super) has_text_acl: bool,
+    /// Where its first header begins.
+    pub(super) offset: u64,
+    /// Where what is stored of it begins, the map of a sparse file too.
+    pub(super) data_offset: u64,
+    /// Bytes that are stored from there, without the filling to a full block.
+    pub(super) length: u64,
+}
+
+impl Incoming {
+    /// Where the content belongs: offset and length of each piece.
+    pub(super) fn pieces(&self) -> impl Iterator<Item = (u64, u64)> {
+        let whole = self.extents.is_none().then_some((0, self.size));
+        self.extents.iter().flatten().copied().chain(whole)
+    }
+}
+
+/// An access list as text.
+#[derive(Debug, Clone)]
+pub(super) struct TextList {
+    /// The attribute that says the same.
+    pub(super) attribute: &'static [u8],
+    pub(super) text: Vec<u8>,
 }
 
 /// What pax headers say of an entry, beyond its own.
@@ -57,13 +83,17 @@ struct Pax {
     size: Option<u64>,
     uid: Option<u64>,
     gid: Option<u64>,
+    uname: Option<Vec<u8>>,
+    gname: Option<Vec<u8>>,
     mtime: Option<Time>,
     attributes: Vec<Attribute>,
-    has_text_acl: bool,
+    text_lists: Vec<TextList>,
     sparse_major: Option<u64>,
     sparse_name: Option<Vec<u8>>,
     sparse_size: Option<u64>,
     sparse_map: Option<Vec<(u64, u64)>>,
+    /// Of a map in the way of format 0.0: where the piece begins of which the length was not yet said.
+    sparse_offset: Option<u64>,
 }
 
 impl Pax {
@@ -96,22 +126,34 @@ impl Pax {
             b"size" => self.size = count()?,
             b"uid" => self.uid = count()?,
             b"gid" => self.gid = count()?,
+            b"uname" => self.uname = text(),
+            b"gname" => self.gname = text(),
             b"mtime" if value.is_empty() => self.mtime = None,
             b"mtime" => {
                 let time = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok());
                 self.mtime = Some(time.ok_or_else(wrong)?);
             }
-            b"SCHILY.acl.access" | b"SCHILY.acl.default" => self.has_text_acl = true,
+            b"SCHILY.acl.access" => self.set_list(ACCESS_LIST, value),
+            b"SCHILY.acl.default" => self.set_list(DEFAULT_LIST, value),
             b"GNU.sparse.major" => self.sparse_major = count()?,
             b"GNU.sparse.name" => self.sparse_name = text(),
             b"GNU.sparse.realsize" | b"GNU.sparse.size" => self.sparse_size = count()?,
             b"GNU.sparse.map" => {
-                let numbers: Option<Vec<u64>> = value.split(|byte| *byte == b',').map(number).collect();
+                // A file that is one hole has a map of nothing.
+                let parts = value.split(|byte| *byte == b',').filter(|_| !value.is_empty());
+                let numbers: Option<Vec<u64>> = parts.map(number).collect();
                 let numbers = numbers.filter(|numbers| numbers.len() % 2 == 0).ok_or_else(wrong)?;
                 self.sparse_map = Some(pairs(&numbers));
             }
-            b"GNU.sparse.offset" | b"GNU.sparse.numbytes" => {
-                return Err("it has sparse files in the way of GNU tar's format 0.0, which is not read".to_owned());
+            b"GNU.sparse.numblocks" => self.sparse_map = Some(self.sparse_map.take().unwrap_or_default()),
+            b"GNU.sparse.offset" => self.sparse_offset = count()?,
+            b"GNU.sparse.numbytes" => {
+                let piece = (self.sparse_offset.take().ok_or_else(wrong)?, count()?.ok_or_else(wrong)?);
+                let map = self.sparse_map.get_or_insert_default();
+                if map.len() >= EXTENTS_LIMIT {
+                    return Err("a sparse file has too many pieces".to_owned());
+                }
+                map.push(piece);
             }
             _ => {
                 if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
@@ -127,12 +169,19 @@ impl Pax {
         }
         Ok(())
     }
+
+    fn set_list(&mut self, attribute: &'static [u8], text: &[u8]) {
+        self.text_lists.retain(|list| list.attribute != attribute);
+        if !text.is_empty() {
+            self.text_lists.push(TextList { attribute, text: text.to_vec() });
+        }
+    }
 }
 
 /// Digits only, without a sign.
 fn number<T: std::str::FromStr>(bytes: &[u8]) -> Option<T> {
     let text = std::str::from_utf8(bytes).ok()?;
-    if !text.bytes().all(|byte| byte.is_ascii_digit()) {
+    if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
     }
     text.parse().ok()
@@ -161,8 +210,10 @@ fn decode_key(name: &[u8]) -> Vec<u8> {
 /// Reads a tarball, entry by entry.
 pub(super) struct Reader<'a> {
     input: &'a mut dyn Read,
-    /// Bytes read.
+    /// Where in the stream it stands.
     offset: u64,
+    /// Nothing is read beyond.
+    limit: u64,
     /// Bytes of the present entry's content that were not read yet.
     left: u64,
     /// Zeros that fill up its last block.
@@ -172,7 +223,24 @@ pub(super) struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     pub(super) fn new(input: &'a mut dyn Read) -> Self {
-        Self { input, offset: 0, left: 0, padding: 0, globals: Pax::default() }
+        Self { input, offset: 0, limit: u64::MAX, left: 0, padding: 0, globals: Pax::default() }
+    }
+
+    /// Where in the stream it stands.
+    pub(super) fn position(&self) -> u64 {
+        self.offset
+    }
+
+    /// Reads over what is left of the present entry, and counts on from `offset`: the input goes on with another part of the stream.
+    pub(super) fn go_to(&mut self, offset: u64) -> Result<(), ReadError> {
+        self.skip()?;
+        self.offset = offset;
+        Ok(())
+    }
+
+    /// What lies beyond is an error from here on.
+    pub(super) fn set_limit(&mut self, limit: u64) {
+        self.limit = limit;
     }
 
     fn malformed(&self, problem: impl Into<String>) -> ReadError {
@@ -180,8 +248,14 @@ impl<'a> Reader<'a> {
     }
 
     fn read_some(&mut self, buffer: &mut [u8]) -> Result<usize, ReadError> {
+        let most = usize::try_from(self.limit.saturating_sub(self.offset)).unwrap_or(usize::MAX);
+        // One more byte may be asked for: whether there is one tells whether the stream goes on.
+        let most = most.max(1).min(buffer.len());
         loop {
-            match self.input.read(buffer) {
+            match self.input.read(buffer.get_mut(..most).unwrap_or_default()) {
+                Ok(read) if read > 0 && self.offset >= self.limit => {
+                    return Err(self.malformed("it goes on where it should end"));
+                }
                 Ok(read) => {
                     self.offset += read as u64;
                     return Ok(read);
@@ -219,7 +293,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads over what is left of the present entry.
-    fn skip(&mut self) -> Result<(), ReadError> {
+    pub(super) fn skip(&mut self) -> Result<(), ReadError> {
         let mut buffer = [0; 16 << 10];
         self.left = self
             .left
@@ -249,6 +323,8 @@ impl<'a> Reader<'a> {
         let mut pax: Option<Pax> = None;
         let mut long_name = None;
         let mut long_target = None;
+        self.skip()?;
+        let offset = self.offset;
         loop {
             self.skip()?;
             let mut header = Header::new_old();
@@ -305,13 +381,14 @@ impl<'a> Reader<'a> {
                 let mut pax = pax.unwrap_or_else(|| self.globals.clone());
                 pax.path = pax.path.or(long_name);
                 pax.linkpath = pax.linkpath.or(long_target);
-                return self.entry(&header, pax, stored).map(Some);
+                return self.entry(&header, pax, stored, offset).map(Some);
             }
         }
     }
 
-    fn entry(&mut self, header: &Header, pax: Pax, stored: u64) -> Result<Incoming, ReadError> {
-        let path = pax.sparse_name.or(pax.path).unwrap_or_else(|| header.path_bytes().into_owned());
+    fn entry(&mut self, header: &Header, mut pax: Pax, stored: u64, offset: u64) -> Result<Incoming, ReadError> {
+        let data_offset = self.offset;
+        let path = pax.sparse_name.take().or(pax.path.take()).unwrap_or_else(|| header.path_bytes().into_owned());
         if path.len() > PATH_LIMIT {
             return Err(self.malformed(format!("a path of {} bytes is too long", path.len())));
         }
@@ -355,12 +432,14 @@ impl<'a> Reader<'a> {
         } else if kind == Kind::File && pax.sparse_major == Some(1) {
             extents = Some(self.pax_map()?);
         } else if kind == Kind::File {
-            extents = pax.sparse_map;
+            extents = pax.sparse_map.take();
         }
         if let Some(extents) = &extents {
             size = if header.entry_type().is_gnu_sparse() { size } else { pax.sparse_size.unwrap_or(size) };
             self.check_map(extents, size, &path)?;
         }
+        pax.text_lists.retain(|list| !pax.attributes.iter().any(|(name, _)| name == list.attribute));
+        let named = |name: Option<&[u8]>| name.filter(|name| !name.is_empty()).map(<[u8]>::to_vec);
         Ok(Incoming {
             target: pax.linkpath.unwrap_or_else(|| header.link_name_bytes().unwrap_or_default().into_owned()),
             path,
@@ -369,11 +448,16 @@ impl<'a> Reader<'a> {
             mode: mode & 0o7777,
             uid,
             gid,
+            uname: pax.uname.or_else(|| named(header.username_bytes())),
+            gname: pax.gname.or_else(|| named(header.groupname_bytes())),
             mtime: pax.mtime.unwrap_or(Time { seconds, nanos: 0 }),
             rdev: (major, minor),
             attributes: pax.attributes,
+            text_lists: pax.text_lists,
             extents,
-            has_text_acl: pax.has_text_acl,
+            offset,
+            data_offset,
+            length: stored,
         })
     }
 

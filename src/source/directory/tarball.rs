@@ -1,10 +1,16 @@
 //! Header blocks of the tarball: POSIX.1-2001 pax, written so that GNU tar, bsdtar and Python's `tarfile` read the same.
 //!
 //! Every entry has a ustar header. What does not fit in it comes before it in a pax header: times with a fraction, long names,
-//! names that are not ASCII, big numbers, extended attributes (`SCHILY.xattr.`, as all three programs write them).
+//! names that are not ASCII, big numbers, extended attributes (`SCHILY.xattr.`, as all three programs write them), access lists once
+//! more as text (`SCHILY.acl.`), and what tells a sparse file (`GNU.sparse.`, version 1.0 of GNU tar's ways).
+
+use std::fmt::Write as _;
 
 use tar::{EntryType, Header};
 
+use super::access_list;
+use super::attributes::{ACCESS_LIST, DEFAULT_LIST};
+use super::content::Piece;
 use super::entry::{Kind, Time};
 
 /// Headers and contents are filled up to whole blocks of this size.
@@ -17,6 +23,8 @@ pub(super) const END: [u8; 1024] = [0; 1024];
 const MAX_OCTAL_11: u64 = 0o777_7777_7777;
 /// The biggest owner that seven octal digits hold.
 const MAX_OCTAL_7: u32 = 0o777_7777;
+/// What GNU tar puts before the name of a sparse file where a reader looks that does not know them.
+const SPARSE_FOLDER: &[u8] = b"./GNUSparseFile.0/";
 /// Bytes of the fields for a name and a link's target.
 const NAME_FIELD: usize = 100;
 /// Bytes of the fields for the names of owners, without the zero at their end.
@@ -33,6 +41,8 @@ pub(super) struct Member<'a> {
     pub(super) target: Option<&'a [u8]>,
     /// Bytes of content that follow.
     pub(super) size: u64,
+    /// Of a sparse file, whose content is its map and then its data: the size that it has when one reads it.
+    pub(super) sparse: Option<u64>,
     pub(super) mtime: Time,
     pub(super) mode: u32,
     pub(super) uid: u32,
@@ -53,8 +63,18 @@ impl Member<'_> {
             records.add(b"hdrcharset", b"BINARY");
         }
         let fits = |bytes: &[u8], field: usize| bytes.len() <= field && bytes.is_ascii();
-        if !fits(self.name, NAME_FIELD) {
-            records.add(b"path", self.name);
+        // Who does not know sparse files shall not take the map and the data for the file.
+        let stand_in = [SPARSE_FOLDER, self.name].concat();
+        let name = if self.sparse.is_some() { &stand_in } else { self.name };
+        if !fits(name, NAME_FIELD) {
+            records.add(b"path", name);
+        }
+        if let Some(size) = self.sparse {
+            // After `path`: some readers take the last name that comes.
+            records.add(b"GNU.sparse.major", b"1");
+            records.add(b"GNU.sparse.minor", b"0");
+            records.add(b"GNU.sparse.name", self.name);
+            records.add(b"GNU.sparse.realsize", size.to_string().as_bytes());
         }
         if !fits(target, NAME_FIELD) {
             records.add(b"linkpath", target);
@@ -82,6 +102,12 @@ impl Member<'_> {
             encode_key(name, &mut key);
             records.add(&key, value);
         }
+        for (key, list) in [(b"SCHILY.acl.access".as_slice(), ACCESS_LIST), (b"SCHILY.acl.default", DEFAULT_LIST)] {
+            let value = self.attributes.iter().find_map(|(name, value)| (name == list).then_some(value));
+            if let Some(text) = value.and_then(|value| access_list::text(value)) {
+                records.add(key, text.as_bytes());
+            }
+        }
         if !records.0.is_empty() {
             let mut header = Header::new_ustar();
             put(&mut header.as_old_mut().name, b"./PaxHeaders/next");
@@ -98,7 +124,7 @@ impl Member<'_> {
         }
 
         let mut header = Header::new_ustar();
-        put(&mut header.as_old_mut().name, self.name);
+        put(&mut header.as_old_mut().name, name);
         put(&mut header.as_old_mut().linkname, target);
         header.set_entry_type(match self.kind {
             Kind::File => EntryType::Regular,
@@ -170,6 +196,18 @@ impl Records {
 
 fn digits(number: usize) -> usize {
     number.checked_ilog10().unwrap_or_default() as usize + 1
+}
+
+/// The map of a sparse file: how many pieces there are, then offset and length of each, a number a line; filled up to whole blocks.
+pub(super) fn sparse_map(pieces: &[Piece]) -> Vec<u8> {
+    let mut map = format!("{}\n", pieces.len());
+    for (offset, length) in pieces {
+        // Writing to a text does not fail.
+        let _ = write!(map, "{offset}\n{length}\n");
+    }
+    let mut map = map.into_bytes();
+    map.resize(map.len().next_multiple_of(BLOCK as usize), 0);
+    map
 }
 
 /// How many zeros fill a content of `size` bytes up to a whole block.

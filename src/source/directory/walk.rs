@@ -8,8 +8,12 @@
 //!   tree that did not change are the same. Of a bigger one a batch is read at a time, in the order the file system gives;
 //! - names of all folders on the way together: once they reach [`HELD`] bytes, batches are small.
 
+use std::collections::VecDeque;
 use std::ffi::{CStr, CString};
+use std::fs::File;
+use std::io::Read as _;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use rustix::fs::{CWD, Dir, Mode, OFlags, openat};
 use rustix::io::Errno;
@@ -29,8 +33,13 @@ const HELD: usize = 8 << 20;
 const SMALL_BATCH: usize = 64;
 /// What a name costs beside its bytes.
 const NAME_COST: usize = 48;
+/// The file that marks a folder as a cache, and what it begins with: <https://bford.info/cachedir/>.
+const CACHE_TAG: &CStr = c"CACHEDIR.TAG";
+const CACHE_SIGNATURE: &[u8; 43] = b"Signature: 8a477f597d28d172789f06886806bc55";
 /// How often an entry that keeps becoming something else is looked at again.
 const RETRIES: u32 = 5;
+/// How many such entries wait for the end of the walk. Each keeps a folder open.
+const LATE: usize = 256;
 
 const FOLDER: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
@@ -52,6 +61,11 @@ impl Notes {
     /// Content is missing because of it.
     pub(super) fn missing(&mut self, path: &[u8], reason: impl Into<String>) {
         self.push(path, reason.into(), true);
+    }
+
+    /// It was listed, and is there no more.
+    pub(super) fn vanished(&mut self, path: &[u8]) {
+        self.note(path, "It vanished before it was read");
     }
 
     fn push(&mut self, path: &[u8], reason: String, missing: bool) {
@@ -83,10 +97,12 @@ pub(super) fn is_replaced(error: Errno) -> bool {
     matches!(error, Errno::LOOP | Errno::NOTDIR | Errno::NXIO)
 }
 
+const KEPT_BEING_REPLACED: &str = "It kept being replaced while it was read";
+
 struct Frame {
     identity: Identity,
     /// None while it is closed because many are open beneath it.
-    folder: Option<OwnedFd>,
+    folder: Option<Arc<OwnedFd>>,
     /// The rest of a folder that has more names than one batch.
     stream: Option<Dir>,
     /// Last one first.
@@ -104,12 +120,35 @@ pub(super) struct Found {
     pub(super) meta: Meta,
     /// [`Choice::Take`] or [`Choice::Look`].
     pub(super) choice: Choice,
+    /// Whether the folder that it lies in is taken.
+    pub(super) within: bool,
+    /// How often it became something else while it was looked at.
+    pub(super) retries: u32,
+}
+
+/// An entry that became something else after the walk had gone on.
+pub(super) struct Late {
+    /// The folder that it lies in.
+    pub(super) folder: Arc<OwnedFd>,
+    pub(super) path: Vec<u8>,
+    pub(super) name: CString,
+    pub(super) within: bool,
+    pub(super) retries: u32,
+}
+
+/// What of a tree is walked.
+#[derive(Clone, Copy)]
+pub(super) struct Scope<'a> {
+    pub(super) filter: &'a Filter,
+    /// Nothing of what is mounted in it.
+    pub(super) one_file_system: bool,
+    /// Of folders that are marked as caches the mark only.
+    pub(super) exclude_caches: bool,
 }
 
 /// A walk through a folder, in depth.
 pub(super) struct Walk<'a> {
-    filter: &'a Filter,
-    one_file_system: bool,
+    scope: Scope<'a>,
     cancel: &'a Cancel,
     root: OwnedFd,
     root_meta: Meta,
@@ -118,7 +157,8 @@ pub(super) struct Walk<'a> {
     held: usize,
     retries: u32,
     repeated: bool,
-    /// Entries that a pattern or `one_file_system` left out.
+    late: VecDeque<Late>,
+    /// Entries that a pattern or `one_file_system` left out, and folders of which `exclude_caches` left out what is in them.
     pub(super) excluded: u64,
     /// Entries that could not be taken.
     pub(super) skipped: u64,
@@ -126,18 +166,12 @@ pub(super) struct Walk<'a> {
 
 impl<'a> Walk<'a> {
     /// Opens the root. It may be a link: whoever configured it named it.
-    pub(super) fn open(
-        path: &std::path::Path,
-        filter: &'a Filter,
-        one_file_system: bool,
-        cancel: &'a Cancel,
-    ) -> Result<Self, Errno> {
+    pub(super) fn open(path: &std::path::Path, scope: Scope<'a>, cancel: &'a Cancel) -> Result<Self, Errno> {
         let flags = FOLDER.difference(OFlags::NOFOLLOW);
         let root = openat(CWD, path, flags, Mode::empty())?;
         let root_meta = Meta::of(root.as_fd())?;
         Ok(Self {
-            filter,
-            one_file_system,
+            scope,
             cancel,
             root,
             root_meta,
@@ -146,6 +180,7 @@ impl<'a> Walk<'a> {
             held: 0,
             retries: 0,
             repeated: false,
+            late: VecDeque::new(),
             excluded: 0,
             skipped: 0,
         })
@@ -167,8 +202,8 @@ impl<'a> Walk<'a> {
 
     /// The folder in which the walk stands: a folder that was found last, else the one that holds what was found last.
     /// None if that folder could not be entered.
-    pub(super) fn folder(&self) -> Option<BorrowedFd<'_>> {
-        self.stack.last().and_then(|frame| frame.folder.as_ref()).map(AsFd::as_fd)
+    pub(super) fn folder(&self) -> Option<&Arc<OwnedFd>> {
+        self.stack.last().and_then(|frame| frame.folder.as_ref())
     }
 
     /// Whether the folder that was found last could be entered.
@@ -185,13 +220,13 @@ impl<'a> Walk<'a> {
         let stream = listing(folder.as_fd())?;
         self.stack.push(Frame {
             identity: self.root_meta.identity,
-            folder: Some(folder),
+            folder: Some(Arc::new(folder)),
             stream: Some(stream),
             names: Vec::new(),
             held: 0,
             path_length: 0,
             name: CString::default(),
-            within: self.filter.takes_all(),
+            within: self.scope.filter.takes_all(),
         });
         self.fill().map_or(Ok(()), Err)
     }
@@ -202,7 +237,10 @@ impl<'a> Walk<'a> {
             if self.cancel.is_cancelled() {
                 return Err(SourceError::Cancelled);
             }
-            let Some(frame) = self.stack.last_mut() else { return Ok(None) };
+            if self.stack.is_empty() && !self.go_to_late(notes) {
+                return Ok(None);
+            }
+            let Some(frame) = self.stack.last_mut() else { continue };
             self.path.truncate(frame.path_length);
             let Some(name) = frame.names.pop() else {
                 if frame.stream.is_some() {
@@ -227,12 +265,54 @@ impl<'a> Walk<'a> {
         }
     }
 
+    /// Looks at an entry once more when all else was walked, as it turned out to be of another kind.
+    pub(super) fn later(&mut self, late: Late, notes: &mut Notes) {
+        if late.retries >= RETRIES {
+            self.skipped += 1;
+            notes.missing(&late.path, KEPT_BEING_REPLACED);
+        } else if self.late.len() >= LATE {
+            self.skipped += 1;
+            notes.missing(&late.path, "It was replaced before it was read, as too many others were");
+        } else {
+            self.late.push_back(Late { retries: late.retries + 1, ..late });
+        }
+    }
+
+    /// Goes to an entry that waits for the end of the walk. False when none does.
+    fn go_to_late(&mut self, notes: &mut Notes) -> bool {
+        let Some(late) = self.late.pop_front() else { return false };
+        let folder = late.path.len().saturating_sub(late.name.as_bytes().len() + 1);
+        self.path.clear();
+        self.path.extend_from_slice(late.path.get(..folder).unwrap_or_default());
+        match Meta::of(late.folder.as_fd()) {
+            Ok(meta) => {
+                self.retries = late.retries;
+                self.repeated = true;
+                self.stack.push(Frame {
+                    identity: meta.identity,
+                    folder: Some(late.folder),
+                    stream: None,
+                    names: vec![late.name],
+                    held: 0,
+                    path_length: folder,
+                    name: CString::default(),
+                    within: late.within,
+                });
+            }
+            Err(error) => {
+                self.skipped += 1;
+                notes.missing(&late.path, format!("It could not be looked at: {error}"));
+            }
+        }
+        true
+    }
+
     /// Looks at the entry that was found last once more, as it turned out to be of another kind.
     pub(super) fn again(&mut self, name: CString, notes: &mut Notes) {
         self.retries += 1;
         if self.retries > RETRIES {
             self.skipped += 1;
-            notes.missing(&self.path, "It kept being replaced while it was read");
+            notes.missing(&self.path, KEPT_BEING_REPLACED);
         } else if let Some(frame) = self.stack.last_mut() {
             frame.names.push(name);
             self.repeated = true;
@@ -243,12 +323,12 @@ impl<'a> Walk<'a> {
     fn look(&mut self, name: CString, notes: &mut Notes) -> Option<Found> {
         let frame = self.stack.last()?;
         let within = frame.within;
-        let parent = frame.folder.as_ref()?.as_fd();
-        let meta = match Meta::at(parent, &name) {
+        let retries = self.retries;
+        let meta = match Meta::at(frame.folder.as_ref()?.as_fd(), &name) {
             Ok(meta) => meta,
             // What is left out may vanish as it likes.
             Err(error) if is_gone(error) => {
-                if self.filter.choose(&self.path, true, within) != Choice::Leave {
+                if self.scope.filter.choose(&self.path, true, within) != Choice::Leave {
                     self.vanished(notes);
                 }
                 return None;
@@ -260,31 +340,29 @@ impl<'a> Walk<'a> {
             }
         };
         let is_folder = meta.kind == Some(Kind::Directory);
-        let choice = self.filter.choose(&self.path, is_folder, within);
-        let elsewhere = self.one_file_system && meta.device() != self.root_meta.device();
+        let choice = self.scope.filter.choose(&self.path, is_folder, within);
+        let elsewhere = self.scope.one_file_system && meta.device() != self.root_meta.device();
         if choice == Choice::Leave || elsewhere && !is_folder {
             self.excluded += 1;
             return None;
         }
-        if !is_folder {
-            return Some(Found { name, meta, choice });
-        }
-        if elsewhere {
+        let found = Found { name, meta, choice, within, retries };
+        if elsewhere && is_folder {
             // The place of a mount is kept, as an empty folder.
             self.excluded += 1;
-            return Some(Found { name, meta, choice });
+            return Some(found);
         }
-        self.enter(name, meta, choice, notes)
+        if is_folder { self.enter(found, notes) } else { Some(found) }
     }
 
-    fn enter(&mut self, name: CString, meta: Meta, choice: Choice, notes: &mut Notes) -> Option<Found> {
+    fn enter(&mut self, mut found: Found, notes: &mut Notes) -> Option<Found> {
         if self.path.len() > PATH_LIMIT - 512 {
             self.skipped += 1;
             notes.missing(&self.path, "The folder lies too deep, so nothing in it was read");
-            return Some(Found { name, meta, choice });
+            return Some(found);
         }
-        let parent = self.folder()?;
-        let opened = open_quietly(parent, &name, FOLDER)
+        let parent = self.folder()?.as_fd();
+        let opened = open_quietly(parent, &found.name, FOLDER)
             .and_then(|folder| Ok((Meta::of(folder.as_fd())?, listing(folder.as_fd())?, folder)));
         let (meta, stream, folder) = match opened {
             Ok(opened) => opened,
@@ -293,32 +371,40 @@ impl<'a> Walk<'a> {
                 return None;
             }
             Err(error) if is_replaced(error) => {
-                self.again(name, notes);
+                self.again(found.name, notes);
                 return None;
             }
             Err(error) => {
                 self.skipped += 1;
                 notes
                     .missing(&self.path, format!("The folder could not be opened, so nothing in it was read: {error}"));
-                return Some(Found { name, meta, choice });
+                return Some(found);
             }
         };
-        if self.one_file_system && meta.device() != self.root_meta.device() {
+        found.meta = meta;
+        if self.scope.one_file_system && meta.device() != self.root_meta.device() {
             // Something was mounted on it just now.
             self.excluded += 1;
-            return Some(Found { name, meta, choice });
+            return Some(found);
         }
+        let is_cache = self.scope.exclude_caches && is_cache(folder.as_fd());
         self.stack.push(Frame {
             identity: meta.identity,
-            folder: Some(folder),
+            folder: Some(Arc::new(folder)),
             stream: Some(stream),
             names: Vec::new(),
             held: 0,
             path_length: self.path.len(),
-            name: name.clone(),
-            within: choice == Choice::Take,
+            name: found.name.clone(),
+            within: found.choice == Choice::Take,
         });
-        if let Some(error) = self.fill() {
+        if is_cache {
+            self.excluded += 1;
+            if let Some(frame) = self.stack.last_mut() {
+                frame.stream = None;
+                frame.names.push(CACHE_TAG.to_owned());
+            }
+        } else if let Some(error) = self.fill() {
             notes.missing(&self.path, format!("The folder could not be listed: {error}"));
         }
         // A folder that is still being listed stays open: its place in the listing would be lost.
@@ -326,13 +412,13 @@ impl<'a> Walk<'a> {
         if let Some(frame) = far.and_then(|far| self.stack.get_mut(far)).filter(|frame| frame.stream.is_none()) {
             frame.folder = None;
         }
-        Some(Found { name, meta, choice })
+        Some(found)
     }
 
     /// What was listed is there no more. That is how a live tree is, so the snapshot is whole.
-    pub(super) fn vanished(&mut self, notes: &mut Notes) {
+    fn vanished(&mut self, notes: &mut Notes) {
         self.skipped += 1;
-        notes.note(&self.path, "It vanished before it was read");
+        notes.vanished(&self.path);
     }
 
     /// Reads the next batch of names of the folder on top. Returns what went wrong; then no more names come.
@@ -393,17 +479,32 @@ impl<'a> Walk<'a> {
                 format!("The folder was moved or removed while it was read: {rest} entries of it are missing"),
             );
         }
-        parent.folder = found;
+        parent.folder = found.map(Arc::new);
     }
 
-    /// Opens the folder on top again, by the names that lead to it.
+    /// Opens the folder on top again, by the names that lead to it from where the walk began.
     fn down_from_root(&self) -> Option<OwnedFd> {
-        let mut folder = self.root.try_clone().ok()?;
-        for frame in self.stack.iter().skip(1) {
+        let (first, rest) = self.stack.split_first()?;
+        let mut folder = first.folder.as_ref()?.try_clone().ok()?;
+        for frame in rest {
             folder = open_quietly(folder.as_fd(), &frame.name, FOLDER).ok()?;
         }
         Some(folder)
     }
+}
+
+/// Whether a folder has a tag that says that all in it can be made again.
+fn is_cache(folder: BorrowedFd<'_>) -> bool {
+    let is_file = |meta: Result<Meta, Errno>| meta.is_ok_and(|meta| meta.kind == Some(Kind::File));
+    if !is_file(Meta::at(folder, CACHE_TAG)) {
+        return false;
+    }
+    let Ok(tag) = open_quietly(folder, CACHE_TAG, FOLDER.difference(OFlags::DIRECTORY)) else { return false };
+    if !is_file(Meta::of(tag.as_fd())) {
+        return false;
+    }
+    let mut begin = [0; CACHE_SIGNATURE.len()];
+    File::from(tag).read_exact(&mut begin).is_ok() && begin == *CACHE_SIGNATURE
 }
 
 /// Lists an open folder. It shares the position in the listing with `folder`, which is not listed otherwise.
@@ -414,9 +515,13 @@ fn listing(folder: BorrowedFd<'_>) -> Result<Dir, Errno> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Choice, Filter, Kind, Meta, Notes, Walk};
+    use super::{Choice, Filter, Found, Kind, Late, Meta, Notes, RETRIES, Scope, Walk};
     use crate::model::Cancel;
     use std::os::fd::AsFd;
+
+    fn scope(filter: &Filter) -> Scope<'_> {
+        Scope { filter, one_file_system: false, exclude_caches: false }
+    }
 
     /// Between a look at an entry and opening it, somebody swaps it for a link that leads out.
     #[test]
@@ -427,7 +532,7 @@ mod tests {
         std::fs::create_dir_all(root.join("folder")).unwrap();
         let filter = Filter::new(&[], &[]).unwrap();
         let cancel = Cancel::new();
-        let mut walk = Walk::open(&root, &filter, false, &cancel).unwrap();
+        let mut walk = Walk::open(&root, scope(&filter), &cancel).unwrap();
         walk.start().unwrap();
         let seen = Meta::at(walk.root.as_fd(), c"folder").unwrap();
         assert_eq!(seen.kind, Some(Kind::Directory));
@@ -437,7 +542,8 @@ mod tests {
 
         let mut notes = Notes::default();
         walk.path.extend_from_slice(b"folder");
-        assert!(walk.enter(c"folder".to_owned(), seen, Choice::Take, &mut notes).is_none());
+        let found = Found { name: c"folder".to_owned(), meta: seen, choice: Choice::Take, within: true, retries: 0 };
+        assert!(walk.enter(found, &mut notes).is_none());
         let found = walk.next(&mut notes).unwrap().unwrap();
         assert_eq!((walk.path(), found.meta.kind), (b"folder".as_slice(), Some(Kind::Symlink)));
         assert!(walk.next(&mut notes).unwrap().is_none() && notes.0.is_empty());
@@ -449,7 +555,7 @@ mod tests {
         std::fs::write(scratch.path().join("file"), "").unwrap();
         let filter = Filter::new(&[], &[]).unwrap();
         let cancel = Cancel::new();
-        let mut walk = Walk::open(scratch.path(), &filter, false, &cancel).unwrap();
+        let mut walk = Walk::open(scratch.path(), scope(&filter), &cancel).unwrap();
         walk.start().unwrap();
         let mut notes = Notes::default();
         let mut looks = 0;
@@ -458,5 +564,37 @@ mod tests {
             walk.again(found.name, &mut notes);
         }
         assert_eq!((looks, notes.0.missing(), walk.skipped), (6, 1, 1));
+    }
+
+    #[test]
+    fn an_entry_that_is_looked_at_later_is_walked_after_the_rest_and_not_more_often_than_another() {
+        let scratch = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(scratch.path().join("a/b/c")).unwrap();
+        std::fs::write(scratch.path().join("z"), "").unwrap();
+        let filter = Filter::new(&[], &[]).unwrap();
+        let cancel = Cancel::new();
+        let mut walk = Walk::open(scratch.path(), scope(&filter), &cancel).unwrap();
+        walk.start().unwrap();
+        let mut notes = Notes::default();
+        let mut paths = Vec::new();
+        while let Some(found) = walk.next(&mut notes).unwrap() {
+            paths.push(String::from_utf8(walk.path().to_vec()).unwrap());
+            if found.name.as_c_str() == c"a" && found.retries < RETRIES {
+                let late = Late {
+                    folder: std::sync::Arc::new(walk.root.try_clone().unwrap()),
+                    path: b"a".to_vec(),
+                    name: found.name,
+                    within: true,
+                    retries: found.retries,
+                };
+                walk.later(late, &mut notes);
+            }
+        }
+        let mut expected = vec!["a", "a/b", "a/b/c", "z"];
+        for _ in 0..RETRIES {
+            expected.extend(["a", "a/b", "a/b/c"]);
+        }
+        assert_eq!(paths, expected);
+        assert!(notes.0.is_empty());
     }
 }

@@ -290,7 +290,7 @@ impl Restorer for PostgresRestorer {
     ) -> Result<Restored, SourceError> {
         if let Some(file) = file_in(target, &artifact.name)? {
             write_private(&file, input, options.overwrite)?;
-            return Ok(Restored { place: file.display().to_string(), warnings: Warnings::new() });
+            return Ok(Restored { place: file.display().to_string(), ..Restored::default() });
         }
         let prepared = Self::prepare_database(cx, artifact, target, options)?;
         let mut warnings = Warnings::new();
@@ -313,7 +313,7 @@ impl Restorer for PostgresRestorer {
                 }
             }
         }
-        Ok(Restored { place: prepared.address.masked, warnings })
+        Ok(Restored { place: prepared.address.masked, warnings, files: None })
     }
 
     fn prepare(

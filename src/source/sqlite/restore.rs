@@ -43,7 +43,7 @@ impl Restorer for SqliteRestorer {
         // Dropped without having been moved, it removes itself.
         let mut file = PrivateFile::new(folder.join(format!(".{name}.restore-{}", random_name()?)))?;
         receive(cx, input, &mut file)?;
-        let mut restored = Restored { place: place.display().to_string(), warnings: Warnings::new() };
+        let mut restored = Restored { place: place.display().to_string(), ..Restored::default() };
         check(cx, artifact, &file.path, &mut restored.warnings)?;
         if options.overwrite {
             replace(&file, &place, &mut restored.warnings)?;

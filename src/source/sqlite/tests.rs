@@ -118,6 +118,7 @@ impl Place {
 
 fn artifact(image: &[u8], facts: &Value) -> RestoreArtifact {
     RestoreArtifact {
+        snapshot: "20261121T013000Z-7f3a9c".to_owned(),
         name: "db.sqlite".to_owned(),
         kind: ArtifactKind::Sqlite,
         plain_bytes: Some(image.len() as u64),

@@ -213,7 +213,7 @@ fn a_cut_or_failing_stream_is_an_error_and_leaves_no_broken_file() {
         }
         for folder in [place.clone(), place.join("folder")] {
             let names = fs::read_dir(folder).into_iter().flatten().map(|entry| entry.unwrap().file_name());
-            let temporary = names.filter(|name| name.to_string_lossy().contains("holdfast")).count();
+            let temporary = names.filter(|name| name.to_string_lossy().starts_with(".holdfast-restore.")).count();
             assert_eq!(temporary, 0, "no temporary file stays");
         }
         fs::remove_dir_all(&place).unwrap();

@@ -7,6 +7,21 @@ options = set(sys.argv[2:])
 links = {}
 
 
+def data(path, size):
+    """Where the data of a file with holes is: begin and end of each piece."""
+    pieces = []
+    with open(path, "rb") as file:
+        end = 0
+        while end < size:
+            try:
+                begin = os.lseek(file.fileno(), end, os.SEEK_DATA)
+            except OSError:
+                break
+            end = os.lseek(file.fileno(), begin, os.SEEK_HOLE)
+            pieces.append((begin, end))
+    return pieces
+
+
 def line(path, name):
     info = os.lstat(path)
     kind = stat.S_IFMT(info.st_mode)
@@ -32,7 +47,9 @@ def line(path, name):
         fields.append(f"device={info.st_rdev}")
     if kind != stat.S_IFDIR and info.st_nlink > 1:
         fields.append(f"same-as={links.setdefault(info.st_ino, name)!r}")
-    if kind in (stat.S_IFREG, stat.S_IFDIR) and "no-attributes" not in options:
+    if kind == stat.S_IFREG and "holes" in options and info.st_blocks * 512 < info.st_size:
+        fields.append(f"data={data(path, info.st_size)}")
+    if "no-attributes" not in options:
         for key in sorted(os.listxattr(path, follow_symlinks=False)):
             fields.append(f"{key}={os.getxattr(path, key, follow_symlinks=False)!r}")
     print(*map(repr, fields))

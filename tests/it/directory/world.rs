@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use holdfast::model::{ArtifactKind, Cancel, Warnings};
 use holdfast::source::directory::index::{Entry, Footer, IndexReader};
-use holdfast::source::directory::{Directory, DirectoryConfig, DirectoryRestorer, Pattern};
+use holdfast::source::directory::{Directory, DirectoryConfig, DirectoryRestorer, Exclusion, Pattern};
 use holdfast::source::process::Environment;
 use holdfast::source::{
     ArtifactSpec, Context, Output, OutputWriter, Outputs, RestoreArtifact, RestoreOptions, Restored, Restorer, Source,
@@ -60,6 +60,29 @@ impl Backup {
         self.entries.iter().map(|entry| String::from_utf8_lossy(&entry.path).into_owned()).collect()
     }
 
+    /// The file as one reads it: of a sparse one what its map says, which stands before its data.
+    pub(crate) fn file(&self, entry: &Entry) -> Vec<u8> {
+        let at = |offset: u64| usize::try_from(offset).unwrap();
+        let headers = &self.tar[at(entry.offset)..at(entry.data_offset)];
+        let content = self.content(entry);
+        if !headers.windows(21).any(|window| window == b"GNU.sparse.major=1\n22") {
+            return content.to_vec();
+        }
+        let mut lines = content.split(|byte| *byte == b'\n');
+        let mut number = || -> usize { std::str::from_utf8(lines.next().unwrap()).unwrap().parse().unwrap() };
+        let pieces: Vec<(usize, usize)> = (0..number()).map(|_| (number(), number())).collect();
+        let map: usize = lines_of(content, 1 + 2 * pieces.len());
+        let mut data = &content[map.next_multiple_of(512)..];
+        let mut file = vec![0; at(entry.size)];
+        for (offset, length) in pieces {
+            let (piece, rest) = data.split_at(length);
+            file[offset..offset + length].copy_from_slice(piece);
+            data = rest;
+        }
+        assert!(data.is_empty(), "the map is that of the data");
+        file
+    }
+
     /// The content of an entry, as the index says where it is.
     pub(crate) fn content(&self, entry: &Entry) -> &[u8] {
         let start = usize::try_from(entry.data_offset).unwrap();
@@ -72,6 +95,11 @@ impl Backup {
         all.find(|warning| warning.path.as_deref() == Some(path))
             .map(|warning| (warning.reason.clone(), warning.missing))
     }
+}
+
+/// How many bytes the first lines have.
+fn lines_of(content: &[u8], count: usize) -> usize {
+    content.split_inclusive(|byte| *byte == b'\n').take(count).map(<[u8]>::len).sum()
 }
 
 type Hook = Box<dyn FnMut(&[u8]) + Send>;
@@ -118,11 +146,21 @@ impl Outputs for Memory {
 }
 
 pub(crate) fn config(path: &Path) -> DirectoryConfig {
-    DirectoryConfig { path: path.to_owned(), include: Vec::new(), exclude: Vec::new(), one_file_system: false }
+    DirectoryConfig {
+        path: path.to_owned(),
+        include: Vec::new(),
+        exclude: Vec::new(),
+        exclude_caches: false,
+        one_file_system: false,
+    }
 }
 
 pub(crate) fn patterns(texts: &[&str]) -> Vec<Pattern> {
     texts.iter().map(|text| Pattern::new(text).unwrap()).collect()
+}
+
+pub(crate) fn exclusions(texts: &[&str]) -> Vec<Exclusion> {
+    texts.iter().map(|text| Exclusion::new(text).unwrap()).collect()
 }
 
 impl World {
@@ -193,6 +231,7 @@ impl World {
 
 pub(crate) fn artifact() -> RestoreArtifact {
     RestoreArtifact {
+        snapshot: "20261121T013000Z-7f3a9c".to_owned(),
         name: "files.tar".to_owned(),
         kind: ArtifactKind::Tar,
         plain_bytes: None,
@@ -244,7 +283,10 @@ pub(crate) fn assert_same(found: &[String], expected: &[String], what: &str) {
 /// Another program that writes and reads tarballs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Archiver {
+    /// As `by_hand` says.
     Gnu,
+    /// With all that it can.
+    GnuWithLists,
     Bsd,
     Python,
 }
@@ -259,12 +301,19 @@ impl Archiver {
                     DirectoryRestorer.by_hand(&artifact()).replace("\"$DIR\"", &format!("'{}'", place.display()));
                 run("sh", &["-c".as_ref(), hand.as_ref()], tar);
             }
+            Self::GnuWithLists => {
+                let options =
+                    ["-xpf", "-", "--numeric-owner", "--sparse", "--acls", "--xattrs", "--xattrs-include=*", "-C"];
+                let options = options.map(std::ffi::OsStr::new);
+                run("tar", &[&options[..], &[place.as_os_str()]].concat(), tar);
+            }
             Self::Bsd => {
                 let arguments = ["-xpf", "-", "--numeric-owner", "-C"].map(std::ffi::OsStr::new);
                 run("bsdtar", &[&arguments[..], &[place.as_os_str()]].concat(), tar);
             }
             Self::Python => {
-                run("python3", &[script("extract.py").as_os_str(), place.as_os_str()], tar);
+                // As text: an ordinary user may not be let into the folder of the script.
+                run("python3", &["-c".as_ref(), include_str!("extract.py").as_ref(), place.as_os_str()], tar);
             }
         }
     }
@@ -296,4 +345,89 @@ pub(crate) fn is_root() -> bool {
 /// Joins a name that need not be UTF-8.
 pub(crate) fn join(folder: &Path, name: &[u8]) -> PathBuf {
     folder.join(std::ffi::OsStr::from_bytes(name))
+}
+
+/// The streams of a backup, or what somebody made of them.
+pub(crate) struct Streamed {
+    pub(crate) tar: Vec<u8>,
+    pub(crate) index: Option<Vec<u8>>,
+    /// Bytes of the tarball that were asked for in parts.
+    pub(crate) fetched: std::sync::atomic::AtomicU64,
+}
+
+impl holdfast::source::Streams for Streamed {
+    fn whole(&self) -> std::io::Result<Box<dyn Read + Send + '_>> {
+        Ok(Box::new(self.tar.as_slice()))
+    }
+
+    fn parts(&self, ranges: Vec<std::ops::Range<u64>>) -> std::io::Result<Box<dyn Read + Send + '_>> {
+        let mut bytes = Vec::new();
+        let mut last = 0;
+        for range in ranges {
+            assert!(range.start >= last && range.start < range.end, "ranges ascend and do not overlap");
+            last = range.end;
+            let part = self.tar.get(usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap());
+            bytes.extend_from_slice(part.ok_or_else(|| std::io::Error::other("The stream has no such part"))?);
+        }
+        self.fetched.fetch_add(bytes.len() as u64, std::sync::atomic::Ordering::Relaxed);
+        Ok(Box::new(std::io::Cursor::new(bytes)))
+    }
+
+    fn index(&self) -> std::io::Result<Option<Box<dyn Read + Send + '_>>> {
+        Ok(self.index.as_deref().map(|index| Box::new(index) as Box<dyn Read + Send>))
+    }
+}
+
+/// An index of these entries, with a footer that fits.
+pub(crate) fn index_of(entries: &[Entry], stream_bytes: u64) -> Vec<u8> {
+    let mut text = "{\"format\":1,\"type\":\"holdfast-index\"}\n".to_owned();
+    let mut bytes = 0_u64;
+    for entry in entries {
+        bytes = bytes.saturating_add(entry.size);
+        text.push_str(&serde_json::to_string(entry).unwrap());
+        text.push('\n');
+    }
+    let entries = entries.len();
+    let footer = serde_json::json!({ "footer": { "entries": entries, "bytes": bytes, "stream_bytes": stream_bytes } });
+    (text + &footer.to_string() + "\n").into_bytes()
+}
+
+impl Backup {
+    /// The streams that a restore reads.
+    pub(crate) fn streams(&self) -> Streamed {
+        self.streams_with(&self.entries)
+    }
+
+    /// The streams, with another index.
+    pub(crate) fn streams_with(&self, entries: &[Entry]) -> Streamed {
+        let index = Some(index_of(entries, self.tar.len() as u64));
+        Streamed { tar: self.tar.clone(), index, fetched: std::sync::atomic::AtomicU64::new(0) }
+    }
+}
+
+impl World {
+    /// Restores by the index.
+    pub(crate) fn restore_from(
+        &self,
+        streams: &Streamed,
+        place: &Path,
+        options: &RestoreOptions,
+    ) -> Result<Restored, SourceError> {
+        DirectoryRestorer.restore_from(
+            &self.context(),
+            &artifact(),
+            streams,
+            &Target::Folder(place.to_owned()),
+            options,
+        )
+    }
+
+    pub(crate) fn preview(
+        &self,
+        streams: &Streamed,
+        place: &Path,
+        options: &RestoreOptions,
+    ) -> Result<holdfast::source::Preview, SourceError> {
+        DirectoryRestorer.preview(&self.context(), &artifact(), streams, &Target::Folder(place.to_owned()), options)
+    }
 }

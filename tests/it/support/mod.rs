@@ -287,3 +287,11 @@ pub fn files(dir: &Path) -> std::collections::BTreeMap<OsString, Vec<u8>> {
     }
     all
 }
+
+/// A new age key: the file of the identity, and the recipient.
+pub fn age_key(dir: &Path, name: &str) -> (PathBuf, String) {
+    let file = dir.join(name);
+    sh(dir, r#"age-keygen -o "$1" 2>/dev/null"#, &[file.as_os_str()]);
+    let recipient = sh(dir, r#"age-keygen -y "$1""#, &[file.as_os_str()]);
+    (file, recipient.trim().to_owned())
+}

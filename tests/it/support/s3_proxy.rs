@@ -92,6 +92,8 @@ struct Rule {
 struct State {
     rules: Vec<Rule>,
     seen: Vec<Op>,
+    /// Bytes of bodies that were passed back for objects.
+    sent: u64,
 }
 
 /// The proxy. It ends with the runtime of the test.
@@ -173,6 +175,13 @@ impl S3Proxy {
     }
 }
 
+impl S3Proxy {
+    /// How many bytes of objects were sent.
+    pub(crate) fn sent_bytes(&self) -> u64 {
+        self.state.lock().unwrap().sent
+    }
+}
+
 impl State {
     fn next(&mut self, op: Op, path: &str) -> Option<Fault> {
         self.seen.push(op);
@@ -233,6 +242,9 @@ async fn serve(
     let answer = sender.send_request(Request::from_parts(head, Full::new(body))).await.map_err(io::Error::other)?;
     let (mut head, body) = answer.into_parts();
     let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
+    if op == Op::Get {
+        state.lock().unwrap().sent += body.len() as u64;
+    }
     if let Some(Fault::Then(act) | Fault::ThenCut(act, _)) = &fault {
         act().await;
     }

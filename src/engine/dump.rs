@@ -1,0 +1,209 @@
+//! One artifact of a snapshot, or one file or folder of a tarball, given out as it was.
+
+use std::io::{self, Read, Write};
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::restore::{failed_in, usable_manifest};
+use super::streams::ArtifactStreams;
+use super::{Engine, EngineError, OpenStorage, Snapshot, blocking, read_facts};
+use crate::model::{Artifact, ArtifactKind, Cancel, Manifest, Name};
+use crate::pipeline::Identity;
+use crate::source::directory::{self, Kind};
+use crate::source::{SourceError, Streams};
+
+/// How much is read at a time.
+const BUFFER_BYTES: usize = 128 << 10;
+/// How many names that are near a missing one are told.
+const NEAR: usize = 3;
+/// How like a missing name another must be, of 1.
+const LIKENESS: f64 = 0.85;
+
+/// What is to be given out.
+#[derive(Clone)]
+pub struct DumpRequest {
+    /// The name of a source, which stands for its main artifact, or of any artifact.
+    pub what: String,
+    /// A file or folder in it, counted from the folder that was backed up; the artifact itself when none.
+    pub path: Option<Vec<u8>>,
+    /// What opens it, when it is encrypted.
+    pub identities: Vec<Identity>,
+}
+
+/// What was given out.
+#[derive(Debug, Clone, Serialize)]
+pub struct DumpReport {
+    /// The artifact.
+    pub artifact: String,
+    /// Bytes that were written.
+    pub bytes: u64,
+    /// Bytes of artifacts that were fetched from the storage.
+    pub fetched_bytes: u64,
+}
+
+/// Writes what `request` names of `snapshot` to `out`. The last bytes are written only when all was found undamaged; so an output that is
+/// followed by an error is incomplete.
+///
+/// # Errors
+/// When it is not there, or damaged; [`EngineError::Output`] when `out` fails.
+pub async fn dump(
+    engine: &Engine,
+    storage: &OpenStorage,
+    snapshot: &Snapshot,
+    request: &DumpRequest,
+    out: Box<dyn Write + Send>,
+) -> Result<DumpReport, EngineError> {
+    let fetched_before = storage.fetched_bytes();
+    let manifest = usable_manifest(storage, snapshot, &request.identities)?;
+    let artifact = find_artifact(manifest, &request.what)?.clone();
+    if request.path.is_some() && artifact.kind != ArtifactKind::Tar {
+        return Err(EngineError::Request(format!(
+            "`{}` is no folder of files, so there is no path in it: leave the path out",
+            artifact.name
+        )));
+    }
+    let facts = match artifact.kind {
+        // They are held against nothing but what is stored of them.
+        ArtifactKind::Facts => None,
+        _ => read_facts(engine, storage, manifest, &request.identities).await?.map(Arc::new),
+    };
+    engine.progress.begin(artifact.name.clone(), None);
+    let streams =
+        ArtifactStreams::new(storage, manifest, &artifact, &request.identities, facts.as_ref(), &engine.progress);
+    let (path, cancel) = (request.path.clone(), engine.cancel.clone());
+    let mut out = Counting { inner: out, bytes: 0, error: None };
+    let (out, given) = blocking(move || {
+        let given = give(&streams, path.as_deref(), &mut out, &cancel);
+        (out, given)
+    })
+    .await?;
+    match (out.error, given) {
+        (Some(error), _) => return Err(EngineError::Output(error)),
+        // Nothing is wrong but the path.
+        (None, Err(SourceError::Unsuitable(problem))) => return Err(EngineError::NotFound(problem)),
+        (None, given) => {
+            given.map_err(|error| failed_in(engine, storage, &manifest.id, &artifact.name, error))?;
+        }
+    }
+    Ok(DumpReport {
+        artifact: artifact.name,
+        bytes: out.bytes,
+        fetched_bytes: storage.fetched_bytes().saturating_sub(fetched_before),
+    })
+}
+
+/// The artifact with that name, or the main one of the source with that name.
+fn find_artifact<'a>(manifest: &'a Manifest, what: &str) -> Result<&'a Artifact, EngineError> {
+    let is_main =
+        |kind| matches!(kind, ArtifactKind::PgDump | ArtifactKind::Sqlite | ArtifactKind::Tar | ArtifactKind::Stream);
+    let main =
+        |artifact: &&Artifact| artifact.source.as_ref().map(Name::as_str) == Some(what) && is_main(artifact.kind);
+    let artifacts = &manifest.artifacts;
+    let found = artifacts.iter().find(|artifact| artifact.name == what).or_else(|| artifacts.iter().find(main));
+    found.ok_or_else(|| {
+        let names: Vec<String> = artifacts.iter().map(|artifact| format!("`{}`", artifact.name)).collect();
+        EngineError::NotFound(format!(
+            "The snapshot has neither a source nor an artifact `{what}`; it has {}",
+            names.join(", ")
+        ))
+    })
+}
+
+fn give(
+    streams: &ArtifactStreams,
+    path: Option<&[u8]>,
+    out: &mut Counting,
+    cancel: &Cancel,
+) -> Result<(), SourceError> {
+    let Some(path) = path else {
+        let mut input = streams.whole().map_err(SourceError::Stream)?;
+        return copy(&mut input, out, cancel);
+    };
+    let Some(entry) = directory::entry_at(streams, path, cancel)? else {
+        return Err(SourceError::Unsuitable(missing(streams, path, cancel)?));
+    };
+    match entry.kind {
+        Kind::Directory => directory::write_folder(streams, path, out, cancel).map(|_| ()),
+        _ => directory::write_file(streams, path, out, cancel).map(|_| ()),
+    }
+}
+
+fn copy(input: &mut dyn Read, out: &mut dyn Write, cancel: &Cancel) -> Result<(), SourceError> {
+    let mut buffer = vec![0; BUFFER_BYTES];
+    loop {
+        if cancel.is_cancelled() {
+            return Err(SourceError::Cancelled);
+        }
+        match input.read(&mut buffer) {
+            Ok(0) => return out.flush().map_err(SourceError::Stream),
+            Ok(count) => out.write_all(buffer.get(..count).unwrap_or_default()).map_err(SourceError::Stream)?,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(SourceError::Stream(error)),
+        }
+    }
+}
+
+/// That there is no such path, and which ones are like it.
+fn missing(streams: &ArtifactStreams, path: &[u8], cancel: &Cancel) -> Result<String, SourceError> {
+    let wanted = String::from_utf8_lossy(path).trim_matches('/').to_owned();
+    let name = |path: &str| path.rsplit('/').next().unwrap_or_default().to_owned();
+    let wanted_name = name(&wanted);
+    let mut near: Vec<(f64, String)> = Vec::new();
+    if let Some(index) = streams.index().map_err(SourceError::Stream)? {
+        // What is wrong with the index was told when the path was looked up in it.
+        for entry in directory::index::IndexReader::new(index).into_iter().flatten() {
+            let Ok(entry) = entry else { break };
+            if cancel.is_cancelled() {
+                return Err(SourceError::Cancelled);
+            }
+            let found = String::from_utf8_lossy(&entry.path).into_owned();
+            // The same name in another folder is as near as can be.
+            let likeness = if name(&found) == wanted_name { 1.0 } else { strsim::jaro_winkler(&found, &wanted) };
+            if likeness >= LIKENESS {
+                near.push((likeness, found));
+                near.sort_by(|a, b| b.0.total_cmp(&a.0));
+                near.truncate(NEAR);
+            }
+        }
+    }
+    let mut text = format!("The snapshot has no `{wanted}`. A path is counted from the folder that was backed up");
+    if !near.is_empty() {
+        let near: Vec<String> = near.into_iter().map(|(_, path)| format!("`{path}`")).collect();
+        text = format!("{text}; there is {}", near.join(", "));
+    }
+    Ok(text)
+}
+
+/// Counts what is written, and keeps why no more can be: for who reads, an output that fails looks like an input that does.
+struct Counting {
+    inner: Box<dyn Write + Send>,
+    bytes: u64,
+    error: Option<io::Error>,
+}
+
+impl Counting {
+    fn keep<T>(&mut self, result: io::Result<T>) -> io::Result<T> {
+        result.map_err(|error| {
+            let kind = error.kind();
+            if kind != io::ErrorKind::Interrupted {
+                self.error = Some(error);
+            }
+            kind.into()
+        })
+    }
+}
+
+impl Write for Counting {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.inner.write(bytes);
+        let count = self.keep(count)?;
+        self.bytes += count as u64;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let flushed = self.inner.flush();
+        self.keep(flushed)
+    }
+}

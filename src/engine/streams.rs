@@ -1,0 +1,179 @@
+//! The streams of a snapshot that a restorer reads: whole, in parts, and the index beside them.
+
+use std::error::Error;
+use std::io::{self, Read};
+use std::ops::Range;
+use std::sync::Arc;
+
+use tokio::runtime::Handle;
+
+use super::OpenStorage;
+use super::fetch::{read_plain, read_range};
+use crate::model::{Artifact, ArtifactKind, Facts, Manifest};
+use crate::pipeline::{BlockList, DecodeError, Identity, parts};
+use crate::report::Progress;
+use crate::source::Streams;
+
+/// An error of a stream, and which one it is of. It travels through the restorer, which knows one artifact only.
+#[derive(Debug, thiserror::Error)]
+#[error("{problem}")]
+pub(super) struct Fault {
+    /// The artifact.
+    pub(super) artifact: String,
+    /// Whether nothing is wrong with the snapshot: it cannot be read in the way that was asked for.
+    pub(super) is_refusal: bool,
+    problem: String,
+}
+
+impl Fault {
+    fn wrap(artifact: &str, error: &io::Error) -> io::Error {
+        let fault = Self { artifact: artifact.to_owned(), is_refusal: false, problem: error.to_string() };
+        io::Error::new(error.kind(), fault)
+    }
+
+    fn refusal(artifact: &str, problem: String) -> io::Error {
+        let fault = Self { artifact: artifact.to_owned(), is_refusal: true, problem };
+        io::Error::new(io::ErrorKind::Unsupported, fault)
+    }
+
+    /// The fault that `error` is, or that it wraps.
+    pub(super) fn within(error: &io::Error) -> Option<&Self> {
+        let mut next: Option<&(dyn Error + 'static)> = Some(error);
+        while let Some(error) = next {
+            // An I/O error passes over what it holds itself when it is asked for its source.
+            let held = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+            if let Some(fault) = held.and_then(|held| held.downcast_ref()) {
+                return Some(fault);
+            }
+            next = error.source();
+        }
+        None
+    }
+}
+
+/// Names the artifact in every error of a stream.
+struct Named<R> {
+    inner: R,
+    artifact: String,
+}
+
+impl<R: Read> Read for Named<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.inner.read(buffer).map_err(|error| {
+            if error.kind() == io::ErrorKind::Interrupted || Fault::within(&error).is_some() {
+                error
+            } else {
+                Fault::wrap(&self.artifact, &error)
+            }
+        })
+    }
+}
+
+/// Counts what is read of a stream as progress.
+struct Counted<R> {
+    inner: R,
+    progress: Progress,
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        self.progress.add(count as u64);
+        Ok(count)
+    }
+}
+
+/// The streams that belong to one artifact of a snapshot in a storage. For threads that may block.
+pub(super) struct ArtifactStreams {
+    storage: OpenStorage,
+    folder: String,
+    artifact: Artifact,
+    index: Option<Artifact>,
+    blocks: Option<Artifact>,
+    identities: Vec<Identity>,
+    facts: Option<Arc<Facts>>,
+    runtime: Handle,
+    progress: Progress,
+}
+
+impl ArtifactStreams {
+    /// Those of `artifact` in `manifest`; nothing is read yet. What is read counts in `progress`.
+    pub(super) fn new(
+        storage: &OpenStorage,
+        manifest: &Manifest,
+        artifact: &Artifact,
+        identities: &[Identity],
+        facts: Option<&Arc<Facts>>,
+        progress: &Progress,
+    ) -> Self {
+        Self {
+            storage: storage.clone(),
+            folder: format!("{}/{}/{}/", manifest.instance, manifest.strategy, manifest.id),
+            artifact: artifact.clone(),
+            index: beside(manifest, artifact, ArtifactKind::Index).cloned(),
+            blocks: beside(manifest, artifact, ArtifactKind::Blocks).cloned(),
+            identities: identities.to_vec(),
+            facts: facts.map(Arc::clone),
+            runtime: Handle::current(),
+            progress: progress.clone(),
+        }
+    }
+
+    fn plain(&self, artifact: &Artifact) -> io::Result<Named<Box<dyn Read + Send>>> {
+        let facts = self.facts.as_deref();
+        let inner = read_plain(&self.storage, &self.folder, artifact, &self.identities, facts, &self.runtime);
+        let inner = inner.map_err(|error| opening_failed(artifact, &error))?;
+        Ok(Named { inner, artifact: artifact.name.clone() })
+    }
+}
+
+/// The artifact of `kind` that belongs to the tarball `of`; only tarballs have any.
+pub(super) fn beside<'a>(manifest: &'a Manifest, of: &Artifact, kind: ArtifactKind) -> Option<&'a Artifact> {
+    manifest
+        .artifacts
+        .iter()
+        .find(|other| of.kind == ArtifactKind::Tar && other.kind == kind && other.source == of.source)
+}
+
+fn opening_failed(artifact: &Artifact, error: &DecodeError) -> io::Error {
+    match error {
+        DecodeError::Locked(_) => Fault::refusal(&artifact.name, error.to_string()),
+        DecodeError::Io(error) => Fault::wrap(&artifact.name, error),
+    }
+}
+
+impl Streams for ArtifactStreams {
+    fn whole(&self) -> io::Result<Box<dyn Read + Send + '_>> {
+        Ok(Box::new(Counted { inner: self.plain(&self.artifact)?, progress: self.progress.clone() }))
+    }
+
+    fn parts(&self, ranges: Vec<Range<u64>>) -> io::Result<Box<dyn Read + Send + '_>> {
+        let Some(blocks) = &self.blocks else {
+            let problem = "The snapshot does not say where its blocks begin, so it can be read whole only".to_owned();
+            return Err(Fault::refusal(&self.artifact.name, problem));
+        };
+        if ranges.iter().all(Range::is_empty) {
+            return Ok(Box::new(io::empty()));
+        }
+        let (compression, compressed_bytes) = (self.artifact.codec.compression, self.artifact.compressed_bytes);
+        let spans = BlockList::new(self.plain(blocks)?, compression, compressed_bytes).map(|span| {
+            span.map_err(|error| match Fault::within(&error) {
+                Some(_) => error,
+                None => Fault::wrap(&blocks.name, &error),
+            })
+        });
+        let fetch = |object: &crate::model::StoredObject, range: Range<u64>| -> io::Result<Box<dyn Read + Send + '_>> {
+            let key = format!("{}{}", self.folder, object.key);
+            Ok(Box::new(read_range(&self.storage, key, range, &self.runtime)))
+        };
+        let inner = parts(&self.artifact, Box::new(spans), Box::new(fetch), &self.identities, ranges);
+        let inner = inner.map_err(|error| opening_failed(&self.artifact, &error))?;
+        let inner = Named { inner, artifact: self.artifact.name.clone() };
+        Ok(Box::new(Counted { inner, progress: self.progress.clone() }))
+    }
+
+    fn index(&self) -> io::Result<Option<Box<dyn Read + Send + '_>>> {
+        let Some(index) = &self.index else { return Ok(None) };
+        Ok(Some(Box::new(self.plain(index)?)))
+    }
+}

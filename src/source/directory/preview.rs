@@ -1,0 +1,125 @@
+//! What a restore would do to its target, which is only looked at.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::io::Errno;
+
+use super::entry::{Kind, Meta, lossy};
+use super::guide::Lines;
+use super::remove::{Extras, Fate, apart, open_down};
+use super::select::{Patterns, Wanted, no_index, select};
+use super::trouble::{Failure, Trouble};
+use crate::model::Cancel;
+use crate::source::{Action, Change, Preview, RestoreOptions, SourceError, Streams};
+
+/// How many changes are listed.
+const LISTED: usize = 1_000;
+
+/// Counts what a restore would do to the folder at `place`.
+///
+/// # Errors
+/// When the index or the target cannot be read, or a pattern matches nothing.
+pub(super) fn preview(
+    streams: &dyn Streams,
+    place: &Path,
+    options: &RestoreOptions,
+    cancel: &Cancel,
+) -> Result<Preview, SourceError> {
+    let mut preview = Preview::default();
+    let mut listed: [Vec<Change>; 3] = Default::default();
+    if options.delete {
+        let patterns = (!options.paths.is_empty()).then(|| Patterns::new(&options.paths)).transpose()?;
+        let [deletes, _, _] = &mut listed;
+        let mut extras = Extras::new(streams, place, patterns, cancel);
+        extras.run(Fate::Tell(&mut |path| list(deletes, path, Action::Delete)))?;
+        preview.deletes = extras.count;
+    }
+    entries(streams, place, options, cancel, &mut preview, &mut listed).map_err(Failure::of_reading)?;
+    preview.changes = listed.into_iter().flatten().take(LISTED).collect();
+    Ok(preview)
+}
+
+fn list(changes: &mut Vec<Change>, path: &[u8], action: Action) {
+    if changes.len() < LISTED {
+        changes.push(Change { path: lossy(path), action });
+    }
+}
+
+fn entries(
+    streams: &dyn Streams,
+    place: &Path,
+    options: &RestoreOptions,
+    cancel: &Cancel,
+    preview: &mut Preview,
+    [_, replaces, creates]: &mut [Vec<Change>; 3],
+) -> Result<(), Failure> {
+    let selection = if options.paths.is_empty() {
+        None
+    } else {
+        let patterns = Patterns::new(&options.paths).map_err(|error| Trouble::Other(error).at(b""))?;
+        Some(select(streams, Wanted::Patterns(patterns), cancel)?)
+    };
+    let mut lines = Lines::open(streams)?.ok_or_else(no_index)?;
+    let mut there = There::open(place).map_err(|error| Trouble::System("look at the folder", error).at(b""))?;
+    let mut ordinal = 0;
+    while let Some(entry) = lines.next()? {
+        if cancel.is_cancelled() {
+            return Err(Trouble::Cancelled.at(&entry.path));
+        }
+        let chosen = selection.as_ref().is_none_or(|selection| selection.has(ordinal));
+        ordinal += 1;
+        if !chosen {
+            continue;
+        }
+        if entry.kind == Kind::File {
+            preview.bytes = preview.bytes.saturating_add(entry.size);
+        }
+        if selection.as_ref().is_some_and(|selection| selection.borrowed.contains_key(&entry.path)) {
+            // Its content comes under another name, which is an entry of its own.
+            continue;
+        }
+        if there.has(&entry.path) {
+            preview.replaces += 1;
+            list(replaces, &entry.path, Action::Replace);
+        } else {
+            preview.creates += 1;
+            list(creates, &entry.path, Action::Create);
+        }
+    }
+    Ok(())
+}
+
+/// What a target has.
+struct There {
+    root: Option<OwnedFd>,
+    /// The folder that was looked into last; none where it is not there.
+    folder: (Vec<u8>, Option<OwnedFd>),
+}
+
+impl There {
+    fn open(place: &Path) -> Result<Self, Errno> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = match openat(CWD, place, flags, Mode::empty()) {
+            Ok(root) => Some(root),
+            Err(Errno::NOENT) => None,
+            Err(error) => return Err(error),
+        };
+        Ok(Self { root, folder: (b".".to_vec(), None) })
+    }
+
+    fn has(&mut self, path: &[u8]) -> bool {
+        let Some(root) = &self.root else { return false };
+        if path == b"." {
+            return true;
+        }
+        let (folder, name) = apart(path);
+        if self.folder.0 != folder {
+            self.folder = (folder.to_vec(), open_down(root.as_fd(), folder).ok());
+        }
+        let name = std::ffi::CString::new(name).ok();
+        let folder = self.folder.1.as_ref();
+        folder.zip(name).is_some_and(|(folder, name)| Meta::at(folder.as_fd(), &name).is_ok())
+    }
+}

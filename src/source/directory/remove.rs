@@ -1,0 +1,359 @@
+//! What a target has and the snapshot has not: found in bounded memory, counted or removed.
+//!
+//! Of the paths of the index only hashes are kept, so many at a time that memory stays small; an index of more is gone through several times,
+//! and the target with it, each time for a part of all hashes. The target is walked as a source is: by names in open folders, never through a
+//! link, and not onto another file system.
+
+use std::hash::{BuildHasher, RandomState};
+use std::ops::RangeInclusive;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{AtFlags, Mode, OFlags, fchmod, futimens, openat, unlinkat};
+use rustix::io::Errno;
+
+use super::entry::{Kind, Meta, lossy};
+use super::filter::Filter;
+use super::finish::times;
+use super::guide::Lines;
+use super::marker::MARKER;
+use super::select::{Patterns, lies_in, no_index};
+use super::trouble::Failure;
+use super::walk::{Found, Notes, Scope, Walk};
+use crate::model::Cancel;
+use crate::source::{SourceError, Streams};
+
+/// How many hashes are kept at a time.
+const BATCH: usize = 1_000_000;
+/// The most folders that patterns may match.
+const TOPS_LIMIT: usize = 1_000_000;
+
+const FOLDER: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC).union(OFlags::NOCTTY);
+
+/// What becomes of what the snapshot does not have.
+pub(super) enum Fate<'a> {
+    /// It is told of, one path at a time.
+    Tell(&'a mut dyn FnMut(&[u8])),
+    /// It is removed from this folder, which is the target.
+    Remove(BorrowedFd<'a>),
+}
+
+/// Goes through a target for what the index does not have; with patterns only in the folders that they match.
+pub(super) struct Extras<'a> {
+    streams: &'a dyn Streams,
+    place: &'a Path,
+    patterns: Option<Patterns>,
+    cancel: &'a Cancel,
+    batch: usize,
+    hasher: RandomState,
+    /// Folders that the patterns match, by their hashes, and those that lie in none of them.
+    tops: Vec<u64>,
+    /// The folder that was asked for last, and whether what is in it may be removed.
+    folder: Vec<u8>,
+    covered: bool,
+    pub(super) count: u64,
+    pub(super) notes: Notes,
+}
+
+/// The hashes of some of the paths of an index.
+struct Known {
+    part: RangeInclusive<u64>,
+    hashes: Vec<u64>,
+}
+
+impl Known {
+    /// Whether the path is known not to be in the index.
+    fn lacks(&self, hash: u64) -> bool {
+        self.part.contains(&hash) && self.hashes.binary_search(&hash).is_err()
+    }
+}
+
+impl<'a> Extras<'a> {
+    pub(super) fn new(
+        streams: &'a dyn Streams,
+        place: &'a Path,
+        patterns: Option<Patterns>,
+        cancel: &'a Cancel,
+    ) -> Self {
+        Self {
+            streams,
+            place,
+            patterns,
+            cancel,
+            batch: BATCH,
+            hasher: RandomState::new(),
+            tops: Vec::new(),
+            folder: Vec::new(),
+            covered: false,
+            count: 0,
+            notes: Notes::default(),
+        }
+    }
+
+    /// # Errors
+    /// When the index or the target cannot be read to its end, or something cannot be removed; what was removed until then is gone.
+    pub(super) fn run(&mut self, mut fate: Fate<'_>) -> Result<(), SourceError> {
+        let all = 0..=u64::MAX;
+        let (known, count) = self.read(all).map_err(Failure::of_reading)?;
+        if count <= self.batch {
+            return self.sweep(&known, &mut fate);
+        }
+        drop(known);
+        let parts = u64::try_from(count / self.batch).unwrap_or_default() + 1;
+        let step = u64::MAX / parts;
+        for part in 0..parts {
+            let end = if part + 1 == parts { u64::MAX } else { step * (part + 1) - 1 };
+            let (known, _) = self.read(step * part..=end).map_err(Failure::of_reading)?;
+            self.sweep(&known, &mut fate)?;
+        }
+        Ok(())
+    }
+
+    /// Reads the index for the hashes in `part`. Returns also how many paths there are; those beyond a batch are only counted.
+    fn read(&mut self, part: RangeInclusive<u64>) -> Result<(Known, usize), Failure> {
+        let all = part == (0..=u64::MAX);
+        let mut known = Known { part, hashes: Vec::new() };
+        let mut lines = Lines::open(self.streams)?.ok_or_else(no_index)?;
+        let mut count = 0;
+        let mut last_folder = Vec::new();
+        self.tops.clear();
+        while let Some(entry) = lines.next()? {
+            if self.cancel.is_cancelled() {
+                return Err(super::trouble::Trouble::Cancelled.at(&entry.path));
+            }
+            if let Some(patterns) = &mut self.patterns
+                && !patterns.lies_within(&entry.path)
+            {
+                if entry.kind == Kind::Directory && patterns.want(&entry.path, true) {
+                    self.tops.push(self.hasher.hash_one(entry.path.as_slice()));
+                    if self.tops.len() > TOPS_LIMIT {
+                        let problem = "The patterns match too many folders to remove anything from: use `--delete` without `--path`";
+                        return Err(super::trouble::Trouble::Other(SourceError::Unsuitable(problem.to_owned())).at(b""));
+                    }
+                }
+                continue;
+            }
+            let mut keep = |path: &[u8]| {
+                let hash = self.hasher.hash_one(path);
+                count += 1;
+                if known.part.contains(&hash) && !(all && count > self.batch) {
+                    known.hashes.push(hash);
+                }
+            };
+            // A folder stays for what is in it, even if the index should not have it.
+            let slash = entry.path.iter().rposition(|byte| *byte == b'/').unwrap_or_default();
+            let folder = entry.path.get(..slash).unwrap_or_default();
+            if folder != last_folder {
+                let ends = folder.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(end, _)| end);
+                ends.chain([slash]).filter_map(|end| folder.get(..end)).for_each(&mut keep);
+                last_folder = folder.to_vec();
+            }
+            keep(&entry.path);
+        }
+        known.hashes.sort_unstable();
+        known.hashes.dedup();
+        self.tops.sort_unstable();
+        Ok((known, count))
+    }
+
+    /// Whether what lies in the same folder as `path` may be removed.
+    fn covers(&mut self, path: &[u8]) -> bool {
+        let Some(patterns) = &mut self.patterns else { return true };
+        let slash = path.iter().rposition(|byte| *byte == b'/').unwrap_or_default();
+        let folder = path.get(..slash).unwrap_or_default();
+        if self.folder != folder {
+            let ends = folder.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(end, _)| end);
+            let mut folders = ends.chain([slash]).filter_map(|end| folder.get(..end));
+            // The first one that a pattern matches must be one that the snapshot has.
+            let top = folders.find(|folder| patterns.want(folder, true));
+            self.covered = top.is_some_and(|top| self.tops.binary_search(&self.hasher.hash_one(top)).is_ok());
+            self.folder = folder.to_vec();
+        }
+        !folder.is_empty() && self.covered
+    }
+
+    fn sweep(&mut self, known: &Known, fate: &mut Fate<'_>) -> Result<(), SourceError> {
+        let place = self.place.display().to_string();
+        let filter = Filter::new(&[], &[]).map_err(|error| SourceError::Unsuitable(error.to_string()))?;
+        let failed = |error: Errno| SourceError::Io {
+            attempt: "look for what is to be removed in",
+            path: place.clone(),
+            error: error.into(),
+        };
+        let scope = Scope { filter: &filter, one_file_system: true, exclude_caches: false };
+        let mut walk = match Walk::open(self.place, scope, self.cancel) {
+            Err(Errno::NOENT) => return Ok(()),
+            walk => walk.map_err(failed)?,
+        };
+        let (_, root) = walk.root();
+        if let Fate::Remove(folder) = fate
+            && Meta::of(*folder).map_err(failed)?.identity != root.identity
+        {
+            return Err(SourceError::Unsuitable(format!(
+                "`{place}` was replaced by another folder while it was restored to. Nothing was removed"
+            )));
+        }
+        walk.start().map_err(failed)?;
+        let mut notes = Notes::default();
+        let mut remover = match fate {
+            Fate::Remove(root) => {
+                Some(Remover { place: &place, root: *root, kept: Vec::new(), doomed: Vec::new(), count: 0 })
+            }
+            Fate::Tell(_) => None,
+        };
+        while let Some(found) = walk.next(&mut notes)? {
+            let path = walk.path();
+            if let Some(remover) = &mut remover {
+                remover.leave(path)?;
+            }
+            if path == MARKER.as_bytes() {
+                continue;
+            }
+            let is_folder = found.meta.kind == Some(Kind::Directory);
+            let within = remover.as_ref().is_some_and(|remover| !remover.doomed.is_empty());
+            let hash = self.hasher.hash_one(path);
+            let extra = within || known.lacks(hash) && self.covers(path);
+            if extra && is_folder && found.meta.device() != root.device() {
+                self.notes.note(
+                    path,
+                    "Another file system is mounted there, so it was left, with the folders that lead there",
+                );
+                if let Some(remover) = &mut remover {
+                    remover.doomed.iter_mut().for_each(|folder| folder.held = true);
+                }
+                continue;
+            }
+            match (fate as &mut Fate<'_>, &mut remover) {
+                (Fate::Tell(tell), _) if extra => {
+                    self.count += 1;
+                    tell(path);
+                }
+                (_, Some(remover)) if extra => remover.remove(&walk, &found)?,
+                (_, Some(remover)) if is_folder && walk.entered() => {
+                    remover.kept.push(Kept { path: path.to_vec(), meta: found.meta, touched: false });
+                }
+                _ => {}
+            }
+        }
+        if let Some(mut remover) = remover {
+            remover.leave(b"")?;
+            self.count += remover.count;
+        }
+        if let Some(unread) = notes.0.kept().iter().find(|note| note.missing) {
+            let path = unread.path.as_deref().unwrap_or_default();
+            return Err(SourceError::Unsuitable(format!(
+                "Could not look for what is to be removed in `{place}/{path}`: {}. Everything was restored",
+                unread.reason
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// A folder that stays.
+struct Kept {
+    path: Vec<u8>,
+    meta: Meta,
+    /// Something was removed from it, so its time is another.
+    touched: bool,
+}
+
+/// A folder that goes.
+struct Doomed {
+    path: Vec<u8>,
+    /// Something in it stays.
+    held: bool,
+}
+
+/// Removes what the walk finds.
+struct Remover<'a> {
+    place: &'a str,
+    root: BorrowedFd<'a>,
+    kept: Vec<Kept>,
+    doomed: Vec<Doomed>,
+    count: u64,
+}
+
+/// Opens the folder at a path in `root`, by its names, never through a link.
+pub(super) fn open_down(root: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd, Errno> {
+    let mut folder = openat(root, c".", FOLDER, Mode::empty())?;
+    for name in path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
+        folder = openat(&folder, name, FOLDER, Mode::empty())?;
+    }
+    Ok(folder)
+}
+
+/// The folder of an entry, and its name there.
+pub(super) fn apart(path: &[u8]) -> (&[u8], &[u8]) {
+    let slash = path.iter().rposition(|byte| *byte == b'/');
+    slash
+        .map_or((b"", path), |slash| (path.get(..slash).unwrap_or_default(), path.get(slash + 1..).unwrap_or_default()))
+}
+
+impl Remover<'_> {
+    fn failed(&self, path: &[u8], error: Errno) -> SourceError {
+        SourceError::Io {
+            attempt: "remove",
+            path: format!("{}/{}", self.place, lossy(path)),
+            error: std::io::Error::new(
+                std::io::Error::from(error).kind(),
+                format!("{error}. Everything was restored, but not all removed that the snapshot does not have"),
+            ),
+        }
+    }
+
+    fn remove(&mut self, walk: &Walk<'_>, found: &Found) -> Result<(), SourceError> {
+        let path = walk.path();
+        if found.meta.kind == Some(Kind::Directory) {
+            let Some(folder) = walk.folder().filter(|_| walk.entered()) else {
+                return Err(self.failed(path, Errno::ACCESS));
+            };
+            if found.meta.mode & 0o700 != 0o700 {
+                fchmod(folder, Mode::RWXU).map_err(|error| self.failed(path, error))?;
+            }
+            self.doomed.push(Doomed { path: path.to_vec(), held: false });
+            return Ok(());
+        }
+        let folder = walk.folder().ok_or_else(|| self.failed(path, Errno::BADF))?;
+        self.touch(folder.as_fd(), path)?;
+        unlinkat(folder, &found.name, AtFlags::empty()).map_err(|error| self.failed(path, error))?;
+        self.count += 1;
+        Ok(())
+    }
+
+    /// Something will be removed from the folder.
+    fn touch(&mut self, folder: BorrowedFd<'_>, path: &[u8]) -> Result<(), SourceError> {
+        let Some(kept) = self.kept.last_mut().filter(|_| self.doomed.is_empty()) else { return Ok(()) };
+        if !std::mem::replace(&mut kept.touched, true) && kept.meta.mode & 0o300 != 0o300 {
+            fchmod(folder, Mode::RWXU).map_err(|error| self.failed(path, error))?;
+        }
+        Ok(())
+    }
+
+    /// Ends with the folders that `path` does not lie in.
+    fn leave(&mut self, path: &[u8]) -> Result<(), SourceError> {
+        while let Some(folder) = self.doomed.pop_if(|folder| !lies_in(path, &folder.path)) {
+            if folder.held {
+                continue;
+            }
+            let (parent, name) = apart(&folder.path);
+            let opened = open_down(self.root, parent).map_err(|error| self.failed(&folder.path, error))?;
+            self.touch(opened.as_fd(), &folder.path)?;
+            unlinkat(&opened, name, AtFlags::REMOVEDIR).map_err(|error| self.failed(&folder.path, error))?;
+            self.count += 1;
+        }
+        while let Some(folder) = self.kept.pop_if(|folder| !lies_in(path, &folder.path)) {
+            if folder.touched {
+                let opened = open_down(self.root, &folder.path);
+                opened
+                    .and_then(|opened| {
+                        fchmod(&opened, Mode::from_raw_mode(folder.meta.mode))?;
+                        futimens(&opened, &times(folder.meta.mtime))
+                    })
+                    .map_err(|error| self.failed(&folder.path, error))?;
+            }
+        }
+        Ok(())
+    }
+}
