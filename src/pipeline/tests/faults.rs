@@ -139,6 +139,7 @@ fn a_blocked_sink_stops_the_intake_and_a_cancel_frees_it() {
         let (gate, taken) = (Gate::default(), Arc::new(AtomicUsize::new(0)));
         let (ended, all_ended) = mpsc::channel();
         let (entered, sink_entered) = mpsc::channel();
+        let (wrote, all_written) = mpsc::channel();
         let sink = Call({
             let (gate, alive) = (gate.clone(), Alive(ended));
             move |_| {
@@ -153,6 +154,7 @@ fn a_blocked_sink_stops_the_intake_and_a_cancel_frees_it() {
             move || {
                 if finishing {
                     encoder.write_all(&[0; 1_500]).unwrap();
+                    let _ = wrote.send(());
                     return encoder.finish().err().map(|error| error.to_string());
                 }
                 loop {
@@ -164,6 +166,10 @@ fn a_blocked_sink_stops_the_intake_and_a_cancel_frees_it() {
             }
         });
         sink_entered.recv_timeout(PATIENCE).unwrap();
+        if finishing {
+            // The sink may be reached before all is written, and what is cancelled then is the writing.
+            all_written.recv_timeout(PATIENCE).unwrap();
+        }
         cancel.cancel();
         assert_eq!(in_time(move || writer.join().unwrap()).as_deref(), Some("Cancelled"));
         // One block with the sink, two in flight for each worker, one being filled.
