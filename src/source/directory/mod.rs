@@ -4,6 +4,10 @@
 //! (`index`). Both are written while the tree is walked (`walk`, `dump`), so memory does not grow with it; files are read a little ahead,
 //! by a few threads (`ahead`, `content`), and written in the order of the walk. The walk never
 //! leaves the root, and the inverse (`extract`, which reads any tar through `reader`) never leaves its target.
+//!
+//! A restore of a snapshot is driven by its index (`guide`): what differs from it, content included (`proof`), is damage. Parts are chosen
+//! by `select`, given out without a restore by `give`, written by a few threads (`crew`, `finish`); `remove` takes away what the snapshot
+//! does not have, `preview` says what would happen, and `marker` tells a restore that was interrupted from a folder in use.
 
 mod access_list;
 mod ahead;

@@ -346,12 +346,41 @@ fn a_restore_gives_back_the_same_tree() {
     let world = world();
     let root = world.path("root");
     full_tree(&root);
+    sparse_files(&root);
+    attributes_of_every_kind(&root);
     let backup = world.dump(config(&root)).unwrap();
-    let place = world.path("a/b/restored");
-    let restored = world.restore(&backup.tar, &place).unwrap();
-    assert!(restored.warnings.is_empty(), "{:?}", restored.warnings);
-    assert_eq!(restored.place, place.display().to_string());
-    assert_same(&listing(&place, &[]), &listing(&root, &[]), "restored");
+    let expected = listing(&root, &["holes"]);
+    // As one reads any tarball, and driven by the index.
+    let (alone, by_index) = (world.path("alone"), world.path("by index"));
+    let restored = world.restore(&backup.tar, &alone).unwrap();
+    assert!(!is_root() || restored.warnings.is_empty(), "{:?}", restored.warnings);
+    assert_same(&listing(&alone, &["holes"]), &expected, "our own restore");
+    let options = holdfast::source::RestoreOptions::default();
+    let restored = world.restore_from(&backup.streams(), &by_index, &options).unwrap();
+    assert!(!is_root() || restored.warnings.is_empty(), "{:?}", restored.warnings);
+    assert_same(&listing(&by_index, &["holes"]), &expected, "our own restore by the index");
+}
+
+/// Access lists as text, holes in each of the three ways of pax: what GNU tar writes on request.
+#[test]
+fn what_gnu_tar_and_bsdtar_write_of_access_lists_and_holes_is_restored() {
+    let world = world();
+    let root = world.path("root");
+    full_tree(&root);
+    sparse_files(&root);
+    attributes_of_every_kind(&root);
+    for (name, options) in [
+        ("sparse 0.0", "--sparse --sparse-version=0.0"),
+        ("sparse 0.1", "--sparse --sparse-version=0.1"),
+        ("sparse 1.0", "--sparse --sparse-version=1.0"),
+    ] {
+        let place = world.path(name);
+        let lists = "--format=posix --acls --xattrs --xattrs-include='*' --xattrs-exclude='system.*'";
+        let command = format!("tar {lists} {options} -C '{}' -cf - .", root.display());
+        let tar = run("sh", &["-c".as_ref(), command.as_ref()], &[]);
+        world.restore(&tar, &place).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_same(&listing(&place, &["holes"]), &listing(&root, &["holes"]), name);
+    }
 }
 
 #[test]
