@@ -3,7 +3,9 @@
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use rustix::fs::{XattrFlags, fgetxattr, flistxattr, fremovexattr, fsetxattr, lgetxattr, llistxattr, lsetxattr};
+use rustix::fs::{
+    XattrFlags, fgetxattr, fgetxattr_query, flistxattr, fremovexattr, fsetxattr, lgetxattr, llistxattr, lsetxattr,
+};
 use rustix::io::Errno;
 
 use super::tarball::Attribute;
@@ -131,7 +133,7 @@ fn set_each(
 /// Takes the list away that a folder gives to what is made in it, so that nothing restored there has rights that the backup
 /// does not know of. Returns it.
 pub(super) fn take_default_list(folder: BorrowedFd<'_>) -> Option<Attribute> {
-    let mut value = vec![0; fgetxattr(folder, DEFAULT_LIST, [0; 0].as_mut_slice()).ok()?];
+    let mut value = vec![0; fgetxattr_query(folder, DEFAULT_LIST).ok()?];
     let length = fgetxattr(folder, DEFAULT_LIST, value.as_mut_slice()).ok()?;
     value.truncate(length);
     fremovexattr(folder, DEFAULT_LIST).ok()?;

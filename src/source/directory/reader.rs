@@ -422,7 +422,9 @@ impl<'a> Reader<'a> {
             ))
         };
         let (mode, uid, gid, seconds, major, minor) = fields().map_err(|error| self.malformed(wrong(error)))?;
-        let seconds = i64::try_from(seconds).unwrap_or_default();
+        // GNU tar writes times before 1970 as negative binary numbers, which the first byte tells from great ones.
+        let negative = header.as_old().mtime.first() == Some(&0xff);
+        let seconds = if negative { seconds.cast_signed() } else { i64::try_from(seconds).unwrap_or_default() };
         let mut size = stored;
         let mut extents = None;
         if header.entry_type().is_gnu_sparse() {

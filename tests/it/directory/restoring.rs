@@ -166,3 +166,29 @@ fn a_tarball_in_any_order_gives_the_same_tree() {
     assert_eq!(fs::read(place.join("a/b/2")).unwrap(), b"a/b/2");
     assert_eq!(place.metadata().unwrap().mode() & 0o777, 0o700, "of which nothing is said, nobody else may see");
 }
+
+#[test]
+fn a_folder_that_is_only_gone_through_keeps_its_default_list() {
+    let world = world();
+    let root = world.path("root");
+    fs::create_dir_all(root.join("folder")).unwrap();
+    write(&root.join("folder/x"), "x");
+    let set = |list: &str, path: &std::path::Path| {
+        super::run("setfacl", &["-m".as_ref(), list.as_ref(), path.as_os_str()], &[]);
+    };
+    // The tarball does not name the folder, which is there already.
+    let command = format!("tar --format=posix -C '{}' -cf - folder/x", root.display());
+    let tar = super::run("sh", &["-c".as_ref(), command.as_ref()], &[]);
+    let place = world.path("target");
+    fs::create_dir_all(place.join("folder")).unwrap();
+    set("user:1000:r-x,default:user:1001:rwx", &place.join("folder"));
+    set("default:group:7:r--", &place);
+    let before = listing(&place, &[]);
+    world.restore_with(&mut &*tar, &place, &OVERWRITE).unwrap();
+    fs::remove_file(place.join("folder/x")).unwrap();
+    let lists = |lines: &[String]| -> Vec<String> {
+        lines.iter().map(|line| line.split("system.").skip(1).collect()).collect()
+    };
+    assert!(before.iter().all(|line| line.contains("posix_acl_default")), "{before:#?}");
+    assert_eq!(lists(&listing(&place, &[])), lists(&before));
+}

@@ -260,7 +260,8 @@ pub(crate) fn run(program: &str, arguments: &[&std::ffi::OsStr], input: &[u8]) -
     output.stdout
 }
 
-fn script(name: &str) -> PathBuf {
+/// A script beside the tests.
+pub(crate) fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/directory").join(name)
 }
 
