@@ -13,6 +13,7 @@ mod changes;
 mod corpus;
 mod hostile;
 mod interrupted;
+mod lies;
 mod removing;
 mod restoring;
 mod world;
