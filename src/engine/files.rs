@@ -118,7 +118,7 @@ pub async fn files(
     mut each: impl FnMut(&Name, Entry) -> ControlFlow<()> + Send + 'static,
 ) -> Result<(), EngineError> {
     let opened = Opened::new(engine, side, identities).await?;
-    let paths = PathSet::new(paths).map_err(|error| EngineError::Request(error.to_string()))?;
+    let mut paths = PathSet::new(paths).map_err(|error| EngineError::Request(error.to_string()))?;
     blocking(move || {
         let mut ended = false;
         for (source, index) in opened.indexes() {

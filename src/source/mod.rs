@@ -321,7 +321,8 @@ pub struct RestoreOptions {
     pub no_owner: bool,
     /// Files only: to whom entries belong; the first rule that fits an entry counts, and none leaves it its owner.
     pub owners: Vec<directory::OwnerRule>,
-    /// Files only: restore what these patterns match, with the folders that lead there; everything when empty.
+    /// Files only: restore what these patterns match, with the folders that lead there, which stay as they are where they are there
+    /// already; everything when empty.
     pub paths: Vec<directory::Pattern>,
     /// Files only: remove what the target has and the snapshot has not. With `paths`, in the folders that they match.
     pub delete: bool,

@@ -60,6 +60,8 @@ struct Arrival {
     proof: Option<Proof>,
     /// It is restored under another of its names, before the folders that lead there.
     early: bool,
+    /// It is a folder that only leads to what was asked for.
+    leads: bool,
 }
 
 impl Feed<'_> {
@@ -71,7 +73,7 @@ impl Feed<'_> {
                 return Ok(None);
             };
             path.clone_from(&incoming.path);
-            return Ok(Some(Arrival { incoming, proof: None, early: false }));
+            return Ok(Some(Arrival { incoming, proof: None, early: false, leads: false }));
         };
         while let Some(step) = guide.step(&mut self.reader)? {
             path.clone_from(&step.entry.path);
@@ -92,7 +94,7 @@ impl Feed<'_> {
                     early = true;
                 }
             }
-            return Ok(Some(Arrival { incoming, proof: Proof::of(&step.entry), early }));
+            return Ok(Some(Arrival { incoming, proof: Proof::of(&step.entry), early, leads: step.leads }));
         }
         path.clear();
         Ok(None)
@@ -123,6 +125,7 @@ pub(super) fn extract(
 ) -> Result<(Warnings, RestoredFiles), SourceError> {
     let text = place.display().to_string();
     let system = |attempt, error: Errno| SourceError::Io { attempt, path: text.clone(), error: error.into() };
+    let made = place.symlink_metadata().is_err();
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(place).map_err(|error| SourceError::Io {
         attempt: "make the folder",
         path: text.clone(),
@@ -136,8 +139,10 @@ pub(super) fn extract(
     fchmod(&folder, PRIVATE).map_err(|error| system("make private", error))?;
     let mut finish = Finish { mtime: None, ..Finish::as_is(&meta) };
     finish.keep_default_list(folder.as_fd());
+    let root =
+        Level { name: Vec::new(), identity: meta.identity, open: Some(Open::new(folder, meta.identity)), finish };
     let placer = Placer::new(manner.finisher, manner.cancel, manner.new);
-    let result = restore(feed, folder, meta.identity, finish, &placer, manner.artifact, manner.resumed, after);
+    let result = restore(feed, root, made, &placer, manner.artifact, manner.resumed, after);
     let (files, mut notes) = result.map_err(|stop| match stop {
         Stop::Failure(failure) => failure.of_restore(&text),
         Stop::After(error) => error,
@@ -157,22 +162,21 @@ impl From<Failure> for Stop {
     }
 }
 
-#[expect(clippy::too_many_arguments, reason = "the two halves of one function, which differ in their errors")]
 fn restore(
     feed: &mut Feed<'_>,
-    folder: OwnedFd,
-    identity: Identity,
-    finish: Finish,
+    root: Level,
+    made: bool,
     placer: &Placer<'_>,
     artifact: &RestoreArtifact,
     resumed: bool,
     after: impl FnOnce(BorrowedFd<'_>) -> Result<(u64, Notes), SourceError>,
 ) -> Result<(RestoredFiles, Notes), Stop> {
+    let folder = root.open.as_ref().ok_or(Trouble::System("open", Errno::BADF)).map_err(|trouble| trouble.at(b""))?;
+    let folder = folder.folder.as_fd();
     if resumed {
-        marker::remove_stale(folder.as_fd())
-            .map_err(|error| Trouble::System("remove incomplete files from", error).at(b""))?;
+        marker::remove_stale(folder).map_err(|error| Trouble::System("remove incomplete files from", error).at(b""))?;
     } else {
-        marker::put(placer, folder.as_fd(), artifact).map_err(|trouble| trouble.at(b""))?;
+        marker::put(placer, folder, artifact).map_err(|trouble| trouble.at(b""))?;
     }
     let crew = Crew::new(placer);
     std::thread::scope(|scope| {
@@ -185,12 +189,12 @@ fn restore(
                 },
             )?;
         }
-        let root = Level { name: Vec::new(), identity, open: Some(Open::new(folder, identity)), finish };
         let mut extractor = Extractor {
             cancel: placer.cancel,
             placer,
             crew: &crew,
             resumed,
+            made,
             marked: true,
             early: HashSet::new(),
             stack: vec![root],
@@ -207,6 +211,8 @@ struct Extractor<'a> {
     placer: &'a Placer<'a>,
     crew: &'a Crew<'a>,
     resumed: bool,
+    /// Whether the target was made just now.
+    made: bool,
     /// Whether the mark of the restore is still there: an entry may have its name.
     marked: bool,
     /// Folders that were made for an entry which came before them.
@@ -259,8 +265,8 @@ impl Extractor<'_> {
             if self.cancel.is_cancelled() {
                 return Err(Trouble::Cancelled.at(&path));
             }
-            self.entry(&mut arrival, &mut feed.reader).map_err(|wrong| at(wrong, &path))?;
-            self.files.entries += 1;
+            let touched = self.entry(&mut arrival, &mut feed.reader).map_err(|wrong| at(wrong, &path))?;
+            self.files.entries += u64::from(touched);
             if arrival.incoming.kind == Kind::File {
                 self.files.bytes = self.files.bytes.saturating_add(arrival.incoming.size);
             }
@@ -294,7 +300,8 @@ impl Extractor<'_> {
         Ok((self.files, notes))
     }
 
-    fn entry(&mut self, arrival: &mut Arrival, reader: &mut Reader<'_>) -> Result<(), Wrong> {
+    /// Restores an entry. False when it is a folder that was there and only leads to what was asked for: it stays as it was.
+    fn entry(&mut self, arrival: &mut Arrival, reader: &mut Reader<'_>) -> Result<bool, Wrong> {
         let entry = &mut arrival.incoming;
         let path = std::mem::take(&mut entry.path);
         let parts = components(&path)?;
@@ -307,10 +314,13 @@ impl Extractor<'_> {
             while self.stack.len() > 1 {
                 self.leave()?;
             }
+            if arrival.leads && !self.made && !self.resumed {
+                return Ok(false);
+            }
             if let Some(root) = self.stack.last_mut() {
                 root.finish = self.placer.finisher.of(entry);
             }
-            return Ok(());
+            return Ok(true);
         };
         // The same path may come again, and only the last counts.
         self.crew.wait_for(&entry.path)?;
@@ -321,12 +331,13 @@ impl Extractor<'_> {
             self.marked = false;
         }
         match entry.kind {
-            Kind::Directory => self.folder(name, entry),
+            Kind::Directory => return self.folder(name, entry, arrival.leads),
             Kind::File => self.file(name, entry, arrival.proof.take(), reader),
             Kind::Symlink => self.symlink(name, entry),
             Kind::Hardlink => self.hardlink(name, entry),
             Kind::Fifo | Kind::Char | Kind::Block => self.special(name, entry),
-        }
+        }?;
+        Ok(true)
     }
 
     /// Makes the folder with these names the one on top of the stack. Folders that the tarball did not name are made.
@@ -425,15 +436,15 @@ impl Extractor<'_> {
         path
     }
 
-    fn folder(&mut self, name: &[u8], entry: &mut Incoming) -> Result<(), Wrong> {
+    /// Makes a folder, or enters the one that is there. With `leads` that one stays as it is; false then.
+    fn folder(&mut self, name: &[u8], entry: &mut Incoming, leads: bool) -> Result<bool, Wrong> {
         let key = c_name(name)?;
+        let early = self.early.remove(&self.path_of(name));
         let mut opened = None;
         for _ in 0..2 {
             let made = match mkdirat(self.top()?, &key, PRIVATE) {
                 Ok(()) => true,
-                Err(Errno::EXIST) if self.placer.new && !self.early.remove(&self.path_of(name)) => {
-                    return Err(Trouble::Taken.into());
-                }
+                Err(Errno::EXIST) if self.placer.new && !early => return Err(Trouble::Taken.into()),
                 Err(Errno::EXIST) => false,
                 Err(error) => return Err(Trouble::System("make the folder", error).into()),
             };
@@ -455,8 +466,12 @@ impl Extractor<'_> {
             marker::remove_stale(folder.as_fd())
                 .map_err(|error| Trouble::System("remove incomplete files from", error))?;
         }
-        let finish = self.placer.finisher.of(entry);
-        self.enter(name, folder, &meta, finish)
+        // One that an interrupted restore left is not as it was before that.
+        let stays = leads && !made && !early && !self.resumed;
+        let finish =
+            if stays { Finish { mtime: None, ..Finish::as_is(&meta) } } else { self.placer.finisher.of(entry) };
+        self.enter(name, folder, &meta, finish)?;
+        Ok(!stays)
     }
 
     fn file(

@@ -141,9 +141,9 @@ pub struct PatternError {
 }
 
 impl PatternError {
-    /// Patterns that are good one by one and not all at once.
-    pub(super) fn together(error: &globset::Error) -> Self {
-        Self { pattern: "...".to_owned(), problem: format!("they cannot be used together: {error}") }
+    /// A pattern that is good by itself and too large to be used.
+    pub(super) fn unusable(pattern: &Pattern, error: &globset::Error) -> Self {
+        Self { pattern: pattern.to_string(), problem: format!("it cannot be used: {error}") }
     }
 }
 

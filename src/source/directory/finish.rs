@@ -9,13 +9,13 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use super::access_list;
 use super::attributes::{self, Turn};
 use super::entry::{Kind, Meta, Time};
 use super::names::Names;
 use super::owner_rule::OwnerRules;
 use super::reader::Incoming;
 use super::tarball::Attribute;
-use super::text_list;
 use super::trouble::{Refused, Trouble};
 use super::walk::Notes;
 
@@ -108,7 +108,7 @@ impl Finisher {
         }
         let mut attributes = std::mem::take(&mut entry.attributes);
         for list in &entry.text_lists {
-            match text_list::binary(&list.text, &self.names) {
+            match access_list::binary(&list.text, &self.names) {
                 Ok(value) => attributes.push((list.attribute.to_vec(), value)),
                 Err(problem) => self
                     .told()

@@ -173,6 +173,8 @@ pub(super) struct Step {
     pub(super) entry: Entry,
     /// Whether it is one of those that were chosen; others come along where ranges were joined.
     pub(super) chosen: bool,
+    /// Whether it is a folder that was chosen only because it leads to something.
+    pub(super) leads: bool,
 }
 
 /// Leads through a tarball, whole or the chosen parts of it.
@@ -199,8 +201,9 @@ impl<'a> Guide<'a> {
                 continue;
             }
             let chosen = self.selection.is_none_or(|selection| selection.has(ordinal));
+            let leads = self.selection.is_some_and(|selection| selection.leads(ordinal));
             let incoming = only(&entry, reader).map_err(|trouble| trouble.at(&entry.path))?;
-            return Ok(Some(Step { incoming, entry, chosen }));
+            return Ok(Some(Step { incoming, entry, chosen, leads }));
         }
         self.end(reader).map_err(|trouble| trouble.at(&self.lines.last))?;
         Ok(None)

@@ -34,7 +34,8 @@ mod reader;
 mod remove;
 mod select;
 mod tarball;
-mod text_list;
+#[cfg(test)]
+mod tests;
 mod trouble;
 mod walk;
 
@@ -69,7 +70,7 @@ use names::Names;
 use owner_rule::OwnerRules;
 use reader::Reader;
 use remove::{Extras, Fate};
-use select::{Patterns, Wanted, select};
+use select::{Wanted, select};
 use trouble::Failure;
 use walk::{Notes, Scope, Walk};
 
@@ -276,7 +277,7 @@ impl Restorer for DirectoryRestorer {
             return self.restore(cx, artifact, &mut input, target, options);
         };
         let place = folder(target)?;
-        let patterns = || (!options.paths.is_empty()).then(|| Patterns::new(&options.paths)).transpose();
+        let patterns = || path_set(options);
         let selection = patterns()?.map(|patterns| select(streams, Wanted::Patterns(patterns), &cx.cancel));
         let selection = selection.transpose().map_err(read)?;
         let input = match &selection {
@@ -341,6 +342,12 @@ fn cancelled(cx: &Context, error: SourceError) -> SourceError {
         SourceError::Stream(_) if cx.cancel.is_cancelled() => SourceError::Cancelled,
         error => error,
     }
+}
+
+/// What is asked for, when it is not everything.
+fn path_set(options: &RestoreOptions) -> Result<Option<PathSet>, SourceError> {
+    let set = (!options.paths.is_empty()).then(|| PathSet::new(&options.paths)).transpose();
+    set.map_err(|error| SourceError::Unsuitable(format!("{error}. Use a smaller one")))
 }
 
 /// The folder that `target` is.

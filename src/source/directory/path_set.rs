@@ -4,26 +4,65 @@ use super::filter::{Choice, Filter, Pattern};
 use super::index::Entry;
 use super::{Kind, PatternError};
 
-/// Entries that one of some patterns matches, or that lie in a folder that one matches.
+/// Entries that one of some patterns matches, or that lie in a folder that one matches. The root itself is matched by none.
 pub struct PathSet {
-    filter: Filter,
+    /// Each with whether it matched anything, and how it was written.
+    filters: Vec<(Filter, bool, String)>,
+    /// The folder that was asked for last, and whether it is matched or lies in one that is.
+    folder: Vec<u8>,
+    within: bool,
 }
 
 impl PathSet {
     /// Those that `patterns` match; everything without any.
     ///
     /// # Errors
-    /// When the patterns are too many or too large to be used together.
+    /// When a pattern is too large to be used.
     pub fn new(patterns: &[Pattern]) -> Result<Self, PatternError> {
-        Ok(Self { filter: Filter::new(patterns, &[]).map_err(|error| PatternError::together(&error))? })
+        let filter = |pattern: &Pattern| {
+            let filter = Filter::new(std::slice::from_ref(pattern), &[]);
+            let filter = filter.map_err(|error| PatternError::unusable(pattern, &error))?;
+            Ok((filter, false, pattern.to_string()))
+        };
+        let filters = patterns.iter().map(filter).collect::<Result<_, _>>()?;
+        Ok(Self { filters, folder: Vec::new(), within: false })
     }
 
     /// Whether the entry is one of them.
-    pub fn has(&self, entry: &Entry) -> bool {
-        let path = entry.path.as_slice();
-        let taken = |path: &[u8], folder| self.filter.choose(path, folder, false) == Choice::Take;
-        let slashes = path.iter().enumerate().filter(|(_, byte)| **byte == b'/');
-        let mut folders = slashes.filter_map(|(at, _)| path.get(..at));
-        folders.any(|folder| taken(folder, true)) || taken(path, entry.kind == Kind::Directory)
+    pub fn has(&mut self, entry: &Entry) -> bool {
+        self.filters.is_empty() || self.wants(&entry.path, entry.kind == Kind::Directory)
+    }
+
+    /// Whether what is at the path, a folder or not, is matched or lies in a folder that is.
+    pub(super) fn wants(&mut self, path: &[u8], folder: bool) -> bool {
+        path != b"." && (self.lies_within(path) || self.matches(path, folder))
+    }
+
+    fn matches(&self, path: &[u8], folder: bool) -> bool {
+        self.filters.iter().any(|(filter, _, _)| filter.choose(path, folder, false) == Choice::Take)
+    }
+
+    /// Whether the entry lies in a folder that is matched.
+    pub(super) fn lies_within(&mut self, path: &[u8]) -> bool {
+        let Some(slash) = path.iter().rposition(|byte| *byte == b'/') else { return false };
+        let Some(folder) = path.get(..slash) else { return false };
+        if self.folder != folder {
+            let ends = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(end, _)| end);
+            self.within = ends.filter_map(|end| path.get(..end)).any(|folder| self.matches(folder, true));
+            self.folder = folder.to_vec();
+        }
+        self.within
+    }
+
+    /// Remembers which patterns match the entry.
+    pub(super) fn note_hits(&mut self, path: &[u8], folder: bool) {
+        for (filter, hit, _) in self.filters.iter_mut().filter(|(_, hit, _)| !hit) {
+            *hit = path != b"." && filter.choose(path, folder, false) == Choice::Take;
+        }
+    }
+
+    /// The first pattern that matched nothing of what was noted.
+    pub(super) fn missed(&self) -> Option<&str> {
+        self.filters.iter().find(|(_, hit, _)| !hit).map(|(_, _, text)| text.as_str())
     }
 }

@@ -8,8 +8,9 @@ use rustix::io::Errno;
 
 use super::entry::{Kind, Meta, lossy};
 use super::guide::Lines;
+use super::path_set;
 use super::remove::{Extras, Fate, apart, open_down};
-use super::select::{Patterns, Wanted, no_index, select};
+use super::select::{Wanted, no_index, select};
 use super::trouble::{Failure, Trouble};
 use crate::model::Cancel;
 use crate::source::{Action, Change, Preview, RestoreOptions, SourceError, Streams};
@@ -30,9 +31,8 @@ pub(super) fn preview(
     let mut preview = Preview::default();
     let mut listed: [Vec<Change>; 3] = Default::default();
     if options.delete {
-        let patterns = (!options.paths.is_empty()).then(|| Patterns::new(&options.paths)).transpose()?;
         let [deletes, _, _] = &mut listed;
-        let mut extras = Extras::new(streams, place, patterns, cancel);
+        let mut extras = Extras::new(streams, place, path_set(options)?, cancel);
         extras.run(Fate::Tell(&mut |path| list(deletes, path, Action::Delete)))?;
         preview.deletes = extras.count;
     }
@@ -55,12 +55,8 @@ fn entries(
     preview: &mut Preview,
     [_, replaces, creates]: &mut [Vec<Change>; 3],
 ) -> Result<(), Failure> {
-    let selection = if options.paths.is_empty() {
-        None
-    } else {
-        let patterns = Patterns::new(&options.paths).map_err(|error| Trouble::Other(error).at(b""))?;
-        Some(select(streams, Wanted::Patterns(patterns), cancel)?)
-    };
+    let patterns = path_set(options).map_err(|error| Trouble::Other(error).at(b""))?;
+    let selection = patterns.map(|patterns| select(streams, Wanted::Patterns(patterns), cancel)).transpose()?;
     let mut lines = Lines::open(streams)?.ok_or_else(no_index)?;
     let mut there = There::open(place).map_err(|error| Trouble::System("look at the folder", error).at(b""))?;
     let mut ordinal = 0;
@@ -69,6 +65,7 @@ fn entries(
             return Err(Trouble::Cancelled.at(&entry.path));
         }
         let chosen = selection.as_ref().is_none_or(|selection| selection.has(ordinal));
+        let leads = selection.as_ref().is_some_and(|selection| selection.leads(ordinal));
         ordinal += 1;
         if !chosen {
             continue;
@@ -80,7 +77,12 @@ fn entries(
             // Its content comes under another name, which is an entry of its own.
             continue;
         }
-        if there.has(&entry.path) {
+        let there = there.has(&entry.path);
+        if there && leads {
+            // It stays as it is.
+            continue;
+        }
+        if there {
             preview.replaces += 1;
             list(replaces, &entry.path, Action::Replace);
         } else {

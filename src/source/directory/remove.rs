@@ -17,7 +17,8 @@ use super::filter::Filter;
 use super::finish::times;
 use super::guide::Lines;
 use super::marker::MARKER;
-use super::select::{Patterns, lies_in, no_index};
+use super::path_set::PathSet;
+use super::select::{lies_in, no_index};
 use super::trouble::Failure;
 use super::walk::{Found, Notes, Scope, Walk};
 use crate::model::Cancel;
@@ -43,7 +44,7 @@ pub(super) enum Fate<'a> {
 pub(super) struct Extras<'a> {
     streams: &'a dyn Streams,
     place: &'a Path,
-    patterns: Option<Patterns>,
+    patterns: Option<PathSet>,
     cancel: &'a Cancel,
     batch: usize,
     hasher: RandomState,
@@ -73,7 +74,7 @@ impl<'a> Extras<'a> {
     pub(super) fn new(
         streams: &'a dyn Streams,
         place: &'a Path,
-        patterns: Option<Patterns>,
+        patterns: Option<PathSet>,
         cancel: &'a Cancel,
     ) -> Self {
         Self {
@@ -89,6 +90,12 @@ impl<'a> Extras<'a> {
             count: 0,
             notes: Notes::default(),
         }
+    }
+
+    /// With another number of hashes that are kept at a time.
+    #[cfg(test)]
+    pub(super) fn in_batches_of(self, batch: usize) -> Self {
+        Self { batch, ..self }
     }
 
     /// # Errors
@@ -125,7 +132,7 @@ impl<'a> Extras<'a> {
             if let Some(patterns) = &mut self.patterns
                 && !patterns.lies_within(&entry.path)
             {
-                if entry.kind == Kind::Directory && patterns.want(&entry.path, true) {
+                if entry.kind == Kind::Directory && patterns.wants(&entry.path, true) {
                     self.tops.push(self.hasher.hash_one(entry.path.as_slice()));
                     if self.tops.len() > TOPS_LIMIT {
                         let problem = "The patterns match too many folders to remove anything from: use `--delete` without `--path`";
@@ -166,7 +173,7 @@ impl<'a> Extras<'a> {
             let ends = folder.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(end, _)| end);
             let mut folders = ends.chain([slash]).filter_map(|end| folder.get(..end));
             // The first one that a pattern matches must be one that the snapshot has.
-            let top = folders.find(|folder| patterns.want(folder, true));
+            let top = folders.find(|folder| patterns.wants(folder, true));
             self.covered = top.is_some_and(|top| self.tops.binary_search(&self.hasher.hash_one(top)).is_ok());
             self.folder = folder.to_vec();
         }

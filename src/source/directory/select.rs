@@ -4,26 +4,54 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use super::entry::{Kind, lossy};
-use super::filter::{Choice, Filter, Pattern};
 use super::guide::{Lines, end_of};
 use super::index::{Entry, Footer};
+use super::path_set::PathSet;
 use super::trouble::{Failure, Trouble};
 use crate::model::Cancel;
 use crate::source::{SourceError, Streams};
 
-/// The most ranges that are kept; beyond it those with the smallest gaps between them are joined, and what lies in the gaps is read over.
-const RANGES_LIMIT: usize = 1_000_000;
-/// The most hard links to what was not chosen, and the bytes of their paths.
-const BORROWED_LIMIT: usize = 100_000;
-const BORROWED_BYTES: usize = 32 << 20;
+/// How much is kept of what was chosen, so that memory stays small.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// Ranges; beyond it those with the smallest gaps between them are joined, and what lies in the gaps is read over.
+    pub(super) ranges: usize,
+    /// Hard links to what was not chosen, and the bytes of their paths.
+    pub(super) borrowed: usize,
+    pub(super) borrowed_bytes: usize,
+}
+
+pub(super) const LIMITS: Limits = Limits { ranges: 1_000_000, borrowed: 100_000, borrowed_bytes: 32 << 20 };
+
+/// A bit for each entry of an index.
+#[derive(Debug, Default)]
+struct Bits(Vec<u64>);
+
+impl Bits {
+    fn has(&self, ordinal: u64) -> bool {
+        let word = usize::try_from(ordinal / 64).ok().and_then(|word| self.0.get(word));
+        word.is_some_and(|word| word >> (ordinal % 64) & 1 == 1)
+    }
+
+    fn set(&mut self, ordinal: u64) {
+        let word = usize::try_from(ordinal / 64).unwrap_or(usize::MAX);
+        if word >= self.0.len() {
+            self.0.resize(word.saturating_add(1), 0);
+        }
+        if let Some(word) = self.0.get_mut(word) {
+            *word |= 1 << (ordinal % 64);
+        }
+    }
+}
 
 /// What was chosen of a tarball.
 #[derive(Debug, Default)]
 pub(super) struct Selection {
     /// Where it is in the stream: ascending, apart from one another. May cover more than what was chosen.
     pub(super) ranges: Vec<Range<u64>>,
-    /// A bit for each entry of the index.
-    chosen: Vec<u64>,
+    chosen: Bits,
+    /// Folders that were chosen only because they lead to something.
+    leading: Bits,
     /// Files that were not chosen but have a chosen name: the path of each, and the first of those names. The content comes under that name.
     pub(super) borrowed: HashMap<Vec<u8>, Vec<u8>>,
     /// How many entries were chosen.
@@ -37,23 +65,21 @@ pub(super) struct Selection {
 impl Selection {
     /// Whether the entry of the index, counted from 0, was chosen.
     pub(super) fn has(&self, ordinal: u64) -> bool {
-        let word = usize::try_from(ordinal / 64).ok().and_then(|word| self.chosen.get(word));
-        word.is_some_and(|word| word >> (ordinal % 64) & 1 == 1)
+        self.chosen.has(ordinal)
     }
 
-    fn choose(&mut self, ordinal: u64, range: Range<u64>) {
-        let word = usize::try_from(ordinal / 64).unwrap_or(usize::MAX);
-        if word >= self.chosen.len() {
-            self.chosen.resize(word.saturating_add(1), 0);
-        }
-        if let Some(word) = self.chosen.get_mut(word) {
-            *word |= 1 << (ordinal % 64);
-        }
+    /// Whether it was chosen only because it leads to something that is wanted.
+    pub(super) fn leads(&self, ordinal: u64) -> bool {
+        self.leading.has(ordinal)
+    }
+
+    fn choose(&mut self, ordinal: u64, range: Range<u64>, limits: Limits) {
+        self.chosen.set(ordinal);
         match self.ranges.last_mut() {
             Some(last) if last.end == range.start => last.end = range.end,
             _ => self.ranges.push(range),
         }
-        while self.ranges.len() > RANGES_LIMIT {
+        while self.ranges.len() > limits.ranges {
             self.gap = (self.gap * 2).max(4 << 10);
             self.join();
         }
@@ -76,77 +102,15 @@ impl Selection {
 /// What is wanted.
 pub(super) enum Wanted {
     /// What one of the patterns matches, and all beneath.
-    Patterns(Patterns),
+    Patterns(PathSet),
     /// The entry at this path, and all beneath; `.` is everything.
     At(Vec<u8>),
-}
-
-/// Patterns of paths, each with whether it matched anything.
-pub(super) struct Patterns {
-    filters: Vec<(Filter, bool)>,
-    texts: Vec<String>,
-    /// The folder that was asked for last, and whether it is matched or lies in one that is.
-    folder: Vec<u8>,
-    within: bool,
-}
-
-impl Patterns {
-    pub(super) fn new(patterns: &[Pattern]) -> Result<Self, SourceError> {
-        let filter = |pattern: &Pattern| {
-            Filter::new(std::slice::from_ref(pattern), &[])
-                .map(|filter| (filter, false))
-                .map_err(|error| SourceError::Unsuitable(format!("The pattern `{pattern}` cannot be used: {error}")))
-        };
-        Ok(Self {
-            filters: patterns.iter().map(filter).collect::<Result<_, _>>()?,
-            texts: patterns.iter().map(ToString::to_string).collect(),
-            folder: Vec::new(),
-            within: false,
-        })
-    }
-
-    /// Whether the entry is matched itself.
-    fn matches(&self, path: &[u8], folder: bool) -> bool {
-        self.filters.iter().any(|(filter, _)| filter.choose(path, folder, false) == Choice::Take)
-    }
-
-    /// Whether the entry lies in a folder that is matched.
-    pub(super) fn lies_within(&mut self, path: &[u8]) -> bool {
-        let Some(slash) = path.iter().rposition(|byte| *byte == b'/') else { return false };
-        let Some(folder) = path.get(..slash) else { return false };
-        if self.folder != folder {
-            let ends = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(end, _)| end);
-            self.within = ends.filter_map(|end| path.get(..end)).any(|folder| self.matches(folder, true));
-            self.folder = folder.to_vec();
-        }
-        self.within
-    }
-
-    /// Whether the entry is matched, or lies in a folder that is.
-    pub(super) fn want(&mut self, path: &[u8], folder: bool) -> bool {
-        if path == b"." {
-            return false;
-        }
-        self.lies_within(path) || self.matches(path, folder)
-    }
-
-    fn note_hits(&mut self, path: &[u8], folder: bool) {
-        for (filter, hit) in self.filters.iter_mut().filter(|(_, hit)| !hit) {
-            *hit = path != b"." && filter.choose(path, folder, false) == Choice::Take;
-        }
-    }
-
-    /// The first pattern that matched nothing.
-    fn missed(&self) -> Option<&str> {
-        let mut all = self.filters.iter().zip(&self.texts);
-        all.find(|((_, hit), _)| !hit).map(|(_, text)| text.as_str())
-    }
 }
 
 impl Wanted {
     fn want(&mut self, path: &[u8], folder: bool) -> bool {
         match self {
-            Self::Patterns(patterns) => patterns.want(path, folder),
+            Self::Patterns(patterns) => patterns.wants(path, folder),
             Self::At(at) => {
                 at == b"."
                     || path.strip_prefix(at.as_slice()).is_some_and(|rest| matches!(rest.first(), None | Some(b'/')))
@@ -165,7 +129,17 @@ pub(super) fn lies_in(path: &[u8], folder: &[u8]) -> bool {
 }
 
 /// Reads the index, to its end, for what is wanted. With patterns the folders that lead there are chosen too.
-pub(super) fn select(streams: &dyn Streams, mut wanted: Wanted, cancel: &Cancel) -> Result<Selection, Failure> {
+pub(super) fn select(streams: &dyn Streams, wanted: Wanted, cancel: &Cancel) -> Result<Selection, Failure> {
+    select_within(LIMITS, streams, wanted, cancel)
+}
+
+/// [`select`], with other limits.
+pub(super) fn select_within(
+    limits: Limits,
+    streams: &dyn Streams,
+    mut wanted: Wanted,
+    cancel: &Cancel,
+) -> Result<Selection, Failure> {
     let mut selection = Selection::default();
     let mut lines = Lines::open(streams)?.ok_or_else(no_index)?;
     let leading = matches!(wanted, Wanted::Patterns(_));
@@ -184,11 +158,12 @@ pub(super) fn select(streams: &dyn Streams, mut wanted: Wanted, cancel: &Cancel)
         if wanted.want(&entry.path, folder) {
             for (ordinal, range, path) in std::mem::take(&mut pending) {
                 if lies_in(&entry.path, &path) {
-                    selection.choose(ordinal, range);
+                    selection.choose(ordinal, range, limits);
+                    selection.leading.set(ordinal);
                     selection.entries += 1;
                 }
             }
-            selection.choose(ordinal, range(&entry));
+            selection.choose(ordinal, range(&entry), limits);
             selection.entries += 1;
             selection.bytes = selection.bytes.saturating_add(entry.size);
             if let Some(target) = entry.target.filter(|_| entry.kind == Kind::Hardlink)
@@ -196,7 +171,7 @@ pub(super) fn select(streams: &dyn Streams, mut wanted: Wanted, cancel: &Cancel)
                 && !selection.borrowed.contains_key(&target)
             {
                 borrowed_bytes += target.len() + entry.path.len();
-                if selection.borrowed.len() >= BORROWED_LIMIT || borrowed_bytes > BORROWED_BYTES {
+                if selection.borrowed.len() >= limits.borrowed || borrowed_bytes > limits.borrowed_bytes {
                     return Err(Trouble::Other(SourceError::Unsuitable(
                         "What was asked for has too many hard links to files outside of it: restore a folder that has both".to_owned(),
                     ))
@@ -220,13 +195,13 @@ pub(super) fn select(streams: &dyn Streams, mut wanted: Wanted, cancel: &Cancel)
         )))
         .at(b""));
     }
-    borrow(streams, &mut selection, cancel)?;
+    borrow(limits, streams, &mut selection, cancel)?;
     selection.join();
     Ok(selection)
 }
 
 /// Chooses the files that only their other names are chosen of.
-fn borrow(streams: &dyn Streams, selection: &mut Selection, cancel: &Cancel) -> Result<(), Failure> {
+fn borrow(limits: Limits, streams: &dyn Streams, selection: &mut Selection, cancel: &Cancel) -> Result<(), Failure> {
     if selection.borrowed.is_empty() {
         return Ok(());
     }
@@ -245,7 +220,7 @@ fn borrow(streams: &dyn Streams, selection: &mut Selection, cancel: &Cancel) -> 
                 .at(&entry.path));
             }
             found += 1;
-            selection.choose(ordinal, range(&entry));
+            selection.choose(ordinal, range(&entry), limits);
             selection.bytes = selection.bytes.saturating_add(entry.size);
         }
         ordinal += 1;

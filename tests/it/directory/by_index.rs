@@ -239,6 +239,42 @@ fn parts_are_restored_with_the_folders_that_lead_there_and_little_else_is_read()
 }
 
 #[test]
+fn folders_that_only_lead_to_what_was_asked_for_stay_as_they_are_where_they_are_there() {
+    let world = world_in_memory();
+    let backup = small_tree(&world);
+    let place = world.path("target");
+    fs::create_dir_all(place.join("a")).unwrap();
+    for name in ["a", ""] {
+        mode(&place.join(name), 0o705);
+    }
+    let of = |name: &str| {
+        let metadata = place.join(name).metadata().unwrap();
+        (metadata.mode() & 0o7777, (metadata.mtime(), metadata.mtime_nsec()))
+    };
+    let options = RestoreOptions { overwrite: true, ..paths(&["a/b/2", "c"]) };
+    let preview = world.preview(&backup.streams(), &place, &options).unwrap();
+    let restored = world.restore_from(&backup.streams(), &place, &options).unwrap();
+    for name in ["a", ""] {
+        let (bits, (seconds, _)) = of(name);
+        assert_eq!(bits, 0o705, "`{name}` was there before, and not asked for");
+        assert!(seconds > 1_000_000_000, "something was made in it just now");
+    }
+    assert_eq!((of("a/b").1, of("c").1), ((1_000, 5), (3_000, 5)), "made on the way, and asked for");
+    let entries = restored.files.unwrap().entries;
+    assert_eq!((entries, preview.creates, preview.replaces), (7, 7, 0), "what stayed as it was is not counted");
+    // Nothing is made in it this time.
+    super::mtime(&place.join("a"), 10, 7);
+    let preview = world.preview(&backup.streams(), &place, &options).unwrap();
+    let restored = world.restore_from(&backup.streams(), &place, &options).unwrap();
+    assert_eq!(of("a"), (0o705, (10, 7)));
+    assert_eq!((restored.files.unwrap().entries, preview.creates, preview.replaces), (6, 0, 6));
+    // What is asked for by its own name gets what the snapshot has.
+    let options = RestoreOptions { overwrite: true, ..paths(&["a"]) };
+    world.restore_from(&backup.streams(), &place, &options).unwrap();
+    assert_eq!((of("a").1, of("").0), ((2_000, 5), 0o705));
+}
+
+#[test]
 fn a_hard_link_whose_file_was_not_asked_for_brings_the_content_along() {
     let world = world_in_memory();
     let backup = small_tree(&world);

@@ -150,7 +150,7 @@ fn any_lie() -> impl Strategy<Value = Lie> {
         1 => Just(Lie::DataDigest),
         1 => Just(Lie::NoDigest),
         1 => any::<i32>().prop_map(|seconds| Lie::Time(seconds.into())),
-        1 => select(vec![0o644, 0o700, 0o777, 0o4755, 0o1777, 0o2755]).prop_map(Lie::Mode),
+        1 => select(vec![0o700, 0o705, 0o777, 0o4755, 0o1777, 0o2755]).prop_map(Lie::Mode),
         1 => any::<u32>().prop_map(Lie::Owner),
         1 => any::<(u32, u32)>().prop_map(|(major, minor)| Lie::Device(major, minor)),
         1 => Just(Lie::Elsewhere),
@@ -312,13 +312,13 @@ fn assert_as_the_index_says(place: &Path, entries: &[Entry], restored: &Restored
     }
     for (path, entry) in said {
         let name = String::from_utf8_lossy(&path).into_owned();
-        let Some(metadata) = found.get(&path) else {
-            assert!(
-                matches!(entry.kind, Kind::Char | Kind::Block) && !restored.warnings.is_empty(),
-                "`{name}` is missing"
-            );
+        let is_device = |metadata: &fs::Metadata| !metadata.is_file() && !metadata.is_dir() && !metadata.is_symlink();
+        if matches!(entry.kind, Kind::Char | Kind::Block) && !found.get(&path).is_some_and(is_device) {
+            // Who may not make devices is told so; what lies in one by the index makes a folder of it then.
+            assert!(!restored.warnings.is_empty(), "`{name}` is missing and nothing says so");
             continue;
-        };
+        }
+        let metadata = found.get(&path).unwrap_or_else(|| panic!("`{name}` is missing"));
         let time = Time { seconds: metadata.mtime(), nanos: u32::try_from(metadata.mtime_nsec()).unwrap() };
         let full = join(place, &path);
         match entry.kind {
@@ -339,7 +339,7 @@ fn assert_as_the_index_says(place: &Path, entries: &[Entry], restored: &Restored
                 assert_eq!(metadata.ino(), found[entry.target.as_deref().unwrap()].ino(), "{name}");
                 continue;
             }
-            Kind::Fifo | Kind::Char | Kind::Block => assert!(!metadata.is_file() && !metadata.is_dir(), "{name}"),
+            Kind::Fifo | Kind::Char | Kind::Block => assert!(is_device(metadata), "{name}"),
         }
         assert_eq!(time, entry.mtime, "{name}");
         assert!(entry.kind == Kind::Symlink || metadata.mode() & 0o7777 == entry.mode, "{name}");
