@@ -244,3 +244,77 @@ fn a_newer_snapshot_that_cannot_be_read_is_not_passed_over_in_silence() {
     let restored = restore(copy.path(), &copy.path().join("out"));
     assert!(restored.err().contains("20990101T000000Z-abcdef") && restored.err().contains("passed over"), "{restored}");
 }
+
+/// The storage of the fixture with holes, access lists and attributes.
+fn files_fixture(name: &str) -> PathBuf {
+    repository().join("tests/fixtures/format-1-files").join(name)
+}
+
+/// The folder is what it was, its holes and access lists included.
+fn assert_files_restored(variant: &str, folder: &Path) {
+    let listing =
+        sh(folder, r#"python3 "$1" . holes"#, &[repository().join("tests/it/directory/listing.py").as_os_str()]);
+    let expected = std::fs::read_to_string(files_fixture("files.listing")).unwrap();
+    assert_eq!(without_owners(&listing), without_owners(&expected), "{variant}");
+}
+
+#[test]
+fn holes_access_lists_and_attributes_of_format_1_are_restored() {
+    for variant in VARIANTS {
+        let out = temp();
+        let command = |args: &[&str]| {
+            let identity = files_fixture("identity.txt");
+            let storage = files_fixture(variant);
+            backup(args).arg("--storage").arg(storage).args(["--instance", "shop"]).arg("--identity-file").arg(identity)
+        };
+        command(&["verify", "--read-data"]).expect(0);
+        command(&["restore"]).arg("--to").arg(out.path()).expect(if is_root() { 0 } else { 3 });
+        assert_files_restored(variant, &out.path().join("files"));
+    }
+}
+
+#[test]
+fn holes_access_lists_and_attributes_of_format_1_are_restored_by_ordinary_tools() {
+    for variant in VARIANTS {
+        let out = temp();
+        sh(
+            out.path(),
+            r#"
+            mkdir files
+            case "$2" in
+            plain) zstd -dc "$1/files.tar.zst" ;;
+            gzip) gzip -dc "$1/files.tar.gz" ;;
+            encrypted) age -d -i "$3" "$1/files.tar.zst.age" | zstd -dc ;;
+            esac | tar -xpf - --numeric-owner --xattrs --xattrs-include='*' -C files
+            "#,
+            &[
+                snapshot(&files_fixture(variant)).as_os_str(),
+                OsStr::new(variant),
+                files_fixture("identity.txt").as_os_str(),
+            ],
+        );
+        assert_files_restored(variant, &out.path().join("files"));
+    }
+}
+
+#[test]
+fn one_file_is_got_out_of_the_blocks_as_the_format_says() {
+    let text = std::fs::read_to_string(repository().join("docs/format.md")).unwrap();
+    let mut recipes = text.split("```").filter(|block| block.starts_with("sh\nPATH_IN_SOURCE="));
+    let recipe = recipes.next().unwrap().strip_prefix("sh\n").unwrap();
+    assert!(recipes.next().is_none());
+    let (given, commands) = recipe.split_once('\n').unwrap();
+    assert_eq!(given, "PATH_IN_SOURCE=invoices/17.pdf");
+    let folder = snapshot(&files_fixture("plain"));
+    let expected = std::fs::read_to_string(files_fixture("files.listing")).unwrap();
+    // In the first block and in later ones, within a block and across several.
+    for path in ["numbers", "zeros/z", "attributes", "m-zeros", "zeros/more", "access lists/inherited/file"] {
+        let script =
+            format!("PATH_IN_SOURCE=$1\n{}\n", commands.trim_end().to_owned() + " | sha256sum | cut -d' ' -f1");
+        let digest = sh(&folder, r#"bash -c "$2" recipe "$1""#, &[OsStr::new(path), OsStr::new(&script)]);
+        let line = expected.lines().find(|line| line.starts_with(&format!("b'./{path}' "))).unwrap();
+        assert!(line.contains(&format!("'{}'", digest.trim())), "{path}: {digest} in {line}");
+    }
+    let blocks = sh(&folder, "zstd -dc files.blocks.zst | grep -c '\"plain\"'", &[]);
+    assert!(blocks.trim().parse::<u32>().unwrap() > 3, "{blocks}");
+}

@@ -4,7 +4,7 @@ use super::filter::{Choice, Filter, Pattern};
 use super::index::Entry;
 use super::{Kind, PatternError};
 
-/// Entries that one of some patterns matches, or that lie in a folder that one matches. The root itself is matched by none.
+/// Entries that one of some patterns matches, or that lie in a folder that one matches.
 pub struct PathSet {
     /// Each with whether it matched anything, and how it was written.
     filters: Vec<(Filter, bool, String)>,
@@ -30,10 +30,11 @@ impl PathSet {
 
     /// Whether the entry is one of them.
     pub fn has(&mut self, entry: &Entry) -> bool {
-        self.filters.is_empty() || self.wants(&entry.path, entry.kind == Kind::Directory)
+        let folder = entry.kind == Kind::Directory;
+        self.filters.is_empty() || self.lies_within(&entry.path) || self.matches(&entry.path, folder)
     }
 
-    /// Whether what is at the path, a folder or not, is matched or lies in a folder that is.
+    /// Whether what is at the path, a folder or not, is to be restored. The root is not, whatever matches it: it only leads to the others.
     pub(super) fn wants(&mut self, path: &[u8], folder: bool) -> bool {
         path != b"." && (self.lies_within(path) || self.matches(path, folder))
     }

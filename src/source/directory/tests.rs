@@ -16,6 +16,7 @@ use super::path_set::PathSet;
 use super::reader::Reader;
 use super::remove::{Extras, Fate};
 use super::select::{LIMITS, Limits, Selection, Wanted, select_within};
+use super::trouble::Failure;
 use super::walk::Notes;
 use super::{Directory, DirectoryConfig, DirectoryRestorer, Pattern};
 use crate::model::{ArtifactKind, Cancel};
@@ -112,7 +113,7 @@ impl World {
 
     fn select(&self, limits: Limits, dump: &Dump, texts: &[&str]) -> Result<Selection, SourceError> {
         let wanted = Wanted::Patterns(PathSet::new(&patterns(texts)).unwrap());
-        select_within(limits, dump, wanted, &self.cancel).map_err(|failure| failure.of_reading())
+        select_within(limits, dump, wanted, &self.cancel).map_err(Failure::of_reading)
     }
 
     /// Restores what was chosen.
