@@ -25,6 +25,9 @@ pub(super) const THREADS: usize = 4;
 /// The most files that wait or are being written, and the bytes of them.
 const FILES: usize = 64;
 const BYTES: usize = 4 << 20;
+/// So many files wait before a thread that sleeps is woken for them, and as many fewer than the most before the main thread is: each
+/// waking costs about as much as writing a small file.
+const WORTH_WAKING: usize = 16;
 /// A file that takes more memory is written by the main thread.
 pub(super) const SMALL: usize = 256 << 10;
 /// How much is written at a time.
@@ -227,6 +230,10 @@ struct State {
     flying: BTreeMap<u64, (Vec<u8>, Identity, usize)>,
     bytes: usize,
     next: u64,
+    /// Threads of the crew that sleep.
+    idle: usize,
+    /// While the main thread sleeps: to be woken when no more files than this wait or are being written.
+    wake_at: Option<usize>,
     failure: Option<Failure>,
     failed: bool,
     closed: bool,
@@ -258,7 +265,10 @@ impl Drop for Landing<'_> {
             state.failed = true;
             state.failure.get_or_insert(failure);
         }
-        self.0.done.notify_one();
+        let few = state.wake_at.is_some_and(|most| state.flying.len() <= most);
+        if few || state.failed {
+            self.0.done.notify_one();
+        }
     }
 }
 
@@ -283,7 +293,9 @@ impl<'a> Crew<'a> {
                 if state.closed {
                     return;
                 }
+                state.idle += 1;
                 state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state.idle -= 1;
             };
             let failed = state.failed;
             drop(state);
@@ -301,8 +313,9 @@ impl<'a> Crew<'a> {
         }
     }
 
-    /// Waits until nothing holds back what is asked for; fails with the first error of the crew.
-    fn wait(&self, ready: impl Fn(&State) -> bool) -> Result<MutexGuard<'_, State>, Failure> {
+    /// Waits until nothing holds back what is asked for, and looks for it when no more than `most` files are on their way; fails with the
+    /// first error of the crew.
+    fn wait(&self, most: usize, ready: impl Fn(&State) -> bool) -> Result<MutexGuard<'_, State>, Failure> {
         let mut state = self.state();
         loop {
             if state.failed {
@@ -312,14 +325,19 @@ impl<'a> Crew<'a> {
             if ready(&state) {
                 return Ok(state);
             }
+            if state.idle > 0 && !state.waiting.is_empty() {
+                self.work.notify_all();
+            }
+            state.wake_at = Some(most);
             state = self.done.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.wake_at = None;
         }
     }
 
     /// Hands a file to the crew, when there is room for it.
     pub(super) fn submit(&self, file: File) -> Result<(), Failure> {
         let cost = file.cost();
-        let mut state = self.wait(|state| {
+        let mut state = self.wait(FILES - WORTH_WAKING, |state| {
             state.flying.is_empty() || state.flying.len() < FILES && state.bytes.saturating_add(cost) <= BYTES
         })?;
         let number = state.next;
@@ -327,24 +345,26 @@ impl<'a> Crew<'a> {
         state.bytes += cost;
         state.flying.insert(number, (file.path.clone(), file.folder.identity, cost));
         state.waiting.push_back((number, file));
-        self.work.notify_one();
+        if state.idle > 0 && state.waiting.len() >= WORTH_WAKING {
+            self.work.notify_one();
+        }
         Ok(())
     }
 
     /// Waits until all files are written.
     pub(super) fn wait_for_all(&self) -> Result<(), Failure> {
-        self.wait(|state| state.flying.is_empty()).map(drop)
+        self.wait(0, |state| state.flying.is_empty()).map(drop)
     }
 
     /// Waits until no file of that path is being written.
     pub(super) fn wait_for(&self, path: &[u8]) -> Result<(), Failure> {
-        self.wait(|state| state.flying.values().all(|(flying, _, _)| flying != path)).map(drop)
+        self.wait(FILES, |state| state.flying.values().all(|(flying, _, _)| flying != path)).map(drop)
     }
 
     /// Waits until nothing is being written in the folder. Returns whether something was.
     pub(super) fn wait_for_folder(&self, identity: Identity) -> Result<bool, Failure> {
         let busy = |state: &State| state.flying.values().any(|(_, folder, _)| *folder == identity);
         let was = busy(&self.state());
-        self.wait(|state| !busy(state)).map(|_| was)
+        self.wait(FILES, |state| !busy(state)).map(|_| was)
     }
 }

@@ -3,10 +3,11 @@
 
 use std::path::{Path, PathBuf};
 
+use holdfast::source::RestoreOptions;
 use holdfast::source::directory::index::IndexReader;
 use proptest::prelude::{Strategy, any, prop, proptest};
 
-use super::world::{World, world_in_memory, write};
+use super::world::{Streamed, World, patterns, world_in_memory, write};
 
 fn cases(target: &str) -> Vec<(PathBuf, Vec<u8>)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus").join(target);
@@ -39,6 +40,13 @@ fn read_index(bytes: &[u8]) -> bool {
 fn restore(world: &World, bytes: &[u8]) -> bool {
     let place = world.path("target");
     let restored = world.restore(bytes, &place).is_ok();
+    remove_target(world);
+    restored
+}
+
+/// Removes what was restored. Nothing else is there or was touched.
+fn remove_target(world: &World) {
+    let place = world.path("target");
     if place.exists() {
         // What was restored may forbid its owner to look in.
         assert!(std::process::Command::new("chmod").args(["-R", "u+rwX"]).arg(&place).status().unwrap().success());
@@ -47,7 +55,6 @@ fn restore(world: &World, bytes: &[u8]) -> bool {
     let around: Vec<_> =
         std::fs::read_dir(world.scratch.path()).unwrap().map(|file| file.unwrap().file_name()).collect();
     assert_eq!((around.len(), std::fs::read(world.path("outside")).unwrap().as_slice()), (1, &b"untouched"[..]));
-    restored
 }
 
 fn world_with_neighbour() -> World {
@@ -67,6 +74,38 @@ fn every_saved_tarball_is_restored_or_refused() {
     let world = world_with_neighbour();
     let restored = cases("tarball").iter().filter(|(_, bytes)| restore(&world, bytes)).count();
     assert!(restored > 0, "some of them are right");
+}
+
+/// A saved snapshot: a byte that says how it is restored, three with the length of the index, the index, the tarball. See
+/// `tests/fuzz/targets/snapshot.rs`.
+fn snapshot(bytes: &[u8]) -> Option<(u8, Streamed)> {
+    let (flags, rest) = bytes.split_first()?;
+    let (length, rest) = rest.split_first_chunk::<3>()?;
+    let length = u32::from_le_bytes([length[0], length[1], length[2], 0]);
+    let (index, tar) = rest.split_at_checked(usize::try_from(length).unwrap())?;
+    let tar = with_right_checksums(tar.to_vec());
+    Some((*flags, Streamed { tar, index: Some(index.to_vec()), fetched: std::sync::atomic::AtomicU64::new(0) }))
+}
+
+#[test]
+fn every_saved_snapshot_is_restored_or_refused() {
+    let world = world_with_neighbour();
+    let mut restored = 0;
+    for (_, bytes) in cases("snapshot") {
+        let Some((flags, streams)) = snapshot(&bytes) else { continue };
+        let paths = if flags & 4 == 0 { Vec::new() } else { patterns(&["a*"]) };
+        let (overwrite, delete) = (flags & 1 != 0, flags & 3 == 3);
+        let options = RestoreOptions { overwrite, delete, paths, ..RestoreOptions::default() };
+        let place = world.path("target");
+        if overwrite {
+            std::fs::create_dir_all(place.join("a/b")).unwrap();
+            write(&place.join("a/1"), "before");
+            std::os::unix::fs::symlink("../outside", place.join("b")).unwrap();
+        }
+        restored += usize::from(world.restore_from(&streams, &place, &options).is_ok());
+        remove_target(&world);
+    }
+    assert!(restored >= 7, "those that are right");
 }
 
 /// One of the saved cases, a few of its bytes changed, and maybe cut.
