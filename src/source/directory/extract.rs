@@ -20,8 +20,9 @@ use rustix::io::Errno;
 
 use super::crew::{Closing, Crew, File, Filling, Open, Placer, SMALL, THREADS};
 use super::entry::{Identity, Kind, Meta, lossy};
+use super::feed::{Arrival, Feed};
 use super::finish::{Finish, Finisher};
-use super::guide::{Guide, components, damaged};
+use super::guide::{components, damaged};
 use super::marker::{self, MARKER};
 use super::proof::{Proof, read_content, read_entry};
 use super::reader::{Incoming, Reader};
@@ -45,60 +46,6 @@ struct Level {
     /// None while it is closed because many are open beneath it. That on top is open.
     open: Option<Arc<Open>>,
     finish: Finish,
-}
-
-/// Where the entries come from.
-pub(super) struct Feed<'a> {
-    pub(super) reader: Reader<'a>,
-    /// None: nothing is known of the tarball but itself.
-    pub(super) guide: Option<Guide<'a>>,
-}
-
-/// An entry to be restored, and its content.
-struct Arrival {
-    incoming: Incoming,
-    proof: Option<Proof>,
-    /// It is restored under another of its names, before the folders that lead there.
-    early: bool,
-    /// It is a folder that only leads to what was asked for.
-    leads: bool,
-}
-
-impl Feed<'_> {
-    /// The next entry that is to be restored; none after the last.
-    fn next(&mut self, path: &mut Vec<u8>) -> Result<Option<Arrival>, Failure> {
-        let Some(guide) = &mut self.guide else {
-            let Some(incoming) = self.reader.next().map_err(|error| Trouble::from(error).at(path))? else {
-                self.reader.drain().map_err(|error| Trouble::from(error).at(path))?;
-                return Ok(None);
-            };
-            path.clone_from(&incoming.path);
-            return Ok(Some(Arrival { incoming, proof: None, early: false, leads: false }));
-        };
-        while let Some(step) = guide.step(&mut self.reader)? {
-            path.clone_from(&step.entry.path);
-            if !step.chosen {
-                continue;
-            }
-            let mut incoming = step.incoming;
-            let mut early = false;
-            if let Some(selection) = guide.selection {
-                if step.entry.kind == Kind::Hardlink {
-                    match step.entry.target.as_ref().and_then(|target| selection.borrowed.get(target)) {
-                        Some(name) if *name == step.entry.path => continue,
-                        Some(name) => incoming.target.clone_from(name),
-                        None => {}
-                    }
-                } else if let Some(name) = selection.borrowed.get(&step.entry.path) {
-                    incoming.path.clone_from(name);
-                    early = true;
-                }
-            }
-            return Ok(Some(Arrival { incoming, proof: Proof::of(&step.entry), early, leads: step.leads }));
-        }
-        path.clear();
-        Ok(None)
-    }
 }
 
 /// How an [`extract`] is done.

@@ -5,8 +5,8 @@
 //! by a few threads (`ahead`, `content`), and written in the order of the walk. The walk never
 //! leaves the root, and the inverse (`extract`, which reads any tar through `reader`) never leaves its target.
 //!
-//! A restore of a snapshot is driven by its index (`guide`): what differs from it, content included (`proof`), is damage. Parts are chosen
-//! by `select`, given out without a restore by `give`, written by a few threads (`crew`, `finish`); `remove` takes away what the snapshot
+//! A restore of a snapshot is driven by its index (`guide`, `feed`): what differs from it, content included (`proof`), is damage. Parts are
+//! chosen by `select`, given out without a restore by `give`, written by a few threads (`crew`, `finish`); `remove` takes away what the snapshot
 //! does not have, `preview` says what would happen, and `marker` tells a restore that was interrupted from a folder in use.
 
 mod access_list;
@@ -17,6 +17,7 @@ mod crew;
 mod dump;
 mod entry;
 mod extract;
+mod feed;
 mod filter;
 mod finish;
 mod give;
@@ -61,7 +62,8 @@ use super::{
 };
 use crate::model::ArtifactKind;
 use dump::Dumper;
-use extract::{Feed, Manner};
+use extract::Manner;
+use feed::Feed;
 use filter::Filter;
 use finish::Finisher;
 use guide::{Guide, Lines};

@@ -7,7 +7,8 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::extract::{self, Feed, Manner};
+use super::extract::{self, Manner};
+use super::feed::Feed;
 use super::finish::Finisher;
 use super::guide::{Guide, Lines};
 use super::names::Names;

@@ -2,30 +2,15 @@
 //! written than the index says. A restore of all, of a part, over what is there, and what would be done, as the first byte says.
 #![no_main]
 
+mod support;
+
 use std::io::{Cursor, Error, Read};
 use std::ops::Range;
-use std::path::Path;
-use std::sync::OnceLock;
-use std::time::Duration;
 
-use holdfast::model::{ArtifactKind, Cancel};
 use holdfast::source::directory::index::IndexReader;
 use holdfast::source::directory::{DirectoryRestorer, Pattern, write_folder};
-use holdfast::source::process::Environment;
-use holdfast::source::{Context, RestoreArtifact, RestoreOptions, Restorer, Streams, Target};
+use holdfast::source::{RestoreOptions, Restorer, Streams, Target};
 use libfuzzer_sys::fuzz_target;
-
-/// Where the restores go; in memory, as each waits until all is written.
-fn scratch() -> &'static Path {
-    static SCRATCH: OnceLock<tempfile::TempDir> = OnceLock::new();
-    let folder = SCRATCH.get_or_init(|| {
-        let folder = tempfile::tempdir_in("/dev/shm").expect("a folder in /dev/shm");
-        std::fs::create_dir(folder.path().join("outside")).expect("a folder");
-        std::fs::write(folder.path().join("outside/file"), "untouched").expect("a file");
-        folder
-    });
-    folder.path()
-}
 
 /// A snapshot's streams: a tarball in which every header has the right sum, so that what it says is read.
 struct Snapshot<'a> {
@@ -81,24 +66,7 @@ impl Streams for Snapshot<'_> {
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((flags, snapshot)) = Snapshot::split(bytes) else { return };
-    static RUNTIME: OnceLock<tokio::runtime::Runtime> = OnceLock::new();
-    let runtime = RUNTIME.get_or_init(|| tokio::runtime::Builder::new_current_thread().build().expect("a runtime"));
-    let place = scratch().join("target");
-    let context = Context {
-        name: "files".parse().expect("a name"),
-        cancel: Cancel::new(),
-        runtime: runtime.handle().clone(),
-        no_progress_timeout: Duration::from_secs(60),
-        work_dir: scratch().to_owned(),
-        environment: Environment::default(),
-    };
-    let artifact = RestoreArtifact {
-        snapshot: "20261121T013000Z-7f3a9c".to_owned(),
-        name: "files.tar".to_owned(),
-        kind: ArtifactKind::Tar,
-        plain_bytes: None,
-        facts: Default::default(),
-    };
+    let (place, context, artifact) = (support::place(), support::context(), support::artifact());
     let pattern = |text: &str| Pattern::new(text).expect("a pattern");
     let options = RestoreOptions {
         overwrite: flags & 1 != 0,
@@ -122,12 +90,5 @@ fuzz_target!(|bytes: &[u8]| {
     if let Some(files) = restored.ok().and_then(|restored| restored.files) {
         assert!(snapshot.promised().is_some_and(|promised| files.bytes <= promised), "more than the index says");
     }
-    let _ = std::fs::remove_dir_all(&place);
-    let outside = std::fs::read_dir(scratch()).expect("the scratch folder").count();
-    let inside = std::fs::read_dir(scratch().join("outside")).expect("the folder outside").count();
-    let file = std::fs::read(scratch().join("outside/file")).ok();
-    assert!(
-        (outside, inside) == (1, 1) && file.as_deref() == Some(b"untouched"),
-        "something outside of the target was touched"
-    );
+    support::clear();
 });
