@@ -114,13 +114,15 @@ fn strategy_text(strategy: &StrategyCheck, instance: &Instance) -> String {
     let mut line = |name: &str, value: &str| {
         let _ = writeln!(text, "  {DIM}{name:width$}{DIM:#}  {value}");
     };
+    let known = instance.strategies.get(&strategy.name);
     let when = match (&strategy.schedule, strategy.active) {
+        _ if known.is_some_and(|known| known.sources.is_empty()) => "prune only: no sources here",
         (_, false) => "not active",
         (None, true) => "run by hand only",
         (Some(schedule), true) => schedule,
     };
     line("schedule", when);
-    if let Some(known) = instance.strategies.get(&strategy.name) {
+    if let Some(known) = known {
         for (number, next) in strategy.next.iter().enumerate() {
             line(if number == 0 { "next" } else { "" }, &local_time(*next, &known.timezone));
         }

@@ -1,5 +1,6 @@
 //! `backup list`.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use chrono::{DateTime, Utc};
@@ -9,8 +10,9 @@ use serde::Serialize;
 use super::Exit;
 use super::output::{BAD, BOLD, Cell, DIM, GOOD, Printer, Table, WARN, age, count};
 use super::setup::{Setup, StorageArgs};
-use crate::engine::{self, Listing, Snapshot};
-use crate::model::{ByteSize, Completeness, Name, SnapshotId};
+use crate::engine::{self, Drilled, Hold, Listing, Retention, Snapshot, Standing};
+use crate::model::{ByteSize, Completeness, Manifest, Name, SnapshotId, Verdict};
+use crate::retention::Reason;
 
 #[derive(Debug, Args)]
 pub(super) struct ListArgs {
@@ -25,6 +27,8 @@ pub(super) struct ListArgs {
 struct Document {
     snapshots: Vec<Row>,
     unlisted: Vec<Unlisted>,
+    /// Storages of which some marks could not be read.
+    unread_marks: Vec<Unlisted>,
 }
 
 #[derive(Serialize)]
@@ -40,29 +44,43 @@ struct Row {
     strategy: Name,
     id: SnapshotId,
     taken: DateTime<Utc>,
+    age_seconds: i64,
     stored_bytes: Option<u64>,
     completeness: Option<Completeness>,
     encrypted: Option<bool>,
     storages: Vec<Name>,
     damaged: Vec<Unlisted>,
+    /// What retention says of each copy that it is configured for.
+    retention: BTreeMap<Name, Retention>,
+    held: Option<Hold>,
+    drilled: Option<Drilled>,
 }
 
 pub(super) async fn run(setup: &Setup, args: ListArgs, printer: &Printer) -> anyhow::Result<Exit> {
     let reading = setup.reading(&args.storage, args.strategy.as_deref()).await?;
     let listing = engine::list(&reading.engine, &reading.storages, &reading.selection).await;
+    let (standings, unread) =
+        engine::standings(&reading.engine, &reading.storages, &listing, reading.instance.as_ref()).await;
     let now = reading.engine.clock.now();
     drop(reading);
-    let rows = rows(&listing);
+    let rows = rows(&listing, standings, now);
     let damaged = rows.iter().any(|row| !row.damaged.is_empty());
-    let unlisted: Vec<Unlisted> =
-        listing.unlisted.into_iter().map(|(storage, error)| Unlisted { storage, error }).collect();
+    let told = |(storage, error)| Unlisted { storage, error };
+    let unlisted: Vec<Unlisted> = listing.unlisted.into_iter().map(told).collect();
+    // Of a storage that could not be listed the marks are not known either.
+    let unread: Vec<Unlisted> =
+        unread.into_iter().filter(|(name, _)| unlisted.iter().all(|one| one.storage != *name)).map(told).collect();
     let failed = !unlisted.is_empty();
     if printer.is_json() {
-        printer.document(&Document { snapshots: rows, unlisted });
+        printer.document(&Document { snapshots: rows, unlisted, unread_marks: unread });
     } else {
         printer.text(&text(&rows, now));
         for unlisted in &unlisted {
             printer.note(&format!("{BAD}{} could not be listed:{BAD:#} {}", unlisted.storage, unlisted.error));
+        }
+        for unread in &unread {
+            let Unlisted { storage, error } = unread;
+            printer.note(&format!("{BAD}marks in {storage} cannot be read, so nothing is pruned:{BAD:#} {error}"));
         }
     }
     Ok(match (damaged, failed) {
@@ -72,29 +90,49 @@ pub(super) async fn run(setup: &Setup, args: ListArgs, printer: &Printer) -> any
     })
 }
 
-fn rows(listing: &Listing) -> Vec<Row> {
+fn rows(listing: &Listing, standings: Vec<Standing>, now: DateTime<Utc>) -> Vec<Row> {
     let same = |a: &Snapshot, b: &Snapshot| (&a.instance, &a.strategy, &a.id) == (&b.instance, &b.strategy, &b.id);
+    let mut standings = standings.into_iter();
     let mut rows = Vec::new();
     for copies in listing.snapshots.chunk_by(same) {
         let Some(first) = copies.first() else { continue };
         let manifest = copies.iter().find_map(|copy| copy.manifest.as_ref().ok());
-        rows.push(Row {
+        let mut row = Row {
             instance: first.instance.clone(),
             strategy: first.strategy.clone(),
             id: first.id.clone(),
             taken: first.id.time(),
-            stored_bytes: manifest.map(crate::model::Manifest::stored_bytes),
+            age_seconds: (now - first.id.time()).num_seconds(),
+            stored_bytes: manifest.map(Manifest::stored_bytes),
             completeness: manifest.map(|manifest| manifest.completeness),
-            encrypted: manifest.map(crate::model::Manifest::is_encrypted),
-            storages: copies.iter().filter(|copy| copy.manifest.is_ok()).map(|copy| copy.storage.clone()).collect(),
-            damaged: copies
-                .iter()
-                .filter_map(|copy| {
-                    let error = copy.manifest.as_ref().err()?.clone();
-                    Some(Unlisted { storage: copy.storage.clone(), error })
-                })
-                .collect(),
-        });
+            encrypted: manifest.map(Manifest::is_encrypted),
+            storages: Vec::new(),
+            damaged: Vec::new(),
+            retention: BTreeMap::new(),
+            held: None,
+            drilled: None,
+        };
+        for (copy, standing) in copies.iter().zip(&mut standings) {
+            let storage = copy.storage.clone();
+            let sound = copy.manifest.is_ok() && copy.flaws.is_empty();
+            match &copy.manifest {
+                Err(error) => {
+                    let error = format!("`manifest.json`: {error}");
+                    row.damaged.push(Unlisted { storage, error });
+                }
+                Ok(_) if !copy.flaws.is_empty() => {
+                    row.damaged.push(Unlisted { storage, error: copy.flaws.join(", ") });
+                }
+                Ok(_) => row.storages.push(storage),
+            }
+            // While one is damaged nothing is deleted beside it, whatever retention says.
+            if let Some(retention) = standing.retention.filter(|_| sound) {
+                row.retention.insert(copy.storage.clone(), retention);
+            }
+            row.held = standing.hold;
+            row.drilled = standing.drilled;
+        }
+        rows.push(row);
     }
     rows
 }
@@ -106,48 +144,134 @@ fn text(rows: &[Row], now: DateTime<Utc>) -> String {
         if !text.is_empty() {
             text.push('\n');
         }
-        let bytes = group.iter().filter_map(|row| row.stored_bytes).sum();
-        let _ = writeln!(
-            text,
-            "{BOLD}{} / {}{BOLD:#}  {DIM}{}, {}{DIM:#}",
-            first.instance,
-            first.strategy,
-            count(group.len() as u64, "snapshot"),
-            ByteSize(bytes)
-        );
-        let mut table = Table::new(&["ID", "TAKEN (UTC)", ">AGE", ">SIZE", "STATE", "STORAGES"]).indented(2);
+        let _ = writeln!(text, "{BOLD}{} / {}{BOLD:#}  {DIM}{}{DIM:#}", first.instance, first.strategy, totals(group));
+        let retained = group.iter().any(|row| !row.retention.is_empty());
+        let mut columns = vec!["ID", "TAKEN (UTC)", ">AGE", ">SIZE", "STATE", "STORAGES"];
+        if retained {
+            columns.push("KEPT BY");
+        }
+        let mut table = Table::new(&columns).indented(2);
         for row in group.iter().rev() {
-            let state = match (row.completeness, row.damaged.is_empty()) {
-                (None, false) => Cell::styled("unreadable", BAD),
-                (Some(_), false) => Cell::styled("one copy is unreadable", BAD),
-                (Some(Completeness::Partial), true) => Cell::styled("partial", WARN),
-                _ => Cell::styled("whole", GOOD),
-            };
             let storages: Vec<&str> = row
                 .storages
                 .iter()
                 .chain(row.damaged.iter().map(|damaged| &damaged.storage))
                 .map(Name::as_str)
                 .collect();
-            table.row(vec![
+            let mut cells = vec![
                 row.id.as_str().into(),
                 row.taken.format("%Y-%m-%d %H:%M").to_string().into(),
                 age(row.taken, now).trim_end_matches(" ago").into(),
                 row.stored_bytes.map_or_else(|| "-".to_owned(), |bytes| ByteSize(bytes).to_string()).into(),
-                state,
+                state(row),
                 storages.join(", ").into(),
-            ]);
+            ];
+            if retained {
+                cells.push(kept_by(row));
+            }
+            table.row(cells);
         }
         text.push_str(&table.render());
         for row in group.iter().rev() {
+            if let Some(reason) = row.held.as_ref().and_then(|hold| hold.reason.as_ref()) {
+                let _ = writeln!(text, "  {DIM}{} is held: {reason}{DIM:#}", row.id);
+            }
             for damaged in &row.damaged {
-                let _ = writeln!(
-                    text,
-                    "  {BAD}{} in {}:{BAD:#} `manifest.json`: {}",
-                    row.id, damaged.storage, damaged.error
-                );
+                let _ = writeln!(text, "  {BAD}{} in {}:{BAD:#} {}", row.id, damaged.storage, damaged.error);
             }
         }
     }
     if text.is_empty() { "No snapshots.\n".to_owned() } else { text }
+}
+
+/// How many there are and what they take, by storage where there are several.
+fn totals(group: &[Row]) -> String {
+    let mut by_storage: BTreeMap<&Name, (u64, u64)> = BTreeMap::new();
+    for row in group {
+        for storage in &row.storages {
+            let (snapshots, bytes) = by_storage.entry(storage).or_default();
+            *snapshots += 1;
+            *bytes += row.stored_bytes.unwrap_or(0);
+        }
+    }
+    let all = count(group.len() as u64, "snapshot");
+    match by_storage.iter().collect::<Vec<_>>().as_slice() {
+        [(_, (_, bytes))] => format!("{all}, {}", ByteSize(*bytes)),
+        several => {
+            let each =
+                several.iter().map(|(name, (snapshots, bytes))| format!("{name} {snapshots}, {}", ByteSize(*bytes)));
+            std::iter::once(all).chain(each).collect::<Vec<_>>().join("; ")
+        }
+    }
+}
+
+fn state(row: &Row) -> Cell {
+    if !row.damaged.is_empty() {
+        return match row.storages.is_empty() {
+            true if row.completeness.is_none() => Cell::styled("unreadable", BAD),
+            true => Cell::styled("damaged", BAD),
+            false => Cell::styled("one copy is damaged", BAD),
+        };
+    }
+    let (mut words, style) = match (row.completeness, row.drilled.as_ref().map(|drilled| drilled.verdict)) {
+        (_, Some(Verdict::Failed)) => ("drill failed".to_owned(), BAD),
+        (Some(Completeness::Partial), _) => ("partial".to_owned(), WARN),
+        (_, Some(Verdict::Passed)) => ("whole, drilled".to_owned(), GOOD),
+        _ => ("whole".to_owned(), GOOD),
+    };
+    if let Some(hold) = &row.held {
+        words.push_str(", held");
+        if let Some(until) = hold.until {
+            let _ = write!(words, " until {}", until.format("%Y-%m-%d"));
+        }
+    }
+    Cell::styled(words, style)
+}
+
+/// What keeps it, by storage where that differs.
+fn kept_by(row: &Row) -> Cell {
+    let said: Vec<(&Name, bool, String)> =
+        row.retention.iter().map(|(name, retention)| (name, retention.keep, words(retention))).collect();
+    let Some((_, keep, first)) = said.first() else { return "-".into() };
+    let same = said.iter().all(|(_, _, words)| words == first) && said.len() == row.storages.len();
+    let text = if same {
+        first.clone()
+    } else {
+        said.iter().map(|(name, _, words)| format!("{name}: {words}")).collect::<Vec<_>>().join("; ")
+    };
+    if *keep || !same { text.into() } else { Cell::styled(text, WARN) }
+}
+
+fn words(retention: &Retention) -> String {
+    if !retention.keep {
+        return "nothing: goes next".to_owned();
+    }
+    let words: Vec<String> = retention
+        .reasons
+        .iter()
+        .filter_map(|reason| match reason {
+            Reason::Rule { rule, .. } => {
+                let (name, reach) = rule.split_once(" = ")?;
+                let name = name.strip_prefix("keep_").unwrap_or(name);
+                Some(if name.starts_with("within") {
+                    format!("{} {reach}", name.replace('_', " "))
+                } else {
+                    name.to_owned()
+                })
+            }
+            // It stands in the column of the state.
+            Reason::Held { .. } => Some("hold".to_owned()),
+            Reason::Drilled { .. } => Some("drill".to_owned()),
+            Reason::LastGood => Some("last good".to_owned()),
+            Reason::Newest => Some("newest".to_owned()),
+            Reason::NothingWhole => Some("no newer whole one".to_owned()),
+            Reason::Future => Some("dated in the future".to_owned()),
+            Reason::NoPolicy => Some("no rule".to_owned()),
+            Reason::Locked { until } => Some(
+                until.map_or_else(|| "lock".to_owned(), |until| format!("lock until {}", until.format("%Y-%m-%d"))),
+            ),
+            Reason::Unmatched | Reason::Superseded { .. } => None,
+        })
+        .collect();
+    words.join(", ")
 }

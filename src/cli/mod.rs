@@ -9,16 +9,22 @@ mod catalog;
 mod check;
 mod completions;
 mod config;
+mod copy;
 mod diff;
 mod dump;
+mod export;
 mod files;
+mod hold;
+mod import;
 mod list;
 mod output;
 mod progress;
+mod prune;
 mod restore;
 mod run;
 mod setup;
 mod show;
+mod stats;
 mod strategies;
 mod verify;
 
@@ -154,6 +160,56 @@ Examples:
   backup dump latest uploads.index --strategy daily | head")]
     /// Write one artifact of a snapshot, or one file or folder in it, to stdout
     Dump(dump::DumpArgs),
+    #[command(after_help = "\
+Examples:
+  backup copy --from local --to offsite --strategy daily
+  backup copy --from local --to /mnt/usb/backups --snapshot latest --strategy daily
+  backup copy --from s3://bucket/prefix --to /backups --instance shop --dry-run")]
+    /// Copy snapshots that a storage lacks from another one, byte for byte
+    Copy(copy::CopyArgs),
+    #[command(after_help = "\
+Examples:
+  backup export --strategy daily --output shop.tar              a fresh snapshot
+  backup export --strategy daily --output shop.tar.age          the whole file encrypted
+  backup export --strategy daily --snapshot latest --output shop.tar")]
+    /// Write a snapshot into one ordinary tar file
+    Export(export::ExportArgs),
+    #[command(after_help = "\
+Examples:
+  backup import shop.tar --storage local
+  backup import shop.tar.age --storage s3://bucket/prefix --identity-file key.txt")]
+    /// Take a file that `export` wrote into a storage
+    Import(import::ImportArgs),
+    #[command(after_help = "\
+Examples:
+  backup stats
+  backup stats --storage offsite --json")]
+    /// Show what the snapshots take, how they grow, and what they will take
+    Stats(stats::StatsArgs),
+    #[command(after_help = "\
+Examples:
+  backup prune --plan                    what would be kept and deleted, and why
+  backup prune --apply 1f0c5a2b9d3e      exactly that, or nothing
+  backup prune --strategy daily --yes    without asking")]
+    /// Delete what retention does not keep
+    Prune(prune::PruneArgs),
+    #[command(after_help = "\
+Examples:
+  backup hold 7f3a9c --reason 'before the migration' --until 2027-03-31
+  backup hold latest --strategy daily")]
+    /// Keep a snapshot, whatever retention says
+    Hold(hold::HoldArgs),
+    #[command(after_help = "\
+Examples:
+  backup release 7f3a9c")]
+    /// Take a hold away: retention decides again
+    Release(hold::ReleaseArgs),
+    #[command(after_help = "\
+Examples:
+  backup forget 7f3a9c
+  backup forget 20261120T013000Z-7f3a9c --storage local --yes")]
+    /// Delete snapshots by name, damaged ones too
+    Forget(hold::ForgetArgs),
     /// Look after the local index of snapshots
     #[command(subcommand)]
     Catalog(catalog::CatalogCommand),
@@ -233,6 +289,14 @@ fn dispatch(cli: Cli, printer: &Printer) -> anyhow::Result<Exit> {
             Command::Verify(args) => verify::run(setup, args, printer).await,
             Command::Restore(args) => restore::run(setup, args, printer).await,
             Command::Dump(args) => dump::run(setup, args, printer).await,
+            Command::Copy(args) => copy::run(setup, args, printer).await,
+            Command::Export(args) => export::run(setup, args, printer).await,
+            Command::Import(args) => import::run(setup, args, printer).await,
+            Command::Stats(args) => stats::run(setup, args, printer).await,
+            Command::Prune(args) => prune::run(setup, args, printer).await,
+            Command::Hold(args) => hold::hold(setup, args, printer).await,
+            Command::Release(args) => hold::release(setup, args, printer).await,
+            Command::Forget(args) => hold::forget(setup, args, printer).await,
             Command::Catalog(command) => catalog::run(setup, command, printer).await,
             Command::Config(_) | Command::Completions(_) | Command::Strategies => Ok(Exit::Done),
         }),
@@ -253,7 +317,7 @@ fn exit_of(error: &anyhow::Error) -> Exit {
     match error.downcast_ref::<EngineError>() {
         Some(EngineError::Locked { .. }) => Exit::Locked,
         Some(EngineError::Request(_)) => Exit::Usage,
-        Some(EngineError::Damaged { .. }) => Exit::Damaged,
+        Some(EngineError::Damaged { .. } | EngineError::BadFile { .. }) => Exit::Damaged,
         _ => Exit::Failed,
     }
 }

@@ -285,16 +285,6 @@ pub(super) fn count(number: u64, noun: &str) -> String {
     if number == 1 { format!("1 {noun}") } else { format!("{number} {noun}s") }
 }
 
-/// A text as one word of a POSIX shell.
-pub(super) fn quoted(text: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-:=+@%,".contains(c);
-    if !text.is_empty() && text.chars().all(plain) {
-        text.to_owned()
-    } else {
-        format!("'{}'", text.replace('\'', r"'\''"))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -324,16 +314,6 @@ mod tests {
         for (then, expected) in [(0, "now"), (-1, "1s ago"), (-75, "1m 15s ago"), (-90_000, "1d 1h ago"), (7, "in 7s")]
         {
             assert_eq!(age(at(then), at(0)), expected);
-        }
-    }
-
-    #[test]
-    #[expect(clippy::disallowed_methods, reason = "the shell is the judge")]
-    fn a_quoted_text_is_one_word_of_a_shell() {
-        for text in ["plain/path.zst", "two words", "it's", "$(reboot)", ""] {
-            let output =
-                std::process::Command::new("sh").arg("-c").arg(format!("printf %s {}", quoted(text))).output().unwrap();
-            assert_eq!(String::from_utf8(output.stdout).unwrap(), text);
         }
     }
 }

@@ -47,6 +47,7 @@ pub(super) struct RunArgs {
 
 pub(super) async fn run(setup: &Setup, args: RunArgs, printer: &Printer) -> anyhow::Result<Exit> {
     let (instance, strategy) = setup.strategy(&args.strategy)?;
+    strategy.check_runnable()?;
     let (engine, display) = setup.engine(&instance.state_dir);
     if args.dry_run {
         let plan = engine::plan(&engine, &instance, &strategy).await;
@@ -105,7 +106,7 @@ pub(super) fn settings_text(part: &serde_json::Value, indent: usize) -> String {
     text
 }
 
-fn report_text(report: &RunReport) -> String {
+pub(super) fn report_text(report: &RunReport) -> String {
     let (style, words) = match report.outcome {
         Outcome::Success => (GOOD, "committed"),
         Outcome::Problems => (WARN, "committed, with problems"),
@@ -150,6 +151,16 @@ fn report_text(report: &RunReport) -> String {
         }
         for note in &storage.notes {
             let _ = writeln!(text, "  {WARN}{}:{WARN:#} {note}", storage.name);
+        }
+        if let Some(pruned) = &storage.pruned {
+            if !pruned.deleted.is_empty() {
+                let deleted = count(pruned.deleted.len() as u64, "snapshot");
+                let freed = ByteSize(pruned.freed_bytes);
+                let _ = writeln!(text, "  {DIM}{}: {deleted} pruned, {freed} freed{DIM:#}", storage.name);
+            }
+            if let Some(problem) = &pruned.problem {
+                let _ = writeln!(text, "  {WARN}{}: not pruned:{WARN:#} {problem}", storage.name);
+            }
         }
     }
     if !report.warnings.is_empty() {

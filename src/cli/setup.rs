@@ -1,6 +1,6 @@
 //! What commands need before they begin: the runtime, the log, the configuration, the storages, the keys.
 
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use tracing_subscriber::EnvFilter;
 use super::progress::{Display, LogWriter};
 use super::{Exit, Global, UsageError};
 use crate::config::{self, Instance, Settings, Strategy};
-use crate::engine::{self, Engine, Listing, OpenStorage, Selection, Side, Snapshot};
+use crate::engine::{self, Engine, Listing, OpenStorage, PruneScope, Selection, Side, Snapshot};
 use crate::model::{Cancel, Name};
 use crate::pipeline::Identity;
 use crate::source::process::Environment;
@@ -144,6 +144,50 @@ impl Reading {
     }
 }
 
+/// What a command works on that deletes.
+pub(super) struct Deleting {
+    pub(super) engine: Engine,
+    pub(super) instance: Instance,
+    storages: Vec<Result<OpenStorage, (Name, String)>>,
+    strategy: Option<Name>,
+    storage: Option<Name>,
+    display: Option<Display>,
+}
+
+impl Deleting {
+    pub(super) fn scope(&self) -> PruneScope<'_> {
+        PruneScope {
+            instance: &self.instance,
+            storages: &self.storages,
+            strategy: self.strategy.as_ref(),
+            storage: self.storage.as_ref(),
+        }
+    }
+
+    /// The snapshots of the scope, in every storage that could be opened.
+    pub(super) async fn list(&self) -> Listing {
+        let opened: Vec<OpenStorage> = self.storages.iter().filter_map(|open| open.as_ref().ok()).cloned().collect();
+        let selection = Selection { instance: Some(self.instance.name.clone()), strategy: self.strategy.clone() };
+        engine::list(&self.engine, &opened, &selection).await
+    }
+
+    /// Ends the display of progress, before something is printed or asked.
+    pub(super) fn end_display(&mut self) {
+        self.display = None;
+    }
+}
+
+/// Asks on the terminal. Where there is none the command was meant as it stands.
+pub(super) fn confirmed(question: &str) -> bool {
+    if !std::io::stdin().is_terminal() {
+        return true;
+    }
+    let mut err = std::io::stderr().lock();
+    let _ = write!(err, "{question} [y/N] ").and_then(|()| err.flush());
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer).is_ok() && matches!(answer.trim(), "y" | "Y" | "yes" | "Yes")
+}
+
 impl Setup {
     pub(super) fn settings(&self) -> anyhow::Result<Settings> {
         Ok(config::load(self.global.config.as_deref(), self.environment.clone())?)
@@ -168,10 +212,31 @@ impl Setup {
         Ok((instance.clone(), strategy.clone()))
     }
 
+    /// What a command works on that deletes: the instance that is meant, and all of its storages, opened or with the reason why not.
+    pub(super) async fn deleting(&self, strategy: Option<&str>, storage: Option<&str>) -> anyhow::Result<Deleting> {
+        let settings = self.settings()?;
+        let instance = match strategy {
+            Some(strategy) => settings.find_strategy(strategy, self.global.instance.as_deref())?.0,
+            None => pick_instance(&settings, self.global.instance.as_deref())?,
+        };
+        let instance = instance.clone();
+        let storage = storage.map(parse_name).transpose()?;
+        if let Some(unknown) = storage.as_ref().filter(|name| !instance.storages.contains_key(*name)) {
+            return Err(no_storage(&instance, unknown.as_str()).into());
+        }
+        let (engine, display) = self.engine(&instance.state_dir);
+        let mut storages = Vec::new();
+        for (name, config) in &instance.storages {
+            let open = OpenStorage::open(name, config, &engine.cancel).await;
+            storages.push(open.map_err(|error| (name.clone(), engine::chain(&error))));
+        }
+        let strategy = strategy.map(parse_name).transpose()?;
+        Ok(Deleting { engine, instance, storages, strategy, storage, display: Some(display) })
+    }
+
     /// Opens what a reading command works on, with the configuration or without.
     pub(super) async fn reading(&self, storage: &StorageArgs, strategy: Option<&str>) -> anyhow::Result<Reading> {
-        let address = storage.storage.as_deref().filter(|text| text.contains('/') || *text == "." || *text == "..");
-        if let Some(address) = address {
+        if let Some(address) = storage.storage.as_deref().filter(|text| is_address(text)) {
             return self.reading_address(address, strategy).await;
         }
         let settings = self.settings()?;
@@ -188,13 +253,7 @@ impl Setup {
             }
         }
         if storages.is_empty() {
-            let known: Vec<&str> = instance.storages.keys().map(Name::as_str).collect();
-            return Err(UsageError(format!(
-                "There is no storage `{}` in the configuration; there is {}. An address has a `/` in it",
-                storage.storage.as_deref().unwrap_or_default(),
-                known.join(", ")
-            ))
-            .into());
+            return Err(no_storage(&instance, storage.storage.as_deref().unwrap_or_default()).into());
         }
         let selection =
             Selection { instance: Some(instance.name.clone()), strategy: strategy.map(parse_name).transpose()? };
@@ -221,7 +280,39 @@ impl Setup {
     }
 }
 
-fn parse_name(text: &str) -> anyhow::Result<Name> {
+/// The storage that `text` means: its address, or its name in the configuration.
+pub(super) async fn open_storage(
+    text: &str,
+    instance: Option<&Instance>,
+    cancel: &Cancel,
+) -> anyhow::Result<OpenStorage> {
+    if is_address(text) {
+        return Ok(OpenStorage::open(&parse_name("storage")?, &StorageConfig::from_address(text)?, cancel).await?);
+    }
+    let found = instance.and_then(|instance| instance.storages.iter().find(|(name, _)| name.as_str() == text));
+    match (found, instance) {
+        (Some((name, config)), _) => Ok(OpenStorage::open(name, config, cancel).await?),
+        (None, Some(instance)) => Err(no_storage(instance, text).into()),
+        (None, None) => {
+            Err(UsageError(format!("`{text}` is not the address of a storage: that has a `/` in it")).into())
+        }
+    }
+}
+
+fn no_storage(instance: &Instance, text: &str) -> UsageError {
+    let known: Vec<&str> = instance.storages.keys().map(Name::as_str).collect();
+    UsageError(format!(
+        "There is no storage `{text}` in the configuration; there is {}. An address has a `/` in it",
+        known.join(", ")
+    ))
+}
+
+/// Whether a storage is given by its address, and not by its name in the configuration.
+pub(super) fn is_address(text: &str) -> bool {
+    text.contains('/') || text == "." || text == ".."
+}
+
+pub(super) fn parse_name(text: &str) -> anyhow::Result<Name> {
     text.parse().map_err(|error: crate::model::NameError| UsageError(error.to_string()).into())
 }
 

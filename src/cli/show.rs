@@ -5,11 +5,11 @@ use std::fmt::Write as _;
 use clap::Args;
 use serde::Serialize;
 
-use super::output::{BAD, BOLD, Cell, DIM, Printer, Table, WARN, age, count, quoted, seconds, time};
+use super::output::{BAD, BOLD, Cell, DIM, Printer, Table, WARN, age, count, seconds, time};
 use super::setup::{IdentityArgs, Setup, StorageArgs};
 use super::{Exit, files};
 use crate::engine::{self, OpenStorage, Side, Snapshot};
-use crate::model::{Artifact, ByteSize, Completeness, Compression, Encryption, Facts, Manifest, Name};
+use crate::model::{Artifact, ByteSize, Completeness, Facts, Manifest, Name};
 use crate::source::directory::Pattern;
 
 #[derive(Debug, Args)]
@@ -188,8 +188,11 @@ fn by_hand(storage: &OpenStorage, snapshot: &Snapshot, manifest: &Manifest, fact
     let address = storage.storage.address();
     let folder = snapshot.folder();
     let fetch = |artifact: &Artifact| {
-        let keys: Vec<String> =
-            artifact.objects.iter().map(|object| quoted(&format!("{address}/{folder}{}", object.key))).collect();
+        let keys: Vec<String> = artifact
+            .objects
+            .iter()
+            .map(|object| engine::shell_quoted(&format!("{address}/{folder}{}", object.key)))
+            .collect();
         if address.starts_with("s3://") {
             let copies: Vec<String> = keys.iter().map(|key| format!("aws s3 cp {key} -")).collect();
             if let [single] = copies.as_slice() { single.clone() } else { format!("({})", copies.join("; ")) }
@@ -201,15 +204,7 @@ fn by_hand(storage: &OpenStorage, snapshot: &Snapshot, manifest: &Manifest, fact
         .artifacts
         .iter()
         .filter_map(|artifact| {
-            let last = engine::by_hand(&snapshot.id, artifact, facts)?;
-            let decrypt = (artifact.codec.encryption == Encryption::Age).then(|| r#"age -d -i "$KEY""#.to_owned());
-            let decompress = match artifact.codec.compression {
-                Compression::Zstd => Some("zstd -d".to_owned()),
-                Compression::Gzip => Some("gzip -d".to_owned()),
-                Compression::None => None,
-            };
-            let steps = [Some(fetch(artifact)), decrypt, decompress, Some(last)];
-            let command = steps.into_iter().flatten().collect::<Vec<_>>().join(" | ").replace(" | cat > ", " > ");
+            let command = engine::by_hand(&snapshot.id, artifact, facts, &fetch(artifact))?;
             Some(ByHand { artifact: artifact.name.clone(), command })
         })
         .collect()

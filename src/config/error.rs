@@ -57,7 +57,7 @@ impl From<ConfigError> for ConfigErrors {
     }
 }
 
-/// A name that was asked for and is not configured.
+/// A name that was asked for, and is not configured for what it was asked for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FindError {
     /// No instance has it.
@@ -77,6 +77,14 @@ pub enum FindError {
         name: String,
         /// Those who have it.
         instances: Vec<String>,
+    },
+    /// It is there, and cannot be run.
+    #[error(
+        "The strategy `{name}` has no `sources` in this configuration, which only prunes, lists, verifies and restores it. Run it where its sources are configured, or list them here"
+    )]
+    PruneOnly {
+        /// What was asked for.
+        name: String,
     },
 }
 

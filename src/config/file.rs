@@ -1,11 +1,14 @@
 //! The shape of a configuration file, as it is written. The comments on the fields are the user's reference: they are in the schema.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use schemars::JsonSchema;
-use serde::Deserialize;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::{Deserialize, Deserializer};
+use serde_json::{Map, Value};
 
+use super::rules::StorageRules;
 use crate::model::{Name, Rate, Span};
 use crate::pipeline::CompressionConfig;
 use crate::retention::Policy;
@@ -25,12 +28,13 @@ pub(super) struct File {
     /// Private folder for what cannot be streamed. Unless set, `work` in `state_dir`.
     #[serde(default)]
     pub work_dir: Option<PathBuf>,
-    /// What bytes come from, by name.
+    /// What bytes come from, by name. Without any, this configuration backs nothing up, but may prune, list, verify and restore.
+    #[serde(default)]
     #[schemars(extend("minProperties" = 1))]
-    pub sources: BTreeMap<Name, SourceConfig>,
+    pub sources: Option<BTreeMap<Name, SourceConfig>>,
     /// Where snapshots are kept, by name.
     #[schemars(extend("minProperties" = 1))]
-    pub storages: BTreeMap<Name, StorageConfig>,
+    pub storages: BTreeMap<Name, StorageTable>,
     /// Who can read what is stored. Without it, everyone who can read the storage can read the backups.
     #[serde(default)]
     pub encryption: Option<EncryptionTable>,
@@ -54,6 +58,45 @@ pub(super) struct File {
     /// What is backed up, where to, when, and what is kept, by name.
     #[schemars(extend("minProperties" = 1))]
     pub strategies: BTreeMap<Name, StrategyTable>,
+}
+
+/// A storage: where it is, which is its room's, and what is kept there, which is not.
+#[derive(Debug, Clone)]
+pub(super) struct StorageTable {
+    pub config: StorageConfig,
+    pub rules: StorageRules,
+}
+
+impl<'de> Deserialize<'de> for StorageTable {
+    /// Serde's `flatten` would let unknown keys pass.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut config = Map::deserialize(deserializer)?;
+        let rules: Map<String, Value> = StorageRules::KEYS.iter().filter_map(|key| config.remove_entry(*key)).collect();
+        Ok(Self {
+            config: serde_json::from_value(config.into()).map_err(serde::de::Error::custom)?,
+            rules: serde_json::from_value(rules.into()).map_err(serde::de::Error::custom)?,
+        })
+    }
+}
+
+impl JsonSchema for StorageTable {
+    fn schema_name() -> Cow<'static, str> {
+        "Storage".into()
+    }
+
+    /// The schema of each kind of storage, with the keys of the rules beside its own.
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let mut schema = StorageConfig::json_schema(generator);
+        let rules = StorageRules::json_schema(generator);
+        let rules = rules.get("properties").and_then(Value::as_object);
+        let kinds = schema.get_mut("oneOf").and_then(Value::as_array_mut);
+        for kind in kinds.into_iter().flatten() {
+            if let Some(properties) = kind.get_mut("properties").and_then(Value::as_object_mut) {
+                properties.extend(rules.cloned().into_iter().flatten());
+            }
+        }
+        schema
+    }
 }
 
 /// Who can read what is stored.
@@ -80,15 +123,22 @@ pub(super) struct StrategyTable {
     #[serde(default = "utc")]
     #[schemars(extend("format" = "time-zone"))]
     pub timezone: String,
-    /// The sources, in the order they are taken: databases first, directories last.
+    /// The sources, in the order they are taken: databases first, directories last. A strategy without them cannot be run: it prunes,
+    /// lists, verifies and restores what another configuration backs up under the same names.
+    #[serde(default)]
     #[schemars(length(min = 1), extend("uniqueItems" = true))]
-    pub sources: Vec<Name>,
+    pub sources: Option<Vec<Name>>,
     /// The storages, each of which gets every snapshot.
     #[schemars(length(min = 1), extend("uniqueItems" = true))]
     pub storages: Vec<Name>,
-    /// What is kept. Without it, everything is.
+    /// What is kept, on each storage by itself. Without it, everything is. A storage may have its own.
     #[serde(default)]
     pub retention: Option<Policy>,
+    /// A pruning that would delete more than so many percent of the snapshots that a storage has of this strategy (and more than one)
+    /// is refused, unless it is forced. 100 is without limit.
+    #[serde(default = "half")]
+    #[schemars(range(min = 1, max = 100))]
+    pub max_delete_percent: u8,
     /// A run that takes longer is cancelled.
     #[serde(default)]
     pub timeout: Option<Span>,
@@ -100,6 +150,10 @@ pub(super) struct StrategyTable {
 
 fn yes() -> bool {
     true
+}
+
+fn half() -> u8 {
+    50
 }
 
 fn utc() -> String {

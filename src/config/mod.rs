@@ -6,15 +6,18 @@
 //! `backup check`.
 //!
 //! One way through: the text becomes a tree with places (`document`), variables and secrets are put in (`values`), the tree is
-//! walked along the JSON Schema of the types (`check`, `format`), what only the whole can tell is checked, and then it is read
-//! into its types (`resolve`). To add a setting: a field in `file`, with its comment, and here.
+//! walked along the JSON Schema of the types (`check`, `format`), what only the whole can tell is checked (what retention comes to on a
+//! schedule by `on_schedule`), and then it is read into its types (`resolve`). What works and is rarely meant is told by `advice`. To add a setting: a field in `file`, with its comment, and here.
 
+mod advice;
 mod check;
 mod document;
 mod error;
 mod file;
 mod format;
+mod on_schedule;
 mod resolve;
+mod rules;
 mod schema;
 mod values;
 
@@ -25,6 +28,7 @@ use chrono_tz::Tz;
 use serde_json::{Value, json};
 
 pub use error::{ConfigError, ConfigErrors, FindError};
+pub use rules::{Rules, StorageRules};
 pub use schema::schema;
 pub use values::environment;
 
@@ -60,6 +64,8 @@ pub struct Instance {
     pub sources: BTreeMap<Name, SourceConfig>,
     /// Where snapshots are kept.
     pub storages: BTreeMap<Name, StorageConfig>,
+    /// What each of the storages says of retention; [`Instance::rules`] puts it together with what a strategy says.
+    pub storage_rules: BTreeMap<Name, StorageRules>,
     /// Who can read what is stored; everyone who can read the storage, where it is none.
     pub encryption: Option<Encryption>,
     /// How it is compressed.
@@ -98,12 +104,16 @@ pub struct Strategy {
     pub schedule: Option<Schedule>,
     /// The zone of the schedule, and of the periods of the retention.
     pub timezone: Tz,
-    /// The sources, in the order they are taken; at least one, each once, all of them in [`Instance::sources`].
+    /// The sources, in the order they are taken; each once, all of them in [`Instance::sources`]. Where there are none, the strategy
+    /// cannot be run ([`Strategy::check_runnable`]): this configuration prunes, lists, verifies and restores what another backs up.
     pub sources: Vec<Name>,
     /// The storages; at least one, each once, all of them in [`Instance::storages`].
     pub storages: Vec<Name>,
-    /// What is kept; everything, where it is none.
+    /// What is kept, unless a storage says otherwise; everything, where it is none. What holds on a storage, [`Instance::rules`] says.
     pub retention: Option<Policy>,
+    /// The most that one pruning deletes unless it is forced, in percent of a storage's snapshots of this strategy, 1 to 100, unless a
+    /// storage says otherwise.
+    pub max_delete_percent: u8,
     /// A run that takes longer is cancelled; more than 0.
     pub timeout: Option<Span>,
     /// A source that gives nothing for so long is given up; more than 0.
@@ -283,6 +293,16 @@ impl Settings {
     }
 }
 
+impl Strategy {
+    /// Refuses a strategy that has nothing to back up.
+    ///
+    /// # Errors
+    /// When it has no sources.
+    pub fn check_runnable(&self) -> Result<(), FindError> {
+        if self.sources.is_empty() { Err(FindError::PruneOnly { name: self.name.to_string() }) } else { Ok(()) }
+    }
+}
+
 impl Instance {
     /// The strategy of a name.
     ///
@@ -306,8 +326,14 @@ impl Instance {
         }
         let mut storages = serde_json::Map::new();
         for name in &strategy.storages {
-            storages.insert(name.to_string(), json!(self.storages.get(name)));
+            let mut storage = json!(self.storages.get(name));
+            if let (Value::Object(keys), Value::Object(rules)) = (&mut storage, json!(self.storage_rules.get(name))) {
+                keys.extend(rules);
+            }
+            storages.insert(name.to_string(), storage);
         }
+        // A brake on what is never started is nothing to read about.
+        let prunes = strategy.storages.iter().any(|name| self.rules(strategy, name).policy.is_some());
         let recipients: Option<Vec<String>> =
             self.encryption.as_ref().map(|encryption| encryption.recipients.iter().map(ToString::to_string).collect());
         let mut masked = json!({
@@ -327,9 +353,10 @@ impl Instance {
                     "active": strategy.active,
                     "schedule": strategy.schedule.as_ref().map(|schedule| &schedule.line),
                     "timezone": strategy.timezone.name(),
-                    "sources": strategy.sources,
+                    "sources": Some(&strategy.sources).filter(|sources| !sources.is_empty()),
                     "storages": strategy.storages,
                     "retention": strategy.retention,
+                    "max_delete_percent": prunes.then_some(strategy.max_delete_percent),
                     "timeout": strategy.timeout,
                     "no_progress_timeout": strategy.no_progress_timeout,
                 },
@@ -343,59 +370,6 @@ impl Instance {
             }
         }
         masked
-    }
-
-    /// What an operator should think about, one sentence each: it works, but rarely is what was meant.
-    pub fn advice(&self, strategy: &Strategy) -> Vec<String> {
-        let mut advice = self.notes.clone();
-        let is_folder = |name: &&Name| matches!(self.sources.get(*name), Some(SourceConfig::Directory(_)));
-        if let Some(first) = strategy.sources.iter().position(|name| is_folder(&name))
-            && let Some(late) = strategy.sources.iter().skip(first).find(|name| !is_folder(name))
-            && let Some(folder) = strategy.sources.get(first)
-        {
-            advice.push(format!(
-                "`{folder}` is taken before `{late}`: list databases first and directories last, or a row may name a file that came too late for the snapshot"
-            ));
-        }
-        match &self.encryption {
-            None => advice.push(
-                "Nothing is encrypted: who can read a storage can read the backups. Set `[encryption]` unless that is meant".to_owned(),
-            ),
-            Some(encryption) if encryption.recipients.len() == 1 => advice.push(
-                "There is one recipient only: if its private key is lost, so is every backup. Add a second key that is kept elsewhere".to_owned(),
-            ),
-            Some(_) => {}
-        }
-        let local = |name: &Name| matches!(self.storages.get(name), Some(StorageConfig::Local(_)));
-        if strategy.storages.iter().all(local) {
-            advice.push(
-                "Every storage of this strategy is on this machine: if it is lost, so are the backups. Add a storage elsewhere"
-                    .to_owned(),
-            );
-        }
-        if strategy.retention.is_none() {
-            advice.push("There is no `retention`: everything is kept, until a storage is full".to_owned());
-        }
-        if strategy.schedule.is_none() && strategy.active {
-            advice.push("There is no `schedule`: this strategy runs when it is started by hand".to_owned());
-        }
-        for (kind, names, used) in [
-            (
-                "source",
-                self.sources.keys().collect::<Vec<_>>(),
-                self.strategies.values().flat_map(|all| &all.sources).collect::<Vec<_>>(),
-            ),
-            (
-                "storage",
-                self.storages.keys().collect(),
-                self.strategies.values().flat_map(|all| &all.storages).collect(),
-            ),
-        ] {
-            for name in names.into_iter().filter(|name| !used.contains(name)) {
-                advice.push(format!("The {kind} `{name}` is not in any strategy"));
-            }
-        }
-        advice
     }
 }
 

@@ -1,5 +1,6 @@
 //! From a checked document to an instance; and the checks that need more than one value.
 
+use std::collections::BTreeMap;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 
@@ -8,14 +9,14 @@ use serde::de::DeserializeOwned;
 use super::check::{Check, Place, Problem};
 use super::document::{self, Node, Value};
 use super::error::suggest;
-use super::file::File;
-use super::{ConfigError, ConfigErrors, Encryption, Instance, Strategy, default_state_dir, schema};
+use super::file::{File, StorageTable};
+use super::{ConfigError, ConfigErrors, Encryption, Instance, Strategy, default_state_dir, on_schedule, schema};
 use crate::model::Span;
 use crate::pipeline::{CompressionConfig, Recipient};
+use crate::retention::{Policy, Rule};
 use crate::schedule::{Schedule, timezone};
 use crate::source::SourceConfig;
 use crate::source::process::Environment;
-use crate::storage::StorageConfig;
 
 /// Threads that compress, unless set.
 const MOST_THREADS: usize = 4;
@@ -39,6 +40,8 @@ pub(super) fn instance(file: &Path, text: &str, environment: &Environment) -> Re
     references(&mut check, &document);
     durations(&mut check, &document);
     retentions(&mut check, &document);
+    without_sources(&mut check, &document);
+    rules_on_schedule(&mut check, &document);
     let compression = sections(&mut check, &document);
     if check.problems.is_empty() {
         check.note_bare_secrets(&absolute);
@@ -131,14 +134,93 @@ fn durations(check: &mut Check<'_>, document: &Node) {
 
 /// Each rule keeps something, which its type sees to; so a policy keeps nothing only when it has none.
 fn retentions(check: &mut Check<'_>, document: &Node) {
-    for (place, strategy) in each(document, "strategies") {
-        if let Some((place, node)) = field(&place, strategy, "retention")
-            && matches!(&node.value, Value::Table(rules) if rules.is_empty())
-        {
-            let hint = "add a rule, such as `keep_daily = 30`, or remove `retention` to keep everything";
-            check.problem(&place, Some(node.at), "Keeps nothing", Some(hint.to_owned()));
+    for table in ["storages", "strategies"] {
+        for (place, owner) in each(document, table) {
+            if let Some((place, node)) = field(&place, owner, "retention")
+                && matches!(&node.value, Value::Table(rules) if rules.is_empty())
+            {
+                let hint = match table {
+                    "storages" => {
+                        "add a rule, such as `keep_daily = 30`, or `keep_last = \"unlimited\"` to keep everything here"
+                    }
+                    _ => "add a rule, such as `keep_daily = 30`, or remove `retention` to keep everything",
+                };
+                check.problem(&place, Some(node.at), "Keeps nothing", Some(hint.to_owned()));
+            }
         }
     }
+}
+
+/// A strategy without sources is for a configuration that only prunes. Where it has nothing to prune by either, its sources were forgotten; and
+/// a schedule would start what cannot be run.
+fn without_sources(check: &mut Check<'_>, document: &Node) {
+    for (place, strategy) in each(document, "strategies") {
+        if !matches!(strategy.value, Value::Table(_)) || strategy.get("sources").is_some() {
+            continue;
+        }
+        let storages = strategy.get("storages").map(Node::items).unwrap_or_default();
+        let of_storage = |name: &str| document.get("storages")?.get(name)?.get("retention");
+        if strategy.get("retention").is_none()
+            && !storages.iter().filter_map(Node::as_str).any(|name| of_storage(name).is_some())
+        {
+            let hint = "list what is backed up; or, to prune what another configuration backs up, set `retention`";
+            check.problem(&place, place.at, "Missing key `sources`", Some(hint.to_owned()));
+        } else if let Some((place, node)) = field(&place, strategy, "schedule") {
+            let hint = "list `sources`; or remove `schedule`, and start `backup prune` with a timer of the system";
+            let message = "Nothing can be run: the strategy has no `sources`, so that it only prunes";
+            check.problem(&place, Some(node.at), message, Some(hint.to_owned()));
+        }
+    }
+}
+
+/// Rules of retention must keep something on the schedule that they are for. Those of a storage are for every strategy that is kept there, so
+/// they are wrong when they keep nothing for any.
+fn rules_on_schedule(check: &mut Check<'_>, document: &Node) {
+    let policy = |node: &Node| serde_json::from_value::<Policy>(node.get("retention")?.to_json()).ok();
+    let strategies = each(document, "strategies");
+    for (place, strategy) in &strategies {
+        let (Some(policy), Some(schedule)) = (policy(strategy), schedule(strategy)) else { continue };
+        for (rule, words) in on_schedule::never(&policy, &schedule) {
+            keeps_nothing(check, place, strategy, rule, words);
+        }
+    }
+    for (place, storage) in each(document, "storages") {
+        let Some(policy) = policy(storage) else { continue };
+        let name = place.pointer.rsplit('/').next().unwrap_or_default();
+        let is_kept_here = |strategy: &Node| {
+            strategy.get("storages").map(Node::items).unwrap_or_default().iter().any(|item| item.as_str() == Some(name))
+        };
+        let here = strategies.iter().filter(|(_, strategy)| is_kept_here(strategy));
+        // One that is run by hand may run at any time.
+        let schedules: Option<Vec<Schedule>> = here.map(|(_, strategy)| schedule(strategy)).collect();
+        let mut wrong =
+            schedules.unwrap_or_default().into_iter().map(|schedule| on_schedule::never(&policy, &schedule));
+        let Some(first) = wrong.next() else { continue };
+        let others: Vec<_> = wrong.collect();
+        for (rule, words) in first {
+            if others.iter().all(|other| other.iter().any(|(also, _)| *also == rule)) {
+                keeps_nothing(check, &place, storage, rule, words);
+            }
+        }
+    }
+}
+
+fn keeps_nothing(check: &mut Check<'_>, place: &Place, owner: &Node, rule: Rule, words: String) {
+    if let Some((place, policy)) = field(place, owner, "retention")
+        && let Some((place, node)) = field(&place, policy, rule.name)
+    {
+        let hint = "make it longer than the time from one run to the next, or remove it";
+        check.problem(&place, Some(node.at), words, Some(hint.to_owned()));
+    }
+}
+
+/// The schedule of a strategy, where it can be read and is followed.
+fn schedule(strategy: &Node) -> Option<Schedule> {
+    if matches!(strategy.get("active").map(|node| &node.value), Some(Value::Boolean(false))) {
+        return None;
+    }
+    let zone = strategy.get("timezone").map_or(Some("UTC"), Node::as_str)?;
+    Schedule::new(strategy.get("schedule")?.as_str()?, timezone(zone).ok()?).ok()
 }
 
 /// Reads the parts that belong to other rooms, each by itself, so that what their types find wrong is reported with the place of the
@@ -148,7 +230,7 @@ fn sections(check: &mut Check<'_>, document: &Node) -> Option<CompressionConfig>
         section(check, &place, node, SourceConfig::validate);
     }
     for (place, node) in each(document, "storages") {
-        section(check, &place, node, StorageConfig::validate);
+        section(check, &place, node, |table: &StorageTable| table.config.validate());
     }
     let unset = Node { value: Value::Table(Vec::new()), at: 0, written: None };
     let root = Place::default();
@@ -187,10 +269,14 @@ fn build(
     let absolute = |path: PathBuf| crate::model::counted_from(base, &path);
     let state_dir = read.state_dir.map_or_else(|| default_state_dir(environment), absolute);
     let work_dir = read.work_dir.map_or_else(|| state_dir.join("work"), absolute);
-    let mut sources = read.sources;
+    let mut sources = read.sources.unwrap_or_default();
     sources.values_mut().for_each(|source| source.resolve(base));
-    let mut storages = read.storages;
-    storages.values_mut().for_each(|storage| storage.resolve(base));
+    let (mut storages, mut storage_rules) = (BTreeMap::new(), BTreeMap::new());
+    for (name, mut table) in read.storages {
+        table.config.resolve(base);
+        storage_rules.insert(name.clone(), table.rules);
+        storages.insert(name, table.config);
+    }
     let encryption = match read.encryption {
         None => None,
         Some(table) => {
@@ -198,7 +284,7 @@ fn build(
             Some(Encryption { recipients: recipients.map_err(|error| error.to_string())? })
         }
     };
-    let mut strategies = std::collections::BTreeMap::new();
+    let mut strategies = BTreeMap::new();
     for (name, table) in read.strategies {
         let zone = timezone(&table.timezone).map_err(|error| error.to_string())?;
         let schedule = table.schedule.map(|line| Schedule::new(&line, zone)).transpose();
@@ -207,9 +293,10 @@ fn build(
             active: table.active,
             schedule: schedule.map_err(|error| error.to_string())?,
             timezone: zone,
-            sources: table.sources,
+            sources: table.sources.unwrap_or_default(),
             storages: table.storages,
             retention: table.retention,
+            max_delete_percent: table.max_delete_percent,
             timeout: table.timeout,
             no_progress_timeout: table.no_progress_timeout,
         };
@@ -222,6 +309,7 @@ fn build(
         work_dir,
         sources,
         storages,
+        storage_rules,
         encryption,
         compression: read.compression.or(compression).ok_or("The defaults of `compression` cannot be used")?,
         threads: read
@@ -231,7 +319,7 @@ fn build(
         upload_rate: read.upload_rate,
         nice: read.nice,
         strategies,
-        written: std::collections::BTreeMap::new(),
+        written: BTreeMap::new(),
         notes: Vec::new(),
     })
 }

@@ -8,6 +8,7 @@ use futures::TryStreamExt as _;
 use serde::Serialize;
 use tokio::runtime::Handle;
 
+use super::prune::rests;
 use super::{Engine, OpenStorage, Selection, chain, find, list, make_private_folder, read_facts};
 use crate::config::{Instance, Strategy};
 use crate::model::{ByteSize, Name};
@@ -138,7 +139,7 @@ pub async fn check(engine: &Engine, instance: &Instance, identities: &[Identity]
         engine.progress.begin(format!("checking {name}"), None);
         match OpenStorage::open(name, config, &engine.cancel).await {
             Ok(open) => {
-                let findings = check_storage(Arc::clone(&open.storage), &instance.name).await;
+                let findings = check_storage(Arc::clone(&open.storage), instance, name).await;
                 storages.push(StorageCheck { name: name.clone(), address: open.storage.address(), findings });
                 opened.push(open);
             }
@@ -170,15 +171,9 @@ fn check_strategy(instance: &Instance, strategy: &Strategy, now: DateTime<Utc>) 
     }
     let mut findings: Vec<Finding> =
         instance.advice(strategy).into_iter().map(|advice| Finding::new(Level::Warning, "advice", advice)).collect();
-    for (set, key) in [(strategy.schedule.is_some(), "schedule"), (strategy.retention.is_some(), "retention")] {
-        if set {
-            let what = "This version checks it and does not carry it out";
-            let instead = match key {
-                "schedule" => "start `backup --strategy` by cron or a timer",
-                _ => "nothing is ever pruned",
-            };
-            findings.push(Finding::new(Level::Warning, key, format!("{what}: {instead}")));
-        }
+    if strategy.schedule.is_some() {
+        let what = "This version checks it and does not carry it out: start `backup --strategy` by cron or a timer";
+        findings.push(Finding::new(Level::Warning, "schedule", what));
     }
     StrategyCheck {
         name: strategy.name.clone(),
@@ -190,15 +185,20 @@ fn check_strategy(instance: &Instance, strategy: &Strategy, now: DateTime<Utc>) 
     }
 }
 
+/// Whether this configuration deletes snapshots of the strategy in the storage.
+fn prunes(instance: &Instance, strategy: &Strategy, storage: &Name) -> bool {
+    strategy.storages.contains(storage) && rests(instance, strategy, storage).is_none()
+}
+
 /// Writes, looks up, reads back, lists and deletes a small object.
-async fn check_storage(storage: Arc<dyn Storage>, instance: &Name) -> Vec<Finding> {
+async fn check_storage(storage: Arc<dyn Storage>, instance: &Instance, name: &Name) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut salt = [0; 8];
     if let Err(error) = getrandom::fill(&mut salt) {
         return vec![Finding::new(Level::Error, "random", error.to_string())];
     }
     // Not in the form of a snapshot's key, so that no listing ever takes it for one.
-    let folder = format!("{instance}/check-{}/", hex::encode(salt));
+    let folder = format!("{}/check-{}/", instance.name, hex::encode(salt));
     let key = format!("{folder}probe");
     let body = Bytes::from_static(b"written by `backup check`; may be deleted\n");
     let failed = |subject: &str, error: StorageError| Finding::new(Level::Error, subject, error.to_string());
@@ -238,11 +238,16 @@ async fn check_storage(storage: Arc<dyn Storage>, instance: &Name) -> Vec<Findin
     });
     findings.push(match storage.delete(&key).await {
         Ok(()) => Finding::new(Level::Ok, "delete", "Permitted"),
-        Err(StorageError::Denied { .. } | StorageError::Locked { .. }) => Finding::new(
-            Level::Warning,
-            "delete",
-            format!("Not permitted: backups accumulate until other credentials prune them; `{key}` stays"),
-        ),
+        Err(StorageError::Denied { .. } | StorageError::Locked { .. }) => {
+            let (level, meaning) = if instance.storage_rules.get(name).is_some_and(|rules| !rules.prune) {
+                (Level::Ok, "as `prune = false` says: another configuration prunes")
+            } else if instance.strategies.values().any(|strategy| prunes(instance, strategy, name)) {
+                (Level::Error, "retention cannot be carried out. Permit it, or set `prune = false` and prune with other credentials")
+            } else {
+                (Level::Warning, "backups accumulate until other credentials prune them")
+            };
+            Finding::new(level, "delete", format!("Not permitted: {meaning}; `{key}` stays"))
+        }
         Err(error) => failed("delete", error),
     });
     match storage.free_bytes().await {

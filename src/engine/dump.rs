@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::lock::ReadLock;
 use super::restore::{failed_in, usable_manifest};
 use super::streams::ArtifactStreams;
 use super::{Engine, EngineError, OpenStorage, Snapshot, blocking, read_facts};
@@ -54,6 +55,7 @@ pub async fn dump(
     request: &DumpRequest,
     out: Box<dyn Write + Send>,
 ) -> Result<DumpReport, EngineError> {
+    let _reading = ReadLock::share(&engine.state_dir, &snapshot.instance, &snapshot.strategy)?;
     let fetched_before = storage.fetched_bytes();
     let manifest = usable_manifest(storage, snapshot, &request.identities)?;
     let artifact = find_artifact(manifest, &request.what)?.clone();

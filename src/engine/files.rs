@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use tokio::runtime::Handle;
 
 use super::fetch::reading_failed;
+use super::lock::ReadLock;
 use super::{Engine, EngineError, OpenStorage, Snapshot, blocking, read_facts, read_plain};
 use crate::model::{Artifact, ArtifactKind, Encryption, Facts, Manifest, Name};
 use crate::pipeline::{DecodeError, Identity};
@@ -30,6 +31,7 @@ pub(super) struct Opened {
     pub(super) facts: Option<Facts>,
     identities: Vec<Identity>,
     runtime: Handle,
+    _lock: Option<ReadLock>,
 }
 
 impl Opened {
@@ -46,6 +48,7 @@ impl Opened {
                 side.snapshot.id
             )));
         }
+        let lock = ReadLock::share(&engine.state_dir, &side.snapshot.instance, &side.snapshot.strategy)?;
         let facts = read_facts(engine, &side.storage, manifest, identities).await?;
         Ok(Self {
             engine: engine.clone(),
@@ -55,6 +58,7 @@ impl Opened {
             facts,
             identities: identities.to_vec(),
             runtime: Handle::current(),
+            _lock: lock,
         })
     }
 

@@ -22,36 +22,79 @@ pub(super) const LEASE: TimeDelta = TimeDelta::minutes(5);
 /// What another machine left unfinished is collected when its heartbeat is older, by the storage's clock.
 pub(super) const ABANDONED: TimeDelta = TimeDelta::hours(24);
 
-/// The lock of one strategy in the state folder, held while it lives. The kernel lets it go when the process dies, however it dies.
+/// The lock of one strategy in the state folder, held while it lives, by who writes or deletes snapshots. The kernel lets it go when the process dies,
+/// however it dies.
 pub(super) struct StateLock {
     _file: File,
 }
 
 impl StateLock {
-    /// Takes the lock of `strategy`, exclusively for a run, shared for who only reads.
+    /// Takes the lock of `strategy`.
     pub(super) fn take(state_dir: &Path, instance: &Name, strategy: &Name) -> Result<Self, EngineError> {
-        make_private_folder(state_dir)?;
-        let path = state_dir.join(format!("{instance}.{strategy}.lock"));
-        let failed = |attempt: &'static str| {
-            let path = path.clone();
-            move |error| EngineError::State { attempt, path, error }
-        };
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .map_err(failed("open"))?;
-        match file.try_lock() {
-            Ok(()) => Ok(Self { _file: file }),
-            Err(TryLockError::WouldBlock) => Err(EngineError::Locked {
-                strategy: strategy.clone(),
-                holder: format!("it holds `{}`", path.display()),
-            }),
-            Err(TryLockError::Error(error)) => Err(failed("lock")(error)),
+        let (file, path) = open_lock(state_dir, &format!("{instance}.{strategy}.lock"))?;
+        taken(file.try_lock(), path, strategy, "it")?;
+        Ok(Self { _file: file })
+    }
+}
+
+/// Keeps a strategy's snapshots from being deleted while they are read: shared by those who read, exclusive for who deletes. A run takes neither: who reads
+/// for hours is not in its way.
+pub(super) struct ReadLock {
+    _file: File,
+}
+
+impl ReadLock {
+    fn open(state_dir: &Path, instance: &Name, strategy: &Name) -> Result<(File, PathBuf), EngineError> {
+        open_lock(state_dir, &format!("{instance}.{strategy}.read.lock"))
+    }
+
+    /// Takes it to read. None where the state folder is somebody else's: who may only read a storage reads all the same.
+    ///
+    /// # Errors
+    /// [`EngineError::Locked`] while snapshots are deleted.
+    pub(super) fn share(state_dir: &Path, instance: &Name, strategy: &Name) -> Result<Option<Self>, EngineError> {
+        if state_dir.as_os_str().is_empty() {
+            return Ok(None);
         }
+        let (file, path) = match Self::open(state_dir, instance, strategy) {
+            Ok(opened) => opened,
+            Err(error) => {
+                tracing::debug!("reading without a lock: {error}");
+                return Ok(None);
+            }
+        };
+        taken(file.try_lock_shared(), path, strategy, "it deletes snapshots, and")?;
+        Ok(Some(Self { _file: file }))
+    }
+
+    /// Takes it to delete.
+    ///
+    /// # Errors
+    /// [`EngineError::Locked`] while a snapshot is read.
+    pub(super) fn exclude(state_dir: &Path, instance: &Name, strategy: &Name) -> Result<Self, EngineError> {
+        let (file, path) = Self::open(state_dir, instance, strategy)?;
+        taken(file.try_lock(), path, strategy, "it reads a snapshot, and")?;
+        Ok(Self { _file: file })
+    }
+}
+
+fn open_lock(state_dir: &Path, name: &str) -> Result<(File, PathBuf), EngineError> {
+    make_private_folder(state_dir)?;
+    let path = state_dir.join(name);
+    match OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path) {
+        Ok(file) => Ok((file, path)),
+        Err(error) => Err(EngineError::State { attempt: "open", path, error }),
+    }
+}
+
+/// What came of trying a lock; `who` holds it where it is not free.
+fn taken(tried: Result<(), TryLockError>, path: PathBuf, strategy: &Name, who: &str) -> Result<(), EngineError> {
+    match tried {
+        Ok(()) => Ok(()),
+        Err(TryLockError::WouldBlock) => {
+            Err(EngineError::Locked { strategy: strategy.clone(), holder: format!("{who} holds `{}`", path.display()) })
+        }
+        Err(TryLockError::Error(error)) => Err(EngineError::State { attempt: "lock", path, error }),
     }
 }
 
@@ -103,6 +146,12 @@ fn host() -> String {
 impl Heartbeat {
     pub(super) fn new(node: String, started: DateTime<Utc>) -> Self {
         Self { format: 1, node, host: host(), pid: std::process::id(), started, beat: started }
+    }
+
+    /// Whether both are of one writer, however long ago either beat.
+    pub(super) fn is_of(&self, other: &Self) -> bool {
+        let Self { node, host, pid, started, .. } = other;
+        (&self.node, &self.host, &self.pid, &self.started) == (node, host, pid, started)
     }
 
     pub(super) fn to_bytes(&self) -> Bytes {
@@ -168,7 +217,7 @@ impl Unfinished {
     }
 }
 
-async fn read_heartbeat(
+pub(super) async fn read_heartbeat(
     storage: &dyn Storage,
     folder: &str,
     id: &SnapshotId,
@@ -207,6 +256,28 @@ mod tests {
         assert!(StateLock::take(folder.path(), &name("a"), &name("weekly")).is_ok());
         drop(lock);
         assert!(StateLock::take(folder.path(), &name("a"), &name("daily")).is_ok());
+    }
+
+    #[test]
+    fn reading_excludes_deleting_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let name = |text: &str| text.parse::<Name>().unwrap();
+        let (instance, strategy) = (name("a"), name("daily"));
+        let reader = ReadLock::share(folder.path(), &instance, &strategy).unwrap();
+        assert!(reader.is_some());
+        let second = ReadLock::share(folder.path(), &instance, &strategy).unwrap();
+        assert!(StateLock::take(folder.path(), &instance, &strategy).is_ok());
+        assert!(ReadLock::exclude(folder.path(), &instance, &name("weekly")).is_ok());
+        drop(reader);
+        let refused = ReadLock::exclude(folder.path(), &instance, &strategy);
+        assert!(matches!(refused, Err(EngineError::Locked { .. })));
+        drop(second);
+        let deleter = ReadLock::exclude(folder.path(), &instance, &strategy).unwrap();
+        assert!(matches!(ReadLock::share(folder.path(), &instance, &strategy), Err(EngineError::Locked { .. })));
+        drop(deleter);
+        // Who cannot keep a lock there reads without one.
+        assert!(ReadLock::share(Path::new(""), &instance, &strategy).unwrap().is_none());
+        assert!(ReadLock::share(Path::new("/proc/none"), &instance, &strategy).unwrap().is_none());
     }
 
     #[test]

@@ -1,23 +1,31 @@
-//! The verbs: run, list, files, diff, dump, verify, restore, check; and the locks.
+//! The verbs: run, list, hold, prune, copy, export, import, files, diff, dump, verify, restore, check; and the locks.
 //!
 //! This room puts the others together: sources write through the pipeline into the storages, and a manifest commits what they wrote.
 //! It does not parse the command line, does not print, and reads no configuration file; it is handed validated settings.
 //!
 //! To add a verb: a file here that takes an [`Engine`] and returns a value that the command shows.
 
+mod arrival;
 mod check;
+mod copy;
 mod diff;
 mod dump;
+mod exchange;
 mod fetch;
 mod files;
+mod forget;
 mod lock;
+mod marks;
 mod outputs;
+mod overview;
+mod prune;
 mod restore;
 mod run;
 mod snapshots;
 mod streams;
 mod sweep;
 mod verify;
+mod writer;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,13 +34,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::OnceCell;
 
 pub use check::{CheckReport, StorageCheck, StrategyCheck, check};
+pub use copy::{CopiedSnapshot, CopyReport, CopyRequest, CopyState, copy};
 pub use diff::{Aspect, Change, DiffSummary, Difference, FileDifference, FileState, Tally, diff};
 pub use dump::{DumpReport, DumpRequest, dump};
+pub use exchange::{ExportReport, ExportRequest, ImportReport, ImportRequest, export, export_fresh, import};
 pub use fetch::{read_facts, read_plain};
 pub use files::{Side, files};
+pub use forget::forget;
+pub use marks::{Drilled, Hold, MarkReport, Marks, hold, read_marks, release};
+pub use overview::{Forecast, HORIZONS, PlaceStats, Retention, Standing, Stats, StorageStats, standings, stats};
+pub use prune::{PlacePlan, PlannedSnapshot, PrunePlan, PruneReport, PruneScope, Refusal, plan_prune, prune};
 pub use restore::{
     Destination, PlannedArtifact, RestorePlan, RestoreReport, RestoreRequest, RestoredArtifact, by_hand, plan_restore,
-    restore,
+    restore, shell_quoted,
 };
 pub use run::{RunPlan, plan, run};
 pub use snapshots::{Listing, Selection, Snapshot, find, list, parse_at};
@@ -100,14 +114,19 @@ impl Engine {
             .as_ref()
     }
 
-    /// Forgets what the catalog has of snapshots. The next listing reads every manifest anew.
+    /// The same engine, for a run of which nothing is recorded.
+    fn unrecorded(&self) -> Self {
+        Self { catalog: Arc::new(OnceCell::new_with(Some(None))), ..self.clone() }
+    }
+
+    /// Forgets what the catalog has of snapshots and marks. The next listing reads every manifest anew.
     ///
     /// # Errors
     /// When the catalog cannot be used at all.
     pub async fn forget_manifests(&self) -> Result<(), EngineError> {
         make_private_folder(&self.state_dir)?;
         let catalog = Catalog::open(&self.state_dir).await?;
-        catalog.clear_manifests().await?;
+        catalog.clear().await?;
         Ok(())
     }
 }
@@ -225,6 +244,24 @@ pub enum EngineError {
         path: PathBuf,
         /// What the system said.
         error: std::io::Error,
+    },
+    /// A file that was named could not be used.
+    #[error("Could not {attempt} `{}`: {error}", .path.display())]
+    File {
+        /// What was attempted.
+        attempt: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// A file that was named is not what it should be.
+    #[error("`{}` is damaged, or no exported snapshot: {problem}. Nothing was committed", .path.display())]
+    BadFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
     },
     /// The catalog could not be used.
     #[error(transparent)]

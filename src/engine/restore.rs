@@ -10,11 +10,12 @@ use serde::Serialize;
 use tokio::runtime::Handle;
 
 use super::fetch::reading_failed;
+use super::lock::ReadLock;
 use super::streams::{ArtifactStreams, beside};
 use super::verify::ensure_undamaged;
 use super::{Engine, EngineError, OpenStorage, Snapshot, blocking, make_private_folder, read_facts};
 use crate::model::{
-    Artifact, ArtifactKind, ByteSize, DatabaseUrl, Encryption, Facts, Manifest, Name, SnapshotId, Warnings,
+    Artifact, ArtifactKind, ByteSize, Compression, DatabaseUrl, Encryption, Facts, Manifest, Name, SnapshotId, Warnings,
 };
 use crate::pipeline::Identity;
 use crate::source::command::CommandConfig;
@@ -146,9 +147,28 @@ fn restore_artifact(id: &SnapshotId, artifact: &Artifact, facts: Option<&Facts>)
     }
 }
 
-/// The ordinary command that restores the plain stream of `artifact` from its standard input; none for what is not restored by itself.
-pub fn by_hand(id: &SnapshotId, artifact: &Artifact, facts: Option<&Facts>) -> Option<String> {
-    restorer(artifact.kind).map(|restorer| restorer.by_hand(&restore_artifact(id, artifact, facts)))
+/// The ordinary commands that restore `artifact` from what `fetch` writes, in one line; none for what is not restored by itself. `$KEY`,
+/// `$DATABASE` and `$DIR` stand for what only the operator knows.
+pub fn by_hand(id: &SnapshotId, artifact: &Artifact, facts: Option<&Facts>, fetch: &str) -> Option<String> {
+    let last = restorer(artifact.kind)?.by_hand(&restore_artifact(id, artifact, facts));
+    let decrypt = (artifact.codec.encryption == Encryption::Age).then_some(r#"age -d -i "$KEY""#);
+    let decompress = match artifact.codec.compression {
+        Compression::Zstd => Some("zstd -d"),
+        Compression::Gzip => Some("gzip -d"),
+        Compression::None => None,
+    };
+    let steps = [Some(fetch), decrypt, decompress, Some(&last)];
+    Some(steps.into_iter().flatten().collect::<Vec<_>>().join(" | ").replace(" | cat > ", " > "))
+}
+
+/// A text as one word of a POSIX shell.
+pub fn shell_quoted(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-:=+@%,".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
 }
 
 fn make_plan(
@@ -345,6 +365,7 @@ pub async fn restore(
     snapshot: &Snapshot,
     request: &RestoreRequest,
 ) -> Result<RestoreReport, EngineError> {
+    let _reading = ReadLock::share(&engine.state_dir, &snapshot.instance, &snapshot.strategy)?;
     let began = tokio::time::Instant::now();
     let fetched_before = storage.fetched_bytes();
     let Prepared { manifest, facts, plan } = prepare(engine, storage, snapshot, request).await?;
@@ -483,4 +504,22 @@ fn ensure_room(folder: &Path, plan: &RestorePlan) -> Result<(), EngineError> {
         )));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shell_quoted;
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "the shell is the judge")]
+    fn a_quoted_text_is_one_word_of_a_shell() {
+        for text in ["plain/path.zst", "two words", "it's", "$(reboot)", ""] {
+            let output = std::process::Command::new("sh")
+                .arg("-c")
+                .arg(format!("printf %s {}", shell_quoted(text)))
+                .output()
+                .unwrap();
+            assert_eq!(String::from_utf8(output.stdout).unwrap(), text);
+        }
+    }
 }

@@ -10,10 +10,10 @@ use crate::catalog::CachedManifest;
 use crate::model::{Completeness, MANIFEST_KEY, Manifest, Name, SnapshotId};
 use crate::storage::{Object, Storage, StorageError};
 
-/// Manifests that are fetched from one storage at a time.
-const PARALLEL: usize = 8;
-/// A manifest that is larger is not one of ours.
-const LARGEST_MANIFEST: u64 = 64 << 20;
+/// Manifests and marks that are fetched from one storage at a time.
+pub(super) const PARALLEL: usize = 8;
+/// A manifest or mark that is larger is not one of ours.
+pub(super) const LARGEST_DOCUMENT: u64 = 64 << 20;
 
 /// Which snapshots are meant.
 #[derive(Debug, Clone, Default)]
@@ -37,12 +37,22 @@ pub struct Snapshot {
     pub id: SnapshotId,
     /// The manifest, or why it cannot be used.
     pub manifest: Result<Manifest, String>,
+    /// Objects that the manifest names and the storage lists with another size or not at all.
+    pub flaws: Vec<String>,
+    /// Bytes of all objects in its folder, as listed.
+    pub listed_bytes: u64,
 }
 
 impl Snapshot {
     /// `<instance>/<strategy>/<id>/`.
     pub fn folder(&self) -> String {
         format!("{}/{}/{}/", self.instance, self.strategy, self.id)
+    }
+
+    /// Whether it has all that its sources had, as far as manifest and listing tell.
+    pub fn is_whole(&self) -> bool {
+        self.flaws.is_empty()
+            && self.manifest.as_ref().is_ok_and(|manifest| manifest.completeness == Completeness::Whole)
     }
 }
 
@@ -82,7 +92,12 @@ pub async fn list(engine: &Engine, storages: &[OpenStorage], selection: &Selecti
 
 type Place = (Name, Name, SnapshotId);
 
-async fn list_one(engine: &Engine, open: &OpenStorage, selection: &Selection) -> Result<Vec<Snapshot>, StorageError> {
+/// Lists the snapshots of `selection` in one storage.
+pub(super) async fn list_one(
+    engine: &Engine,
+    open: &OpenStorage,
+    selection: &Selection,
+) -> Result<Vec<Snapshot>, StorageError> {
     let storage = open.storage.as_ref();
     let address = storage.address();
     let prefix = match (&selection.instance, &selection.strategy) {
@@ -91,12 +106,15 @@ async fn list_one(engine: &Engine, open: &OpenStorage, selection: &Selection) ->
         (Some(instance), Some(strategy)) => format!("{instance}/{strategy}/"),
     };
     let mut found: BTreeMap<Place, Object> = BTreeMap::new();
+    let mut sizes: BTreeMap<Place, BTreeMap<String, u64>> = BTreeMap::new();
     let mut objects = storage.list(&prefix);
     while let Some(object) = objects.try_next().await? {
         if engine.cancel.is_cancelled() {
             return Err(StorageError::Cancelled);
         }
-        if let Some(place) = manifest_place(&object.key) {
+        let Some((place, name)) = object_place(&object.key) else { continue };
+        sizes.entry(place.clone()).or_default().insert(name.to_owned(), object.size);
+        if name == MANIFEST_KEY {
             found.insert(place, object);
         }
     }
@@ -125,12 +143,13 @@ async fn list_one(engine: &Engine, open: &OpenStorage, selection: &Selection) ->
                 .get(&place)
                 .filter(|known| known.size == object.size && known.modified == object.modified)
                 .map(|known| known.body.clone());
+            let sizes = sizes.remove(&place).unwrap_or_default();
             async move {
                 let (instance, strategy, id) = place;
                 let fresh = known.is_none();
                 let body = match known {
                     Some(body) => Ok(body),
-                    None if object.size > LARGEST_MANIFEST => Err(format!("It has {} bytes", object.size)),
+                    None if object.size > LARGEST_DOCUMENT => Err(format!("It has {} bytes", object.size)),
                     None => match read_whole(storage, &object.key).await {
                         // Deleted since it was listed.
                         Err(StorageError::NotFound { .. }) => return Ok(None),
@@ -150,7 +169,19 @@ async fn list_one(engine: &Engine, open: &OpenStorage, selection: &Selection) ->
                     modified: object.modified,
                     body: body.unwrap_or_default(),
                 });
-                Ok(Some((Snapshot { storage: open.name.clone(), instance, strategy, id, manifest }, keep)))
+                let listed_bytes = sizes.values().sum();
+                let storage_name = open.name.clone();
+                let mut snapshot = Snapshot {
+                    storage: storage_name,
+                    instance,
+                    strategy,
+                    id,
+                    manifest,
+                    flaws: Vec::new(),
+                    listed_bytes,
+                };
+                snapshot.flaws = flaws(storage, &snapshot, &sizes).await?;
+                Ok(Some((snapshot, keep)))
             }
         })
         .buffered(PARALLEL)
@@ -159,18 +190,41 @@ async fn list_one(engine: &Engine, open: &OpenStorage, selection: &Selection) ->
     let (snapshots, added): (Vec<_>, Vec<_>) = read.into_iter().flatten().unzip();
     if let Some(catalog) = catalog {
         let added: Vec<CachedManifest> = added.into_iter().flatten().collect();
-        if let Err(error) = catalog.update_manifests(&address, &added, &gone).await {
+        if let Err(error) = catalog.update_manifests(&address, &added, &gone, engine.clock.now_seconds()).await {
             tracing::warn!("{error}");
         }
     }
     Ok(snapshots)
 }
 
-/// The snapshot whose manifest lies under `key`, if it is one's.
-fn manifest_place(key: &str) -> Option<Place> {
+/// Which objects that the manifest names are not there as it says. A listing is not of one moment: what it did not have as it should is looked up.
+async fn flaws(
+    storage: &dyn Storage,
+    snapshot: &Snapshot,
+    sizes: &BTreeMap<String, u64>,
+) -> Result<Vec<String>, StorageError> {
+    let Ok(manifest) = &snapshot.manifest else { return Ok(Vec::new()) };
+    let mut flaws = Vec::new();
+    for object in manifest.artifacts.iter().flat_map(|artifact| &artifact.objects) {
+        if sizes.get(&object.key) == Some(&object.size) {
+            continue;
+        }
+        match storage.stat(&format!("{}{}", snapshot.folder(), object.key)).await {
+            Ok(found) if found.size == object.size => {}
+            Ok(found) => flaws.push(format!("`{}` has {} bytes of {}", object.key, found.size, object.size)),
+            Err(StorageError::NotFound { .. }) => flaws.push(format!("`{}` is not there", object.key)),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(flaws)
+}
+
+/// The snapshot whose folder `key` lies in, and its name there, if it is one's.
+fn object_place(key: &str) -> Option<(Place, &str)> {
     let mut parts = key.split('/');
     let place = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
-    (parts.next() == Some(MANIFEST_KEY) && parts.next().is_none()).then_some(place)
+    let name = parts.next()?;
+    parts.next().is_none().then_some((place, name))
 }
 
 /// A small object, whole.
@@ -308,6 +362,8 @@ mod tests {
             strategy: name("daily"),
             id,
             manifest: manifest.ok_or_else(|| "damaged".to_owned()),
+            flaws: Vec::new(),
+            listed_bytes: 0,
         }
     }
 
@@ -347,7 +403,8 @@ mod tests {
 
     #[test]
     fn only_a_manifest_in_a_snapshots_folder_makes_a_snapshot() {
-        assert!(manifest_place("ella/daily/20261121T013000Z-7f3a9c/manifest.json").is_some());
+        let is_manifest = |key| object_place(key).is_some_and(|(_, name)| name == MANIFEST_KEY);
+        assert!(is_manifest("ella/daily/20261121T013000Z-7f3a9c/manifest.json"));
         for key in [
             "manifest.json",
             "ella/daily/manifest.json",
@@ -356,7 +413,7 @@ mod tests {
             "ella/marks/20261121T013000Z-7f3a9c/manifest.json",
             "ella/daily/latest/manifest.json",
         ] {
-            assert!(manifest_place(key).is_none(), "{key}");
+            assert!(!is_manifest(key), "{key}");
         }
     }
 

@@ -70,18 +70,19 @@ pub(super) async fn unfinished(
     Ok((found, stale, snapshots))
 }
 
-/// Looks for what dead runs left, and for living ones, on behalf of a run of `node` that holds the strategy's lock.
+/// Looks for what dead runs left, and for living ones, on behalf of who holds the strategy's lock as `node`. A run's `own` folder
+/// is not looked at.
 pub(super) async fn look(
     storage: &dyn Storage,
     folder: &str,
     node: &str,
-    own: &SnapshotId,
+    own: Option<&SnapshotId>,
 ) -> Result<Leftovers, StorageError> {
     let (found, stale, snapshots) = unfinished(storage, folder, folder).await?;
     let now = storage.now().await?;
     let mut leftovers = Leftovers { now, stale, snapshots, ..Leftovers::default() };
     for unfinished in found {
-        if unfinished.id == *own {
+        if own == Some(&unfinished.id) {
             continue;
         }
         match unfinished.fate(storage, folder, node, now).await? {
@@ -110,6 +111,14 @@ pub(super) async fn sweep(
     let dead = if locked && !leftovers.undecided { leftovers.now } else { leftovers.now - ABANDONED };
     storage.sweep_uploads(folder, dead).await?;
     Ok(leftovers.dead.len())
+}
+
+/// Deletes the folder of a snapshot that has no manifest, any more or yet.
+pub(super) async fn remove(storage: &dyn Storage, strategy_folder: &str, id: &SnapshotId) -> Result<(), StorageError> {
+    let folder = format!("{strategy_folder}{id}/");
+    let (found, ..) = unfinished(storage, &folder, strategy_folder).await?;
+    let keys = found.iter().find(|unfinished| unfinished.id == *id).map(|unfinished| unfinished.keys.as_slice());
+    delete_folder(storage, &folder, keys.unwrap_or_default()).await
 }
 
 /// Deletes the objects of a folder that has no manifest, having looked once more that it has none.

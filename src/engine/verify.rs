@@ -1,15 +1,18 @@
 //! Whether what is stored is what was written.
 
+use std::collections::BTreeSet;
 use std::io::Read;
 
 use serde::Serialize;
 use tokio::runtime::Handle;
 
 use super::fetch::{read_plain, read_stored, reading_failed};
+use super::lock::ReadLock;
 use super::snapshots::{Listing, Snapshot, read_whole};
 use super::{Engine, EngineError, OpenStorage, read_facts};
 use crate::model::{Artifact, Encryption, Facts, MANIFEST_KEY, Manifest, Name, SnapshotId};
 use crate::pipeline::{DecodeError, Identity};
+use crate::storage::StorageError;
 
 /// What a verification found.
 #[derive(Debug, Clone, Serialize)]
@@ -81,11 +84,25 @@ pub async fn verify(
     read_data: bool,
     identities: &[Identity],
 ) -> Result<VerifyReport, EngineError> {
+    let strategies: BTreeSet<_> = listing.snapshots.iter().map(|one| (&one.instance, &one.strategy)).collect();
+    let mut locks = Vec::new();
+    for (instance, strategy) in strategies {
+        locks.push(ReadLock::share(&engine.state_dir, instance, strategy)?);
+    }
     let mut snapshots = Vec::new();
     for snapshot in &listing.snapshots {
         let Some(storage) = storages.iter().find(|storage| storage.name == snapshot.storage) else { continue };
-        snapshots.push(verify_one(engine, storage, snapshot, read_data, identities).await?);
+        let verdict = verify_one(engine, storage, snapshot, read_data, identities).await?;
+        let manifest = format!("{}{MANIFEST_KEY}", snapshot.folder());
+        if !verdict.problems.is_empty()
+            && matches!(storage.storage.stat(&manifest).await, Err(StorageError::NotFound { .. }))
+        {
+            tracing::info!(storage = %storage.name, snapshot = %snapshot.id, "deleted since it was listed");
+            continue;
+        }
+        snapshots.push(verdict);
     }
+    drop(locks);
     Ok(VerifyReport { snapshots, unlisted: listing.unlisted.clone() })
 }
 

@@ -23,7 +23,6 @@ pub struct NameError(String);
 impl Name {
     /// The pattern of a name, as a regular expression.
     pub const PATTERN: &'static str = "^[a-z0-9][a-z0-9_-]{0,62}$";
-    const RESERVED: &'static str = "marks";
 
     /// The name as text.
     pub fn as_str(&self) -> &str {
@@ -39,7 +38,7 @@ impl FromStr for Name {
         let fits = text.len() <= 63
             && text.bytes().next().is_some_and(plain)
             && text.bytes().all(|byte| plain(byte) || byte == b'_' || byte == b'-')
-            && text != Self::RESERVED;
+            && text != super::MARKS_FOLDER;
         if fits { Ok(Self(text.to_owned())) } else { Err(NameError(text.chars().take(100).collect())) }
     }
 }

@@ -1,10 +1,9 @@
 //! The manifest: the document that commits a snapshot, format 1. `docs/format.md` is its full text.
 
-use std::fmt::Write as _;
-
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
+use super::sealed::{SealError, seal, unseal};
 use super::{Digest, Name, SnapshotId};
 
 /// The format this version writes, and the newest it reads.
@@ -13,6 +12,8 @@ pub const FORMAT: u32 = 1;
 pub const FEATURES: [&str; 4] = ["zstd", "gzip", "age", "continued"];
 /// The manifest's key within the snapshot's folder.
 pub const MANIFEST_KEY: &str = "manifest.json";
+/// Its name in the layout of a sealed document.
+const KIND: &str = "manifest";
 /// The heartbeat's key within the snapshot's folder.
 pub const RUN_KEY: &str = "run.json";
 
@@ -189,23 +190,12 @@ pub struct StoredObject {
 /// Why a document is not a manifest that may be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
-    /// It is not laid out as a manifest or lacks a field.
+    /// It is not the document that was written.
+    #[error(transparent)]
+    Sealed(#[from] SealError),
+    /// It lacks a field, or has one that cannot be.
     #[error("It is not a manifest: {0}")]
     Malformed(String),
-    /// Its digest does not match.
-    #[error("It is damaged: its digest is {found}, and it says {stated}")]
-    Damaged {
-        /// As computed.
-        found: Digest,
-        /// As stated in it.
-        stated: Digest,
-    },
-    /// A later version wrote it.
-    #[error("It has format {found}, and this version reads up to {FORMAT}: use a newer version of the program")]
-    Newer {
-        /// The format it has.
-        found: u64,
-    },
     /// It needs what this version does not know.
     #[error("It requires {}, which this version does not know: use a newer version of the program", .0.join(", "))]
     Requires(Vec<String>),
@@ -219,19 +209,25 @@ pub enum ManifestError {
     },
 }
 
-const HEAD: &str = "{\"digest\": \"";
-const MIDDLE: &str = "\", \"manifest\":";
-
 impl Manifest {
     /// The manifest as stored: a first line with the digest, the document, a closing line. The digest is of the lines
     /// between the first and the last, so `sed '1d;$d' manifest.json | sha256sum` computes it.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut body = serde_json::to_string_pretty(self).unwrap_or_default();
-        body.push('\n');
-        let mut text = String::with_capacity(body.len() + 128);
-        // Writing to a String cannot fail.
-        let _ = write!(text, "{HEAD}{}{MIDDLE}\n{body}}}\n", Digest::of(body.as_bytes()));
-        text.into_bytes()
+        seal(KIND, self)
+    }
+
+    /// The stored manifest `bytes`, which [`Manifest::from_bytes`] took, as the copy of its snapshot in another storage has it: equal
+    /// but for `storage` and the digest. Fields that this version does not know stay.
+    ///
+    /// # Errors
+    /// When `bytes` are not laid out as a manifest.
+    pub fn for_copy(bytes: &[u8], storage: &StorageNote) -> Result<Vec<u8>, ManifestError> {
+        let mut document = unseal(KIND, bytes, FORMAT)?;
+        let storage = serde_json::to_value(storage).map_err(|error| ManifestError::Malformed(error.to_string()))?;
+        if let Some(place) = document.get_mut("storage") {
+            *place = storage;
+        }
+        Ok(seal(KIND, &document))
     }
 
     /// Reads a stored manifest of the snapshot `id` of `instance` and `strategy`.
@@ -240,25 +236,7 @@ impl Manifest {
     /// Everything a [`ManifestError`] says. A manifest whose digest does not match is not looked into any further.
     pub fn from_bytes(bytes: &[u8], instance: &Name, strategy: &Name, id: &SnapshotId) -> Result<Self, ManifestError> {
         let malformed = |what: &str| ManifestError::Malformed(what.to_owned());
-        let text = std::str::from_utf8(bytes).map_err(|_| malformed("it is not UTF-8"))?;
-        let (first, rest) = text.split_once('\n').ok_or_else(|| malformed("it has a single line"))?;
-        let stated = first
-            .strip_prefix(HEAD)
-            .and_then(|first| first.strip_suffix(MIDDLE))
-            .ok_or_else(|| malformed("its first line does not state a digest"))?;
-        let stated: Digest = stated.parse().map_err(|error| ManifestError::Malformed(format!("{error}")))?;
-        let body = rest.strip_suffix("}\n").ok_or_else(|| malformed("its last line is missing: it was cut"))?;
-        let found = Digest::of(body.as_bytes());
-        if found != stated {
-            return Err(ManifestError::Damaged { found, stated });
-        }
-        let value: serde_json::Value =
-            serde_json::from_str(body).map_err(|error| ManifestError::Malformed(error.to_string()))?;
-        match value.get("format").and_then(serde_json::Value::as_u64) {
-            None => return Err(malformed("it states no format")),
-            Some(found) if found > u64::from(FORMAT) || found == 0 => return Err(ManifestError::Newer { found }),
-            Some(_) => {}
-        }
+        let value = unseal(KIND, bytes, FORMAT)?;
         let requires = value.get("requires").and_then(serde_json::Value::as_array);
         let unknown: Vec<String> = requires
             .ok_or_else(|| malformed("it states no `requires`"))?
@@ -341,7 +319,7 @@ mod tests {
 
     /// `body` under a digest that matches it.
     fn sealed(body: &str) -> Vec<u8> {
-        format!("{HEAD}{}{MIDDLE}\n{body}}}\n", Digest::of(body.as_bytes())).into_bytes()
+        format!("{{\"digest\": \"{}\", \"manifest\":\n{body}}}\n", Digest::of(body.as_bytes())).into_bytes()
     }
 
     #[test]
@@ -350,6 +328,17 @@ mod tests {
         assert_eq!(read(&bytes).ok(), Some(example()));
         let value: Result<serde_json::Value, _> = serde_json::from_slice(&bytes);
         assert!(value.is_ok_and(|value| value.pointer("/manifest/format") == Some(&1.into())));
+    }
+
+    #[test]
+    fn the_manifest_of_a_copy_differs_in_its_storage_only_and_keeps_what_this_version_does_not_know() {
+        let mut own = example();
+        own.storage.name = "offsite".parse().unwrap();
+        assert_eq!(Manifest::for_copy(&example().to_bytes(), &own.storage).ok(), Some(own.to_bytes()));
+        let later = serde_json::to_string(&example()).unwrap().replacen('{', "{\"later\":[1],", 1) + "\n";
+        let copied = Manifest::for_copy(&sealed(&later), &own.storage).unwrap();
+        assert_eq!(read(&copied).ok(), Some(own));
+        assert!(String::from_utf8(copied).unwrap().contains("\"later\""));
     }
 
     #[test]

@@ -10,7 +10,9 @@ mod digest;
 mod facts;
 mod id;
 mod manifest;
+mod mark;
 mod paths;
+mod sealed;
 mod secret;
 mod units;
 mod warning;
@@ -24,7 +26,9 @@ pub use manifest::{
     Artifact, ArtifactKind, Codec, Completeness, Compression, Encryption, FEATURES, FORMAT, MANIFEST_KEY, Manifest,
     ManifestError, Program, RUN_KEY, RemoteCheck, StorageNote, StoredObject,
 };
+pub use mark::{MARK_FORMAT, MARKS_FOLDER, Mark, MarkError, Says, Verdict};
 pub use paths::counted_from;
+pub use sealed::SealError;
 pub use secret::{DatabaseUrl, Secret};
 pub use units::{ByteSize, Rate, Span, UnitError};
 pub use warning::{Warning, Warnings};

@@ -169,4 +169,30 @@ pub struct StorageReport {
     pub error: Option<String>,
     /// What the operator should know all the same.
     pub notes: Vec<String>,
+    /// What retention did there after the commit, where it was its turn.
+    pub pruned: Option<Pruned>,
+}
+
+/// What retention did with the snapshots of a strategy in one storage.
+#[derive(Debug, Clone, Serialize)]
+pub struct Pruned {
+    /// The strategy.
+    pub strategy: Name,
+    /// The storage's name.
+    pub storage: Name,
+    /// The snapshots that were deleted, in this order.
+    pub deleted: Vec<SnapshotId>,
+    /// Bytes that this freed.
+    pub freed_bytes: u64,
+    /// How many are kept.
+    pub kept: usize,
+    /// Why not all was done; where it was refused, nothing was deleted.
+    pub problem: Option<String>,
+}
+
+impl Pruned {
+    /// Nothing was deleted, because of `problem` where there is one.
+    pub fn refused(strategy: Name, storage: Name, problem: Option<String>) -> Self {
+        Self { strategy, storage, deleted: Vec::new(), freed_bytes: 0, kept: 0, problem }
+    }
 }

@@ -22,7 +22,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{Cancel, RemoteCheck};
 
-/// The configuration of a storage, by its `type`.
+/// The configuration of a storage, by its `type`. What is kept there (`retention`, `prune` and `max_delete_percent`, in the same table of a
+/// file) is no storage's business: none has settings of these names.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "lowercase")]
 #[expect(clippy::large_enum_variant, reason = "there are as many of these as the configuration has storages")]
@@ -172,6 +173,14 @@ pub trait Storage: Send + Sync {
     /// [`StorageError::Locked`] when the store keeps it until a time.
     async fn delete(&self, key: &str) -> Result<(), StorageError>;
 
+    /// What keeps an object from being deleted now, where the store has such locks and tells of them.
+    ///
+    /// # Errors
+    /// When it could not be found out: then nobody knows whether a delete would take the object or only hide it.
+    async fn lock_of(&self, _key: &str) -> Result<Option<ObjectLock>, StorageError> {
+        Ok(None)
+    }
+
     /// Gives up what unfinished uploads under `prefix` left behind, invisible but taking space, where it was begun before `before`. Returns how many.
     /// Only for a prefix that no living run writes to.
     ///
@@ -253,6 +262,13 @@ pub struct Object {
     pub size: u64,
     /// When it was written, by the storage's clock.
     pub modified: DateTime<Utc>,
+}
+
+/// What keeps an object from being deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ObjectLock {
+    /// Until when; until it is taken away, where none is given.
+    pub until: Option<DateTime<Utc>>,
 }
 
 /// What a store understands.

@@ -35,7 +35,11 @@ const DOORS: &[(&str, &[&str], &str)] = &[
     ("age", &["pipeline"], "encryption is the pipeline's"),
     ("zstd", &["pipeline"], "compression is the pipeline's"),
     ("flate2", &["pipeline"], "compression is the pipeline's"),
-    ("tar", &["source::directory"], "tarballs are the directory source's"),
+    (
+        "tar",
+        &["source::directory", "engine::exchange"],
+        "tarballs are the directory source's, and what a snapshot travels in",
+    ),
     ("croner", &["schedule"], "cron lines are read in one place"),
     ("toml", &["config"], "the configuration is read in one place"),
     ("clap", &["cli"], "the command line is the cli's"),

@@ -13,10 +13,12 @@
     reason = "a test says what went wrong by panicking, starts programs and waits for them"
 )]
 
+mod copy;
 mod diff;
 mod directory;
 mod dump;
 mod examples;
+mod export;
 mod faults;
 mod faults_s3;
 mod format;
@@ -28,6 +30,9 @@ mod parts;
 mod permissions;
 mod postgres;
 mod process;
+mod prune;
+mod prune_only;
+mod prune_s3;
 mod road;
 mod road_postgres;
 mod road_targets;

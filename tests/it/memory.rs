@@ -66,10 +66,15 @@ fn the_same_for_more(storages: &str, names: &str, more: &str) -> Site {
 const LOCAL: &str = "[storages.local]\ntype = \"local\"\npath = \"@/store\"\n";
 
 #[test]
-fn a_run_to_a_folder_stays_within_its_bound_and_so_do_verify_and_restore() {
+fn a_run_to_a_folder_stays_within_its_bound_and_so_does_what_reads_it() {
     let site = the_same_for_more(LOCAL, "\"local\"", "");
+    let (usb, file) = (site.path("usb"), site.path("noise.tar"));
+    let (usb, file) = (usb.to_str().unwrap(), file.to_str().unwrap());
     for args in [
         &["verify", "--read-data"][..],
+        &["copy", "--from", "local", "--to", usb],
+        &["export", "--strategy", "daily", "--snapshot", "latest", "--output", file],
+        &["import", file, "--storage", "local"],
         &["restore", "--strategy", "daily", "--to", site.path("out").to_str().unwrap()],
     ] {
         let peak = peak(&site, args);

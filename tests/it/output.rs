@@ -4,6 +4,11 @@
 
 use std::path::Path;
 
+use holdfast::model::{Cancel, Completeness, Mark, Says, SnapshotId, Verdict};
+use holdfast::storage::StorageConfig;
+use holdfast::storage::local::LocalConfig;
+
+use crate::support::plant::{plant, plant_one};
 use crate::support::site::{Site, small_tree};
 use crate::support::{Ran, backup, repository, sh, temp};
 
@@ -28,7 +33,7 @@ fn normal(text: &str, here: &Path) -> String {
             -e 's/[0-9]{8}T[0-9]{6}Z-[0-9a-f]{6}/ID/g' \
             -e 's/[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2}/TIME/g' \
             -e 's/[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}/TIME/g' \
-            -e 's/^(  ID +TIME +)[0-9a-z ]+  /\1AGO  /' \
+            -e 's/(ID +TIME +)[0-9a-z ]+  /\1AGO  /' \
             -e 's/CES?T/ZONE/g' \
             -e 's/([0-9]+[dhms] ?)+ ?ago|\<now\>/AGO/g' \
             -e 's#[0-9.]+ ([KMGT]i)?B/s#RATE#g' \
@@ -133,6 +138,53 @@ fn strategies_and_check() {
     assert_text("check.txt", &site, site.backup(["check"]).expect(0).out());
 }
 
+#[tokio::test]
+async fn snapshots_and_what_keeps_them() {
+    let site = site();
+    let config = LocalConfig::from_path(site.path("store"));
+    let storage = StorageConfig::Local(config).open(&Cancel::new()).await.unwrap();
+    // Sundays, and one Saturday.
+    let days = ["03-01", "02-28", "02-22", "02-15", "02-08", "02-01", "01-25", "01-18", "01-11", "01-04"];
+    let times = days.map(|day| format!("2026-{day}T03:00:00Z").parse().unwrap());
+    let ids = plant(&*storage, "app", "daily", times).await;
+    let partial = SnapshotId::new("2026-02-10T03:00:00Z".parse().unwrap(), [9, 9, 9]);
+    plant_one(&*storage, "app", "daily", &partial, Completeness::Partial).await;
+    let rules = std::fs::read_to_string(site.config()).unwrap();
+    let rules = rules.replace("{ keep_daily = 30, keep_weekly = 8 }", "{ keep_last = 2, keep_weekly = 4 }");
+    std::fs::write(site.config(), rules).unwrap();
+    let drilled = Mark {
+        format: 1,
+        instance: "app".parse().unwrap(),
+        strategy: "daily".parse().unwrap(),
+        id: ids[7].clone(),
+        made: "2026-02-20T05:00:00Z".parse().unwrap(),
+        says: Says::Drill { verdict: Verdict::Passed },
+    };
+    storage.replace(&drilled.key(), drilled.to_bytes().into()).await.unwrap();
+    let mut text = String::new();
+    let mut shown = |args: &[&str], code| {
+        let ran = site.backup(args).expect(code);
+        text += &format!("$ backup {}\n{}{}\n", args.join(" "), ran.out(), ran.err());
+    };
+    shown(&["hold", ids[8].as_str(), "--reason", "before the migration", "--until", "2036-01-31"], 0);
+    shown(&["list"], 0);
+    shown(&["prune", "--plan"], 0);
+    // The oldest of those that go is damaged.
+    std::fs::remove_file(site.path(format!("store/app/daily/{}/dump.out", ids[9]))).unwrap();
+    shown(&["list"], 4);
+    shown(&["prune", "--yes", "--strategy", "daily"], 1);
+    shown(&["forget", ids[9].as_str()], 0);
+    shown(&["prune", "--yes", "-q"], 0);
+    shown(&["forget", ids[8].as_str()], 2);
+    shown(&["release", ids[8].as_str()], 0);
+    shown(&["stats"], 0);
+    let digest = |text: &str| {
+        let at = text.find("--apply ").unwrap() + 8;
+        text.replace(&text[at..at + 12], "DIGEST")
+    };
+    assert_text("kept.txt", &site, &digest(&text));
+}
+
 #[test]
 fn errors() {
     let site = site();
@@ -202,6 +254,12 @@ fn every_command_gives_an_example() {
         "verify",
         "restore",
         "dump",
+        "stats",
+        "prune",
+        "hold",
+        "release",
+        "forget",
+        "diff",
         "catalog rebuild",
         "config schema",
         "completions",
@@ -209,4 +267,36 @@ fn every_command_gives_an_example() {
         let help = backup(command.split_whitespace()).arg("--help").expect(0);
         assert!(help.out().contains("Examples:\n  backup"), "{help}");
     }
+}
+
+#[test]
+fn copy_export_and_import() {
+    let body = "[sources.db]\ntype = \"sqlite\"\npath = \"app.sqlite\"\n\
+                [storages.disk]\ntype = \"local\"\npath = \"store\"\n\
+                [storages.usb]\ntype = \"local\"\npath = \"usb\"\n\
+                [strategies.daily]\nsources = [\"db\"]\nstorages = [\"disk\"]\n";
+    let site = Site::new(body);
+    sh(site.dir.path(), "sqlite3 app.sqlite 'CREATE TABLE user(id INTEGER PRIMARY KEY)'", &[]);
+    site.run(0);
+    let steps = [
+        &["copy", "--from", "disk", "--to", "usb", "--dry-run"][..],
+        &["copy", "--from", "disk", "--to", "usb"],
+        &["copy", "--from", "disk", "--to", "usb"],
+        &["export", "--strategy", "daily", "--output", "app.tar"],
+        &["import", "app.tar", "--storage", "disk"],
+        &["import", "app.tar", "--storage", "disk"],
+    ];
+    let mut text = String::new();
+    for args in steps {
+        let ran = site.backup(args).dir(site.dir.path()).expect(0);
+        text += &format!("$ backup {}\n{}", args.join(" "), ran.out());
+    }
+    assert_expected("copy.txt", &without_sizes(&normal(&text, site.dir.path())));
+    let readme = sh(site.dir.path(), "tar xOf app.tar README.txt", &[]);
+    let begun = sh(
+        site.dir.path(),
+        r#"sed -E -e 's/begun at [^ ]+\.$/begun at THEN./' -e 's/holdfast [0-9.]+,/holdfast VERSION,/' <<< "$1""#,
+        &[readme.as_ref()],
+    );
+    assert_expected("export-readme.txt", &normal(&begun, site.dir.path()));
 }

@@ -1,14 +1,14 @@
 //! The end of a run: the manifest is written where everything is there, and what must not stay is taken away.
 
 use bytes::Bytes;
-use chrono::{DateTime, Utc};
 
 use super::{Run, RunMember};
-use crate::engine::{EngineError, sweep};
-use crate::model::{
-    Artifact, Cancel, Completeness, FORMAT, MANIFEST_KEY, Manifest, Program, RUN_KEY, SnapshotId, StorageNote,
-};
-use crate::storage::{CreateOptions, Storage, StorageError};
+use crate::engine::lock::ReadLock;
+use crate::engine::marks::read_marks;
+use crate::engine::prune::{carry_out, plan_place, rests};
+use crate::engine::{EngineError, OpenStorage, sweep, writer};
+use crate::model::{Artifact, Cancel, Completeness, FORMAT, MANIFEST_KEY, Manifest, Program, StorageNote};
+use crate::storage::{CreateOptions, StorageError};
 
 impl Run<'_> {
     /// Looks up every object in each storage once more, then writes the manifest there.
@@ -77,6 +77,38 @@ impl Run<'_> {
         }
     }
 
+    /// Carries out the retention in each storage where the run committed. What cannot be pruned now is pruned after a later run.
+    pub(super) async fn prune(&mut self, node: &str) {
+        let (instance, strategy) = (&self.instance.name, &self.strategy.name);
+        // Who restores or verifies holds it, for hours perhaps. The next run prunes.
+        let reading = match ReadLock::exclude(&self.engine.state_dir, instance, strategy) {
+            Ok(lock) => lock,
+            Err(error) => {
+                tracing::info!("nothing is pruned now: {error}");
+                return;
+            }
+        };
+        let reached: Vec<OpenStorage> =
+            self.members.iter().filter(|place| place.reached).map(|place| place.member.open.clone()).collect();
+        let mut marks = read_marks(self.engine, &reached, instance).await;
+        let unreached = self.members.iter().filter(|place| !place.reached).map(|place| place.member.open.name.clone());
+        let unopened = self.unopened.iter().map(|storage| storage.name.clone());
+        marks.unread.extend(unreached.chain(unopened).map(|name| (name, "It could not be reached".to_owned())));
+        for place in self.members.iter_mut().filter(|place| place.committed) {
+            let open = &place.member.open;
+            if rests(self.instance, self.strategy, &open.name).is_some() {
+                continue;
+            }
+            let plan = plan_place(self.engine, self.instance, self.strategy, open, &marks).await;
+            let pruned = carry_out(self.engine, instance, open, &plan, node, false).await;
+            if let Some(problem) = &pruned.problem {
+                tracing::warn!(storage = %open.name, "retention: {problem}");
+            }
+            place.pruned = Some(pruned);
+        }
+        drop(reading);
+    }
+
     /// Takes the heartbeat away where the run committed, and everything where it did not.
     pub(super) async fn clean_up(&mut self) {
         self.engine.progress.begin("cleaning up", None);
@@ -84,14 +116,7 @@ impl Run<'_> {
         for place in self.members.iter_mut().filter(|place| place.reached) {
             let storage = place.member.open.storage.as_ref();
             let cleaned = if place.committed {
-                // What is begun twice, because an answer was lost, stays begun once; nothing else writes into this folder.
-                match storage.sweep_uploads(&folder, DateTime::<Utc>::MAX_UTC).await {
-                    Ok(_) => storage.delete(&format!("{folder}{RUN_KEY}")).await,
-                    Err(error) => {
-                        tracing::debug!(storage = %place.member.open.name, "could not look for unfinished uploads: {error}");
-                        storage.delete(&format!("{folder}{RUN_KEY}")).await
-                    }
-                }
+                writer::leave(storage, &folder).await
             } else if place.attempted {
                 // The manifest may yet come to light, and must find its artifacts when it does. A later run's sweep decides.
                 place.notes.push(format!(
@@ -100,7 +125,7 @@ impl Run<'_> {
                 ));
                 continue;
             } else {
-                remove_own(storage, &strategy_folder, &self.id).await
+                sweep::remove(storage, &strategy_folder, &self.id).await
             };
             match cleaned {
                 // It tells nobody anything beside a manifest.
@@ -126,30 +151,10 @@ async fn commit_to(
     committed: bool,
 ) -> Result<(), StorageError> {
     let storage = place.member.open.storage.as_ref();
-    for object in manifest.artifacts.iter().flat_map(|artifact| &artifact.objects) {
-        let key = format!("{folder}{}", object.key);
-        let found = storage.stat(&key).await?;
-        if found.size != object.size {
-            return Err(StorageError::Mismatch {
-                address: storage.address(),
-                key,
-                problem: format!("it has {} bytes of {}", found.size, object.size),
-            });
-        }
-    }
+    writer::look_up(storage, folder, manifest.artifacts.iter().flat_map(|artifact| &artifact.objects)).await?;
     let key = format!("{folder}{MANIFEST_KEY}");
     let mut upload = storage.create(&key, CreateOptions { small: true, steady: committed }).await?;
     upload.write(Bytes::from(manifest.to_bytes())).await?;
     place.attempted = true;
     upload.finish().await.map(|_| ())
-}
-
-/// Deletes what this run wrote to a storage where it did not commit.
-async fn remove_own(storage: &dyn Storage, strategy_folder: &str, id: &SnapshotId) -> Result<(), StorageError> {
-    let folder = format!("{strategy_folder}{id}/");
-    let (own, ..) = sweep::unfinished(storage, &folder, strategy_folder).await?;
-    match own.iter().find(|unfinished| unfinished.id == *id) {
-        Some(unfinished) => sweep::delete_folder(storage, &folder, &unfinished.keys).await,
-        None => sweep::delete_folder(storage, &folder, &[]).await,
-    }
 }

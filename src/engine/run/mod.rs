@@ -25,7 +25,7 @@ use crate::model::{
     Warnings,
 };
 use crate::pipeline::{EncodeSettings, Throttle};
-use crate::report::{Outcome, RunReport, SourceReport, StorageReport};
+use crate::report::{Outcome, Pruned, RunReport, SourceReport, StorageReport};
 use crate::source::{Context, SourceConfig, SourceError};
 
 /// Plain bytes of a block. At the default level a block of 4 MiB is packed 0.1 % smaller, takes more time, because it does not fit the
@@ -64,7 +64,8 @@ pub async fn plan(engine: &Engine, instance: &Instance, strategy: &Strategy) -> 
     }
 }
 
-async fn last_committed(engine: &Engine, instance: &Instance, strategy: &Strategy) -> Option<RunRecord> {
+/// The last run of `strategy` that committed, as it was recorded.
+pub(super) async fn last_committed(engine: &Engine, instance: &Instance, strategy: &Strategy) -> Option<RunRecord> {
     let catalog = engine.catalog().await?;
     match catalog.last_run(&instance.name, &strategy.name, true).await {
         Ok(run) => run,
@@ -217,6 +218,7 @@ struct RunMember {
     attempted: bool,
     committed: bool,
     notes: Vec<String>,
+    pruned: Option<Pruned>,
     /// Held for the length of the run.
     _lock: Option<Box<dyn Send + Sync>>,
 }
@@ -248,6 +250,9 @@ impl Run<'_> {
         beating.abort();
         let _ = beating.await;
         self.clean_up().await;
+        if matches!(result, Ok(Completeness::Whole)) {
+            self.prune(node).await;
+        }
         result
     }
 
@@ -421,10 +426,23 @@ impl Run<'_> {
                 committed: place.committed,
                 error,
                 notes: place.notes,
+                pruned: place.pruned,
             });
         }
+        // Another storage has the snapshot: how it gets to those that have not.
+        if let Some(good) = storages.iter().find(|storage| storage.committed).map(|storage| storage.name.clone()) {
+            for storage in storages.iter_mut().filter(|storage| !storage.committed && storage.error.is_some()) {
+                storage.notes.push(format!(
+                    "Once it is well again, `backup copy --from {good} --to {} --strategy {}` brings the snapshot there",
+                    storage.name, self.strategy.name
+                ));
+            }
+        }
         let well = self.warnings.is_empty()
-            && storages.iter().all(|storage| storage.committed && storage.error.is_none() && storage.notes.is_empty());
+            && storages.iter().all(|storage| {
+                let pruned = storage.pruned.as_ref().is_none_or(|pruned| pruned.problem.is_none());
+                storage.committed && storage.error.is_none() && storage.notes.is_empty() && pruned
+            });
         let (outcome, completeness, error) = match result {
             Ok(completeness) if well => (Outcome::Success, Some(completeness), None),
             Ok(completeness) => (Outcome::Problems, Some(completeness), None),

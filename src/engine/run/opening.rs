@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use super::{Run, RunMember};
 use crate::catalog::RunRecord;
-use crate::engine::lock::{BEAT, Heartbeat};
+use crate::engine::lock::Heartbeat;
 use crate::engine::outputs::Member;
-use crate::engine::{EngineError, OpenStorage, chain, sweep};
+use crate::engine::{EngineError, OpenStorage, chain, sweep, writer};
 use crate::model::{Cancel, Name, RUN_KEY};
 use crate::pipeline::Throttle;
 use crate::report::StorageReport;
@@ -42,6 +42,7 @@ impl Run<'_> {
                         committed: false,
                         error: Some(error),
                         notes: Vec::new(),
+                        pruned: None,
                     });
                     continue;
                 }
@@ -54,6 +55,7 @@ impl Run<'_> {
                 attempted: false,
                 committed: false,
                 notes: Vec::new(),
+                pruned: None,
                 _lock: None,
             };
             let prepared = self.prepare(&mut member, storage.as_ref(), node, heartbeat, last).await;
@@ -89,11 +91,8 @@ impl Run<'_> {
     ) -> Result<(), StorageError> {
         let folder = self.strategy_folder();
         member._lock = storage.lock(folder.trim_end_matches('/')).await?;
-        let leftovers = sweep::look(storage, &folder, node, &self.id).await?;
+        let leftovers = writer::look(storage, &folder, node, &self.id).await?;
         member.reached = true;
-        if let Some(who) = leftovers.alive.first() {
-            return Err(StorageError::Busy { address: storage.address(), folder: format!("{folder} ({who})") });
-        }
         // Only once nobody else is known to write; a leftover that cannot be deleted is in nobody's way.
         match sweep::sweep(storage, &folder, &leftovers, member._lock.is_some()).await {
             Ok(0) => {}
@@ -128,19 +127,7 @@ impl Run<'_> {
                 });
             }
         }
-        let key = format!("{}{RUN_KEY}", self.folder());
-        let understood = storage.probe(&key, heartbeat.to_bytes()).await?;
-        tracing::debug!(storage = %member.member.open.name, ?understood, "probed");
-        // Two machines may have looked at the same moment. Each has left its heartbeat by now, so the later one to look sees the other and gives
-        // way; when both see each other both do, and nothing was written twice.
-        let leftovers = sweep::look(storage, &folder, node, &self.id).await?;
-        if let Some(who) = leftovers.alive.first() {
-            if let Err(error) = storage.delete(&key).await {
-                tracing::warn!(storage = %member.member.open.name, "could not take our heartbeat away again: {error}");
-            }
-            return Err(StorageError::Busy { address: storage.address(), folder: format!("{folder} ({who})") });
-        }
-        Ok(())
+        writer::enter(storage, &folder, heartbeat, &self.id).await
     }
 
     /// Renews the heartbeat in every storage until aborted.
@@ -150,22 +137,8 @@ impl Run<'_> {
         let clock = self.engine.clock.clone();
         // Each storage for itself: one that hangs must not let the heartbeat in the others grow old.
         let beats = members.into_iter().map(move |member| {
-            let (key, clock, mut heartbeat) = (key.clone(), clock.clone(), heartbeat.clone());
-            async move {
-                let mut ticks = tokio::time::interval(BEAT);
-                ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-                ticks.tick().await;
-                loop {
-                    ticks.tick().await;
-                    if !member.is_well() {
-                        return;
-                    }
-                    heartbeat.beat = clock.now_seconds();
-                    if let Err(error) = member.open.storage.replace(&key, heartbeat.to_bytes()).await {
-                        tracing::warn!(storage = %member.open.name, "could not renew the heartbeat: {error}");
-                    }
-                }
-            }
+            let open = member.open.clone();
+            writer::beat(open, key.clone(), clock.clone(), heartbeat.clone(), move || member.is_well())
         });
         let beats = futures::future::join_all(beats);
         tokio::spawn(async move {

@@ -39,7 +39,9 @@ pub use self::config::{RetainMode, S3Config, ServerSideEncryption};
 use self::fault::Fault;
 use self::list::{Listing, listed};
 use self::upload::S3Upload;
-use super::{Capabilities, CreateOptions, Object, Storage, StorageError, Upload, check_key, check_prefix, named};
+use super::{
+    Capabilities, CreateOptions, Object, ObjectLock, Storage, StorageError, Upload, check_key, check_prefix, named,
+};
 use crate::model::Cancel;
 
 /// S3 takes 10,000 parts; the rest is room for error.
@@ -291,15 +293,19 @@ impl Bucket {
         }
     }
 
-    /// Until when an object is locked, if it is.
-    async fn lock_of(&self, key: &str) -> Option<Option<DateTime<Utc>>> {
-        let head = self.head(key).await.ok()?;
+    /// The lock of an object, if it has one now. One that is not there has none.
+    async fn lock_of(&self, key: &str) -> Result<Option<ObjectLock>, Fault> {
+        let head = match self.head(key).await {
+            Err(fault) if fault.is_missing() => return Ok(None),
+            head => head?,
+        };
         if head.object_lock_legal_hold_status() == Some(&ObjectLockLegalHoldStatus::On) {
-            return Some(None);
+            return Ok(Some(ObjectLock { until: None }));
         }
-        let until = head.object_lock_retain_until_date().and_then(time)?;
-        let now = self.now().await.ok()?;
-        (now < until).then_some(Some(until))
+        let Some(until) = head.object_lock_retain_until_date().and_then(time) else { return Ok(None) };
+        // By the store's clock; where that cannot be asked it is taken to be locked still.
+        let over = self.now().await.is_ok_and(|now| until <= now);
+        Ok((!over).then_some(ObjectLock { until: Some(until) }))
     }
 }
 
@@ -355,19 +361,25 @@ impl Storage for S3 {
         let locked = |until| StorageError::Locked { address: bucket.address(), key: key.to_owned(), until };
         // A bucket with Object Lock keeps versions, and there a plain delete hides even a locked object. So it is looked first.
         if bucket.config.retain_for.is_some()
-            && let Some(until) = bucket.lock_of(key).await
+            && let Ok(Some(lock)) = bucket.lock_of(key).await
         {
-            return Err(locked(until));
+            return Err(locked(lock.until));
         }
         match bucket.delete(key).await {
             Ok(()) => Ok(()),
             Err(fault) if fault.is_locked() || fault.is_denied() => match bucket.lock_of(key).await {
-                Some(until) => Err(locked(until)),
-                None if fault.is_locked() => Err(locked(None)),
-                None => Err(fault.into_error(bucket, &format!("delete `{key}`"))),
+                Ok(Some(lock)) => Err(locked(lock.until)),
+                _ if fault.is_locked() => Err(locked(None)),
+                _ => Err(fault.into_error(bucket, &format!("delete `{key}`"))),
             },
             Err(fault) => Err(fault.into_error(bucket, &format!("delete `{key}`"))),
         }
+    }
+
+    async fn lock_of(&self, key: &str) -> Result<Option<ObjectLock>, StorageError> {
+        check_key(key)?;
+        let lock = self.bucket.lock_of(key).await;
+        lock.map_err(|fault| fault.into_error(&self.bucket, &format!("ask for the lock of `{key}`")))
     }
 
     async fn sweep_uploads(&self, prefix: &str, before: DateTime<Utc>) -> Result<u64, StorageError> {

@@ -78,6 +78,8 @@ pub(crate) enum Fault {
     ThenCut(Arc<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>, usize),
     /// Passes it on, and replaces a text in the body of the answer.
     Rewrite(&'static str, &'static str),
+    /// The same, where the text is there.
+    Lie(&'static str, &'static str),
 }
 
 struct Rule {
@@ -254,9 +256,9 @@ async fn serve(
             let frames = stream::iter([Ok(Frame::data(body.slice(..length.min(body.len())))), Err(dropped())]);
             Ok(Response::from_parts(head, StreamBody::new(frames).boxed()))
         }
-        Some(Fault::Rewrite(from, to)) => {
+        Some(Fault::Rewrite(from, to) | Fault::Lie(from, to)) => {
             let text = String::from_utf8(body.to_vec()).unwrap();
-            assert!(text.contains(from), "{from} is not in {text}");
+            assert!(text.contains(from) || matches!(fault, Some(Fault::Lie(..))), "{from} is not in {text}");
             head.headers.remove("content-length");
             head.headers.remove("transfer-encoding");
             Ok(Response::from_parts(head, full(text.replace(from, to))))

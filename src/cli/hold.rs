@@ -1,0 +1,137 @@
+//! `backup hold`, `backup release` and `backup forget`.
+
+use std::fmt::Write as _;
+
+use clap::Args;
+use serde_json::json;
+
+use super::output::{BAD, BOLD, GOOD, Printer, count};
+use super::prune::{exit, pruned_text};
+use super::setup::{Setup, StorageArgs, confirmed};
+use super::{Exit, UsageError};
+use crate::engine::{self, MarkReport, parse_at};
+use crate::model::{Name, SnapshotId};
+
+#[derive(Debug, Args)]
+pub(super) struct HoldArgs {
+    /// The snapshot: its id, the beginning of it, the digits after the dash, or `latest`
+    #[arg(value_name = "SNAPSHOT")]
+    snapshot: String,
+    /// Why it is held
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
+    /// Until when; until it is released, where none is given: `2027-01-31`, `2027-01-31 12:00` (UTC) or RFC 3339
+    #[arg(long, value_name = "TIME")]
+    until: Option<String>,
+    /// Of this strategy
+    #[arg(long, value_name = "NAME")]
+    strategy: Option<String>,
+    #[command(flatten)]
+    storage: StorageArgs,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ReleaseArgs {
+    /// The snapshot: its id, the beginning of it, or the digits after the dash
+    #[arg(value_name = "SNAPSHOT")]
+    snapshot: String,
+    /// Of this strategy
+    #[arg(long, value_name = "NAME")]
+    strategy: Option<String>,
+    #[command(flatten)]
+    storage: StorageArgs,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ForgetArgs {
+    /// The snapshots: their ids, the beginning of them, or the digits after the dash
+    #[arg(value_name = "SNAPSHOT", required = true)]
+    snapshots: Vec<String>,
+    /// Of this strategy
+    #[arg(long, value_name = "NAME")]
+    strategy: Option<String>,
+    /// In this storage only
+    #[arg(long, value_name = "NAME")]
+    storage: Option<String>,
+    /// Delete the newest one that passed a drill, too
+    #[arg(long)]
+    force: bool,
+    /// Do not ask
+    #[arg(short, long)]
+    yes: bool,
+}
+
+pub(super) async fn hold(setup: &Setup, args: HoldArgs, printer: &Printer) -> anyhow::Result<Exit> {
+    let until = args.until.as_deref().map(parse_at).transpose().map_err(UsageError)?;
+    let reading = setup.reading(&args.storage, args.strategy.as_deref()).await?;
+    let listing = engine::list(&reading.engine, &reading.storages, &reading.selection).await;
+    let copies = engine::find(&listing, &args.snapshot, None)?;
+    let mut report = engine::hold(&reading.engine, &reading.storages, &copies, args.reason, until).await?;
+    drop(reading);
+    report.failed.extend(listing.unlisted);
+    let until = until.map(|until| format!(" until {}", until.to_rfc3339())).unwrap_or_default();
+    Ok(show(printer, &report, &format!("held{until}"), "not held"))
+}
+
+pub(super) async fn release(setup: &Setup, args: ReleaseArgs, printer: &Printer) -> anyhow::Result<Exit> {
+    let reading = setup.reading(&args.storage, args.strategy.as_deref()).await?;
+    let listing = engine::list(&reading.engine, &reading.storages, &reading.selection).await;
+    let copies = engine::find(&listing, &args.snapshot, None)?;
+    let report = engine::release(&reading.engine, &reading.storages, &listing, &copies).await?;
+    drop(reading);
+    Ok(show(printer, &report, "released", "still held"))
+}
+
+fn show(printer: &Printer, report: &MarkReport, done: &str, failed: &str) -> Exit {
+    if printer.is_json() {
+        printer.document(report);
+    } else {
+        let names: Vec<&str> = report.done.iter().map(Name::as_str).collect();
+        let mut text = format!("{BOLD}{}/{} {}{BOLD:#}", report.instance, report.strategy, report.id);
+        if names.is_empty() {
+            text.push('\n');
+        } else {
+            let _ = writeln!(text, "  {GOOD}{done}{GOOD:#} in {}", names.join(", "));
+        }
+        for (storage, problem) in &report.failed {
+            let _ = writeln!(text, "  {BAD}{failed} in {storage}:{BAD:#} {problem}");
+        }
+        printer.text(&text);
+    }
+    match (report.done.is_empty(), report.failed.is_empty()) {
+        (_, true) => Exit::Done,
+        (false, false) => Exit::Problems,
+        (true, false) => Exit::Failed,
+    }
+}
+
+pub(super) async fn forget(setup: &Setup, args: ForgetArgs, printer: &Printer) -> anyhow::Result<Exit> {
+    let mut work = setup.deleting(args.strategy.as_deref(), args.storage.as_deref()).await?;
+    let listing = work.list().await;
+    let mut wanted: Vec<(Name, SnapshotId)> = Vec::new();
+    for snapshot in &args.snapshots {
+        if snapshot == "latest" {
+            return Err(UsageError("`latest` is not deleted by that name: give its id".to_owned()).into());
+        }
+        let copies = engine::find(&listing, snapshot, None)?;
+        wanted.extend(copies.into_iter().map(|copy| (copy.strategy, copy.id)));
+    }
+    wanted.sort();
+    wanted.dedup();
+    work.end_display();
+    if !args.yes {
+        let names: Vec<String> = wanted.iter().map(|(strategy, id)| format!("{strategy}/{id}")).collect();
+        let count = count(wanted.len() as u64, "snapshot");
+        if !confirmed(&format!("Delete {count} for ever: {}?", names.join(", "))) {
+            printer.note("Nothing was deleted.");
+            return Ok(Exit::Done);
+        }
+    }
+    let report = engine::forget(&work.engine, work.scope(), &wanted, args.force).await?;
+    if printer.is_json() {
+        printer.document(&json!({ "pruned": report }));
+    } else {
+        printer.text(&report.iter().map(pruned_text).collect::<String>());
+    }
+    Ok(exit(&report))
+}

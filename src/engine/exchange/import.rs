@@ -1,0 +1,484 @@
+//! Out of a file, into a storage.
+//!
+//! The manifest stands last in the file, so what comes before it is published unjudged, under a heartbeat and in a folder that is no
+//! snapshot yet. Only when the manifest says the same of every object is it written; else all is deleted again.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use serde::Serialize;
+use tokio::sync::mpsc;
+
+use super::{README, SEALED};
+use crate::engine::arrival::{Arrival, Gate, check_keys, objects};
+use crate::engine::snapshots::read_whole;
+use crate::engine::{Engine, EngineError, OpenStorage};
+use crate::model::{ByteSize, Digest, Digester, MANIFEST_KEY, Manifest, Name, RUN_KEY, Rate, SnapshotId};
+use crate::pipeline::{DecodeError, Identity, Throttle, decoder};
+use crate::storage::StorageError;
+
+/// Chunks that wait between the file and the storage.
+const QUEUE: usize = 2;
+/// How much is read at a time.
+const CHUNK_BYTES: usize = 256 << 10;
+/// A manifest that is larger is not one of ours.
+const LARGEST_MANIFEST: u64 = 64 << 20;
+/// More members than this are not of one snapshot.
+const MOST_MEMBERS: usize = 100_000;
+/// The first bytes of a file that is encrypted with age.
+const AGE: &[u8] = b"age-encryption.org/v1";
+
+/// What is to be imported.
+#[derive(Debug, Clone)]
+pub struct ImportRequest {
+    /// The file.
+    pub file: PathBuf,
+    /// What opens it, when it is encrypted as a whole.
+    pub identities: Vec<Identity>,
+    /// The application that it must be of; any when none.
+    pub instance: Option<Name>,
+    /// How fast it is sent, at most.
+    pub upload_rate: Option<Rate>,
+}
+
+/// What was imported.
+#[derive(Debug, Clone, Serialize)]
+pub struct ImportReport {
+    /// The application.
+    pub instance: Name,
+    /// The strategy.
+    pub strategy: Name,
+    /// The snapshot.
+    pub id: SnapshotId,
+    /// The storage that has it now.
+    pub storage: Name,
+    /// Where that is.
+    pub address: String,
+    /// Bytes of its objects.
+    pub stored_bytes: u64,
+    /// Whether it was there already, with the same artifacts: then nothing was written.
+    pub present: bool,
+}
+
+/// Takes an exported snapshot into a storage.
+///
+/// # Errors
+/// [`EngineError::BadFile`] when the file is not one whole undamaged snapshot: then nothing of it is left in the storage.
+pub async fn import(engine: &Engine, to: &OpenStorage, request: &ImportRequest) -> Result<ImportReport, EngineError> {
+    let path = &request.file;
+    let failed = |attempt| move |error| EngineError::File { attempt, path: path.clone(), error };
+    let file = File::open(path).map_err(failed("open"))?;
+    let bytes = file.metadata().map_err(failed("look up"))?.len();
+    engine.progress.begin(format!("importing to {}", to.name), Some(bytes));
+    let (sender, parts) = mpsc::channel(QUEUE);
+    let identities = request.identities.clone();
+    // It ends when nobody takes the parts any more.
+    let reading = tokio::task::spawn_blocking(move || {
+        if let Err(fault) = read(file, &identities, &sender) {
+            let _ = sender.blocking_send(Err(fault));
+        }
+    });
+    let mut parts = Parts { path, parts };
+    let first = parts.next_member().await?.ok_or_else(|| parts.bad("It has no manifest"))?;
+    let (instance, strategy, id) = &first.place;
+    if let Some(wanted) = request.instance.as_ref().filter(|wanted| *wanted != instance) {
+        return Err(EngineError::Request(format!(
+            "`{}` is a snapshot of `{instance}`, and not of `{wanted}`. The address of the storage in place of its name takes it in all the same",
+            path.display()
+        )));
+    }
+    let gate = Gate::open(engine, to, instance, strategy).await?;
+    let place = first.place.clone();
+    let work = Import { engine, to, place: &place, bytes };
+    let taken = match work.present().await? {
+        Some(there) => work.compare(&mut parts, first, &there).await.map(|manifest| (manifest, true)),
+        None => {
+            let rate = request.upload_rate.map(Throttle::new);
+            let arrival = Arrival::begin(&gate, id, rate).await.map_err(|error| work.failed(error))?;
+            work.take_in(&mut parts, first, arrival).await.map(|manifest| (manifest, false))
+        }
+    };
+    drop(parts);
+    let _ = reading.await;
+    let (manifest, present) = taken?;
+    Ok(ImportReport {
+        stored_bytes: manifest.stored_bytes(),
+        instance: manifest.instance,
+        strategy: manifest.strategy,
+        id: manifest.id,
+        storage: to.name.clone(),
+        address: to.storage.address(),
+        present,
+    })
+}
+
+type Place = (Name, Name, SnapshotId);
+
+/// What was found in the file, by key.
+type Found = BTreeMap<String, (u64, Digest)>;
+
+struct Import<'a> {
+    engine: &'a Engine,
+    to: &'a OpenStorage,
+    place: &'a Place,
+    bytes: u64,
+}
+
+impl Import<'_> {
+    fn failed(&self, error: StorageError) -> EngineError {
+        match error {
+            _ if self.engine.cancel.is_cancelled() => EngineError::Cancelled,
+            StorageError::Busy { address, folder } => EngineError::Locked {
+                strategy: self.place.1.clone(),
+                holder: format!("it writes to `{folder}` in `{address}`"),
+            },
+            error => EngineError::storage(&self.to.name, error),
+        }
+    }
+
+    /// The snapshot as the storage has it already.
+    async fn present(&self) -> Result<Option<Manifest>, EngineError> {
+        let (instance, strategy, id) = self.place;
+        let key = format!("{instance}/{strategy}/{id}/{MANIFEST_KEY}");
+        match read_whole(self.to.storage.as_ref(), &key).await {
+            Ok(body) => match Manifest::from_bytes(&body, instance, strategy, id) {
+                Ok(manifest) => Ok(Some(manifest)),
+                Err(error) => Err(EngineError::Request(format!(
+                    "`{}` has a snapshot `{id}` whose manifest cannot be used ({error}); nothing was overwritten",
+                    self.to.storage.address()
+                ))),
+            },
+            // Credentials that may only write cannot tell; the storage refuses a manifest that is not new.
+            Err(StorageError::NotFound { .. } | StorageError::Denied { .. }) => Ok(None),
+            Err(error) => Err(self.failed(error)),
+        }
+    }
+
+    /// Reads the file to its end, and holds it against itself and what is there.
+    async fn compare(&self, parts: &mut Parts<'_>, first: Member, there: &Manifest) -> Result<Manifest, EngineError> {
+        let (mut found, mut body, mut next) = (Found::new(), None, Some(first));
+        while let Some(member) = next {
+            self.check(parts, &member, &found)?;
+            if member.key == MANIFEST_KEY {
+                body = Some(parts.small(&member).await?);
+            } else {
+                let mut digester = Digester::new();
+                while let Some(chunk) = parts.chunk().await? {
+                    if self.engine.cancel.is_cancelled() {
+                        return Err(EngineError::Cancelled);
+                    }
+                    self.engine.progress.add(chunk.len() as u64);
+                    digester.update(&chunk);
+                }
+                found.insert(member.key, (member.size, digester.finish()));
+            }
+            next = parts.next_member().await?;
+        }
+        let (manifest, _) = self.judge(parts, body, &found)?;
+        if manifest.artifacts != there.artifacts {
+            return Err(EngineError::Request(format!(
+                "`{}` has a snapshot `{}` with other artifacts; nothing was overwritten",
+                self.to.storage.address(),
+                there.id
+            )));
+        }
+        Ok(manifest)
+    }
+
+    async fn take_in(
+        &self,
+        parts: &mut Parts<'_>,
+        first: Member,
+        mut arrival: Arrival<'_>,
+    ) -> Result<Manifest, EngineError> {
+        match self.receive(parts, first, &mut arrival).await {
+            Ok(manifest) => {
+                arrival.leave().await;
+                Ok(manifest)
+            }
+            Err(error) => {
+                arrival.give_up(false).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn receive(
+        &self,
+        parts: &mut Parts<'_>,
+        first: Member,
+        arrival: &mut Arrival<'_>,
+    ) -> Result<Manifest, EngineError> {
+        arrival.ensure_free(self.bytes).await.map_err(|error| self.failed(error))?;
+        let (mut found, mut body, mut next) = (Found::new(), None, Some(first));
+        while let Some(member) = next {
+            self.check(parts, &member, &found)?;
+            if member.key == MANIFEST_KEY {
+                body = Some(parts.small(&member).await?);
+            } else {
+                let digest = self.object(parts, &member, arrival).await?;
+                found.insert(member.key, (member.size, digest));
+            }
+            next = parts.next_member().await?;
+        }
+        let (manifest, body) = self.judge(parts, body, &found)?;
+        arrival.commit(&manifest, &body).await.map_err(|error| self.failed(error))?;
+        Ok(manifest)
+    }
+
+    async fn object(
+        &self,
+        parts: &mut Parts<'_>,
+        member: &Member,
+        arrival: &mut Arrival<'_>,
+    ) -> Result<Digest, EngineError> {
+        if let Some(largest) = self.to.storage.max_object_bytes().filter(|largest| member.size > *largest) {
+            return Err(self.failed(StorageError::Unsuitable(format!(
+                "`{}` has {}, and `{}` takes objects of up to {}: raise the `part_size` of that storage",
+                member.key,
+                ByteSize(member.size),
+                self.to.storage.address(),
+                ByteSize(largest)
+            ))));
+        }
+        let mut incoming = arrival.open(&member.key, member.size).await.map_err(|error| self.failed(error))?;
+        loop {
+            let written = match parts.chunk().await {
+                Ok(None) => break,
+                Ok(Some(chunk)) => incoming.write(chunk).await.map_err(|error| self.failed(error)),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = written {
+                incoming.abort().await;
+                return Err(error);
+            }
+        }
+        let digest = incoming.digest();
+        arrival.publish(incoming).await.map_err(|error| self.failed(error))?;
+        Ok(digest)
+    }
+
+    /// Refuses a member that has no place among those before it.
+    fn check(&self, parts: &Parts<'_>, member: &Member, found: &Found) -> Result<(), EngineError> {
+        let Member { place, key, .. } = member;
+        if place != self.place {
+            let (instance, strategy, id) = place;
+            return Err(
+                parts.bad(&format!("It has objects of two snapshots, the second is {instance}/{strategy}/{id}"))
+            );
+        }
+        if found.contains_key(key) {
+            return Err(parts.bad(&format!("It has `{key}` twice")));
+        }
+        if found.len() > MOST_MEMBERS {
+            return Err(parts.bad(&format!("It has more than {MOST_MEMBERS} members")));
+        }
+        Ok(())
+    }
+
+    /// Holds what was found against the manifest.
+    fn judge(
+        &self,
+        parts: &Parts<'_>,
+        body: Option<Vec<u8>>,
+        found: &Found,
+    ) -> Result<(Manifest, Vec<u8>), EngineError> {
+        let (instance, strategy, id) = self.place;
+        let body = body.ok_or_else(|| parts.bad("It has no manifest: it was cut"))?;
+        let manifest = Manifest::from_bytes(&body, instance, strategy, id);
+        let manifest = manifest.map_err(|error| parts.bad(&format!("`{MANIFEST_KEY}`: {error}")))?;
+        check_keys(&manifest).map_err(|problem| parts.bad(&problem))?;
+        for object in objects(&manifest) {
+            let problem = match found.get(&object.key) {
+                None => "is missing".to_owned(),
+                Some((size, _)) if *size != object.size => format!("has {size} bytes of {}", object.size),
+                Some((_, digest)) if *digest != object.digest => {
+                    format!("has the digest {digest}, and should have {}", object.digest)
+                }
+                Some(_) => continue,
+            };
+            return Err(parts.bad(&format!("`{}` {problem}", object.key)));
+        }
+        if objects(&manifest).count() != found.len() {
+            return Err(parts.bad("It has objects that its manifest does not name"));
+        }
+        Ok((manifest, body))
+    }
+}
+
+/// What the reading thread hands over.
+enum Part {
+    Member(Member),
+    Chunk(Bytes),
+    /// The member is whole.
+    End,
+}
+
+/// An object of a snapshot in the file.
+struct Member {
+    place: Place,
+    /// Within the snapshot's folder.
+    key: String,
+    size: u64,
+}
+
+/// Why the file could not be read on.
+enum Fault {
+    Locked(String),
+    Bad(String),
+}
+
+/// The content of the file, in order.
+struct Parts<'a> {
+    path: &'a Path,
+    parts: mpsc::Receiver<Result<Part, Fault>>,
+}
+
+impl Parts<'_> {
+    fn bad(&self, problem: &str) -> EngineError {
+        EngineError::BadFile { path: self.path.to_owned(), problem: problem.to_owned() }
+    }
+
+    async fn next(&mut self) -> Result<Option<Part>, EngineError> {
+        match self.parts.recv().await {
+            None => Ok(None),
+            Some(Ok(part)) => Ok(Some(part)),
+            Some(Err(Fault::Bad(problem))) => Err(self.bad(&problem)),
+            Some(Err(Fault::Locked(why))) => Err(EngineError::Request(format!(
+                "`{}` is encrypted, and {why}: name the file of a key that opens it with `--identity-file`",
+                self.path.display()
+            ))),
+        }
+    }
+
+    /// The next object; none at the end of the file.
+    async fn next_member(&mut self) -> Result<Option<Member>, EngineError> {
+        match self.next().await? {
+            Some(Part::Member(member)) => Ok(Some(member)),
+            None => Ok(None),
+            Some(_) => Err(EngineError::Internal("Parts of the file came out of order".to_owned())),
+        }
+    }
+
+    /// The next bytes of the present object; none at its end.
+    async fn chunk(&mut self) -> Result<Option<Bytes>, EngineError> {
+        match self.next().await? {
+            Some(Part::Chunk(chunk)) => Ok(Some(chunk)),
+            Some(Part::End) => Ok(None),
+            _ => Err(self.bad("It is cut")),
+        }
+    }
+
+    /// The present object, whole.
+    async fn small(&mut self, member: &Member) -> Result<Vec<u8>, EngineError> {
+        if member.size > LARGEST_MANIFEST {
+            return Err(self.bad(&format!("Its `{}` has {} bytes", member.key, member.size)));
+        }
+        let mut body = Vec::new();
+        while let Some(chunk) = self.chunk().await? {
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body)
+    }
+}
+
+/// Reads the file and hands over its objects, until it ends or nobody takes them.
+fn read(file: File, identities: &[Identity], parts: &mpsc::Sender<Result<Part, Fault>>) -> Result<(), Fault> {
+    let unreadable = |error: io::Error| Fault::Bad(error.to_string());
+    let mut head = Vec::with_capacity(AGE.len());
+    (&file).take(AGE.len() as u64).read_to_end(&mut head).map_err(unreadable)?;
+    // A pipe cannot be wound back.
+    let sealed = head == AGE;
+    let file = io::Cursor::new(head).chain(file);
+    let plain: Box<dyn Read + Send> = if sealed {
+        decoder(Box::new(file), SEALED, identities, None).map_err(|error| match error {
+            DecodeError::Locked(why) => Fault::Locked(why),
+            DecodeError::Io(error) => Fault::Bad(error.to_string()),
+        })?
+    } else {
+        Box::new(io::BufReader::with_capacity(CHUNK_BYTES, file))
+    };
+    let mut archive = tar::Archive::new(plain);
+    // Only plain headers: no long names, no attributes, nothing that is read whole into memory because the file says so.
+    for entry in archive.entries().map_err(unreadable)?.raw(true) {
+        let mut entry = entry.map_err(unreadable)?;
+        let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+        let kind = entry.header().entry_type();
+        if kind.is_dir() && entry.size() == 0 {
+            continue;
+        }
+        if !kind.is_file() {
+            return Err(Fault::Bad(format!(
+                "{name:?} is not an ordinary file (it has the type {:?})",
+                kind.as_byte() as char
+            )));
+        }
+        if name == README {
+            continue;
+        }
+        let member = member(&name, entry.size()).ok_or_else(|| Fault::Bad(format!("{name:?} is not of a snapshot")))?;
+        let mut left = member.size;
+        if parts.blocking_send(Ok(Part::Member(member))).is_err() {
+            return Ok(());
+        }
+        while left > 0 {
+            let mut chunk = vec![0; usize::try_from(left).unwrap_or(CHUNK_BYTES).min(CHUNK_BYTES)];
+            let count = match entry.read(&mut chunk) {
+                Ok(0) => return Err(Fault::Bad(format!("It ends {left} bytes before the end of {name:?}"))),
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(unreadable(error)),
+            };
+            chunk.truncate(count);
+            left = left.saturating_sub(count as u64);
+            if parts.blocking_send(Ok(Part::Chunk(chunk.into()))).is_err() {
+                return Ok(());
+            }
+        }
+        if parts.blocking_send(Ok(Part::End)).is_err() {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// The object that a member's name means.
+fn member(name: &str, size: u64) -> Option<Member> {
+    let mut names = name.strip_prefix("./").unwrap_or(name).split('/');
+    let place = (names.next()?.parse().ok()?, names.next()?.parse().ok()?, names.next()?.parse().ok()?);
+    let key = names.next()?;
+    let plain = !key.is_empty() && key != RUN_KEY && !key.starts_with('.') && !key.contains(char::is_control);
+    (plain && names.next().is_none()).then(|| Member { place, key: key.to_owned(), size })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::member;
+
+    #[test]
+    fn only_objects_of_a_snapshot_are_taken_from_a_file() {
+        let folder = "app/daily/20261121T013000Z-7f3a9c";
+        assert!(member(&format!("{folder}/db.pgdump.zst"), 1).is_some());
+        assert!(member(&format!("./{folder}/manifest.json"), 1).is_some());
+        for name in [
+            format!("{folder}/../../../../etc/passwd"),
+            format!("{folder}/.."),
+            format!("{folder}/.lock"),
+            format!("{folder}/run.json"),
+            format!("{folder}/"),
+            folder.to_owned(),
+            format!("/{folder}/db"),
+            format!("{folder}/sub/db"),
+            format!("{folder}/a\nb"),
+            format!("../{folder}/db"),
+            "app/marks/20261121T013000Z-7f3a9c/db".to_owned(),
+            "app/daily/latest/db".to_owned(),
+            String::new(),
+        ] {
+            assert!(member(&name, 1).is_none(), "{name:?}");
+        }
+    }
+}

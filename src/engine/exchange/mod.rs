@@ -1,0 +1,21 @@
+//! A snapshot as one ordinary tar file, for a person, another machine, or a shelf.
+//!
+//! The members are named as the keys of a storage, so the extracted file is a storage: `<instance>/<strategy>/<id>/<object>`, the manifest
+//! last, after a `README.txt` that says how to read it by hand. Headers are plain ustar, and sizes of 8 GiB and more in base 256. The whole
+//! may be encrypted with age besides.
+
+mod export;
+mod import;
+mod staging;
+
+pub use export::{ExportReport, ExportRequest, export, export_fresh};
+pub use import::{ImportReport, ImportRequest, import};
+
+use crate::model::{Codec, Compression, Encryption};
+
+/// The text that stands first.
+const README: &str = "README.txt";
+/// The name that the manifest has for the storage which the file is.
+const STORAGE: &str = "export";
+/// How a file that is encrypted as a whole is encoded.
+const SEALED: Codec = Codec { compression: Compression::None, encryption: Encryption::Age };

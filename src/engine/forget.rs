@@ -1,0 +1,119 @@
+//! Deleting snapshots that an operator names.
+
+use std::collections::BTreeMap;
+
+use super::prune::{PruneScope, delete, exclude, locked};
+use super::snapshots::list;
+use super::{Engine, EngineError, OpenStorage, Selection, Snapshot, read_marks};
+use crate::model::{Name, SnapshotId, Verdict};
+use crate::report::Pruned;
+
+/// Deletes the snapshots `wanted`, each given by its strategy and id, in every storage of `scope`. Damaged ones too: this is how they are got rid of.
+/// `force` gives up the newest that passed a drill; nothing gives up what is held or locked, nor the last good one.
+///
+/// # Errors
+/// [`EngineError::Request`] with every reason why one of them must not be deleted, and [`EngineError::Locked`]: then nothing was deleted.
+pub async fn forget(
+    engine: &Engine,
+    scope: PruneScope<'_>,
+    wanted: &[(Name, SnapshotId)],
+    force: bool,
+) -> Result<Vec<Pruned>, EngineError> {
+    let instance = &scope.instance.name;
+    let mut problems: Vec<String> = Vec::new();
+    let mut opened: Vec<OpenStorage> = Vec::new();
+    for open in scope.storages {
+        match open {
+            Ok(open) => opened.push(open.clone()),
+            Err((name, problem)) => problems.push(format!("It is not known what is held in `{name}`: {problem}")),
+        }
+    }
+    let mut by_strategy: BTreeMap<&Name, Vec<&SnapshotId>> = BTreeMap::new();
+    for (strategy, id) in wanted {
+        by_strategy.entry(strategy).or_default().push(id);
+    }
+    let chosen: Vec<&OpenStorage> =
+        opened.iter().filter(|open| scope.storage.is_none_or(|wanted| *wanted == open.name)).collect();
+    let places: Vec<(&Name, &OpenStorage)> =
+        by_strategy.keys().flat_map(|strategy| chosen.iter().map(|open| (*strategy, *open))).collect();
+    let locks = exclude(engine, instance, &places).await?;
+    let marks = read_marks(engine, &opened, instance).await;
+    for (storage, problem) in &marks.unread {
+        problems.push(format!("It is not known what is held in `{storage}`: {problem}"));
+    }
+    let now = engine.clock.now();
+    let mut deleting: Vec<(&Name, &OpenStorage, Vec<Snapshot>)> = Vec::new();
+    for (strategy, open) in &places {
+        let selection = Selection { instance: Some(instance.clone()), strategy: Some((*strategy).clone()) };
+        let listing = list(engine, std::slice::from_ref(*open), &selection).await;
+        problems.extend(listing.unlisted.iter().map(|(name, error)| format!("`{name}` could not be listed: {error}")));
+        let ids = by_strategy.get(strategy).map(Vec::as_slice).unwrap_or_default();
+        let (going, staying): (Vec<Snapshot>, Vec<Snapshot>) =
+            listing.snapshots.into_iter().partition(|snapshot| ids.contains(&&snapshot.id));
+        let place = format!("in `{}`", open.name);
+        if !going.is_empty() && scope.instance.storage_rules.get(&open.name).is_some_and(|rules| !rules.prune) {
+            problems.push(format!("`{}` has `prune = false`: choose others with `--storage`", open.name));
+        }
+        let good = |snapshot: &&Snapshot| snapshot.is_whole() && snapshot.id.time() <= now;
+        if let Some(last) = going.iter().rfind(good)
+            && !staying.iter().any(|snapshot| good(&snapshot))
+        {
+            problems.push(format!("`{}` is the last good one {place}: back up first", last.id));
+        }
+        let all = going.iter().chain(&staying);
+        let passed = all.filter_map(|snapshot| {
+            let drilled = marks.drilled(strategy, &snapshot.id)?;
+            (drilled.verdict == Verdict::Passed).then_some(&snapshot.id)
+        });
+        if let Some(newest) = passed.max().filter(|newest| !force && ids.contains(newest)) {
+            problems.push(format!(
+                "`{newest}` is the newest that passed a drill {place}: `--force` deletes it all the same"
+            ));
+        }
+        for snapshot in &going {
+            if let Some(hold) = marks.hold(strategy, &snapshot.id, now) {
+                let why = hold.reason.map(|reason| format!(" ({reason})")).unwrap_or_default();
+                problems.push(format!("`{}` is held{why}: `backup release {}` first", snapshot.id, snapshot.id));
+            }
+            match locked(open.storage.as_ref(), snapshot).await {
+                Ok(None) => {}
+                Ok(Some(until)) => {
+                    let until = until.map(|until| format!(" until {}", until.to_rfc3339())).unwrap_or_default();
+                    problems.push(format!("`{}` is locked {place}{until}", snapshot.id));
+                }
+                Err(error) => problems.push(format!("It could not be asked whether it is locked {place}: {error}")),
+            }
+        }
+        deleting.push((strategy, open, going));
+    }
+    if !problems.is_empty() {
+        problems.dedup();
+        return Err(EngineError::Request(format!("Nothing was deleted. {}", problems.join(". "))));
+    }
+    let mut report = Vec::new();
+    for (strategy, open, going) in deleting {
+        let mut pruned = Pruned::refused(strategy.clone(), open.name.clone(), None);
+        for snapshot in going {
+            if engine.cancel.is_cancelled() {
+                pruned.problem = Some("Cancelled".to_owned());
+                break;
+            }
+            engine.progress.begin(format!("deleting {} in {}", snapshot.id, open.name), None);
+            match delete(engine, instance, strategy, open, &snapshot.id, &locks.node).await {
+                Ok(()) => {
+                    pruned.deleted.push(snapshot.id);
+                    pruned.freed_bytes += snapshot.listed_bytes;
+                }
+                Err(error) => {
+                    pruned.problem = Some(format!("`{}` could not be deleted: {error}", snapshot.id));
+                    break;
+                }
+            }
+        }
+        if pruned.problem.is_some() || !pruned.deleted.is_empty() {
+            report.push(pruned);
+        }
+    }
+    drop(locks);
+    Ok(report)
+}

@@ -1,0 +1,121 @@
+//! Why nothing is deleted.
+
+use std::fmt;
+
+use chrono::{DateTime, Utc};
+use serde::{Serialize, Serializer};
+
+use crate::model::{Name, SnapshotId};
+
+/// Why nothing is deleted in one place, although there may be something to delete.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Refusal {
+    /// It could not be listed, or not be asked.
+    Unreachable {
+        /// What happened.
+        problem: String,
+    },
+    /// A manifest cannot be read: nobody knows what the snapshot is.
+    Manifest {
+        /// The snapshot.
+        id: SnapshotId,
+        /// Why not.
+        problem: String,
+    },
+    /// An object that a manifest names is missing or cut.
+    Damaged {
+        /// The snapshot.
+        id: SnapshotId,
+        /// Which, and how.
+        problem: String,
+    },
+    /// A mark cannot be read: nobody knows what it protects.
+    Mark {
+        /// In this storage.
+        storage: Name,
+        /// Which, and why not.
+        problem: String,
+    },
+    /// The clock of this machine is before the newest snapshot.
+    Clock {
+        /// The newest snapshot.
+        newest: SnapshotId,
+        /// The time by this machine.
+        now: DateTime<Utc>,
+    },
+    /// Snapshots are gone that this host did not delete, and that retention would have kept.
+    Shrunk {
+        /// Which.
+        gone: Vec<SnapshotId>,
+    },
+    /// More would be deleted than one pruning may.
+    TooMany {
+        /// How many.
+        delete: usize,
+        /// Of how many.
+        of: usize,
+        /// How many percent are allowed.
+        percent: u8,
+    },
+}
+
+impl Refusal {
+    /// Whether it yields to `--force`: the operator has looked, and means it.
+    pub fn yields(&self) -> bool {
+        matches!(self, Self::Shrunk { .. } | Self::TooMany { .. })
+    }
+}
+
+/// Each refusal with its words.
+pub(super) fn with_messages<S: Serializer>(refusals: &[Refusal], serializer: S) -> Result<S::Ok, S::Error> {
+    #[derive(Serialize)]
+    struct Told<'a> {
+        #[serde(flatten)]
+        refusal: &'a Refusal,
+        message: String,
+    }
+    serializer.collect_seq(refusals.iter().map(|refusal| Told { refusal, message: refusal.to_string() }))
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreachable { problem } => f.write_str(problem),
+            Self::Manifest { id, problem } => write!(
+                f,
+                "The manifest of `{id}` cannot be read: {problem}. Look at it with `backup verify`; when it is lost, `backup forget {id}`"
+            ),
+            Self::Damaged { id, problem } => write!(
+                f,
+                "`{id}` is damaged: {problem}. While a storage loses objects nothing is deleted there. Look at it with `backup verify`; when it is \
+                 lost, `backup forget {id}`"
+            ),
+            Self::Mark { storage, problem } => {
+                write!(f, "The marks in `{storage}` cannot be read, so it is not known what is held: {problem}")
+            }
+            Self::Clock { newest, now } => write!(
+                f,
+                "The clock of this machine says {}, and the newest snapshot is `{newest}`. Set the clock; when that snapshot was dated wrongly, \
+                 `backup forget {newest}`",
+                now.format("%Y-%m-%d %H:%M:%S UTC")
+            ),
+            Self::Shrunk { gone } => {
+                let some: Vec<&str> = gone.iter().take(3).map(SnapshotId::as_str).collect();
+                let more = if gone.len() > some.len() { ", ..." } else { "" };
+                write!(
+                    f,
+                    "{} snapshot(s) are gone since they were last listed; retention keeps them, and this program did not delete them here: {}{more}. Find out \
+                     who did; `backup prune --force` takes it as it is",
+                    gone.len(),
+                    some.join(", ")
+                )
+            }
+            Self::TooMany { delete, of, percent } => write!(
+                f,
+                "{delete} of {of} snapshots would be deleted, and `max_delete_percent` is {percent}. Look at `backup prune --plan`; \
+                 `backup prune --force` does it"
+            ),
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! Documents that carry their own digest, so that a changed or missing byte in them is noticed.
+//!
+//! A first line `{"digest": "sha256:...", "KIND":`, the document, a last line `}`: the whole is JSON, and the digest is of the lines between,
+//! so `sed '1d;$d' FILE | sha256sum` computes it.
+
+use std::fmt::Write as _;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::Digest;
+
+/// Why a document is not the sealed one that it should be.
+#[derive(Debug, thiserror::Error)]
+pub enum SealError {
+    /// It is not laid out as one or lacks a field.
+    #[error("{0}")]
+    Malformed(String),
+    /// Its digest does not match.
+    #[error("It is damaged: its digest is {found}, and it says {stated}")]
+    Damaged {
+        /// As computed.
+        found: Digest,
+        /// As stated in it.
+        stated: Digest,
+    },
+    /// A later version wrote it.
+    #[error("It has format {found}, and this version reads up to {known}: use a newer version of the program")]
+    Newer {
+        /// The format it has.
+        found: u64,
+        /// The newest that this version reads.
+        known: u32,
+    },
+}
+
+const HEAD: &str = "{\"digest\": \"";
+
+/// What stands between the digest and the document.
+fn middle(kind: &str) -> String {
+    format!("\", \"{kind}\":")
+}
+
+/// `document` as stored, under the name `kind`.
+pub(super) fn seal(kind: &str, document: &impl Serialize) -> Vec<u8> {
+    let mut body = serde_json::to_string_pretty(document).unwrap_or_default();
+    body.push('\n');
+    let mut text = String::with_capacity(body.len() + 128);
+    // Writing to a String cannot fail.
+    let _ = write!(text, "{HEAD}{}{}\n{body}}}\n", Digest::of(body.as_bytes()), middle(kind));
+    text.into_bytes()
+}
+
+/// The document of a `kind` in `bytes`, whose digest matches and whose `format` is from 1 to `newest`. One whose digest does not match is not looked
+/// into any further.
+pub(super) fn unseal(kind: &str, bytes: &[u8], newest: u32) -> Result<Value, SealError> {
+    let malformed = |what: &str| SealError::Malformed(format!("It is not a {kind}: {what}"));
+    let text = std::str::from_utf8(bytes).map_err(|_| malformed("it is not UTF-8"))?;
+    let (first, rest) = text.split_once('\n').ok_or_else(|| malformed("it has a single line"))?;
+    let stated = first
+        .strip_prefix(HEAD)
+        .and_then(|first| first.strip_suffix(middle(kind).as_str()))
+        .ok_or_else(|| malformed("its first line does not state a digest"))?;
+    let stated: Digest = stated.parse().map_err(|error| malformed(&format!("{error}")))?;
+    let body = rest.strip_suffix("}\n").ok_or_else(|| malformed("its last line is missing: it was cut"))?;
+    let found = Digest::of(body.as_bytes());
+    if found != stated {
+        return Err(SealError::Damaged { found, stated });
+    }
+    let value: Value = serde_json::from_str(body).map_err(|error| malformed(&error.to_string()))?;
+    match value.get("format").and_then(Value::as_u64) {
+        None => Err(malformed("it states no format")),
+        Some(found) if found > u64::from(newest) || found == 0 => Err(SealError::Newer { found, known: newest }),
+        Some(_) => Ok(value),
+    }
+}
