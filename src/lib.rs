@@ -16,11 +16,13 @@
 //! | 1 | [`report`] | what happens in a run, for whoever shows it |
 //! | 2 | [`config`] | the configuration file, validated |
 //! | 3 | [`engine`] | run, verify, restore; the locks |
-//! | 4 | [`cli`] | the commands; the only room that prints |
+//! | 4 | [`daemon`] | running every strategy on time |
+//! | 5 | [`cli`] | the commands; the only room that prints |
 
 pub mod catalog;
 pub mod cli;
 pub mod config;
+pub mod daemon;
 pub mod engine;
 pub mod model;
 pub mod pipeline;

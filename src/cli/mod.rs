@@ -22,6 +22,7 @@ mod progress;
 mod prune;
 mod restore;
 mod run;
+mod schedule;
 mod setup;
 mod show;
 mod stats;
@@ -34,6 +35,7 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 
 use crate::config::{ConfigErrors, FindError};
+use crate::daemon::DaemonError;
 use crate::engine::EngineError;
 use output::Printer;
 
@@ -102,6 +104,12 @@ Examples:
   backup --strategy daily              the same
   backup --strategy daily --dry-run    what would be taken, and to where")]
     Run(run::RunArgs),
+    #[command(after_help = "\
+Examples:
+  backup schedule
+  backup schedule --config /etc/backup/strategies")]
+    /// Stay, and run every strategy at its times; SIGTERM and Ctrl-C end it in order
+    Schedule,
     #[command(after_help = "\
 Examples:
   backup check
@@ -280,28 +288,31 @@ fn dispatch(cli: Cli, printer: &Printer) -> anyhow::Result<Exit> {
         Some(Command::Config(command)) => config::run(&command, printer),
         Some(Command::Completions(args)) => completions::run(&args, printer, &mut Cli::command()),
         Some(Command::Strategies) => strategies::run(&global, printer),
-        Some(command) => setup::with_runtime(&global, async |setup| match command {
-            Command::Run(args) => run::run(setup, args, printer).await,
-            Command::Check(args) => check::run(setup, args, printer).await,
-            Command::List(args) => list::run(setup, args, printer).await,
-            Command::Show(args) => show::run(setup, args, printer).await,
-            Command::Diff(args) => diff::run(setup, args, printer).await,
-            Command::Verify(args) => verify::run(setup, args, printer).await,
-            Command::Restore(args) => restore::run(setup, args, printer).await,
-            Command::Dump(args) => dump::run(setup, args, printer).await,
-            Command::Copy(args) => copy::run(setup, args, printer).await,
-            Command::Export(args) => export::run(setup, args, printer).await,
-            Command::Import(args) => import::run(setup, args, printer).await,
-            Command::Stats(args) => stats::run(setup, args, printer).await,
-            Command::Prune(args) => prune::run(setup, args, printer).await,
-            Command::Hold(args) => hold::hold(setup, args, printer).await,
-            Command::Release(args) => hold::release(setup, args, printer).await,
-            Command::Forget(args) => hold::forget(setup, args, printer).await,
-            Command::Catalog(command) => catalog::run(setup, command, printer).await,
-            Command::Config(_) | Command::Completions(_) | Command::Strategies => Ok(Exit::Done),
-        }),
+        Some(command) => {
+            setup::with_runtime(&global, matches!(command, Command::Schedule), async |setup| match command {
+                Command::Run(args) => run::run(setup, args, printer).await,
+                Command::Schedule => schedule::run(setup).await,
+                Command::Check(args) => check::run(setup, args, printer).await,
+                Command::List(args) => list::run(setup, args, printer).await,
+                Command::Show(args) => show::run(setup, args, printer).await,
+                Command::Diff(args) => diff::run(setup, args, printer).await,
+                Command::Verify(args) => verify::run(setup, args, printer).await,
+                Command::Restore(args) => restore::run(setup, args, printer).await,
+                Command::Dump(args) => dump::run(setup, args, printer).await,
+                Command::Copy(args) => copy::run(setup, args, printer).await,
+                Command::Export(args) => export::run(setup, args, printer).await,
+                Command::Import(args) => import::run(setup, args, printer).await,
+                Command::Stats(args) => stats::run(setup, args, printer).await,
+                Command::Prune(args) => prune::run(setup, args, printer).await,
+                Command::Hold(args) => hold::hold(setup, args, printer).await,
+                Command::Release(args) => hold::release(setup, args, printer).await,
+                Command::Forget(args) => hold::forget(setup, args, printer).await,
+                Command::Catalog(command) => catalog::run(setup, command, printer).await,
+                Command::Config(_) | Command::Completions(_) | Command::Strategies => Ok(Exit::Done),
+            })
+        }
         None => match top.into_args() {
-            Some(args) => setup::with_runtime(&global, async |setup| run::run(setup, args, printer).await),
+            Some(args) => setup::with_runtime(&global, false, async |setup| run::run(setup, args, printer).await),
             None => {
                 printer.note(&Cli::command().render_help().ansi().to_string());
                 Ok(Exit::Usage)
@@ -312,6 +323,9 @@ fn dispatch(cli: Cli, printer: &Printer) -> anyhow::Result<Exit> {
 
 fn exit_of(error: &anyhow::Error) -> Exit {
     if error.is::<UsageError>() || error.is::<ConfigErrors>() || error.is::<FindError>() {
+        return Exit::Usage;
+    }
+    if error.is::<DaemonError>() {
         return Exit::Usage;
     }
     match error.downcast_ref::<EngineError>() {

@@ -26,12 +26,13 @@ pub(super) struct Setup {
     pub(super) cancel: Cancel,
 }
 
-/// Runs an async command with the log on and signals watched.
+/// Runs an async command with the log on and signals watched. What a `scheduler` does stands in its log, on a terminal too.
 pub(super) fn with_runtime(
     global: &Global,
+    scheduler: bool,
     command: impl AsyncFnOnce(&Setup) -> anyhow::Result<Exit>,
 ) -> anyhow::Result<Exit> {
-    start_log(global);
+    start_log(global, scheduler);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -65,13 +66,13 @@ fn watch_signals(cancel: &Cancel) -> anyhow::Result<()> {
 }
 
 /// Logs of this program only: what libraries log may tell more than it should.
-fn start_log(global: &Global) {
+fn start_log(global: &Global, scheduler: bool) {
     let terminal = std::io::stderr().is_terminal();
     let level = match (global.quiet, global.verbose, terminal) {
         (true, ..) => "error",
         (_, true, _) => "debug",
         // On a terminal the progress and the closing summary say the same better.
-        (_, _, true) => "warn",
+        (_, _, true) if !scheduler => "warn",
         _ => "info",
     };
     let builder = tracing_subscriber::fmt()
@@ -197,10 +198,16 @@ impl Setup {
         !self.global.quiet && !self.global.json
     }
 
-    /// An engine with its state in `state_dir`, its progress shown.
-    pub(super) fn engine(&self, state_dir: &Path) -> (Engine, Display) {
+    /// An engine with its state in `state_dir`, whose progress nobody looks at.
+    pub(super) fn quiet_engine(&self, state_dir: &Path) -> Engine {
         let mut engine = Engine::new(state_dir.to_owned(), self.environment.clone());
         engine.cancel = self.cancel.clone();
+        engine
+    }
+
+    /// An engine with its state in `state_dir`, its progress shown.
+    pub(super) fn engine(&self, state_dir: &Path) -> (Engine, Display) {
+        let engine = self.quiet_engine(state_dir);
         let display = Display::start(&engine.progress, self.shows_progress());
         (engine, display)
     }

@@ -524,8 +524,8 @@ fn is_open(path: &Path) -> bool {
 /// What to say of keys that are not misspelt, but have no place here.
 fn elsewhere(key: &str) -> Option<&'static str> {
     match key {
-        "listen" | "notify" | "missed" => {
-            Some("this version has no daemon; remove it, and start runs with a timer of the system")
+        "listen" | "notify" => {
+            Some("this version has no status page and no notifications; remove it, and watch the log")
         }
         "drill" => Some("this version has no drills; remove it, and rehearse with `backup restore`"),
         "identity" | "identity_file" | "identities" => {

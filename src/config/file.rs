@@ -12,6 +12,7 @@ use super::rules::StorageRules;
 use crate::model::{Name, Rate, Span};
 use crate::pipeline::CompressionConfig;
 use crate::retention::Policy;
+use crate::schedule::Missed;
 use crate::source::SourceConfig;
 use crate::storage::StorageConfig;
 
@@ -55,6 +56,10 @@ pub(super) struct File {
     #[serde(default)]
     #[schemars(range(min = 0, max = 19))]
     pub nice: Option<i32>,
+    /// How many strategies the scheduler runs at a time.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 64))]
+    pub max_concurrent: usize,
     /// What is backed up, where to, when, and what is kept, by name.
     #[schemars(extend("minProperties" = 1))]
     pub strategies: BTreeMap<Name, StrategyTable>,
@@ -119,6 +124,13 @@ pub(super) struct StrategyTable {
     #[serde(default)]
     #[schemars(extend("format" = "cron"))]
     pub schedule: Option<String>,
+    /// What becomes of runs that were missed while the machine or the scheduler was off: `run_once`, one for all of them, at once; or `skip`.
+    #[serde(default)]
+    pub missed: Missed,
+    /// How long after its time a run begins at most: always the same for this strategy, and others for others, so that many machines do
+    /// not begin at once. Shorter than the time from one run to the next.
+    #[serde(default)]
+    pub jitter: Option<Span>,
     /// The time zone of the schedule, and of the days, weeks and months of `retention`.
     #[serde(default = "utc")]
     #[schemars(extend("format" = "time-zone"))]
@@ -150,6 +162,10 @@ pub(super) struct StrategyTable {
 
 fn yes() -> bool {
     true
+}
+
+fn one() -> usize {
+    1
 }
 
 fn half() -> u8 {

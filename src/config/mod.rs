@@ -35,7 +35,7 @@ pub use values::environment;
 use crate::model::{Name, Rate, Span};
 use crate::pipeline::{CompressionConfig, Recipient};
 use crate::retention::Policy;
-use crate::schedule::Schedule;
+use crate::schedule::{Missed, Schedule};
 use crate::source::SourceConfig;
 use crate::source::process::Environment;
 use crate::storage::StorageConfig;
@@ -78,6 +78,8 @@ pub struct Instance {
     pub upload_rate: Option<Rate>,
     /// How far the program gives way to others, 0 to 19.
     pub nice: Option<i32>,
+    /// How many strategies the scheduler runs at a time, at least 1.
+    pub max_concurrent: usize,
     /// What is backed up, where to and when.
     pub strategies: BTreeMap<Name, Strategy>,
     /// By JSON pointer into the file, strings as they were written that variables were put into.
@@ -102,6 +104,10 @@ pub struct Strategy {
     pub active: bool,
     /// When it is due; by hand only, where it is none.
     pub schedule: Option<Schedule>,
+    /// What becomes of runs that were missed.
+    pub missed: Missed,
+    /// How long after its time a run begins at most.
+    pub jitter: Option<Span>,
     /// The zone of the schedule, and of the periods of the retention.
     pub timezone: Tz,
     /// The sources, in the order they are taken; each once, all of them in [`Instance::sources`]. Where there are none, the strategy
@@ -352,6 +358,8 @@ impl Instance {
                 strategy.name.as_str(): {
                     "active": strategy.active,
                     "schedule": strategy.schedule.as_ref().map(|schedule| &schedule.line),
+                    "missed": strategy.schedule.as_ref().map(|_| strategy.missed),
+                    "jitter": strategy.jitter,
                     "timezone": strategy.timezone.name(),
                     "sources": Some(&strategy.sources).filter(|sources| !sources.is_empty()),
                     "storages": strategy.storages,

@@ -101,7 +101,7 @@ fn pairs(schedule: &Schedule) -> impl Iterator<Item = (DateTime<Utc>, DateTime<U
 }
 
 /// The least time from one run to the next.
-fn shortest(schedule: &Schedule) -> TimeDelta {
+pub(super) fn shortest(schedule: &Schedule) -> TimeDelta {
     pairs(schedule).map(|(run, next)| next - run).min().unwrap_or(TimeDelta::MAX)
 }
 

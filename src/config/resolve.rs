@@ -30,7 +30,8 @@ pub(super) fn instance(file: &Path, text: &str, environment: &Environment) -> Re
     let mut document = document::parse(file, text).map_err(ConfigErrors)?;
     if file.file_name().is_some_and(|name| name == "daemon.toml") {
         let hint = Some(
-            "this version has no daemon; remove the file, or call it otherwise if it describes an instance".to_owned(),
+            "this version has no such settings; remove the file, or call it otherwise if it describes an instance"
+                .to_owned(),
         );
         return Err(ConfigError::of_file(file, "This name is for the settings of a daemon", hint).into());
     }
@@ -41,6 +42,8 @@ pub(super) fn instance(file: &Path, text: &str, environment: &Environment) -> Re
     durations(&mut check, &document);
     retentions(&mut check, &document);
     without_sources(&mut check, &document);
+    jitters(&mut check, &document);
+    one_place_each(&mut check, &document, &base);
     rules_on_schedule(&mut check, &document);
     let compression = sections(&mut check, &document);
     if check.problems.is_empty() {
@@ -173,6 +176,41 @@ fn without_sources(check: &mut Check<'_>, document: &Node) {
     }
 }
 
+/// A strategy must have begun before its next time comes.
+fn jitters(check: &mut Check<'_>, document: &Node) {
+    for (place, strategy) in each(document, "strategies") {
+        let Some(schedule) = schedule(strategy) else { continue };
+        if let Some((place, node)) = field(&place, strategy, "jitter")
+            && let Some(jitter) = node.as_str().and_then(|text| text.parse::<Span>().ok())
+            && on_schedule::shortest(&schedule).to_std().is_ok_and(|shortest| jitter.duration() >= shortest)
+        {
+            let message =
+                format!("Too long for the schedule `{}`: the next run is due before this one begins", schedule.line);
+            check.problem(
+                &place,
+                Some(node.at),
+                message,
+                Some("make it shorter than the time from one run to the next".to_owned()),
+            );
+        }
+    }
+}
+
+/// Two names for one place are no second copy, and each would be in the way of the other: what one deletes is gone from the other too.
+fn one_place_each(check: &mut Check<'_>, document: &Node, base: &Path) {
+    let mut known: BTreeMap<String, String> = BTreeMap::new();
+    for (place, node) in each(document, "storages") {
+        let Ok(mut table) = serde_json::from_value::<StorageTable>(node.to_json()) else { continue };
+        table.config.resolve(base);
+        if let Some(other) = known.get(&table.config.place()) {
+            let hint = Some("use one of them in its stead".to_owned());
+            check.problem(&place, place.at, format!("This is the same place as `{other}`"), hint);
+        } else {
+            known.insert(table.config.place(), place.dotted.clone());
+        }
+    }
+}
+
 /// Rules of retention must keep something on the schedule that they are for. Those of a storage are for every strategy that is kept there, so
 /// they are wrong when they keep nothing for any.
 fn rules_on_schedule(check: &mut Check<'_>, document: &Node) {
@@ -292,6 +330,8 @@ fn build(
             name: name.clone(),
             active: table.active,
             schedule: schedule.map_err(|error| error.to_string())?,
+            missed: table.missed,
+            jitter: table.jitter,
             timezone: zone,
             sources: table.sources.unwrap_or_default(),
             storages: table.storages,
@@ -318,6 +358,7 @@ fn build(
         read_rate: read.read_rate,
         upload_rate: read.upload_rate,
         nice: read.nice,
+        max_concurrent: read.max_concurrent,
         strategies,
         written: BTreeMap::new(),
         notes: Vec::new(),

@@ -42,6 +42,20 @@ fn bad(file: impl AsRef<Path>, text: &str, environment: &[(&str, &str)]) -> Stri
 }
 
 #[test]
+fn a_jitter_must_end_before_the_next_run_is_due() {
+    let text = |jitter: &str| {
+        format!(
+            "instance = \"app\"\n[sources.files]\ntype = \"directory\"\npath = \"/data\"\n[storages.local]\ntype = \"local\"\npath = \"/store\"\n\
+             [strategies.daily]\nsources = [\"files\"]\nstorages = [\"local\"]\nschedule = \"*/20 * * * *\"\njitter = \"{jitter}\"\n"
+        )
+    };
+    let parsed = |jitter: &str| parse(Path::new("/a.toml"), &text(jitter), &env(&[]));
+    assert!(parsed("19m").is_ok());
+    let error = parsed("20m").err().unwrap().to_string();
+    assert!(error.contains("strategies.daily.jitter: Too long for the schedule"), "{error}");
+}
+
+#[test]
 fn one_file_with_many_errors_reports_them_all_with_their_places() {
     let text = r#"instance = "Ella Prod"
 listen = "127.0.0.1:8484"
@@ -83,7 +97,7 @@ retention = {}
 "#;
     let expected = r#"strategies/ella.toml:1:12: instance: `Ella Prod` is not a name: expected 1 to 63 of `a-z`, `0-9`, `_`, `-`, beginning with a letter or digit, and not `marks`
 strategies/ella.toml:2:1: listen: Unknown key
-  hint: this version has no daemon; remove it, and start runs with a timer of the system
+  hint: this version has no status page and no notifications; remove it, and watch the log
 strategies/ella.toml:3:11: threads: Out of range: expected a number from 1 to 256
 strategies/ella.toml:4:8: nice: Expected an integer, found a string
   hint: write it without quotes

@@ -169,12 +169,8 @@ fn check_strategy(instance: &Instance, strategy: &Strategy, now: DateTime<Utc>) 
         let fires = std::iter::successors(schedule.next_after(now), |last| schedule.next_after(*last));
         next.extend(fires.take(FIRES));
     }
-    let mut findings: Vec<Finding> =
+    let findings: Vec<Finding> =
         instance.advice(strategy).into_iter().map(|advice| Finding::new(Level::Warning, "advice", advice)).collect();
-    if strategy.schedule.is_some() {
-        let what = "This version checks it and does not carry it out: start `backup --strategy` by cron or a timer";
-        findings.push(Finding::new(Level::Warning, "schedule", what));
-    }
     StrategyCheck {
         name: strategy.name.clone(),
         active: strategy.active,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::prune::{PruneScope, delete, exclude, locked};
+use super::prune::{PruneScope, delete, exclude, is_good, locked};
 use super::snapshots::list;
 use super::{Engine, EngineError, OpenStorage, Selection, Snapshot, read_marks};
 use crate::model::{Name, SnapshotId, Verdict};
@@ -51,10 +51,19 @@ pub async fn forget(
         let (going, staying): (Vec<Snapshot>, Vec<Snapshot>) =
             listing.snapshots.into_iter().partition(|snapshot| ids.contains(&&snapshot.id));
         let place = format!("in `{}`", open.name);
+        if let Some(problem) =
+            locks.unlocked.get(&((*strategy).clone(), open.name.clone())).filter(|_| !going.is_empty())
+        {
+            problems.push(format!("`{}`: {problem}", open.name));
+        }
         if !going.is_empty() && scope.instance.storage_rules.get(&open.name).is_some_and(|rules| !rules.prune) {
             problems.push(format!("`{}` has `prune = false`: choose others with `--storage`", open.name));
         }
-        let good = |snapshot: &&Snapshot| snapshot.is_whole() && snapshot.id.time() <= now;
+        // Where drills found all of them bad, the last whole one is still better than nothing.
+        let any_good = going.iter().chain(&staying).any(|snapshot| is_good(snapshot, &marks, now));
+        let good = |snapshot: &&Snapshot| {
+            is_good(snapshot, &marks, now) || (!any_good && snapshot.is_whole() && snapshot.id.time() <= now)
+        };
         if let Some(last) = going.iter().rfind(good)
             && !staying.iter().any(|snapshot| good(&snapshot))
         {
@@ -71,7 +80,7 @@ pub async fn forget(
             ));
         }
         for snapshot in &going {
-            if let Some(hold) = marks.hold(strategy, &snapshot.id, now) {
+            if let Some(hold) = marks.hold(&snapshot.id, now) {
                 let why = hold.reason.map(|reason| format!(" ({reason})")).unwrap_or_default();
                 problems.push(format!("`{}` is held{why}: `backup release {}` first", snapshot.id, snapshot.id));
             }
@@ -105,7 +114,10 @@ pub async fn forget(
                     pruned.freed_bytes += snapshot.listed_bytes;
                 }
                 Err(error) => {
-                    pruned.problem = Some(format!("`{}` could not be deleted: {error}", snapshot.id));
+                    pruned.problem = Some(format!("`{}` {error}", snapshot.id));
+                    if error.is_gone() {
+                        pruned.deleted.push(snapshot.id);
+                    }
                     break;
                 }
             }

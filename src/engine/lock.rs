@@ -133,6 +133,9 @@ pub(super) struct Heartbeat {
     /// Of the state folder that the run belongs to.
     pub(super) node: String,
     pub(super) host: String,
+    /// Which start of the machine it belongs to; none where the system does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) boot: Option<String>,
     pub(super) pid: u32,
     pub(super) started: DateTime<Utc>,
     pub(super) beat: DateTime<Utc>,
@@ -143,9 +146,23 @@ fn host() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
+/// What tells this start of the machine from any other, and from any other machine, a copy of it included.
+fn boot() -> Option<String> {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(id.trim().to_owned()).filter(|id| !id.is_empty())
+}
+
 impl Heartbeat {
     pub(super) fn new(node: String, started: DateTime<Utc>) -> Self {
-        Self { format: 1, node, host: host(), pid: std::process::id(), started, beat: started }
+        Self { format: 1, node, host: host(), boot: boot(), pid: std::process::id(), started, beat: started }
+    }
+
+    /// Whether it was written since this machine was started, as far as that can be told: else by the name of the machine.
+    fn is_of_this_start(&self) -> bool {
+        match (&self.boot, boot()) {
+            (Some(theirs), Some(ours)) => *theirs == ours,
+            _ => self.host == host(),
+        }
     }
 
     /// Whether both are of one writer, however long ago either beat.
@@ -196,8 +213,9 @@ impl Unfinished {
         let silent = now - self.touched;
         let heartbeat = if self.beats { read_heartbeat(storage, folder, &self.id).await? } else { None };
         Ok(match heartbeat {
-            // A copy of a machine has the node of the original, and a container has another name each time: for a while it is not known which of the two it is.
-            Some(heartbeat) if heartbeat.node == node && heartbeat.host != host() && silent < LEASE => Fate::Left,
+            // A copy of a machine has the node of the original, and perhaps its name. Only on the kernel that the lock was taken on does the lock
+            // tell that its run is dead; of any other start it is not known for a while.
+            Some(heartbeat) if heartbeat.node == node && !heartbeat.is_of_this_start() && silent < LEASE => Fate::Left,
             Some(heartbeat) if heartbeat.node == node => Fate::Dead,
             _ if silent >= ABANDONED => Fate::Dead,
             // Without a heartbeat that can be read nobody is known to be alive there, and nobody to be dead.

@@ -1,16 +1,17 @@
 //! Marks: snapshots are held and released, and what is said of them is read before anything is deleted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use serde::Serialize;
 
+use super::lock::ReadLock;
 use super::snapshots::{LARGEST_DOCUMENT, PARALLEL, read_whole};
 use super::{Engine, EngineError, Listing, OpenStorage, Snapshot, chain};
 use crate::catalog::CachedMark;
-use crate::model::{MARK_FORMAT, Mark, Name, Says, SnapshotId, Verdict};
+use crate::model::{MANIFEST_KEY, MARK_FORMAT, Mark, Name, Says, SnapshotId, Verdict};
 use crate::storage::{Object, StorageError};
 
 /// What the marks of an instance say, all storages together.
@@ -43,9 +44,10 @@ pub struct Drilled {
 }
 
 impl Marks {
-    /// The hold on a snapshot at the time `now`, the longest of several.
-    pub fn hold(&self, strategy: &Name, id: &SnapshotId, now: DateTime<Utc>) -> Option<Hold> {
-        let holds = self.of(strategy, id).filter_map(|mark| match &mark.says {
+    /// The hold on a snapshot at the time `now`, the longest of several. The name of a hold has the id only, so it holds the snapshots of every strategy that
+    /// have it.
+    pub fn hold(&self, id: &SnapshotId, now: DateTime<Utc>) -> Option<Hold> {
+        let holds = self.marks.values().filter(|mark| mark.id == *id).filter_map(|mark| match &mark.says {
             Says::Hold { reason, until } if until.is_none_or(|until| now < until) => {
                 Some(Hold { reason: reason.clone(), until: *until, since: mark.made })
             }
@@ -54,29 +56,63 @@ impl Marks {
         holds.max_by_key(|hold| hold.until.unwrap_or(DateTime::<Utc>::MAX_UTC))
     }
 
+    /// Takes in a mark. The same one stands in several storages; of two that differ the one that protects longer counts.
+    fn take(&mut self, key: String, mark: Mark) {
+        if self.marks.get(&key).is_none_or(|known| until(known) < until(&mark)) {
+            self.marks.insert(key, mark);
+        }
+    }
+
     /// The last drill of a snapshot that came to a verdict about it.
     pub fn drilled(&self, strategy: &Name, id: &SnapshotId) -> Option<Drilled> {
-        let drills = self.of(strategy, id).filter_map(|mark| match mark.says {
+        let of_snapshot = |mark: &&Mark| mark.strategy == *strategy && mark.id == *id;
+        let drills = self.marks.values().filter(of_snapshot).filter_map(|mark| match mark.says {
             Says::Drill { verdict } if verdict != Verdict::Inconclusive => Some(Drilled { at: mark.made, verdict }),
             _ => None,
         });
         drills.max_by_key(|drilled| drilled.at)
     }
-
-    fn of<'a>(&'a self, strategy: &'a Name, id: &'a SnapshotId) -> impl Iterator<Item = &'a Mark> {
-        self.marks.values().filter(move |mark| mark.strategy == *strategy && mark.id == *id)
-    }
 }
 
 /// Reads the marks of `instance` in every one of `storages`. A mark or storage that cannot be read is told apart, not left out.
+///
+/// A hold that is gone together with its snapshot still counts when it was seen before: the disk that both were on may be lost, or not mounted, and there
+/// may be copies elsewhere.
 pub async fn read_marks(engine: &Engine, storages: &[OpenStorage], instance: &Name) -> Marks {
     let mut marks = Marks::default();
+    let mut vanished: Vec<Vanished> = Vec::new();
     for open in storages {
-        if let Err(error) = read_from(engine, open, instance, &mut marks).await {
-            marks.unread.push((open.name.clone(), error.to_string()));
+        match read_from(engine, open, instance, &mut marks).await {
+            Ok(here) => vanished.extend(here),
+            Err(error) => marks.unread.push((open.name.clone(), error.to_string())),
+        }
+    }
+    let released: BTreeSet<String> = vanished.iter().filter(|one| one.released).map(|one| one.key.clone()).collect();
+    for Vanished { address, key, mark, .. } in vanished {
+        if released.contains(&key) {
+            forget_mark(engine, &address, key).await;
+        } else {
+            marks.take(key, mark);
         }
     }
     marks
+}
+
+/// A hold that was seen in a storage once, and is not there any more.
+struct Vanished {
+    address: String,
+    key: String,
+    mark: Mark,
+    /// Its snapshot is still there: somebody released it.
+    released: bool,
+}
+
+async fn forget_mark(engine: &Engine, address: &str, key: String) {
+    if let Some(catalog) = engine.catalog().await
+        && let Err(error) = catalog.update_marks(address, &[], &[key]).await
+    {
+        tracing::warn!("{error}");
+    }
 }
 
 async fn read_from(
@@ -84,9 +120,9 @@ async fn read_from(
     open: &OpenStorage,
     instance: &Name,
     marks: &mut Marks,
-) -> Result<(), StorageError> {
+) -> Result<Vec<Vanished>, StorageError> {
     let storage = open.storage.as_ref();
-    let address = storage.address();
+    let address = storage.place();
     let folder = Mark::folder(instance);
     let objects: Vec<Object> = storage.list(&folder).try_collect().await?;
     let mut cached: BTreeMap<String, CachedMark> = BTreeMap::new();
@@ -96,13 +132,31 @@ async fn read_from(
             Err(error) => tracing::warn!("{error}"),
         }
     }
+    let holds = format!("{folder}hold-");
     let there = |key: &String| objects.iter().any(|object| object.key == *key);
-    let gone: Vec<String> = cached.keys().filter(|key| key.starts_with(&folder) && !there(key)).cloned().collect();
+    let mut gone: Vec<String> = Vec::new();
+    let mut vanished: Vec<Vanished> = Vec::new();
+    for known in cached.values().filter(|known| known.key.starts_with(&folder) && !there(&known.key)) {
+        let hold = Mark::from_bytes(&known.body, &known.key).ok().filter(|_| known.key.starts_with(&holds));
+        let Some(mark) = hold else {
+            gone.push(known.key.clone());
+            continue;
+        };
+        let manifest = format!("{}/{}/{}/{MANIFEST_KEY}", mark.instance, mark.strategy, mark.id);
+        let released = match storage.stat(&manifest).await {
+            Ok(_) => true,
+            Err(StorageError::NotFound { .. }) => false,
+            Err(error) => return Err(error),
+        };
+        vanished.push(Vanished { address: address.clone(), key: known.key.clone(), mark, released });
+    }
     let read: Vec<(String, Result<Mark, String>, Option<CachedMark>)> = stream::iter(objects)
         .map(|object| {
             let known = cached
                 .remove(&object.key)
-                .filter(|known| (known.size, known.modified) == (object.size, object.modified));
+                .filter(|known| (known.size, known.modified) == (object.size, object.modified))
+                // A hold may be replaced by another of the same size within a tick of the storage's clock. A drill is never replaced.
+                .filter(|known| !known.key.starts_with(&holds));
             async move {
                 let fresh = known.is_none();
                 let body = match known {
@@ -133,15 +187,7 @@ async fn read_from(
     let mut added = Vec::new();
     for (key, mark, keep) in read {
         match mark {
-            Ok(mark) => {
-                // The same mark stands in several storages. Of two that differ the one that protects longer counts.
-                match marks.marks.get(&key) {
-                    Some(known) if until(known) >= until(&mark) => {}
-                    _ => {
-                        marks.marks.insert(key, mark);
-                    }
-                }
-            }
+            Ok(mark) => marks.take(key, mark),
             Err(problem) if problem.is_empty() => {}
             Err(problem) => marks.unread.push((open.name.clone(), format!("`{key}`: {problem}"))),
         }
@@ -152,7 +198,7 @@ async fn read_from(
     {
         tracing::warn!("{error}");
     }
-    Ok(())
+    Ok(vanished)
 }
 
 /// Until when a mark protects.
@@ -201,7 +247,7 @@ impl MarkReport {
 /// already is replaced.
 ///
 /// # Errors
-/// [`EngineError::Request`] when `until` is past.
+/// [`EngineError::Request`] when `until` is past, [`EngineError::Locked`] while snapshots are deleted.
 pub async fn hold(
     engine: &Engine,
     storages: &[OpenStorage],
@@ -223,9 +269,21 @@ pub async fn hold(
         says: Says::Hold { reason, until },
     };
     let body = Bytes::from(mark.to_bytes());
+    // While snapshots are deleted here, this one may be the next.
+    let _reading = ReadLock::share(&engine.state_dir, &first.instance, &first.strategy)?;
+    let manifest = format!("{}{MANIFEST_KEY}", first.folder());
     let mut report = MarkReport::new(first);
     for open in storages.iter().filter(|open| copies.iter().any(|copy| copy.storage == open.name)) {
-        report.note(&open.name, open.storage.replace(&mark.key(), body.clone()).await);
+        let written = open.storage.replace(&mark.key(), body.clone()).await;
+        // Another machine may have deleted it meanwhile. It looks for a hold before it deletes.
+        let held = match written {
+            Ok(()) => match open.storage.stat(&manifest).await {
+                Ok(_) | Err(StorageError::Denied { .. }) => Ok(()),
+                Err(error) => Err(error),
+            },
+            Err(error) => Err(error),
+        };
+        report.note(&open.name, held);
     }
     Ok(report)
 }
@@ -247,10 +305,15 @@ pub async fn release(
         if engine.cancel.is_cancelled() {
             return Err(EngineError::Cancelled);
         }
+        let address = open.storage.place();
         match open.storage.stat(&key).await {
-            Err(StorageError::NotFound { .. }) => {}
+            Err(StorageError::NotFound { .. }) if !is_remembered(engine, &address, &key).await => continue,
+            Err(StorageError::NotFound { .. }) => report.note(&open.name, Ok(())),
             Err(error) => report.note(&open.name, Err(error)),
             Ok(_) => report.note(&open.name, open.storage.delete(&key).await),
+        }
+        if report.done.contains(&open.name) {
+            forget_mark(engine, &address, key.clone()).await;
         }
     }
     if report.done.is_empty() && report.failed.is_empty() {
@@ -259,4 +322,10 @@ pub async fn release(
         return Err(EngineError::NotFound(format!("`{}` is not held in any storage{doubts}", first.id)));
     }
     Ok(report)
+}
+
+/// Whether a mark that is gone from the storage at `address` still counts.
+async fn is_remembered(engine: &Engine, address: &str, key: &str) -> bool {
+    let Some(catalog) = engine.catalog().await else { return false };
+    catalog.marks(address).await.is_ok_and(|marks| marks.iter().any(|mark| mark.key == key))
 }

@@ -48,7 +48,7 @@ pub use restore::{
     Destination, PlannedArtifact, RestorePlan, RestoreReport, RestoreRequest, RestoredArtifact, by_hand, plan_restore,
     restore, shell_quoted,
 };
-pub use run::{RunPlan, plan, run};
+pub use run::{RunPlan, last_began, plan, run};
 pub use snapshots::{Listing, Selection, Snapshot, find, list, parse_at};
 pub use verify::{SnapshotVerdict, VerifyReport, verify};
 
@@ -155,6 +155,22 @@ impl OpenStorage {
     pub fn fetched_bytes(&self) -> u64 {
         self.fetched.load(Ordering::Relaxed)
     }
+}
+
+/// An error when `open`, whose lock is not free, is the same folder as one that this very verb has locked: by way of a link, say.
+async fn not_twice(open: &OpenStorage, ours: impl Iterator<Item = &OpenStorage>) -> Result<(), EngineError> {
+    let Ok(path) = tokio::fs::canonicalize(open.storage.address()).await else { return Ok(()) };
+    for other in ours {
+        if tokio::fs::canonicalize(other.storage.address()).await.is_ok_and(|other| other == path) {
+            return Err(EngineError::Request(format!(
+                "The storages `{}` and `{}` are the same place, `{}`: two names for one place are no second copy. Remove one of them",
+                other.name,
+                open.name,
+                path.display()
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Runs `work` on a thread that may block. A panic there is an error of the verb, not the end of the program.

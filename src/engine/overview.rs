@@ -46,7 +46,7 @@ pub async fn standings(
         let marks = read_marks(engine, storages, name).await;
         let configured = instance.filter(|instance| instance.name == *name);
         for (standing, snapshot) in all.iter_mut().zip(&listing.snapshots).filter(|(_, one)| one.instance == *name) {
-            standing.hold = marks.hold(&snapshot.strategy, &snapshot.id, now);
+            standing.hold = marks.hold(&snapshot.id, now);
             standing.drilled = marks.drilled(&snapshot.strategy, &snapshot.id);
         }
         for strategy in configured.iter().flat_map(|instance| instance.strategies.values()) {

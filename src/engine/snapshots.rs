@@ -99,7 +99,7 @@ pub(super) async fn list_one(
     selection: &Selection,
 ) -> Result<Vec<Snapshot>, StorageError> {
     let storage = open.storage.as_ref();
-    let address = storage.address();
+    let known_as = storage.place();
     let prefix = match (&selection.instance, &selection.strategy) {
         (None, _) => String::new(),
         (Some(instance), None) => format!("{instance}/"),
@@ -121,7 +121,7 @@ pub(super) async fn list_one(
     let catalog = engine.catalog().await;
     let mut cached: BTreeMap<Place, CachedManifest> = BTreeMap::new();
     if let Some(catalog) = catalog {
-        match catalog.manifests(&address).await {
+        match catalog.manifests(&known_as).await {
             Ok(manifests) => cached.extend(manifests.into_iter().map(|manifest| {
                 ((manifest.instance.clone(), manifest.strategy.clone(), manifest.id.clone()), manifest)
             })),
@@ -190,7 +190,7 @@ pub(super) async fn list_one(
     let (snapshots, added): (Vec<_>, Vec<_>) = read.into_iter().flatten().unzip();
     if let Some(catalog) = catalog {
         let added: Vec<CachedManifest> = added.into_iter().flatten().collect();
-        if let Err(error) = catalog.update_manifests(&address, &added, &gone, engine.clock.now_seconds()).await {
+        if let Err(error) = catalog.update_manifests(&known_as, &added, &gone, engine.clock.now_seconds()).await {
             tracing::warn!("{error}");
         }
     }

@@ -4,12 +4,16 @@
 //! wait for it. `croner` reads the line and finds matching wall-clock times; which instants such a time is, when
 //! the clocks change, is decided here.
 
+mod due;
+
 use std::fmt;
 
 use chrono::{DateTime, MappedLocalTime, NaiveDateTime, Offset as _, TimeDelta, TimeZone as _, Utc};
 use chrono_tz::{GapInfo, Tz};
 use croner::Cron;
 use croner::parser::{CronParser, Year};
+
+pub use due::{Due, Missed, jitter};
 
 /// A cron line in a time zone.
 ///

@@ -65,6 +65,15 @@ impl StorageConfig {
         }
     }
 
+    /// What tells the place from every other, as far as the configuration tells: two names for one place would be in each other's way.
+    pub fn place(&self) -> String {
+        match self {
+            // Without the `/` at the end, and the like.
+            Self::Local(config) => config.path.components().collect::<std::path::PathBuf>().display().to_string(),
+            Self::S3(config) => config.place(),
+        }
+    }
+
     /// Makes relative paths absolute, counted from `base`: the folder of the configuration file.
     pub fn resolve(&mut self, base: &Path) {
         match self {
@@ -132,6 +141,11 @@ fn salt() -> Result<String, StorageError> {
 pub trait Storage: Send + Sync {
     /// What it is, for messages: `/backups`, `s3://bucket/prefix`. Never a secret.
     fn address(&self) -> String;
+
+    /// What tells it from every other place, where the address alone does not. Never a secret.
+    fn place(&self) -> String {
+        self.address()
+    }
 
     /// Begins an object. Nothing is visible under `key`, nor counted by [`Storage::list`], before [`Upload::finish`] returned.
     ///

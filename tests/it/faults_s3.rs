@@ -601,7 +601,7 @@ fn what_a_copy_of_this_machine_may_be_writing_is_left_until_its_heartbeat_is_old
     script("kill -9 $PPID");
     assert_eq!(site.backup(["--strategy", "daily"]).run().code(), None);
     let dead = site.folders().pop().unwrap();
-    sh(&dead, r#"sed -i 's/"host": ".*"/"host": "elsewhere"/' run.json"#, &[]);
+    sh(&dead, r#"sed -i 's/"boot": ".*"/"boot": "another"/' run.json"#, &[]);
     script("echo good");
     site.run(0);
     assert!(dead.join("run.json").exists(), "it may be alive there");

@@ -21,7 +21,8 @@ const LAYERS: &[(&str, u32)] = &[
     ("report", 1),
     ("config", 2),
     ("engine", 3),
-    ("cli", 4),
+    ("daemon", 4),
+    ("cli", 5),
 ];
 
 /// Rooms whose files import the room's `mod.rs` and these siblings, but not one another.
@@ -40,6 +41,7 @@ const DOORS: &[(&str, &[&str], &str)] = &[
         &["source::directory", "engine::exchange"],
         "tarballs are the directory source's, and what a snapshot travels in",
     ),
+    ("tokio_cron_scheduler", &["daemon"], "the timer is the daemon's"),
     ("croner", &["schedule"], "cron lines are read in one place"),
     ("toml", &["config"], "the configuration is read in one place"),
     ("clap", &["cli"], "the command line is the cli's"),

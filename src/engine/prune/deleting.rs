@@ -1,16 +1,17 @@
 //! Carrying out a plan: who else is kept out, and how a snapshot is deleted.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
 use super::{PlacePlan, PrunePlan, PruneScope, plan_prune, rests};
 use crate::catalog::CatalogError;
 use crate::engine::lock::{Heartbeat, ReadLock, StateLock, node};
-use crate::engine::{Engine, EngineError, OpenStorage, sweep};
-use crate::model::{MANIFEST_KEY, Name, RUN_KEY, SnapshotId};
+use crate::engine::snapshots::read_whole;
+use crate::engine::{Engine, EngineError, OpenStorage, not_twice, sweep};
+use crate::model::{MANIFEST_KEY, Mark, Name, RUN_KEY, Says, SnapshotId};
 use crate::report::Pruned;
-use crate::storage::StorageError;
+use crate::storage::{Storage, StorageError};
 
 /// What a pruning did.
 #[derive(Debug, Clone, Serialize)]
@@ -30,7 +31,7 @@ impl PruneReport {
 
 /// Prunes `scope`: plans under the locks, and deletes. With `expected`, only a plan is carried out whose digest, in hex, begins with
 /// it. `force` overrules the refusals that
-/// [yield](Refusal::yields) to it.
+/// [yield](super::Refusal::yields) to it.
 ///
 /// # Errors
 /// [`EngineError::Locked`] while a run writes or a restore reads, [`EngineError::Request`] when the plan is not the expected one: then nothing was
@@ -58,6 +59,12 @@ pub async fn prune(
     }
     let mut pruned = Vec::new();
     for place in &plan.places {
+        if let Some(problem) = locks.unlocked.get(&(place.strategy.clone(), place.storage.clone()))
+            && place.refusals.is_empty()
+        {
+            pruned.push(Pruned::refused(place.strategy.clone(), place.storage.clone(), Some(problem.clone())));
+            continue;
+        }
         let open = scope.storages.iter().filter_map(|open| open.as_ref().ok()).find(|open| open.name == place.storage);
         pruned.push(match open {
             Some(open) => carry_out(engine, &instance.name, open, place, &locks.node, force).await,
@@ -72,6 +79,8 @@ pub async fn prune(
 pub(in crate::engine) struct Exclusive {
     /// Of the state folder.
     pub(in crate::engine) node: String,
+    /// Places, by strategy and storage, where it is not known whether anybody else writes, and why: nothing may be deleted there.
+    pub(in crate::engine) unlocked: BTreeMap<(Name, Name), String>,
     _held: Vec<Box<dyn Send + Sync>>,
 }
 
@@ -91,18 +100,23 @@ pub(in crate::engine) async fn exclude(
         held.push(Box::new(StateLock::take(&engine.state_dir, instance, strategy)?));
         held.push(Box::new(ReadLock::exclude(&engine.state_dir, instance, strategy)?));
     }
-    for (strategy, open) in places {
+    let mut unlocked = BTreeMap::new();
+    for (position, (strategy, open)) in places.iter().enumerate() {
         match exclude_writers(open, &format!("{instance}/{strategy}/"), &node).await {
             Ok(lock) => held.extend(lock),
             Err(StorageError::Busy { address, folder }) => {
+                let ours = places.iter().take(position).filter(|(of, _)| of == strategy).map(|(_, open)| *open);
+                not_twice(open, ours).await?;
                 let holder = format!("it holds the lock of `{folder}` in `{address}`");
                 return Err(EngineError::Locked { strategy: (*strategy).clone(), holder });
             }
-            // What cannot be looked into cannot be listed either, and that is refused.
-            Err(error) => tracing::warn!(storage = %open.name, "{error}"),
+            Err(error) => {
+                let problem = format!("It is not known whether anybody writes there: {error}");
+                unlocked.insert(((*strategy).clone(), open.name.clone()), problem);
+            }
         }
     }
-    Ok(Exclusive { node, _held: held })
+    Ok(Exclusive { node, unlocked, _held: held })
 }
 
 async fn exclude_writers(
@@ -149,7 +163,7 @@ pub(in crate::engine) async fn carry_out(
         pruned.kept = place.snapshots.len();
         return pruned;
     }
-    if let Err(error) = accept_gone(engine, instance, place).await {
+    if let Err(error) = accept_gone(engine, instance, open, place).await {
         tracing::warn!("{error}");
     }
     let count = place.to_delete().count();
@@ -166,13 +180,10 @@ pub(in crate::engine) async fn carry_out(
                 pruned.freed_bytes += snapshot.stored_bytes;
             }
             Err(error) => {
-                let hint = match error {
-                    StorageError::Denied { .. } => {
-                        ". Set `prune = false` for this storage where other credentials prune it"
-                    }
-                    _ => "",
-                };
-                pruned.problem = Some(format!("`{}` could not be deleted: {error}{hint}", snapshot.decision.id));
+                if error.is_gone() {
+                    pruned.deleted.push(snapshot.decision.id.clone());
+                }
+                pruned.problem = Some(format!("`{}` {error}", snapshot.decision.id));
                 break;
             }
         }
@@ -181,12 +192,47 @@ pub(in crate::engine) async fn carry_out(
 }
 
 /// What is gone from a place is as it should be from now on: it was explained, or the operator overruled the refusal.
-async fn accept_gone(engine: &Engine, instance: &Name, place: &PlacePlan) -> Result<(), CatalogError> {
+async fn accept_gone(
+    engine: &Engine,
+    instance: &Name,
+    open: &OpenStorage,
+    place: &PlacePlan,
+) -> Result<(), CatalogError> {
+    let known_as = open.storage.place();
     let Some(catalog) = engine.catalog().await else { return Ok(()) };
-    for gone in catalog.gone(&place.address, instance, &place.strategy).await? {
-        catalog.forget(&place.address, instance, &place.strategy, &gone.id).await?;
+    for gone in catalog.gone(&known_as, instance, &place.strategy).await? {
+        catalog.forget(&known_as, instance, &place.strategy, &gone.id).await?;
     }
     Ok(())
+}
+
+/// Why a snapshot was not deleted, or not all of it. Its words go on after the id.
+#[derive(Debug, thiserror::Error)]
+pub(in crate::engine) enum Undeleted {
+    /// It is as it was.
+    #[error("could not be deleted: {}{}", .0, hint(.0))]
+    There(#[source] StorageError),
+    /// Somebody held it since it was decided on.
+    #[error("was held meanwhile, and stays: {0}")]
+    Held(String),
+    /// It is a snapshot no more, but not all that it took is freed.
+    #[error("is deleted, but not all that it took: {0}. A later run or pruning collects the rest")]
+    Rest(#[source] StorageError),
+}
+
+impl Undeleted {
+    /// Whether the snapshot is gone all the same.
+    pub(in crate::engine) fn is_gone(&self) -> bool {
+        matches!(self, Self::Rest(_))
+    }
+}
+
+fn hint(error: &StorageError) -> &'static str {
+    match error {
+        StorageError::Denied { .. } => ". Set `prune = false` for this storage where other credentials prune it",
+        StorageError::Unavailable { .. } => ". It may be gone all the same: look at `backup list`",
+        _ => "",
+    }
 }
 
 /// Deletes one snapshot: its manifest first, then all else. A heartbeat of ours says who is at work there, so that whoever comes next, after a crash too,
@@ -198,28 +244,55 @@ pub(in crate::engine) async fn delete(
     open: &OpenStorage,
     id: &SnapshotId,
     node: &str,
-) -> Result<(), StorageError> {
+) -> Result<(), Undeleted> {
     let storage = open.storage.as_ref();
     let strategy_folder = format!("{instance}/{strategy}/");
     let folder = format!("{strategy_folder}{id}/");
     let heartbeat = Heartbeat::new(node.to_owned(), engine.clock.now_seconds());
     let beat = format!("{folder}{RUN_KEY}");
     match storage.replace(&beat, heartbeat.to_bytes()).await {
-        Err(error) if error.is_about_reaching() => return Err(error),
+        Err(error) if error.is_about_reaching() => return Err(Undeleted::There(error)),
         // The disk may be full, or the credentials may only delete. Without it the rest is collected a day later, if need be.
         Err(error) => tracing::debug!(storage = %open.name, "no heartbeat while deleting: {error}"),
         Ok(()) => {}
     }
-    if let Err(error) = storage.delete(&format!("{folder}{MANIFEST_KEY}")).await {
-        if let Err(error) = storage.delete(&beat).await {
+    // Marks were read a while ago, and another machine may have held it since.
+    let deleted = match held_now(engine, storage, instance, id).await {
+        Ok(()) => storage.delete(&format!("{folder}{MANIFEST_KEY}")).await.map_err(Undeleted::There),
+        Err(error) => Err(error),
+    };
+    if let Err(error) = deleted {
+        // Where no answer came the manifest may be gone, and then the heartbeat tells whose the rest is.
+        let unanswered = matches!(error, Undeleted::There(StorageError::Unavailable { .. } | StorageError::Cancelled));
+        if !unanswered && let Err(error) = storage.delete(&beat).await {
             tracing::debug!(storage = %open.name, "could not take the heartbeat away again: {error}");
         }
         return Err(error);
     }
     if let Some(catalog) = engine.catalog().await
-        && let Err(error) = catalog.forget(&storage.address(), instance, strategy, id).await
+        && let Err(error) = catalog.forget(&storage.place(), instance, strategy, id).await
     {
         tracing::warn!("{error}");
     }
-    sweep::remove(storage, &strategy_folder, id).await
+    sweep::remove(storage, &strategy_folder, id).await.map_err(Undeleted::Rest)
+}
+
+/// An error when the storage has a hold of the snapshot now.
+async fn held_now(engine: &Engine, storage: &dyn Storage, instance: &Name, id: &SnapshotId) -> Result<(), Undeleted> {
+    let key = Mark::hold_key(instance, id);
+    match storage.stat(&key).await {
+        Err(StorageError::NotFound { .. }) => return Ok(()),
+        Err(error) => return Err(Undeleted::There(error)),
+        Ok(_) => {}
+    }
+    match read_whole(storage, &key).await {
+        // Released just now.
+        Err(StorageError::NotFound { .. }) => Ok(()),
+        Err(error) => Err(Undeleted::There(error)),
+        Ok(body) => match Mark::from_bytes(&body, &key) {
+            Ok(Mark { says: Says::Hold { until: Some(until), .. }, .. }) if until <= engine.clock.now() => Ok(()),
+            Ok(_) => Err(Undeleted::Held(format!("`{key}` is there"))),
+            Err(error) => Err(Undeleted::Held(format!("`{key}` cannot be read: {error}"))),
+        },
+    }
 }

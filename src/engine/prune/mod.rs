@@ -235,7 +235,7 @@ pub(in crate::engine) async fn plan_place(
             .refusals
             .push(Refusal::Unreachable { problem: format!("It could not be asked what it keeps locked: {error}") }),
     }
-    match unexplained(engine, strategy, policy, open, &snapshots, marks, now).await {
+    match unexplained(engine, &instance.name, strategy, policy, open, &snapshots, marks, now).await {
         Ok(gone) if gone.is_empty() => {}
         Ok(gone) => plan.refusals.push(Refusal::Shrunk { gone }),
         Err(error) => plan.refusals.push(Refusal::Unreachable { problem: error.to_string() }),
@@ -248,8 +248,10 @@ pub(in crate::engine) async fn plan_place(
 }
 
 /// The snapshots that are gone from a place, though no pruning of ours took them, and none of another host that keeps to the same policy would have.
+#[expect(clippy::too_many_arguments, reason = "what decides of what is there decides of what is gone")]
 async fn unexplained(
     engine: &Engine,
+    instance: &Name,
     strategy: &Strategy,
     policy: &Policy,
     open: &OpenStorage,
@@ -257,8 +259,8 @@ async fn unexplained(
     marks: &Marks,
     now: DateTime<Utc>,
 ) -> Result<Vec<SnapshotId>, CatalogError> {
-    let (Some(catalog), Some(first)) = (engine.catalog().await, present.first()) else { return Ok(Vec::new()) };
-    let gone = catalog.gone(&open.storage.address(), &first.instance, &strategy.name).await?;
+    let Some(catalog) = engine.catalog().await else { return Ok(Vec::new()) };
+    let gone = catalog.gone(&open.storage.place(), instance, &strategy.name).await?;
     let mut all = present.to_vec();
     for manifest in &gone {
         let CachedManifest { instance, strategy, id, body, .. } = manifest;
@@ -290,7 +292,7 @@ pub(in crate::engine) fn decisions(
     let mut protected: BTreeMap<SnapshotId, Vec<Reason>> = BTreeMap::new();
     let mut drilled = None;
     for snapshot in snapshots {
-        if let Some(hold) = marks.hold(&strategy.name, &snapshot.id, now) {
+        if let Some(hold) = marks.hold(&snapshot.id, now) {
             let held = Reason::Held { reason: hold.reason, until: hold.until };
             protected.entry(snapshot.id.clone()).or_default().push(held);
         }
@@ -300,11 +302,24 @@ pub(in crate::engine) fn decisions(
     if let Some((id, at)) = drilled {
         protected.entry(id).or_default().push(Reason::Drilled { at });
     }
+    // Where no drill found the newest one bad, that is the one; it stays anyhow.
+    let whole = |snapshot: &&Snapshot| snapshot.is_whole() && snapshot.id.time() <= now;
+    let newest = snapshots.iter().filter(whole).map(|snapshot| &snapshot.id).max();
+    let good = snapshots.iter().filter(|snapshot| is_good(snapshot, marks, now)).map(|snapshot| &snapshot.id).max();
+    if let Some(good) = good.filter(|good| Some(*good) != newest) {
+        protected.entry(good.clone()).or_default().push(Reason::LastGood);
+    }
     let known: Vec<retention::Snapshot> = snapshots
         .iter()
         .map(|snapshot| retention::Snapshot { id: snapshot.id.clone(), whole: snapshot.is_whole() })
         .collect();
     decide(policy, &known, strategy.timezone, now, &protected)
+}
+
+/// Whether a snapshot is good as far as is known: nothing is missing from it, and its last drill did not find it bad.
+pub(in crate::engine) fn is_good(snapshot: &Snapshot, marks: &Marks, now: DateTime<Utc>) -> bool {
+    let bad = marks.drilled(&snapshot.strategy, &snapshot.id).is_some_and(|drilled| drilled.verdict == Verdict::Failed);
+    snapshot.is_whole() && snapshot.id.time() <= now && !bad
 }
 
 /// Why nothing may be deleted beside these snapshots.

@@ -92,7 +92,11 @@ impl fmt::Display for Refusal {
                  lost, `backup forget {id}`"
             ),
             Self::Mark { storage, problem } => {
-                write!(f, "The marks in `{storage}` cannot be read, so it is not known what is held: {problem}")
+                write!(
+                    f,
+                    "The marks in `{storage}` cannot be read, so it is not known what is held: {problem}. Mend the storage; a hold that is damaged goes by `backup \
+                     release`, any other mark only by hand"
+                )
             }
             Self::Clock { newest, now } => write!(
                 f,

@@ -4,10 +4,10 @@ use bytes::Bytes;
 
 use super::{Run, RunMember};
 use crate::engine::lock::ReadLock;
-use crate::engine::marks::read_marks;
+use crate::engine::marks::{Marks, read_marks};
 use crate::engine::prune::{carry_out, plan_place, rests};
-use crate::engine::{EngineError, OpenStorage, sweep, writer};
-use crate::model::{Artifact, Cancel, Completeness, FORMAT, MANIFEST_KEY, Manifest, Program, StorageNote};
+use crate::engine::{EngineError, OpenStorage, chain, sweep, writer};
+use crate::model::{Artifact, Cancel, Completeness, FORMAT, MANIFEST_KEY, Manifest, Name, Program, StorageNote};
 use crate::storage::{CreateOptions, StorageError};
 
 impl Run<'_> {
@@ -80,6 +80,10 @@ impl Run<'_> {
     /// Carries out the retention in each storage where the run committed. What cannot be pruned now is pruned after a later run.
     pub(super) async fn prune(&mut self, node: &str) {
         let (instance, strategy) = (&self.instance.name, &self.strategy.name);
+        let rests = |place: &RunMember| rests(self.instance, self.strategy, &place.member.open.name).is_some();
+        if !self.members.iter().any(|place| place.committed && !rests(place)) {
+            return;
+        }
         // Who restores or verifies holds it, for hours perhaps. The next run prunes.
         let reading = match ReadLock::exclude(&self.engine.state_dir, instance, strategy) {
             Ok(lock) => lock,
@@ -88,17 +92,9 @@ impl Run<'_> {
                 return;
             }
         };
-        let reached: Vec<OpenStorage> =
-            self.members.iter().filter(|place| place.reached).map(|place| place.member.open.clone()).collect();
-        let mut marks = read_marks(self.engine, &reached, instance).await;
-        let unreached = self.members.iter().filter(|place| !place.reached).map(|place| place.member.open.name.clone());
-        let unopened = self.unopened.iter().map(|storage| storage.name.clone());
-        marks.unread.extend(unreached.chain(unopened).map(|name| (name, "It could not be reached".to_owned())));
-        for place in self.members.iter_mut().filter(|place| place.committed) {
+        let marks = self.marks().await;
+        for place in self.members.iter_mut().filter(|place| place.committed && !rests(place)) {
             let open = &place.member.open;
-            if rests(self.instance, self.strategy, &open.name).is_some() {
-                continue;
-            }
             let plan = plan_place(self.engine, self.instance, self.strategy, open, &marks).await;
             let pruned = carry_out(self.engine, instance, open, &plan, node, false).await;
             if let Some(problem) = &pruned.problem {
@@ -107,6 +103,28 @@ impl Run<'_> {
             place.pruned = Some(pruned);
         }
         drop(reading);
+    }
+
+    /// The marks in every storage of the instance: what is held in one is held in the others too. One that could not be reached is not asked again.
+    async fn marks(&self) -> Marks {
+        let mut reached: Vec<OpenStorage> = Vec::new();
+        let mut unread: Vec<(Name, String)> = Vec::new();
+        for (name, config) in &self.instance.storages {
+            let member = self.members.iter().find(|place| place.member.open.name == *name);
+            match member {
+                Some(place) if place.reached => reached.push(place.member.open.clone()),
+                None if !self.strategy.storages.contains(name) => {
+                    match OpenStorage::open(name, config, &self.engine.cancel).await {
+                        Ok(open) => reached.push(open),
+                        Err(error) => unread.push((name.clone(), chain(&error))),
+                    }
+                }
+                _ => unread.push((name.clone(), "It could not be reached".to_owned())),
+            }
+        }
+        let mut marks = read_marks(self.engine, &reached, &self.instance.name).await;
+        marks.unread.extend(unread);
+        marks
     }
 
     /// Takes the heartbeat away where the run committed, and everything where it did not.

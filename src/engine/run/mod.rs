@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 
 use super::lock::{Heartbeat, StateLock, node};
 use super::outputs::{Member, Outlet, SourceOutputs, Written};
-use super::{Engine, EngineError, blocking, chain, make_private_folder};
+use super::{Engine, EngineError, OpenStorage, Selection, blocking, chain, list, make_private_folder};
 use crate::catalog::RunRecord;
 use crate::config::{Instance, Strategy};
 use crate::model::{
@@ -65,6 +65,34 @@ pub async fn plan(engine: &Engine, instance: &Instance, strategy: &Strategy) -> 
 }
 
 /// The last run of `strategy` that committed, as it was recorded.
+/// When the last run of `strategy` began, however it ended: by the catalog, or where that was lost, by the snapshots in the storages. None when it never ran, as far
+/// as can be known.
+pub async fn last_began(engine: &Engine, instance: &Instance, strategy: &Strategy) -> Option<DateTime<Utc>> {
+    if let Some(catalog) = engine.catalog().await {
+        match catalog.last_run(&instance.name, &strategy.name, false).await {
+            Ok(Some(run)) => return Some(run.started),
+            Ok(None) => {}
+            Err(error) => tracing::warn!("{error}"),
+        }
+    }
+    let selection = Selection { instance: Some(instance.name.clone()), strategy: Some(strategy.name.clone()) };
+    let mut newest = None;
+    for (name, config) in instance.storages.iter().filter(|(name, _)| strategy.storages.contains(name)) {
+        let listed = match OpenStorage::open(name, config, &engine.cancel).await {
+            Ok(open) => list(engine, std::slice::from_ref(&open), &selection).await,
+            Err(error) => {
+                tracing::warn!(storage = %name, "{}", chain(&error));
+                continue;
+            }
+        };
+        for (name, error) in &listed.unlisted {
+            tracing::warn!(storage = %name, "could not be listed to see when the last run was: {error}");
+        }
+        newest = newest.max(listed.snapshots.last().map(|snapshot| snapshot.id.time()));
+    }
+    newest
+}
+
 pub(super) async fn last_committed(engine: &Engine, instance: &Instance, strategy: &Strategy) -> Option<RunRecord> {
     let catalog = engine.catalog().await?;
     match catalog.last_run(&instance.name, &strategy.name, true).await {

@@ -6,7 +6,7 @@ use super::{Run, RunMember};
 use crate::catalog::RunRecord;
 use crate::engine::lock::Heartbeat;
 use crate::engine::outputs::Member;
-use crate::engine::{EngineError, OpenStorage, chain, sweep, writer};
+use crate::engine::{EngineError, OpenStorage, chain, not_twice, sweep, writer};
 use crate::model::{Cancel, Name, RUN_KEY};
 use crate::pipeline::Throttle;
 use crate::report::StorageReport;
@@ -62,6 +62,7 @@ impl Run<'_> {
             match prepared {
                 Ok(()) => {}
                 Err(StorageError::Busy { address, folder }) => {
+                    not_twice(&member.member.open, self.members.iter().map(|place| &place.member.open)).await?;
                     return Err(EngineError::Locked {
                         strategy: self.strategy.name.clone(),
                         holder: format!("it holds the lock of `{folder}` in `{address}`"),

@@ -210,6 +210,14 @@ impl S3Config {
         format!("s3://{}/{}", self.bucket, self.key_prefix()).trim_end_matches('/').to_owned()
     }
 
+    /// The address, and the store that it is at: buckets of two stores may have the same name.
+    pub(in crate::storage) fn place(&self) -> String {
+        match &self.endpoint {
+            None => self.address(),
+            Some(endpoint) => format!("{} at {}", self.address(), endpoint.trim_end_matches('/')),
+        }
+    }
+
     /// Refuses what could never work.
     ///
     /// # Errors

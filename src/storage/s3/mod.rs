@@ -315,6 +315,10 @@ impl Storage for S3 {
         self.bucket.address()
     }
 
+    fn place(&self) -> String {
+        self.bucket.config.place()
+    }
+
     async fn create(&self, key: &str, options: CreateOptions) -> Result<Box<dyn Upload>, StorageError> {
         check_key(key)?;
         // Not every store refuses a key that is not new at the end, so it is looked at the beginning. Who may not look does without.
