@@ -148,6 +148,18 @@ async fn a_listing_that_fails_deletes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_it_is_not_known_who_writes_force_deletes_nothing() {
+    let (bucket, ids) = Bucket::with("{ keep_last = 1 }", 4).await;
+    // The look for writers fails, the listing of the plan does not; and there is a refusal that yields to force.
+    bucket.proxy.inject(Op::List, Fault::Say(403, "AccessDenied"), 1);
+    let refused = bucket.prune(&["--yes", "--force"]).expect(1);
+    assert!(refused.out().contains("It is not known whether anybody writes there"), "{refused}");
+    bucket.kept(&ids);
+    bucket.prune(&["--yes", "--force"]).expect(0);
+    bucket.kept(&ids[..1]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_between_any_two_deletes_the_next_pruning_finishes() {
     let (bucket, newest) = Bucket::with("{ keep_last = 3 }", 1).await;
     for deletes in 0..9 {

@@ -22,13 +22,6 @@ pub struct PruneReport {
     pub pruned: Vec<Pruned>,
 }
 
-impl PruneReport {
-    /// Whether all was done that the plan says, and nothing was refused.
-    pub fn is_well(&self) -> bool {
-        self.pruned.iter().all(|pruned| pruned.problem.is_none())
-    }
-}
-
 /// Prunes `scope`: plans under the locks, and deletes. With `expected`, only a plan is carried out whose digest, in hex, begins with
 /// it. `force` overrules the refusals that
 /// [yield](super::Refusal::yields) to it.
@@ -59,16 +52,14 @@ pub async fn prune(
     }
     let mut pruned = Vec::new();
     for place in &plan.places {
-        if let Some(problem) = locks.unlocked.get(&(place.strategy.clone(), place.storage.clone()))
-            && place.refusals.is_empty()
-        {
-            pruned.push(Pruned::refused(place.strategy.clone(), place.storage.clone(), Some(problem.clone())));
-            continue;
-        }
+        let unlocked = locks.unlocked.get(&(place.strategy.clone(), place.storage.clone()));
         let open = scope.storages.iter().filter_map(|open| open.as_ref().ok()).find(|open| open.name == place.storage);
-        pruned.push(match open {
+        pruned.push(match open.filter(|_| unlocked.is_none()) {
             Some(open) => carry_out(engine, &instance.name, open, place, &locks.node, force).await,
-            None => Pruned::refused(place.strategy.clone(), place.storage.clone(), refused(place, force)),
+            None => {
+                let problem = refused(place, force).or_else(|| unlocked.cloned());
+                Pruned::refused(place.strategy.clone(), place.storage.clone(), problem)
+            }
         });
     }
     drop(locks);
