@@ -49,16 +49,26 @@ fn configuration(mebibytes: u64, storages: &str, names: &str, more: &str) -> Str
     )
 }
 
-/// Runs 128 MiB and 512 MiB through the same settings. Returns the site of the larger.
+/// Runs 64 MiB and 256 MiB through the same settings. Returns the site of the last of the larger.
+///
+/// The storages take less than the source gives, so that all that may be between the two soon is: how much a run holds that
+/// waits for nothing is chance, and the longer one meets the higher peak. What else the machine does can only add to a peak,
+/// so that the least of two is compared.
 fn the_same_for_more(storages: &str, names: &str, more: &str) -> Site {
+    let more = format!("upload_rate = \"80MiB/s\"\n{more}");
     let run = |mebibytes| {
-        let site = Site::new(&configuration(mebibytes, storages, names, more));
-        (peak(&site, &["--strategy", "daily"]), site)
+        let site = Site::new(&configuration(mebibytes, storages, names, &more));
+        let peak = peak(&site, &["--strategy", "daily"]);
+        assert!(peak <= BOUND, "{names}, {mebibytes} MiB: {peak} > {BOUND}");
+        (peak, site)
     };
-    let (small, _) = run(128);
-    let (large, site) = run(512);
+    let twice = |mebibytes| {
+        let ((one, _), (other, site)) = (run(mebibytes), run(mebibytes));
+        (one.min(other), site)
+    };
+    let (small, _) = twice(64);
+    let (large, site) = twice(256);
     println!("{names}: {} KiB, then {} KiB", small >> 10, large >> 10);
-    assert!(large <= BOUND, "{names}: {large} > {BOUND}");
     assert!(large <= small + NOISE, "{names}: it grew with the data, from {small} to {large}");
     site
 }
