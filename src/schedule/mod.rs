@@ -5,6 +5,7 @@
 //! the clocks change, is decided here.
 
 mod due;
+mod fresh;
 
 use std::fmt;
 
@@ -14,6 +15,7 @@ use croner::Cron;
 use croner::parser::{CronParser, Year};
 
 pub use due::{Due, Missed, jitter};
+pub use fresh::{Allowance, Overdue};
 
 /// A cron line in a time zone.
 ///

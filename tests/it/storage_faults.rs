@@ -472,6 +472,26 @@ async fn links_and_strange_names_in_the_folder_are_not_objects() {
     }
 }
 
+#[tokio::test]
+async fn nothing_is_kept_behind_a_link_where_no_listing_would_find_it() {
+    let place = Place::local().await;
+    let storage = &*place.storage;
+    let StorageConfig::Local(config) = &place.config else { unreachable!() };
+    write(storage, "app/weekly/b", &sample(10)).await.unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(elsewhere.path(), config.path.join("app/daily")).unwrap();
+    let errors = [
+        storage.create("app/daily/x/a", CreateOptions::default()).await.err().unwrap(),
+        storage.replace("app/daily/a", Bytes::new()).await.unwrap_err(),
+        storage.lock("app/daily").await.err().unwrap(),
+        storage.list("app/daily/").try_next().await.unwrap_err(),
+    ];
+    for error in errors {
+        assert!(error.to_string().contains("app/daily` is a symbolic link"), "{error}");
+    }
+    assert!(std::fs::read_dir(elsewhere.path()).unwrap().next().is_none());
+}
+
 /// A file system of a few MiB, which only root may mount.
 struct SmallDisk(tempfile::TempDir);
 

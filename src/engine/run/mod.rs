@@ -64,7 +64,6 @@ pub async fn plan(engine: &Engine, instance: &Instance, strategy: &Strategy) -> 
     }
 }
 
-/// The last run of `strategy` that committed, as it was recorded.
 /// When the last run of `strategy` began, however it ended: by the catalog, or where that was lost, by the snapshots in the storages. None when it never ran, as far
 /// as can be known.
 pub async fn last_began(engine: &Engine, instance: &Instance, strategy: &Strategy) -> Option<DateTime<Utc>> {
@@ -93,6 +92,7 @@ pub async fn last_began(engine: &Engine, instance: &Instance, strategy: &Strateg
     newest
 }
 
+/// The last run of `strategy` that committed, as it was recorded.
 pub(super) async fn last_committed(engine: &Engine, instance: &Instance, strategy: &Strategy) -> Option<RunRecord> {
     let catalog = engine.catalog().await?;
     match catalog.last_run(&instance.name, &strategy.name, true).await {

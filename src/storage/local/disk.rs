@@ -120,10 +120,28 @@ impl Disk {
         self.make_one(&path, self.above(), attempt)?;
         for name in folder.split('/').filter(|name| !name.is_empty()) {
             let inner = path.join(name);
+            self.check_no_link(&inner, attempt)?;
             self.make_one(&inner, &path, attempt)?;
             path = inner;
         }
         Ok(path)
+    }
+
+    /// An error when `path`, a folder below the root, is a symbolic link. A walk follows none, so what is kept behind one would be in no listing.
+    fn check_no_link(&self, path: &Path, attempt: &str) -> Result<(), StorageError> {
+        match fs::symlink_metadata(path) {
+            Ok(metadata) if metadata.is_symlink() => Err(StorageError::Failed {
+                attempt: attempt.to_owned(),
+                address: self.address(),
+                problem: format!(
+                    "`{}` is a symbolic link, and nothing is kept behind one. Move what it points to in its place, mount it there, or set the storage's `path` to another folder",
+                    path.display()
+                ),
+            }),
+            Ok(_) => Ok(()),
+            Err(error) if is_missing(&error) => Ok(()),
+            Err(error) => Err(self.error(attempt, &error)),
+        }
     }
 
     fn make_one(&self, path: &Path, parent: &Path, attempt: &str) -> Result<(), StorageError> {
@@ -264,7 +282,13 @@ impl Disk {
 
     /// Hands every object under `prefix` to `each`, in the order of keys, until it returns false. Returns whether it came to the end.
     pub(super) fn walk(&self, prefix: &str, each: &mut dyn FnMut(Object) -> bool) -> Result<bool, StorageError> {
-        self.check_root(&format!("list {}", named(prefix)))?;
+        let attempt = format!("list {}", named(prefix));
+        self.check_root(&attempt)?;
+        let mut path = self.root.clone();
+        for name in prefix.split('/').filter(|name| !name.is_empty()) {
+            path.push(name);
+            self.check_no_link(&path, &attempt)?;
+        }
         self.walk_folder(prefix, each)
     }
 
