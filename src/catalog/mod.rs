@@ -3,6 +3,8 @@
 //! A cache: what it says of snapshots is copied from manifests and can be rebuilt from the storages, and losing it loses no
 //! backup. It knows rows; it does not know how they came about, and never decides whether a snapshot exists.
 
+mod watch;
+
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -14,13 +16,15 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, Sq
 use sqlx::{ConnectOptions, Connection, Row};
 use tokio::sync::Mutex;
 
+pub use watch::{VerificationRecord, Watched};
+
 use crate::model::{Name, SnapshotId};
 
 /// The file in the state folder.
 pub const FILE: &str = "catalog.db";
 
 /// Each step brings the schema from the version of its position to the next. Steps are only ever added.
-const MIGRATIONS: [&str; 2] = [
+const MIGRATIONS: [&str; 3] = [
     "
     CREATE TABLE run (
         number INTEGER PRIMARY KEY,
@@ -57,7 +61,40 @@ const MIGRATIONS: [&str; 2] = [
         PRIMARY KEY (address, key)
     ) STRICT, WITHOUT ROWID;
 ",
+    "
+    CREATE INDEX run_of ON run (instance, strategy, number);
+    CREATE TABLE tally (
+        instance TEXT NOT NULL,
+        strategy TEXT NOT NULL,
+        outcome TEXT NOT NULL,
+        runs INTEGER NOT NULL,
+        PRIMARY KEY (instance, strategy, outcome)
+    ) STRICT, WITHOUT ROWID;
+    INSERT INTO tally SELECT instance, strategy, outcome, count(*) FROM run GROUP BY instance, strategy, outcome;
+    CREATE TABLE watched (
+        instance TEXT NOT NULL,
+        strategy TEXT NOT NULL,
+        since TEXT NOT NULL,
+        stale TEXT,
+        PRIMARY KEY (instance, strategy)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE verification (
+        number INTEGER PRIMARY KEY,
+        instance TEXT NOT NULL,
+        strategy TEXT NOT NULL,
+        started TEXT NOT NULL,
+        finished TEXT NOT NULL,
+        outcome TEXT NOT NULL,
+        snapshots INTEGER NOT NULL,
+        read_bytes INTEGER NOT NULL,
+        problem TEXT
+    ) STRICT;
+    CREATE INDEX verification_of ON verification (instance, strategy, number);
+",
 ];
+
+/// How many runs of a strategy are remembered, and the last that committed. Of all others only how they ended is counted.
+const REMEMBERED_RUNS: usize = 500;
 
 /// Why the catalog could not be used. It never fails a committed run.
 #[derive(Debug, thiserror::Error)]
@@ -78,7 +115,7 @@ pub enum CatalogError {
         /// The file.
         path: PathBuf,
         /// Its schema.
-        found: i64,
+        found: usize,
         /// The newest schema that this version knows.
         known: usize,
     },
@@ -163,27 +200,28 @@ impl Catalog {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Normal)
             .busy_timeout(Duration::from_secs(30))
+            // Rows come from a thread of SQLite's; with the usual 50 the two wait for one another more than they work.
+            .row_buffer_size(1_000)
             .disable_statement_logging()
             .connect()
             .await
             .map_err(failed("open"))?;
-        // An exclusive transaction, so that two processes do not migrate at once.
-        let mut migration = connection.begin_with("BEGIN IMMEDIATE").await.map_err(failed("migrate"))?;
-        let found: i64 = sqlx::query("PRAGMA user_version")
-            .fetch_one(&mut *migration)
-            .await
-            .and_then(|row| row.try_get(0))
-            .map_err(failed("read"))?;
-        let done = usize::try_from(found).unwrap_or(usize::MAX);
-        if done > MIGRATIONS.len() {
-            return Err(CatalogError::Newer { path, found, known: MIGRATIONS.len() });
+        // What reads only should not write here either: as a rule the schema is the one that it should be.
+        let found = schema(&mut connection).await.map_err(failed("read"))?;
+        if found != MIGRATIONS.len() {
+            // An exclusive transaction, so that two processes do not migrate at once.
+            let mut migration = connection.begin_with("BEGIN IMMEDIATE").await.map_err(failed("migrate"))?;
+            let found = schema(&mut migration).await.map_err(failed("read"))?;
+            if found > MIGRATIONS.len() {
+                return Err(CatalogError::Newer { path, found, known: MIGRATIONS.len() });
+            }
+            for step in MIGRATIONS.iter().skip(found) {
+                sqlx::raw_sql(*step).execute(&mut *migration).await.map_err(failed("migrate"))?;
+            }
+            let version = sqlx::AssertSqlSafe(format!("PRAGMA user_version = {}", MIGRATIONS.len()));
+            sqlx::raw_sql(version).execute(&mut *migration).await.map_err(failed("migrate"))?;
+            migration.commit().await.map_err(failed("migrate"))?;
         }
-        for step in MIGRATIONS.iter().skip(done) {
-            sqlx::raw_sql(*step).execute(&mut *migration).await.map_err(failed("migrate"))?;
-        }
-        let version = sqlx::AssertSqlSafe(format!("PRAGMA user_version = {}", MIGRATIONS.len()));
-        sqlx::raw_sql(version).execute(&mut *migration).await.map_err(failed("migrate"))?;
-        migration.commit().await.map_err(failed("migrate"))?;
         Ok(Self { path, connection: Mutex::new(connection) })
     }
 
@@ -198,23 +236,45 @@ impl Catalog {
     /// When it could not be written.
     pub async fn record_run(&self, run: &RunRecord) -> Result<(), CatalogError> {
         let mut connection = self.connection.lock().await;
-        sqlx::query(
-            "INSERT OR REPLACE INTO run (id, instance, strategy, started, finished, outcome, plain_bytes, stored_bytes, report) \
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        )
-        .bind(run.id.as_str())
-        .bind(run.instance.as_str())
-        .bind(run.strategy.as_str())
-        .bind(run.started.to_rfc3339())
-        .bind(run.finished.to_rfc3339())
-        .bind(&run.outcome)
-        .bind(i64::try_from(run.plain_bytes).unwrap_or(i64::MAX))
-        .bind(i64::try_from(run.stored_bytes).unwrap_or(i64::MAX))
-        .bind(&run.report)
-        .execute(&mut *connection)
-        .await
-        .map(|_| ())
-        .map_err(self.failed("write"))
+        let write = async {
+            let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
+            sqlx::query(
+                "INSERT INTO run (id, instance, strategy, started, finished, outcome, plain_bytes, stored_bytes, report) \
+                 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            )
+            .bind(run.id.as_str())
+            .bind(run.instance.as_str())
+            .bind(run.strategy.as_str())
+            .bind(run.started.to_rfc3339())
+            .bind(run.finished.to_rfc3339())
+            .bind(&run.outcome)
+            .bind(i64::try_from(run.plain_bytes).unwrap_or(i64::MAX))
+            .bind(i64::try_from(run.stored_bytes).unwrap_or(i64::MAX))
+            .bind(&run.report)
+            .execute(&mut *transaction)
+            .await?;
+            sqlx::query(
+                "INSERT INTO tally (instance, strategy, outcome, runs) VALUES (?, ?, ?, 1) \
+                 ON CONFLICT DO UPDATE SET runs = runs + 1",
+            )
+            .bind(run.instance.as_str())
+            .bind(run.strategy.as_str())
+            .bind(&run.outcome)
+            .execute(&mut *transaction)
+            .await?;
+            sqlx::query(
+                "DELETE FROM run WHERE instance = ?1 AND strategy = ?2 \
+                 AND number <= (SELECT number FROM run WHERE instance = ?1 AND strategy = ?2 ORDER BY number DESC LIMIT 1 OFFSET ?3) \
+                 AND number IS NOT (SELECT max(number) FROM run WHERE instance = ?1 AND strategy = ?2 AND outcome IN ('success', 'problems'))",
+            )
+            .bind(run.instance.as_str())
+            .bind(run.strategy.as_str())
+            .bind(i64::try_from(REMEMBERED_RUNS).unwrap_or(i64::MAX))
+            .execute(&mut *transaction)
+            .await?;
+            transaction.commit().await
+        };
+        write.await.map_err(self.failed("write"))
     }
 
     /// The last run of a strategy that committed something; any run when `committed` is false.
@@ -442,6 +502,12 @@ impl Catalog {
             .map(|_| ())
             .map_err(self.failed("write"))
     }
+}
+
+/// How many of the migrations the file has been through.
+async fn schema(connection: &mut SqliteConnection) -> Result<usize, sqlx::Error> {
+    let version: i64 = sqlx::query("PRAGMA user_version").fetch_one(connection).await?.try_get(0)?;
+    Ok(usize::try_from(version).unwrap_or(usize::MAX))
 }
 
 /// A row of the manifests.

@@ -26,6 +26,7 @@ mod schedule;
 mod setup;
 mod show;
 mod stats;
+mod status;
 mod strategies;
 mod verify;
 
@@ -110,6 +111,18 @@ Examples:
   backup schedule --config /etc/backup/strategies")]
     /// Stay, and run every strategy at its times; SIGTERM and Ctrl-C end it in order
     Schedule,
+    #[command(after_help = "\
+Examples:
+  backup reload
+  docker compose exec backups backup reload")]
+    /// Ask the running scheduler to read its configuration again
+    Reload,
+    #[command(after_help = "\
+Examples:
+  backup status              exit code 0 when all is fresh, 1 when not
+  backup status --json")]
+    /// Show how each strategy fares: fresh or stale, its last run, its next
+    Status(status::StatusArgs),
     #[command(after_help = "\
 Examples:
   backup check
@@ -292,6 +305,8 @@ fn dispatch(cli: Cli, printer: &Printer) -> anyhow::Result<Exit> {
             setup::with_runtime(&global, matches!(command, Command::Schedule), async |setup| match command {
                 Command::Run(args) => run::run(setup, args, printer).await,
                 Command::Schedule => schedule::run(setup).await,
+                Command::Reload => schedule::reload(setup, printer),
+                Command::Status(args) => status::run(setup, args, printer).await,
                 Command::Check(args) => check::run(setup, args, printer).await,
                 Command::List(args) => list::run(setup, args, printer).await,
                 Command::Show(args) => show::run(setup, args, printer).await,
@@ -325,11 +340,13 @@ fn exit_of(error: &anyhow::Error) -> Exit {
     if error.is::<UsageError>() || error.is::<ConfigErrors>() || error.is::<FindError>() {
         return Exit::Usage;
     }
-    if error.is::<DaemonError>() {
-        return Exit::Usage;
-    }
-    match error.downcast_ref::<EngineError>() {
-        Some(EngineError::Locked { .. }) => Exit::Locked,
+    let engine = match error.downcast_ref::<DaemonError>() {
+        Some(DaemonError::Nothing | DaemonError::TwoPages(..)) => return Exit::Usage,
+        Some(DaemonError::State(error)) => Some(error),
+        _ => error.downcast_ref::<EngineError>(),
+    };
+    match engine {
+        Some(EngineError::Locked { .. } | EngineError::Scheduled { .. }) => Exit::Locked,
         Some(EngineError::Request(_)) => Exit::Usage,
         Some(EngineError::Damaged { .. } | EngineError::BadFile { .. }) => Exit::Damaged,
         _ => Exit::Failed,

@@ -84,6 +84,10 @@ fn plan_text(plan: &RunPlan) -> String {
             text.push_str(&settings_text(part, 4));
         }
     }
+    if let Some(own) = configuration.get("strategies").and_then(|strategies| strategies.get(plan.strategy.as_str())) {
+        let _ = writeln!(text, "  strategy {BOLD}{}{BOLD:#}", plan.strategy);
+        text.push_str(&settings_text(own, 4));
+    }
     let _ = writeln!(text, "  general");
     text.push_str(&settings_text(configuration, 4));
     if let (Some(plain), Some(stored), Some(started)) =

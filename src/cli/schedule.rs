@@ -1,23 +1,72 @@
-//! `backup schedule`.
+//! `backup schedule` and `backup reload`.
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
 
 use super::Exit;
+use super::output::Printer;
 use super::setup::Setup;
 use crate::daemon::{self, Scheduled};
 
 pub(super) async fn run(setup: &Setup) -> anyhow::Result<Exit> {
-    let settings = setup.settings()?;
-    let most = settings.instances.iter().map(|instance| instance.max_concurrent).max().unwrap_or(1);
-    let wanted = setup.global.instance.as_deref();
-    let mut scheduled = Vec::new();
-    for instance in &settings.instances {
-        if wanted.is_none_or(|wanted| wanted == instance.name.as_str()) {
-            // No display: what a scheduler has to say is in its log.
-            scheduled.push(Scheduled { engine: setup.quiet_engine(&instance.state_dir), instance: instance.clone() });
+    let scheduled = load(setup)?;
+    let (ask, reloads) = mpsc::channel(1);
+    let mut hangups = signal(SignalKind::hangup()).context("Could not watch for SIGHUP")?;
+    tokio::spawn(async move {
+        while hangups.recv().await.is_some() {
+            // One that waits already reads what is there by then.
+            let _ = ask.try_send(());
         }
-    }
-    if let Some(wanted) = wanted.filter(|_| scheduled.is_empty()) {
+    });
+    let again = || load(setup).map_err(|error| format!("{error:#}"));
+    daemon::serve(scheduled, &again, reloads, &setup.cancel).await?;
+    Ok(Exit::Done)
+}
+
+fn load(setup: &Setup) -> anyhow::Result<Vec<Scheduled>> {
+    let settings = setup.settings()?;
+    let wanted = setup.global.instance.as_deref();
+    if let Some(wanted) = wanted {
         settings.find_instance(wanted)?;
     }
-    daemon::serve(scheduled, most, &setup.cancel).await?;
+    let chosen = settings.instances.iter().filter(|one| wanted.is_none_or(|wanted| wanted == one.name.as_str()));
+    // No display: what a scheduler has to say is in its log.
+    Ok(chosen
+        .map(|instance| Scheduled {
+            engine: setup.quiet_engine(&instance.state_dir),
+            instance: Arc::new(instance.clone()),
+        })
+        .collect())
+}
+
+#[derive(Serialize)]
+struct Asked {
+    /// The process that was asked.
+    pid: u32,
+}
+
+/// Asks the scheduler to read its configuration again, once it is known to be right.
+pub(super) fn reload(setup: &Setup, printer: &Printer) -> anyhow::Result<Exit> {
+    let scheduled = load(setup)?;
+    let mut asked = Vec::new();
+    for one in &scheduled {
+        let pid = daemon::ask_to_reload(&one.engine.state_dir)?;
+        if !asked.contains(&pid) {
+            asked.push(pid);
+        }
+    }
+    for pid in asked {
+        if printer.is_json() {
+            printer.document(&Asked { pid });
+        } else {
+            printer.text(&format!(
+                "The scheduler (process {pid}) reads its configuration again; its log says what came of it.\n"
+            ));
+        }
+    }
     Ok(Exit::Done)
 }

@@ -81,7 +81,9 @@ fn start_log(global: &Global, scheduler: bool) {
         .with_ansi(terminal)
         .with_writer(|| LogWriter);
     // A second call in one process changes nothing.
-    let _ = if global.json { builder.json().try_init() } else { builder.try_init() };
+    // What a scheduler says is read by machines where no terminal is: each line an object, with the run that it belongs to.
+    let machine = global.json || (scheduler && !terminal);
+    let _ = if machine { builder.json().flatten_event(true).try_init() } else { builder.try_init() };
 }
 
 /// Which storages a reading command looks into.

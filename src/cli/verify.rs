@@ -7,7 +7,7 @@ use clap::Args;
 use super::Exit;
 use super::output::{BAD, Cell, DIM, GOOD, Printer, Table, count};
 use super::setup::{IdentityArgs, Setup, StorageArgs};
-use crate::engine::{self, Listing, VerifyReport};
+use crate::engine::{self, Listing, ReadData, VerifyReport};
 use crate::model::ByteSize;
 
 #[derive(Debug, Args)]
@@ -21,6 +21,9 @@ pub(super) struct VerifyArgs {
     /// Read every stored byte and hold it against its digest; with an identity, or where nothing is encrypted, decode it too
     #[arg(long)]
     read_data: bool,
+    /// Read so many percent of the stored bytes, whole snapshots that are chosen by lot
+    #[arg(long, value_name = "PERCENT", conflicts_with = "read_data", value_parser = clap::value_parser!(u8).range(1..=100))]
+    read_data_percent: Option<u8>,
     #[command(flatten)]
     storage: StorageArgs,
     #[command(flatten)]
@@ -35,12 +38,17 @@ pub(super) async fn run(setup: &Setup, args: VerifyArgs, printer: &Printer) -> a
         let snapshots = engine::find(&listing, wanted, None)?;
         listing = Listing { snapshots, unlisted: listing.unlisted };
     }
-    let report = engine::verify(&reading.engine, &reading.storages, &listing, args.read_data, &identities).await?;
+    let read_data = match (args.read_data, args.read_data_percent) {
+        (true, _) => ReadData::All,
+        (false, Some(percent)) => ReadData::Percent(percent),
+        (false, None) => ReadData::None,
+    };
+    let report = engine::verify(&reading.engine, &reading.storages, &listing, read_data, &identities).await?;
     drop(reading);
     if printer.is_json() {
         printer.document(&report);
     } else {
-        printer.text(&report_text(&report, args.read_data));
+        printer.text(&report_text(&report));
     }
     Ok(match (report.is_damaged(), report.is_complete()) {
         (true, _) => Exit::Damaged,
@@ -49,7 +57,7 @@ pub(super) async fn run(setup: &Setup, args: VerifyArgs, printer: &Printer) -> a
     })
 }
 
-fn report_text(report: &VerifyReport, read_data: bool) -> String {
+fn report_text(report: &VerifyReport) -> String {
     let mut table = Table::new(&["STORAGE", "INSTANCE", "STRATEGY", "ID", ">SIZE", "STATE"]);
     for verdict in &report.snapshots {
         let state = match (verdict.problems.is_empty(), verdict.read, verdict.decoded) {
@@ -84,7 +92,7 @@ fn report_text(report: &VerifyReport, read_data: bool) -> String {
     if damaged > 0 {
         let _ = writeln!(text, "{BAD}{} damaged{BAD:#}", count(damaged, "snapshot"));
     } else if report.is_complete()
-        && let Some(looked) = what_was_looked_at(report, read_data)
+        && let Some(looked) = what_was_looked_at(report)
     {
         let _ = writeln!(text, "{DIM}{looked}{DIM:#}");
     }
@@ -92,16 +100,22 @@ fn report_text(report: &VerifyReport, read_data: bool) -> String {
 }
 
 /// What the word in the last column stands for.
-fn what_was_looked_at(report: &VerifyReport, read_data: bool) -> Option<&'static str> {
-    let mut sound = report.snapshots.iter().filter(|verdict| verdict.problems.is_empty()).peekable();
-    sound.peek()?;
-    Some(match (read_data, sound.all(|verdict| verdict.decoded)) {
-        (false, _) => "Manifests, presence and sizes were checked; `--read-data` reads every byte.",
-        (true, true) => {
-            "Every byte was read, decoded, and held against the digests of what was stored and what was backed up."
+fn what_was_looked_at(report: &VerifyReport) -> Option<String> {
+    let sound = || report.snapshots.iter().filter(|verdict| verdict.problems.is_empty());
+    let (all, read) = (sound().count(), sound().filter(|verdict| verdict.read).count());
+    let decoded = sound().all(|verdict| verdict.decoded);
+    Some(match (read, decoded) {
+        _ if all == 0 => return None,
+        (0, _) => "Manifests, presence and sizes were checked; `--read-data` reads every byte.".to_owned(),
+        (some, _) if some < all => {
+            format!("Every byte of {some} of {all} was read; of the others manifests, presence and sizes were checked.")
         }
-        (true, false) => {
-            "Every stored byte was read and held against its digest; with `--identity-file`, what is encrypted is decoded too."
+        (_, true) => {
+            "Every byte was read, decoded, and held against the digests of what was stored and what was backed up."
+                .to_owned()
+        }
+        (_, false) => {
+            "Every stored byte was read and held against its digest; with `--identity-file`, what is encrypted is decoded too.".to_owned()
         }
     })
 }

@@ -524,9 +524,7 @@ fn is_open(path: &Path) -> bool {
 /// What to say of keys that are not misspelt, but have no place here.
 fn elsewhere(key: &str) -> Option<&'static str> {
     match key {
-        "listen" | "notify" => {
-            Some("this version has no status page and no notifications; remove it, and watch the log")
-        }
+        "notify" => Some("this version has no notifications; remove it, and watch the log"),
         "drill" => Some("this version has no drills; remove it, and rehearse with `backup restore`"),
         "identity" | "identity_file" | "identities" => {
             Some("private keys stay off this host; pass `--identity-file` where one is needed")

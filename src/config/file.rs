@@ -2,17 +2,20 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
+use super::hooks::Hooks;
 use super::rules::StorageRules;
 use crate::model::{Name, Rate, Span};
 use crate::pipeline::CompressionConfig;
 use crate::retention::Policy;
-use crate::schedule::Missed;
+use crate::schedule::{Missed, Retry};
 use crate::source::SourceConfig;
 use crate::storage::StorageConfig;
 
@@ -32,7 +35,7 @@ pub(super) struct File {
     /// What bytes come from, by name. Without any, this configuration backs nothing up, but may prune, list, verify and restore.
     #[serde(default)]
     #[schemars(extend("minProperties" = 1))]
-    pub sources: Option<BTreeMap<Name, SourceConfig>>,
+    pub sources: Option<BTreeMap<Name, SourceTable>>,
     /// Where snapshots are kept, by name.
     #[schemars(extend("minProperties" = 1))]
     pub storages: BTreeMap<Name, StorageTable>,
@@ -60,6 +63,16 @@ pub(super) struct File {
     #[serde(default = "one")]
     #[schemars(range(min = 1, max = 64))]
     pub max_concurrent: usize,
+    /// Where the scheduler tells how it goes, as an address and a port: `/healthz`, `/readyz`, `/metrics`, `/api/status`. Without it,
+    /// nowhere. Whoever reaches it can read names, times and sizes, but no secret.
+    #[serde(default)]
+    #[schemars(with = "Option<String>", extend("format" = "listen-address"))]
+    pub listen: Option<SocketAddr>,
+    /// How long a run may take to end in order when it is asked to. What waits for the scheduler to stop (Docker, systemd, Kubernetes) must
+    /// have more patience.
+    #[serde(default = "one_minute")]
+    #[schemars(with = "Span", extend("default" = "1m"))]
+    pub stop_grace: Span,
     /// What is backed up, where to, when, and what is kept, by name.
     #[schemars(extend("minProperties" = 1))]
     pub strategies: BTreeMap<Name, StrategyTable>,
@@ -73,14 +86,9 @@ pub(super) struct StorageTable {
 }
 
 impl<'de> Deserialize<'de> for StorageTable {
-    /// Serde's `flatten` would let unknown keys pass.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let mut config = Map::deserialize(deserializer)?;
-        let rules: Map<String, Value> = StorageRules::KEYS.iter().filter_map(|key| config.remove_entry(*key)).collect();
-        Ok(Self {
-            config: serde_json::from_value(config.into()).map_err(serde::de::Error::custom)?,
-            rules: serde_json::from_value(rules.into()).map_err(serde::de::Error::custom)?,
-        })
+        let (config, rules) = in_two(deserializer, &StorageRules::KEYS)?;
+        Ok(Self { config, rules })
     }
 }
 
@@ -89,19 +97,62 @@ impl JsonSchema for StorageTable {
         "Storage".into()
     }
 
-    /// The schema of each kind of storage, with the keys of the rules beside its own.
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        let mut schema = StorageConfig::json_schema(generator);
-        let rules = StorageRules::json_schema(generator);
-        let rules = rules.get("properties").and_then(Value::as_object);
-        let kinds = schema.get_mut("oneOf").and_then(Value::as_array_mut);
-        for kind in kinds.into_iter().flatten() {
-            if let Some(properties) = kind.get_mut("properties").and_then(Value::as_object_mut) {
-                properties.extend(rules.cloned().into_iter().flatten());
-            }
-        }
-        schema
+        let own = StorageRules::json_schema(generator);
+        with_keys(StorageConfig::json_schema(generator), &own)
     }
+}
+
+/// A source: what is read, which is its room's, and what is started around it, which is not.
+#[derive(Debug, Clone)]
+pub(super) struct SourceTable {
+    pub config: SourceConfig,
+    pub hooks: Hooks,
+}
+
+impl<'de> Deserialize<'de> for SourceTable {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let (config, hooks) = in_two(deserializer, &Hooks::KEYS)?;
+        Ok(Self { config, hooks })
+    }
+}
+
+impl JsonSchema for SourceTable {
+    fn schema_name() -> Cow<'static, str> {
+        "Source".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let own = Hooks::json_schema(generator);
+        with_keys(SourceConfig::json_schema(generator), &own)
+    }
+}
+
+/// Reads one table as two: the keys of `own`, and the rest. (Serde's `flatten` would let unknown keys pass.)
+fn in_two<'de, A, B, D>(deserializer: D, own: &[&str]) -> Result<(A, B), D::Error>
+where
+    A: DeserializeOwned,
+    B: DeserializeOwned,
+    D: Deserializer<'de>,
+{
+    let mut rest = Map::deserialize(deserializer)?;
+    let own: Map<String, Value> = own.iter().filter_map(|key| rest.remove_entry(*key)).collect();
+    Ok((
+        serde_json::from_value(rest.into()).map_err(serde::de::Error::custom)?,
+        serde_json::from_value(own.into()).map_err(serde::de::Error::custom)?,
+    ))
+}
+
+/// The schema of each kind of a room's tables, with the keys of `own` beside its own.
+fn with_keys(mut schema: Schema, own: &Schema) -> Schema {
+    let own = own.get("properties").and_then(Value::as_object);
+    let kinds = schema.get_mut("oneOf").and_then(Value::as_array_mut);
+    for kind in kinds.into_iter().flatten() {
+        if let Some(properties) = kind.get_mut("properties").and_then(Value::as_object_mut) {
+            properties.extend(own.cloned().into_iter().flatten());
+        }
+    }
+    schema
 }
 
 /// Who can read what is stored.
@@ -158,6 +209,42 @@ pub(super) struct StrategyTable {
     #[serde(default = "ten_minutes")]
     #[schemars(with = "Span", extend("default" = "10m"))]
     pub no_progress_timeout: Span,
+    /// How often the scheduler tries again when a run fails for a reason that may pass: the network, a server that is starting.
+    #[serde(default)]
+    pub retry: Retry,
+    /// How long after its time a snapshot must be there, before the strategy is called stale. Unless set, an hour (the time from one run to
+    /// the next where that is shorter), or twice what the last run took.
+    #[serde(default)]
+    pub stale_after: Option<Span>,
+    /// When what is stored is looked at again.
+    #[serde(default)]
+    pub verify: Option<VerifyTable>,
+    /// Started before the first source is dumped: the program and its arguments, without a shell. When it fails, nothing is dumped.
+    #[serde(default)]
+    #[schemars(length(min = 1))]
+    pub before: Option<Vec<String>>,
+    /// Started after the commit, however it went, also when `before` failed: it undoes what `before` did.
+    #[serde(default)]
+    #[schemars(length(min = 1))]
+    pub after: Option<Vec<String>>,
+    /// Started after a run that committed nothing, and after `after`.
+    #[serde(default)]
+    #[schemars(length(min = 1))]
+    pub on_failure: Option<Vec<String>>,
+}
+
+/// When what is stored is looked at again.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct VerifyTable {
+    /// When, as a cron line in the time zone of the strategy.
+    #[schemars(extend("format" = "cron"))]
+    pub schedule: String,
+    /// How much of what is stored is read and held against its digests each time, in percent, the snapshots chosen by lot. Of all others
+    /// the manifests are read, and presence and size of every object are looked at.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 100))]
+    pub read_data_percent: u8,
 }
 
 fn yes() -> bool {
@@ -174,6 +261,10 @@ fn half() -> u8 {
 
 fn utc() -> String {
     "UTC".to_owned()
+}
+
+fn one_minute() -> Span {
+    std::time::Duration::from_secs(60).into()
 }
 
 fn ten_minutes() -> Span {

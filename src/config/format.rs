@@ -1,5 +1,6 @@
 //! The formats of the schema that are this program's own: each is checked by the type that reads it.
 
+use std::net::SocketAddr;
 use std::str::FromStr;
 
 use super::document::Value;
@@ -44,6 +45,10 @@ pub(super) fn check(format: &str, value: &Value) -> Result<(), Wrong> {
         ("time-zone", Value::String(text)) => schedule::timezone(text).map(|_| ()).map_err(|error| Wrong {
             message: error.to_string(),
             hint: nearest(text, schedule::timezones()).map(|near| format!("did you mean `{near}`?")),
+        }),
+        ("listen-address", Value::String(text)) => text.parse::<SocketAddr>().map(|_| ()).map_err(|_| Wrong {
+            message: format!("`{text}` is not an address and a port"),
+            hint: Some("write it like `127.0.0.1:8484`, `0.0.0.0:8484` (every interface) or `[::1]:8484`".to_owned()),
         }),
         ("recipient", Value::String(text)) => recipient(text),
         // Its errors do not repeat the text.

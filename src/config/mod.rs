@@ -15,6 +15,7 @@ mod document;
 mod error;
 mod file;
 mod format;
+mod hooks;
 mod on_schedule;
 mod resolve;
 mod rules;
@@ -22,12 +23,14 @@ mod schema;
 mod values;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use chrono_tz::Tz;
 use serde_json::{Value, json};
 
 pub use error::{ConfigError, ConfigErrors, FindError};
+pub use hooks::Hooks;
 pub use rules::{Rules, StorageRules};
 pub use schema::schema;
 pub use values::environment;
@@ -35,7 +38,7 @@ pub use values::environment;
 use crate::model::{Name, Rate, Span};
 use crate::pipeline::{CompressionConfig, Recipient};
 use crate::retention::Policy;
-use crate::schedule::{Missed, Schedule};
+use crate::schedule::{Missed, Retry, Schedule};
 use crate::source::SourceConfig;
 use crate::source::process::Environment;
 use crate::storage::StorageConfig;
@@ -62,6 +65,8 @@ pub struct Instance {
     pub work_dir: PathBuf,
     /// What bytes come from.
     pub sources: BTreeMap<Name, SourceConfig>,
+    /// What is started around each of the sources.
+    pub source_hooks: BTreeMap<Name, Hooks>,
     /// Where snapshots are kept.
     pub storages: BTreeMap<Name, StorageConfig>,
     /// What each of the storages says of retention; [`Instance::rules`] puts it together with what a strategy says.
@@ -80,6 +85,10 @@ pub struct Instance {
     pub nice: Option<i32>,
     /// How many strategies the scheduler runs at a time, at least 1.
     pub max_concurrent: usize,
+    /// Where the scheduler tells how it goes.
+    pub listen: Option<SocketAddr>,
+    /// How long a run may take to end in order when it is asked to.
+    pub stop_grace: Span,
     /// What is backed up, where to and when.
     pub strategies: BTreeMap<Name, Strategy>,
     /// By JSON pointer into the file, strings as they were written that variables were put into.
@@ -124,6 +133,23 @@ pub struct Strategy {
     pub timeout: Option<Span>,
     /// A source that gives nothing for so long is given up; more than 0.
     pub no_progress_timeout: Span,
+    /// How often the scheduler tries again, when a run fails for a reason that may pass.
+    pub retry: Retry,
+    /// How long after its time a snapshot must be there, where that is said.
+    pub stale_after: Option<Span>,
+    /// When what is stored is looked at again, where it is.
+    pub verify: Option<Verification>,
+    /// What is started around a run.
+    pub hooks: Hooks,
+}
+
+/// When what is stored is looked at again.
+#[derive(Debug, Clone)]
+pub struct Verification {
+    /// When.
+    pub schedule: Schedule,
+    /// How much of the stored bytes is read each time, in percent, 0 to 100.
+    pub read_data_percent: u8,
 }
 
 /// Where a configuration is looked for.
@@ -328,7 +354,11 @@ impl Instance {
     pub fn masked(&self, strategy: &Strategy) -> Value {
         let mut sources = serde_json::Map::new();
         for name in &strategy.sources {
-            sources.insert(name.to_string(), json!(self.sources.get(name)));
+            let mut source = json!(self.sources.get(name));
+            if let (Value::Object(keys), Value::Object(hooks)) = (&mut source, json!(self.source_hooks.get(name))) {
+                keys.extend(hooks);
+            }
+            sources.insert(name.to_string(), source);
         }
         let mut storages = serde_json::Map::new();
         for name in &strategy.storages {
@@ -367,6 +397,14 @@ impl Instance {
                     "max_delete_percent": prunes.then_some(strategy.max_delete_percent),
                     "timeout": strategy.timeout,
                     "no_progress_timeout": strategy.no_progress_timeout,
+                    "retry": strategy.schedule.as_ref().map(|_| strategy.retry),
+                    "stale_after": strategy.stale_after,
+                    "verify": strategy.verify.as_ref().map(|verify| {
+                        json!({ "schedule": verify.schedule.line, "read_data_percent": verify.read_data_percent })
+                    }),
+                    "before": strategy.hooks.before,
+                    "after": strategy.hooks.after,
+                    "on_failure": strategy.hooks.on_failure,
                 },
             },
         });

@@ -9,13 +9,15 @@ use serde::de::DeserializeOwned;
 use super::check::{Check, Place, Problem};
 use super::document::{self, Node, Value};
 use super::error::suggest;
-use super::file::{File, StorageTable};
-use super::{ConfigError, ConfigErrors, Encryption, Instance, Strategy, default_state_dir, on_schedule, schema};
+use super::file::{File, SourceTable, StorageTable};
+use super::{
+    ConfigError, ConfigErrors, Encryption, Hooks, Instance, Strategy, Verification, default_state_dir, on_schedule,
+    schema,
+};
 use crate::model::Span;
 use crate::pipeline::{CompressionConfig, Recipient};
 use crate::retention::{Policy, Rule};
 use crate::schedule::{Schedule, timezone};
-use crate::source::SourceConfig;
 use crate::source::process::Environment;
 
 /// Threads that compress, unless set.
@@ -124,14 +126,21 @@ fn references(check: &mut Check<'_>, document: &Node) {
 /// A run that may take no time cannot succeed.
 fn durations(check: &mut Check<'_>, document: &Node) {
     for (place, strategy) in each(document, "strategies") {
-        for key in ["timeout", "no_progress_timeout"] {
-            let Some((place, node)) = field(&place, strategy, key) else { continue };
-            let zero =
-                node.as_str().and_then(|text| text.parse::<Span>().ok()).is_some_and(|span| span.duration().is_zero());
-            if zero {
-                check.problem(&place, Some(node.at), "Too short: expected more than 0", None);
-            }
+        for key in ["timeout", "no_progress_timeout", "stale_after"] {
+            more_than_nothing(check, field(&place, strategy, key));
         }
+        if let Some((place, retry)) = field(&place, strategy, "retry") {
+            more_than_nothing(check, field(&place, retry, "backoff"));
+        }
+    }
+    more_than_nothing(check, field(&Place::default(), document, "stop_grace"));
+}
+
+fn more_than_nothing(check: &mut Check<'_>, span: Option<(Place, &Node)>) {
+    let Some((place, node)) = span else { return };
+    let span = node.as_str().and_then(|text| text.parse::<Span>().ok());
+    if span.is_some_and(|span| span.duration().is_zero()) {
+        check.problem(&place, Some(node.at), "Too short: expected more than 0", None);
     }
 }
 
@@ -265,7 +274,7 @@ fn schedule(strategy: &Node) -> Option<Schedule> {
 /// part, and for all of them at once. Parts that the walk found wrong are passed over.
 fn sections(check: &mut Check<'_>, document: &Node) -> Option<CompressionConfig> {
     for (place, node) in each(document, "sources") {
-        section(check, &place, node, SourceConfig::validate);
+        section(check, &place, node, |table: &SourceTable| table.config.validate());
     }
     for (place, node) in each(document, "storages") {
         section(check, &place, node, |table: &StorageTable| table.config.validate());
@@ -307,8 +316,12 @@ fn build(
     let absolute = |path: PathBuf| crate::model::counted_from(base, &path);
     let state_dir = read.state_dir.map_or_else(|| default_state_dir(environment), absolute);
     let work_dir = read.work_dir.map_or_else(|| state_dir.join("work"), absolute);
-    let mut sources = read.sources.unwrap_or_default();
-    sources.values_mut().for_each(|source| source.resolve(base));
+    let (mut sources, mut source_hooks) = (BTreeMap::new(), BTreeMap::new());
+    for (name, mut table) in read.sources.unwrap_or_default() {
+        table.config.resolve(base);
+        source_hooks.insert(name.clone(), table.hooks);
+        sources.insert(name, table.config);
+    }
     let (mut storages, mut storage_rules) = (BTreeMap::new(), BTreeMap::new());
     for (name, mut table) in read.storages {
         table.config.resolve(base);
@@ -326,6 +339,10 @@ fn build(
     for (name, table) in read.strategies {
         let zone = timezone(&table.timezone).map_err(|error| error.to_string())?;
         let schedule = table.schedule.map(|line| Schedule::new(&line, zone)).transpose();
+        let verify = table.verify.map(|verify| -> Result<Verification, String> {
+            let schedule = Schedule::new(&verify.schedule, zone).map_err(|error| error.to_string())?;
+            Ok(Verification { schedule, read_data_percent: verify.read_data_percent })
+        });
         let strategy = Strategy {
             name: name.clone(),
             active: table.active,
@@ -339,6 +356,10 @@ fn build(
             max_delete_percent: table.max_delete_percent,
             timeout: table.timeout,
             no_progress_timeout: table.no_progress_timeout,
+            retry: table.retry,
+            stale_after: table.stale_after,
+            verify: verify.transpose()?,
+            hooks: Hooks { before: table.before, after: table.after, on_failure: table.on_failure },
         };
         strategies.insert(name, strategy);
     }
@@ -348,6 +369,7 @@ fn build(
         state_dir,
         work_dir,
         sources,
+        source_hooks,
         storages,
         storage_rules,
         encryption,
@@ -359,6 +381,8 @@ fn build(
         upload_rate: read.upload_rate,
         nice: read.nice,
         max_concurrent: read.max_concurrent,
+        listen: read.listen,
+        stop_grace: read.stop_grace,
         strategies,
         written: BTreeMap::new(),
         notes: Vec::new(),

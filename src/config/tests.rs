@@ -58,7 +58,7 @@ fn a_jitter_must_end_before_the_next_run_is_due() {
 #[test]
 fn one_file_with_many_errors_reports_them_all_with_their_places() {
     let text = r#"instance = "Ella Prod"
-listen = "127.0.0.1:8484"
+listen = "8484"
 threads = 0
 nice = "5"
 state_dir = "${STATE_DIR}"
@@ -96,8 +96,8 @@ sources = "db"
 retention = {}
 "#;
     let expected = r#"strategies/ella.toml:1:12: instance: `Ella Prod` is not a name: expected 1 to 63 of `a-z`, `0-9`, `_`, `-`, beginning with a letter or digit, and not `marks`
-strategies/ella.toml:2:1: listen: Unknown key
-  hint: this version has no status page and no notifications; remove it, and watch the log
+strategies/ella.toml:2:10: listen: `8484` is not an address and a port
+  hint: write it like `127.0.0.1:8484`, `0.0.0.0:8484` (every interface) or `[::1]:8484`
 strategies/ella.toml:3:11: threads: Out of range: expected a number from 1 to 256
 strategies/ella.toml:4:8: nice: Expected an integer, found a string
   hint: write it without quotes

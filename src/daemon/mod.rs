@@ -1,26 +1,31 @@
 //! The scheduler: the one process that runs every strategy on time.
 //!
-//! This room knows when to begin and what to do when a run fails; what a run is, and when one is due, it is told by `engine` and `schedule`. It does not
-//! print. tokio-cron-scheduler wakes it, with one job a run; it computes no times.
+//! This room knows when to begin, when to try again, and what it tells those who watch it; what a run is, when one is due, and how a strategy fares, it is
+//! told by `engine` and `schedule`. It does not print. tokio-cron-scheduler wakes it, with one job a run; it computes no times.
 //!
-//! Nothing here ends the process but the request to stop: a run that fails, a source that hangs, a panic are an error in the log, and the strategy goes on
-//! with its next time.
+//! Nothing here ends the process but the request to stop: a run that fails, a source that hangs, a panic, a configuration that cannot be read are errors in
+//! the log, and the scheduler goes on.
 
+mod page;
 mod timer;
+mod watch;
+mod work;
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use chrono::{DateTime, Utc};
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::{JoinHandle, JoinSet};
 
-use crate::config::{Instance, Strategy};
-use crate::engine::{self, Engine, EngineError};
+use crate::config::Instance;
+use crate::engine::{self, Engine, EngineError, SchedulerLock};
 use crate::model::Cancel;
-use crate::report::{Outcome, RunReport};
-use crate::schedule::{Due, Schedule, jitter};
+use page::Page;
 use timer::Timer;
+use work::Work;
 
 /// Why the scheduler could not begin.
 #[derive(Debug, thiserror::Error)]
@@ -33,159 +38,239 @@ pub enum DaemonError {
     /// The timer did not start.
     #[error("Could not start the timer: {0}")]
     Timer(String),
+    /// The status page has nowhere to be.
+    #[error(
+        "Could not listen on {address}, where `listen` wants the status page: {error}. Free the port, or set `listen` to another"
+    )]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// Two files of one folder want the status page in different places.
+    #[error(
+        "`listen` is {0} for one instance and {1} for another, and one scheduler has one status page: set it once, or the same"
+    )]
+    TwoPages(SocketAddr, SocketAddr),
+    /// The local state cannot be used, or another scheduler has it.
+    #[error(transparent)]
+    State(#[from] EngineError),
+    /// The scheduler could not be told.
+    #[error("Could not signal the scheduler (process {pid}): {error}")]
+    Signal {
+        /// Its number.
+        pid: u32,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// There is none.
+    #[error("No scheduler is running with the state folder `{}`. `backup schedule` starts one", .0.display())]
+    NotRunning(PathBuf),
 }
 
 /// An instance to look after, and the engine with its state.
 pub struct Scheduled {
     /// What is to be run.
-    pub instance: Instance,
+    pub instance: Arc<Instance>,
     /// What runs it; its cancellation is that of the scheduler.
     pub engine: Engine,
 }
 
-/// Runs every active strategy with a schedule, each at its times, at most `max_concurrent` at once, until `stop`. A run that is under way then is cancelled
-/// by its engine, and awaited.
+impl Scheduled {
+    fn has_work(&self) -> bool {
+        self.instance.strategies.values().any(|strategy| strategy.active && strategy.schedule.is_some())
+    }
+}
+
+/// Reads the configuration anew; in words why it cannot be used.
+pub type Load<'a> = dyn Fn() -> Result<Vec<Scheduled>, String> + 'a;
+
+/// Runs every active strategy with a schedule, each at its times, until `stop`. A run that is under way then is cancelled by its engine, and awaited. At each of
+/// `reloads` the configuration is read again; one that is wrong is refused, and the old one goes on.
 ///
 /// # Errors
-/// When there is nothing to run, or no timer.
-pub async fn serve(scheduled: Vec<Scheduled>, max_concurrent: usize, stop: &Cancel) -> Result<(), DaemonError> {
-    let timer = Timer::start().await?;
-    let places = Arc::new(Semaphore::new(max_concurrent.max(1)));
-    let mut strategies = JoinSet::new();
-    for Scheduled { instance, engine } in scheduled {
-        let instance = Arc::new(instance);
-        for strategy in instance.strategies.values() {
-            let Some(schedule) = strategy.schedule.clone().filter(|_| strategy.active) else { continue };
-            let work = Work {
-                instance: Arc::clone(&instance),
-                strategy: strategy.clone(),
-                schedule,
-                engine: engine.clone(),
-                timer: timer.clone(),
-                places: Arc::clone(&places),
-                stop: stop.clone(),
-            };
-            // A thread of its own, which mostly waits. (What a run is made of is not made to move between threads.)
-            let runtime = Handle::current();
-            strategies.spawn_blocking(move || runtime.block_on(work.go_on()));
-        }
-    }
-    if strategies.is_empty() {
+/// When there is nothing to run, no timer, another scheduler with the same state folder, or no place for the status page.
+pub async fn serve(
+    scheduled: Vec<Scheduled>,
+    load: &Load<'_>,
+    mut reloads: mpsc::Receiver<()>,
+    stop: &Cancel,
+) -> Result<(), DaemonError> {
+    if !scheduled.iter().any(Scheduled::has_work) {
         return Err(DaemonError::Nothing);
     }
-    while let Some(ended) = strategies.join_next().await {
-        if let Err(error) = ended {
-            tracing::error!(
-                "internal error: a strategy is not looked after any more: {error}; restart the scheduler and report it"
-            );
+    let mut locks = BTreeMap::new();
+    lock_all(&scheduled, &mut locks)?;
+    let timer = Timer::start().await?;
+    let scheduled = Arc::new(scheduled);
+    let (sender, present) = tokio::sync::watch::channel(Arc::clone(&scheduled));
+    let mut page = match listen(&scheduled)? {
+        Some(address) => Some(Page::open(address, present.clone()).await?),
+        None => None,
+    };
+    let mut crew = Crew::start(scheduled, &timer, Tasks::new());
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => break,
+            Some(()) = reloads.recv() => {
+                tracing::info!("reading the configuration again");
+                match take_over(load, &mut locks, &mut page, &present).await {
+                    Ok(next) => {
+                        sender.send_replace(Arc::clone(&next));
+                        crew = Crew::start(next, &timer, crew.retire());
+                        tracing::info!("the new configuration is taken over; a run that is under way ends with the old one");
+                    }
+                    Err(error) => tracing::error!("the configuration was not taken over, and the old one goes on: {error}"),
+                }
+            }
+        }
+    }
+    for (name, task) in crew.retire() {
+        if let Err(error) = task.await {
+            tracing::error!("internal error: `{name}` was not looked after any more: {error}; please report it");
         }
     }
     timer.stop().await;
+    drop(locks);
     Ok(())
 }
 
-/// One strategy, looked after.
-struct Work {
-    instance: Arc<Instance>,
-    strategy: Strategy,
-    schedule: Schedule,
-    engine: Engine,
-    timer: Timer,
-    places: Arc<Semaphore>,
-    stop: Cancel,
+/// Reads the configuration and takes what it needs of the machine.
+async fn take_over(
+    load: &Load<'_>,
+    locks: &mut BTreeMap<PathBuf, SchedulerLock>,
+    page: &mut Option<Page>,
+    present: &page::Present,
+) -> Result<Arc<Vec<Scheduled>>, String> {
+    let next = load()?;
+    if !next.iter().any(Scheduled::has_work) {
+        return Err(DaemonError::Nothing.to_string());
+    }
+    let address = listen(&next).map_err(|error| error.to_string())?;
+    lock_all(&next, locks).map_err(|error| error.to_string())?;
+    match address {
+        None => *page = None,
+        Some(address) if page.as_ref().is_some_and(|page| page.address == address) => {}
+        Some(address) => {
+            let opened = Page::open(address, present.clone()).await.map_err(|error| error.to_string())?;
+            *page = Some(opened);
+        }
+    }
+    Ok(Arc::new(next))
 }
 
-impl Work {
-    fn name(&self) -> String {
-        format!("{}/{}", self.instance.name, self.strategy.name)
-    }
-
-    /// Runs the strategy at its times until asked to stop.
-    async fn go_on(self) {
-        let name = self.name();
-        let jitter = jitter(self.strategy.jitter, &name);
-        let now = self.engine.clock.now();
-        // A restart never resets the clock: what counts is when it last began. The first time of all there is nothing to make up for.
-        let mut last = match engine::last_began(&self.engine, &self.instance, &self.strategy).await {
-            Some(last) if last > now => {
-                tracing::warn!(
-                    strategy = name,
-                    "the last run began at {last}, which is in the future: the clock of this machine was set back"
-                );
-                now
-            }
-            last => last.unwrap_or(now),
-        };
-        loop {
-            let now = self.engine.clock.now();
-            let Some(due) = self.schedule.due(last, now, self.strategy.missed, jitter) else { return };
-            if due.missed {
-                tracing::warn!(strategy = name, last = %last, "a run was missed, and is made up for now");
-            } else {
-                tracing::info!(strategy = name, next = %due.begins, "waiting");
-            }
-            tokio::select! {
-                () = self.stop.cancelled() => return,
-                () = self.timer.until(due.begins, &self.engine.clock) => {}
-            }
-            let began = self.engine.clock.now();
-            last = later(due, began);
-            let place = tokio::select! {
-                () = self.stop.cancelled() => return,
-                place = self.places.acquire() => place,
-            };
-            self.run(&name).await;
-            drop(place);
-            if self.stop.is_cancelled() {
-                return;
-            }
+/// Where the status page is to be: one for all instances.
+fn listen(scheduled: &[Scheduled]) -> Result<Option<SocketAddr>, DaemonError> {
+    let mut found = None;
+    for address in scheduled.iter().filter_map(|one| one.instance.listen) {
+        match found {
+            Some(other) if other != address => return Err(DaemonError::TwoPages(other, address)),
+            _ => found = Some(address),
         }
     }
+    Ok(found)
+}
 
-    /// One run. A panic in it is an error of the run.
-    async fn run(&self, name: &str) {
-        let (engine, instance, strategy) = (self.engine.clone(), Arc::clone(&self.instance), self.strategy.clone());
-        let runtime = Handle::current();
-        let run = move || runtime.block_on(engine::run(&engine, &instance, &strategy));
-        let ended = tokio::task::spawn_blocking(run).await;
-        match ended {
-            Ok(Ok(report)) => log(name, &report),
-            Ok(Err(error @ EngineError::Locked { .. })) => tracing::warn!(strategy = name, "not run: {error}"),
-            Ok(Err(error)) => tracing::error!(strategy = name, "not run: {}", engine::chain(&error)),
-            Err(error) => {
-                tracing::error!(strategy = name, "internal error: the run ended with {error}; please report it");
+/// Takes the locks of those state folders that are not in `held` yet. Those that are not needed any more stay: what is under way may need them.
+fn lock_all(scheduled: &[Scheduled], held: &mut BTreeMap<PathBuf, SchedulerLock>) -> Result<(), DaemonError> {
+    for one in scheduled {
+        let folder = &one.engine.state_dir;
+        if !held.contains_key(folder) {
+            held.insert(folder.clone(), SchedulerLock::take(folder)?);
+        }
+    }
+    Ok(())
+}
+
+/// What is under way, by strategy.
+type Tasks = BTreeMap<String, JoinHandle<()>>;
+
+/// Those who look after the strategies of one configuration.
+struct Crew {
+    retire: Cancel,
+    tasks: Tasks,
+}
+
+impl Crew {
+    /// Begins to look after all of `scheduled`. A strategy that one of `before` is still at work on is begun when that one is done.
+    fn start(scheduled: Arc<Vec<Scheduled>>, timer: &Timer, mut before: Tasks) -> Self {
+        let retire = Cancel::new();
+        let most = scheduled.iter().map(|one| one.instance.max_concurrent).max().unwrap_or(1);
+        let places = Arc::new(Semaphore::new(most.max(1)));
+        let mut tasks = Tasks::new();
+        for one in scheduled.iter() {
+            for strategy in one.instance.strategies.values().filter(|strategy| strategy.active) {
+                let work = Work {
+                    instance: Arc::clone(&one.instance),
+                    strategy: strategy.clone(),
+                    engine: one.engine.clone(),
+                    timer: timer.clone(),
+                    places: Arc::clone(&places),
+                    retire: retire.clone(),
+                };
+                let name = work.name();
+                let earlier = before.remove(&name);
+                tasks.insert(name, tokio::spawn(look_after(Arc::new(work), earlier)));
             }
+        }
+        for (name, task) in before {
+            tasks.insert(format!("{name} (removed)"), task);
+        }
+        tasks.insert("freshness".to_owned(), tokio::spawn(watch::watch(scheduled, retire.clone())));
+        Self { retire, tasks }
+    }
+
+    /// Asks them to begin nothing more; those that are still at work.
+    fn retire(self) -> Tasks {
+        self.retire.cancel();
+        self.tasks.into_iter().filter(|(_, task)| !task.is_finished()).collect()
+    }
+}
+
+async fn look_after(work: Arc<Work>, earlier: Option<JoinHandle<()>>) {
+    if let Some(earlier) = earlier
+        && let Err(error) = earlier.await
+    {
+        tracing::error!("internal error: `{}` was not looked after any more: {error}; please report it", work.name());
+    }
+    let mut both = JoinSet::new();
+    // Threads of their own, which mostly wait. (What a run is made of is not made to move between threads.)
+    if work.strategy.schedule.is_some() {
+        let (work, runtime) = (Arc::clone(&work), Handle::current());
+        both.spawn_blocking(move || {
+            if let Some(schedule) = &work.strategy.schedule {
+                runtime.block_on(work.run_on(schedule));
+            }
+        });
+    }
+    if work.strategy.verify.is_some() {
+        let (work, runtime) = (Arc::clone(&work), Handle::current());
+        both.spawn_blocking(move || {
+            if let Some(verification) = &work.strategy.verify {
+                runtime.block_on(work.verify_on(verification));
+            }
+        });
+    }
+    while let Some(ended) = both.join_next().await {
+        if let Err(error) = ended {
+            tracing::error!(
+                "internal error: `{}` is not looked after any more: {error}; restart the scheduler and report it",
+                work.name()
+            );
         }
     }
 }
 
-/// What the next run is counted from: the time that this one was for. Where it begins much later, because the clock jumped, all that lies between has
-/// been made up for.
-fn later(due: Due, began: DateTime<Utc>) -> DateTime<Utc> {
-    if began - due.begins > chrono::TimeDelta::minutes(1) { began } else { due.at }
-}
-
-fn log(name: &str, report: &RunReport) {
-    let (id, bytes, seconds) = (report.id.as_str(), report.stored_bytes, report.seconds);
-    match report.outcome {
-        Outcome::Success => tracing::info!(strategy = name, id, stored_bytes = bytes, seconds, "run committed"),
-        Outcome::Problems => {
-            for storage in &report.storages {
-                let pruned = storage.pruned.as_ref().and_then(|pruned| pruned.problem.as_ref());
-                for problem in storage.error.iter().chain(&storage.notes).chain(pruned) {
-                    tracing::warn!(strategy = name, id, storage = %storage.name, "{problem}");
-                }
-            }
-            tracing::warn!(strategy = name, id, stored_bytes = bytes, seconds, "run committed, with problems");
-        }
-        Outcome::Failed | Outcome::Cancelled => {
-            let error = report.error.as_deref().unwrap_or_default();
-            for storage in &report.storages {
-                if let Some(error) = &storage.error {
-                    tracing::error!(strategy = name, id, storage = %storage.name, "{error}");
-                }
-            }
-            tracing::error!(strategy = name, id, "run {}, nothing was committed: {error}", report.outcome);
-        }
-    }
+/// Asks the scheduler of `state_dir` to read its configuration again; the number of its process.
+///
+/// # Errors
+/// When there is none, or it cannot be told.
+pub fn ask_to_reload(state_dir: &Path) -> Result<u32, DaemonError> {
+    let Some(pid) = engine::scheduler(state_dir)? else { return Err(DaemonError::NotRunning(state_dir.to_owned())) };
+    let process = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
+    let process = process.ok_or_else(|| DaemonError::NotRunning(state_dir.to_owned()))?;
+    rustix::process::kill_process(process, rustix::process::Signal::HUP)
+        .map_err(|error| DaemonError::Signal { pid, error: error.into() })?;
+    Ok(pid)
 }

@@ -22,6 +22,9 @@ pub(super) const LEASE: TimeDelta = TimeDelta::minutes(5);
 /// What another machine left unfinished is collected when its heartbeat is older, by the storage's clock.
 pub(super) const ABANDONED: TimeDelta = TimeDelta::hours(24);
 
+/// The lock of the scheduler, in the state folder.
+const SCHEDULER: &str = "scheduler.lock";
+
 /// The lock of one strategy in the state folder, held while it lives, by who writes or deletes snapshots. The kernel lets it go when the process dies,
 /// however it dies.
 pub(super) struct StateLock {
@@ -75,6 +78,67 @@ impl ReadLock {
         let (file, path) = Self::open(state_dir, instance, strategy)?;
         taken(file.try_lock(), path, strategy, "it reads a snapshot, and")?;
         Ok(Self { _file: file })
+    }
+}
+
+/// Whether somebody on this machine runs the strategy, or deletes of it, right now. The lock is not tried: one that is tried is taken for a moment, and a
+/// run that begins in that moment would find it so.
+pub(super) fn is_running(state_dir: &Path, instance: &Name, strategy: &Name) -> bool {
+    use std::os::linux::fs::MetadataExt as _;
+    let path = state_dir.join(format!("{instance}.{strategy}.lock"));
+    let (Ok(metadata), Ok(locks)) = (std::fs::metadata(path), std::fs::read_to_string("/proc/locks")) else {
+        return false;
+    };
+    let (major, minor) = (rustix::fs::major(metadata.st_dev()), rustix::fs::minor(metadata.st_dev()));
+    let place = format!("{major:02x}:{minor:02x}:{}", metadata.st_ino());
+    locks.lines().any(|line| line.contains(" FLOCK ") && line.split_whitespace().any(|word| word == place))
+}
+
+/// Held by the scheduler of a state folder while it lives. There is one at a time.
+pub struct SchedulerLock {
+    _file: File,
+}
+
+impl SchedulerLock {
+    /// Takes it, and leaves the number of this process in it.
+    ///
+    /// # Errors
+    /// [`EngineError::Scheduled`] while another scheduler has it; [`EngineError::State`].
+    pub fn take(state_dir: &Path) -> Result<Self, EngineError> {
+        let (mut file, path) = open_lock(state_dir, SCHEDULER)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(EngineError::Scheduled { path }),
+            Err(TryLockError::Error(error)) => return Err(EngineError::State { attempt: "lock", path, error }),
+        }
+        let number = format!("{}\n", std::process::id());
+        let written = file.set_len(0).and_then(|()| file.write_all(number.as_bytes()));
+        written.map_err(|error| EngineError::State { attempt: "write", path, error })?;
+        Ok(Self { _file: file })
+    }
+}
+
+/// The number of the process that is the scheduler of `state_dir`; none when there is none.
+///
+/// # Errors
+/// [`EngineError::State`] when that cannot be found out.
+pub fn scheduler(state_dir: &Path) -> Result<Option<u32>, EngineError> {
+    let path = state_dir.join(SCHEDULER);
+    let failed = |attempt: &'static str| {
+        let path = path.clone();
+        move |error| EngineError::State { attempt, path, error }
+    };
+    let file = match File::open(&path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed("open")(error)),
+    };
+    match file.try_lock_shared() {
+        Ok(()) => Ok(None),
+        Err(TryLockError::WouldBlock) => {
+            Ok(std::fs::read_to_string(&path).map_err(failed("read"))?.trim().parse().ok())
+        }
+        Err(TryLockError::Error(error)) => Err(failed("lock")(error)),
     }
 }
 

@@ -22,6 +22,7 @@ mod prune;
 mod restore;
 mod run;
 mod snapshots;
+mod status;
 mod streams;
 mod sweep;
 mod verify;
@@ -29,7 +30,7 @@ mod writer;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use tokio::sync::OnceCell;
 
@@ -41,6 +42,7 @@ pub use exchange::{ExportReport, ExportRequest, ImportReport, ImportRequest, exp
 pub use fetch::{read_facts, read_plain};
 pub use files::{Side, files};
 pub use forget::forget;
+pub use lock::{SchedulerLock, scheduler};
 pub use marks::{Drilled, Hold, MarkReport, Marks, hold, read_marks, release};
 pub use overview::{Forecast, HORIZONS, PlaceStats, Retention, Standing, Stats, StorageStats, standings, stats};
 pub use prune::{PlacePlan, PlannedSnapshot, PrunePlan, PruneReport, PruneScope, Refusal, plan_prune, prune};
@@ -50,7 +52,8 @@ pub use restore::{
 };
 pub use run::{RunPlan, last_began, plan, run};
 pub use snapshots::{Listing, Selection, Snapshot, find, list, parse_at};
-pub use verify::{SnapshotVerdict, VerifyReport, verify};
+pub use status::{Turn, fill_status, list_strategy, newest_everywhere, status, turn, watch};
+pub use verify::{ReadData, SnapshotVerdict, VerifyReport, last_verified, verify, verify_strategy};
 
 use crate::catalog::{Catalog, CatalogError};
 use crate::model::{Cancel, Clock, Name};
@@ -73,6 +76,8 @@ pub struct Engine {
     /// The program's environment, for children.
     pub environment: Environment,
     catalog: Arc<OnceCell<Option<Catalog>>>,
+    /// Whether it was said that the catalog cannot be used.
+    warned: Arc<AtomicBool>,
 }
 
 impl Engine {
@@ -85,6 +90,7 @@ impl Engine {
             progress: Progress::new(),
             environment,
             catalog: Arc::default(),
+            warned: Arc::default(),
         }
     }
 
@@ -94,24 +100,38 @@ impl Engine {
         Self { catalog, ..Self::new(PathBuf::new(), environment) }
     }
 
-    /// The catalog, or none, with a logged warning, when it cannot be used: it is a cache.
+    /// The catalog. What cannot be used now may be a moment later.
+    ///
+    /// # Errors
+    /// When it cannot be used.
+    async fn try_catalog(&self) -> Result<&Catalog, EngineError> {
+        let open = || async {
+            make_private_folder(&self.state_dir)?;
+            Ok::<_, EngineError>(Some(Catalog::open(&self.state_dir).await?))
+        };
+        let none = || EngineError::Request("Nothing is recorded without a state folder".to_owned());
+        self.catalog.get_or_try_init(open).await?.as_ref().ok_or_else(none)
+    }
+
+    /// The catalog, or none, with a warning the first time, when it cannot be used: it is a cache.
     async fn catalog(&self) -> Option<&Catalog> {
-        self.catalog
-            .get_or_init(|| async {
-                if let Err(error) = make_private_folder(&self.state_dir) {
-                    tracing::warn!("{error}; going on without the catalog");
-                    return None;
-                }
-                match Catalog::open(&self.state_dir).await {
-                    Ok(catalog) => Some(catalog),
-                    Err(error) => {
-                        tracing::warn!("{error}; going on without it");
-                        None
-                    }
-                }
-            })
-            .await
-            .as_ref()
+        if self.catalog.get().is_some_and(Option::is_none) {
+            return None;
+        }
+        match self.try_catalog().await {
+            Ok(catalog) => {
+                self.warned.store(false, Ordering::Relaxed);
+                Some(catalog)
+            }
+            Err(error) if self.warned.swap(true, Ordering::Relaxed) => {
+                tracing::debug!("{error}; going on without the catalog");
+                None
+            }
+            Err(error) => {
+                tracing::warn!("{error}; going on without the catalog");
+                None
+            }
+        }
     }
 
     /// The same engine, for a run of which nothing is recorded.
@@ -173,9 +193,13 @@ async fn not_twice(open: &OpenStorage, ours: impl Iterator<Item = &OpenStorage>)
     Ok(())
 }
 
-/// Runs `work` on a thread that may block. A panic there is an error of the verb, not the end of the program.
+/// Runs `work` on a thread that may block, and what it logs belongs to what the caller's does. A panic there is an error of the verb, not the end of the
+/// program.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, EngineError> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| EngineError::Internal(error.to_string()))
+    let span = tracing::Span::current();
+    tokio::task::spawn_blocking(move || span.in_scope(work))
+        .await
+        .map_err(|error| EngineError::Internal(error.to_string()))
 }
 
 /// Makes a folder, with its parents, that only its owner may look into.
@@ -199,6 +223,12 @@ pub enum EngineError {
         /// Who holds it.
         holder: String,
     },
+    /// Another scheduler looks after the same state folder.
+    #[error("Another scheduler is running: it holds `{}`. Stop it first; to read a changed configuration, run `backup reload`", .path.display())]
+    Scheduled {
+        /// Its lock.
+        path: PathBuf,
+    },
     /// A source failed.
     #[error("The source `{name}` failed")]
     Source {
@@ -214,6 +244,13 @@ pub enum EngineError {
         /// Its name.
         artifact: String,
         /// Why.
+        #[source]
+        error: Box<SourceError>,
+    },
+    /// A program of the operator failed that was to be run before a source was dumped.
+    #[error("A hook failed, so nothing was dumped")]
+    Hook {
+        /// Which, and why.
         #[source]
         error: Box<SourceError>,
     },
@@ -310,6 +347,16 @@ impl EngineError {
 
     fn source(name: &Name, error: SourceError) -> Self {
         Self::Source { name: name.clone(), error: Box::new(error) }
+    }
+
+    /// Whether what failed may succeed by itself a little later: the network, a busy or starting server, a program that died. A wrong
+    /// configuration, a refused login, a full disk and damage do not pass.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Source { error, .. } | Self::Hook { error } => error.may_pass(),
+            Self::Storage { error, .. } => error.may_pass(),
+            _ => false,
+        }
     }
 }
 

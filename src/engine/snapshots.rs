@@ -6,7 +6,7 @@ use chrono::{DateTime, NaiveDate, NaiveDateTime, NaiveTime, Utc};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 
 use super::{Engine, EngineError, OpenStorage};
-use crate::catalog::CachedManifest;
+use crate::catalog::{CachedManifest, Catalog};
 use crate::model::{Completeness, MANIFEST_KEY, Manifest, Name, SnapshotId};
 use crate::storage::{Object, Storage, StorageError};
 
@@ -92,6 +92,28 @@ pub async fn list(engine: &Engine, storages: &[OpenStorage], selection: &Selecti
 
 type Place = (Name, Name, SnapshotId);
 
+/// What was listed in a snapshot's folder.
+#[derive(Default)]
+struct Folder {
+    manifest: Option<Object>,
+    sizes: BTreeMap<String, u64>,
+}
+
+/// The manifests that the catalog has of the storage that is `known_as`; none where it cannot be read.
+async fn cached_manifests(catalog: Option<&Catalog>, known_as: &str) -> BTreeMap<Place, CachedManifest> {
+    let Some(catalog) = catalog else { return BTreeMap::new() };
+    match catalog.manifests(known_as).await {
+        Ok(manifests) => manifests
+            .into_iter()
+            .map(|manifest| ((manifest.instance.clone(), manifest.strategy.clone(), manifest.id.clone()), manifest))
+            .collect(),
+        Err(error) => {
+            tracing::warn!("{error}");
+            BTreeMap::new()
+        }
+    }
+}
+
 /// Lists the snapshots of `selection` in one storage.
 pub(super) async fn list_one(
     engine: &Engine,
@@ -105,45 +127,46 @@ pub(super) async fn list_one(
         (Some(instance), None) => format!("{instance}/"),
         (Some(instance), Some(strategy)) => format!("{instance}/{strategy}/"),
     };
-    let mut found: BTreeMap<Place, Object> = BTreeMap::new();
-    let mut sizes: BTreeMap<Place, BTreeMap<String, u64>> = BTreeMap::new();
-    let mut objects = storage.list(&prefix);
-    while let Some(object) = objects.try_next().await? {
-        if engine.cancel.is_cancelled() {
-            return Err(StorageError::Cancelled);
+    let walk = async {
+        // Objects come in the order of their keys, so those of a snapshot come together; not relied upon.
+        let mut found: BTreeMap<Place, Folder> = BTreeMap::new();
+        let mut objects = storage.list(&prefix);
+        while let Some(object) = objects.try_next().await? {
+            if engine.cancel.is_cancelled() {
+                return Err(StorageError::Cancelled);
+            }
+            let Some((place, name)) = object_place(&object.key) else { continue };
+            let name = name.to_owned();
+            let folder = found.entry(place).or_default();
+            folder.sizes.insert(name.clone(), object.size);
+            if name == MANIFEST_KEY {
+                folder.manifest = Some(object);
+            }
         }
-        let Some((place, name)) = object_place(&object.key) else { continue };
-        sizes.entry(place.clone()).or_default().insert(name.to_owned(), object.size);
-        if name == MANIFEST_KEY {
-            found.insert(place, object);
-        }
-    }
+        Ok(found)
+    };
+    // Side by side: where a storage is near, each takes about as long as the other.
     let catalog = engine.catalog().await;
-    let mut cached: BTreeMap<Place, CachedManifest> = BTreeMap::new();
-    if let Some(catalog) = catalog {
-        match catalog.manifests(&known_as).await {
-            Ok(manifests) => cached.extend(manifests.into_iter().map(|manifest| {
-                ((manifest.instance.clone(), manifest.strategy.clone(), manifest.id.clone()), manifest)
-            })),
-            Err(error) => tracing::warn!("{error}"),
-        }
-    }
+    let (found, cached) = tokio::join!(walk, cached_manifests(catalog, &known_as));
+    let found: Vec<(Place, Object, BTreeMap<String, u64>)> = found?
+        .into_iter()
+        .filter_map(|(place, folder)| folder.manifest.map(|manifest| (place, manifest, folder.sizes)))
+        .collect();
     let gone: Vec<Place> = cached
         .keys()
         .filter(|(instance, strategy, _)| {
             selection.instance.as_ref().is_none_or(|wanted| wanted == instance)
                 && selection.strategy.as_ref().is_none_or(|wanted| wanted == strategy)
         })
-        .filter(|place| !found.contains_key(*place))
+        .filter(|place| found.binary_search_by(|(one, ..)| one.cmp(place)).is_err())
         .cloned()
         .collect();
     let read: Vec<Option<(Snapshot, Option<CachedManifest>)>> = stream::iter(found)
-        .map(|(place, object)| {
+        .map(|(place, object, sizes)| {
             let known = cached
                 .get(&place)
                 .filter(|known| known.size == object.size && known.modified == object.modified)
                 .map(|known| known.body.clone());
-            let sizes = sizes.remove(&place).unwrap_or_default();
             async move {
                 let (instance, strategy, id) = place;
                 let fresh = known.is_none();

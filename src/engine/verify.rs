@@ -3,13 +3,16 @@
 use std::collections::BTreeSet;
 use std::io::Read;
 
+use chrono::{DateTime, Utc};
 use serde::Serialize;
 use tokio::runtime::Handle;
 
 use super::fetch::{read_plain, read_stored, reading_failed};
 use super::lock::ReadLock;
 use super::snapshots::{Listing, Snapshot, read_whole};
-use super::{Engine, EngineError, OpenStorage, read_facts};
+use super::{Engine, EngineError, OpenStorage, Selection, chain, list, read_facts};
+use crate::catalog::VerificationRecord;
+use crate::config::{Instance, Strategy};
 use crate::model::{Artifact, Encryption, Facts, MANIFEST_KEY, Manifest, Name, SnapshotId};
 use crate::pipeline::{DecodeError, Identity};
 use crate::storage::StorageError;
@@ -73,7 +76,94 @@ impl SnapshotVerdict {
     }
 }
 
-/// Looks at each copy in `listing`: the manifest, the presence and size of every object, and with `read_data` every byte.
+/// Verifies what the storages of a strategy have of it, as its schedule says, and records what came of it.
+pub async fn verify_strategy(
+    engine: &Engine,
+    instance: &Instance,
+    strategy: &Strategy,
+    percent: u8,
+) -> VerificationRecord {
+    let started = engine.clock.now_seconds();
+    let mut record = VerificationRecord {
+        instance: instance.name.clone(),
+        strategy: strategy.name.clone(),
+        started,
+        finished: started,
+        outcome: String::new(),
+        snapshots: 0,
+        read_bytes: 0,
+        problem: None,
+    };
+    let (outcome, problem) = match look_through(engine, instance, strategy, percent).await {
+        Err(error) => ("failed", Some(chain(&error))),
+        Ok(report) => {
+            let read = |verdict: &&SnapshotVerdict| verdict.read;
+            record.snapshots = report.snapshots.len() as u64;
+            record.read_bytes = report.snapshots.iter().filter(read).map(|verdict| verdict.stored_bytes).sum();
+            let words = |verdict: &SnapshotVerdict, problem: &String| {
+                format!("`{}` in `{}`: {problem}", verdict.id, verdict.storage)
+            };
+            let damage = report.snapshots.iter().find_map(|one| Some(words(one, one.problems.first()?)));
+            let unread = report.snapshots.iter().find_map(|one| Some(words(one, one.unread.first()?)));
+            let unlisted =
+                report.unlisted.first().map(|(name, error)| format!("`{name}` could not be listed: {error}"));
+            match (damage, unlisted.or(unread)) {
+                (Some(damage), _) => ("damaged", Some(damage)),
+                (None, Some(problem)) => ("failed", Some(problem)),
+                (None, None) => ("sound", None),
+            }
+        }
+    };
+    record.finished = engine.clock.now_seconds();
+    outcome.clone_into(&mut record.outcome);
+    record.problem = problem;
+    // One that was asked to stop is no verification.
+    if let Some(catalog) = engine.catalog().await.filter(|_| !engine.cancel.is_cancelled())
+        && let Err(error) = catalog.record_verification(&record).await
+    {
+        tracing::warn!("the verification could not be recorded: {error}");
+    }
+    record
+}
+
+async fn look_through(
+    engine: &Engine,
+    instance: &Instance,
+    strategy: &Strategy,
+    percent: u8,
+) -> Result<VerifyReport, EngineError> {
+    let mut storages = Vec::new();
+    for (name, config) in instance.storages.iter().filter(|(name, _)| strategy.storages.contains(name)) {
+        storages.push(OpenStorage::open(name, config, &engine.cancel).await?);
+    }
+    let selection = Selection { instance: Some(instance.name.clone()), strategy: Some(strategy.name.clone()) };
+    let listing = list(engine, &storages, &selection).await;
+    verify(engine, &storages, &listing, ReadData::Percent(percent), &[]).await
+}
+
+/// When the last verification of the strategy on schedule began; none when there was none, as far as is recorded.
+pub async fn last_verified(engine: &Engine, instance: &Instance, strategy: &Strategy) -> Option<DateTime<Utc>> {
+    match engine.catalog().await?.last_verification(&instance.name, &strategy.name).await {
+        Ok(last) => last.map(|last| last.started),
+        Err(error) => {
+            tracing::warn!("{error}");
+            None
+        }
+    }
+}
+
+/// How much of what is stored is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReadData {
+    /// Nothing but the manifests.
+    None,
+    /// Whole copies, chosen by lot, until they make up so many percent of all stored bytes.
+    Percent(u8),
+    /// All.
+    All,
+}
+
+/// Looks at each copy in `listing`: the manifest, the presence and size of every object, and of what `read_data` says every byte.
 ///
 /// # Errors
 /// [`EngineError::Cancelled`], and [`EngineError::Internal`]. Damage is not an error but in the report.
@@ -81,7 +171,7 @@ pub async fn verify(
     engine: &Engine,
     storages: &[OpenStorage],
     listing: &Listing,
-    read_data: bool,
+    read_data: ReadData,
     identities: &[Identity],
 ) -> Result<VerifyReport, EngineError> {
     let strategies: BTreeSet<_> = listing.snapshots.iter().map(|one| (&one.instance, &one.strategy)).collect();
@@ -89,10 +179,15 @@ pub async fn verify(
     for (instance, strategy) in strategies {
         locks.push(ReadLock::share(&engine.state_dir, instance, strategy)?);
     }
+    let chosen = match read_data {
+        ReadData::None => BTreeSet::new(),
+        ReadData::All => (0..listing.snapshots.len()).collect(),
+        ReadData::Percent(percent) => lot(listing, percent)?,
+    };
     let mut snapshots = Vec::new();
-    for snapshot in &listing.snapshots {
+    for (at, snapshot) in listing.snapshots.iter().enumerate() {
         let Some(storage) = storages.iter().find(|storage| storage.name == snapshot.storage) else { continue };
-        let verdict = verify_one(engine, storage, snapshot, read_data, identities).await?;
+        let verdict = verify_one(engine, storage, snapshot, chosen.contains(&at), identities).await?;
         let manifest = format!("{}{MANIFEST_KEY}", snapshot.folder());
         if !verdict.problems.is_empty()
             && matches!(storage.storage.stat(&manifest).await, Err(StorageError::NotFound { .. }))
@@ -104,6 +199,26 @@ pub async fn verify(
     }
     drop(locks);
     Ok(VerifyReport { snapshots, unlisted: listing.unlisted.clone() })
+}
+
+/// The positions of copies in `listing`, drawn by lot, whose stored bytes are at least `percent` of those of all.
+fn lot(listing: &Listing, percent: u8) -> Result<BTreeSet<usize>, EngineError> {
+    let bytes = |snapshot: &Snapshot| snapshot.manifest.as_ref().map_or(0, Manifest::stored_bytes);
+    let total: u128 = listing.snapshots.iter().map(|snapshot| u128::from(bytes(snapshot))).sum();
+    let mut numbers = vec![[0_u8; 8]; listing.snapshots.len()];
+    getrandom::fill(numbers.as_flattened_mut())
+        .map_err(|error| EngineError::Internal(format!("No random bytes: {error}")))?;
+    let mut order: Vec<(usize, &Snapshot)> = listing.snapshots.iter().enumerate().collect();
+    order.sort_by_key(|(at, _)| numbers.get(*at).copied());
+    let (mut chosen, mut sum) = (BTreeSet::new(), 0_u128);
+    for (at, snapshot) in order {
+        if sum * 100 >= total * u128::from(percent) {
+            break;
+        }
+        chosen.insert(at);
+        sum += u128::from(bytes(snapshot));
+    }
+    Ok(chosen)
 }
 
 async fn verify_one(

@@ -2,6 +2,9 @@
 //!
 //! This room has the words of a run: how far it is, and how it ended. It does not print, and does not know what a run does.
 
+mod metrics;
+mod status;
+
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,6 +13,9 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use crate::model::{Completeness, Name, SnapshotId, Warnings};
+
+pub use metrics::{METRICS_TYPE, metrics};
+pub use status::{LastRun, LastVerification, State, Status, StorageStatus, StrategyStatus};
 
 /// How far a run is. The engine counts here, and a display looks whenever it likes.
 #[derive(Clone, Default)]
@@ -138,6 +144,8 @@ pub struct RunReport {
     pub warnings: Warnings,
     /// Why it failed.
     pub error: Option<String>,
+    /// Whether it failed for a reason that may pass by itself: the network, a server that is starting.
+    pub may_pass: bool,
 }
 
 /// What one source gave.

@@ -6,6 +6,7 @@
 
 mod due;
 mod fresh;
+mod retry;
 
 use std::fmt;
 
@@ -16,6 +17,7 @@ use croner::parser::{CronParser, Year};
 
 pub use due::{Due, Missed, jitter};
 pub use fresh::{Allowance, Overdue};
+pub use retry::Retry;
 
 /// A cron line in a time zone.
 ///

@@ -472,3 +472,22 @@ pub enum SourceError {
     #[error(transparent)]
     Stream(std::io::Error),
 }
+
+impl SourceError {
+    /// Whether it may succeed by itself a little later. Of a program that ended with an error nobody can tell, and another try costs little.
+    pub fn may_pass(&self) -> bool {
+        use process::ProcessError;
+        match self {
+            Self::Database { transient, .. } => *transient,
+            Self::Process(error) => matches!(
+                error,
+                ProcessError::Exit { .. }
+                    | ProcessError::Signal { .. }
+                    | ProcessError::Hung { .. }
+                    | ProcessError::HeldOpen { .. }
+                    | ProcessError::Pipe { .. }
+            ),
+            _ => false,
+        }
+    }
+}

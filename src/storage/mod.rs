@@ -394,4 +394,9 @@ impl StorageError {
     pub fn is_about_reaching(&self) -> bool {
         matches!(self, Self::Unavailable { .. } | Self::Denied { .. } | Self::Cancelled)
     }
+
+    /// Whether it may succeed by itself a little later.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Unavailable { .. })
+    }
 }

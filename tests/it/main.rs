@@ -22,6 +22,7 @@ mod export;
 mod faults;
 mod faults_s3;
 mod format;
+mod hooks;
 mod layers;
 mod limits;
 mod memory;

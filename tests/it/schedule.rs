@@ -1,15 +1,13 @@
 //! The scheduler as a process: it runs what is due, once, survives what goes wrong, and ends when it is asked to.
 
-use std::io::{BufRead as _, BufReader};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use chrono::{DateTime, TimeDelta, Utc};
 use holdfast::model::Cancel;
 use holdfast::storage::StorageConfig;
 use holdfast::storage::local::LocalConfig;
 
-use crate::support::PATIENCE;
+use crate::support::daemon::{Daemon, WallClock, until};
 use crate::support::plant::{days_ago, plant};
 use crate::support::site::Site;
 
@@ -31,67 +29,6 @@ fn site(schedule: &str) -> Site {
     let site = Site::new(&CONFIGURATION.replace("SCHEDULE", schedule));
     std::fs::write(site.path("dump.sh"), "echo data").unwrap();
     site
-}
-
-/// `backup schedule`, and what it logs, a line at a time.
-struct Daemon {
-    child: Child,
-    lines: mpsc::Receiver<String>,
-    seen: Vec<String>,
-}
-
-impl Daemon {
-    fn start(site: &Site) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_backup"))
-            .env_clear()
-            .env("PATH", std::env::var_os("PATH").unwrap())
-            .env("HOME", site.dir.path())
-            .args(["schedule", "--json", "--config"])
-            .arg(site.config())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let (sender, lines) = mpsc::channel();
-        let stderr = BufReader::new(child.stderr.take().unwrap());
-        std::thread::spawn(move || stderr.lines().map_while(Result::ok).all(|line| sender.send(line).is_ok()));
-        Self { child, lines, seen: Vec::new() }
-    }
-
-    /// Waits for a line with these words.
-    fn says(&mut self, words: &str) -> String {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let Ok(line) = self.lines.recv_timeout(left) else { panic!("{words}: not said in {:#?}", self.seen) };
-            self.seen.push(line.clone());
-            if line.contains(words) {
-                return line;
-            }
-        }
-    }
-
-    fn signal(&self, signal: rustix::process::Signal) {
-        rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), signal).unwrap();
-    }
-
-    /// Waits for its end, and gives the exit code.
-    fn ends(&mut self) -> Option<i32> {
-        let deadline = Instant::now() + PATIENCE;
-        // Its stderr is closed when it ends.
-        while let Ok(line) = self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            self.seen.push(line);
-        }
-        self.child.wait().unwrap().code()
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 #[test]
@@ -167,11 +104,7 @@ fn asked_to_stop_it_cancels_the_run_that_is_under_way() {
     std::fs::write(site.path("dump.sh"), format!("touch {}; sleep 1000", site.path("begun").display())).unwrap();
     let mut daemon = Daemon::start(&site);
     daemon.says("run begins");
-    let deadline = Instant::now() + PATIENCE;
-    while !site.path("begun").exists() {
-        assert!(Instant::now() < deadline);
-        std::thread::yield_now();
-    }
+    until("the run has begun", || site.path("begun").exists());
     let asked = Instant::now();
     daemon.signal(rustix::process::Signal::TERM);
     assert_eq!(daemon.ends(), Some(0), "{:#?}", daemon.seen);
@@ -186,4 +119,256 @@ fn without_anything_to_run_it_says_so() {
     assert!(site.backup(["schedule"]).expect(2).err().contains("Nothing is scheduled"));
     site.configure(&(CONFIGURATION.replace("SCHEDULE", "0 0 * * *") + "active = false\n"));
     assert!(site.backup(["schedule"]).expect(2).err().contains("Nothing is scheduled"));
+}
+
+/// When each of the snapshots of `daily` was begun.
+fn taken(site: &Site) -> Vec<DateTime<Utc>> {
+    let list = site.backup(["list", "--strategy", "daily", "--json"]).expect(0).json();
+    let rows = list["snapshots"].as_array().unwrap();
+    rows.iter().map(|row| row["taken"].as_str().unwrap().parse().unwrap()).collect()
+}
+
+fn at(text: &str) -> DateTime<Utc> {
+    text.parse().unwrap()
+}
+
+#[test]
+fn across_both_changes_of_the_clocks_it_runs_once_each_night() {
+    // At 02:30 in Oslo: in the night of the gap at its end, 03:00 summer time; in the night with two 02:30 at the first.
+    for (start, nights) in [
+        (
+            "2026-03-27T12:00:00Z",
+            ["2026-03-28T01:30:00Z", "2026-03-29T01:00:00Z", "2026-03-30T00:30:00Z", "2026-03-31T00:30:00Z"],
+        ),
+        (
+            "2026-10-23T12:00:00Z",
+            ["2026-10-24T00:30:00Z", "2026-10-25T00:30:00Z", "2026-10-26T01:30:00Z", "2026-10-27T01:30:00Z"],
+        ),
+    ] {
+        let site = Site::new(&(CONFIGURATION.replace("SCHEDULE", "30 2 * * *") + "timezone = \"Europe/Oslo\"\n"));
+        std::fs::write(site.path("dump.sh"), "echo data").unwrap();
+        let clock = WallClock::at(at(start));
+        let mut daemon = Daemon::start_at(&site, &clock);
+        for night in nights {
+            assert_eq!(daemon.next("app/daily"), at(night));
+            clock.set(at(night) - TimeDelta::seconds(1));
+            daemon.says("run committed");
+        }
+        daemon.next("app/daily");
+        daemon.stop();
+        assert_eq!(taken(&site), nights.map(at));
+    }
+}
+
+#[test]
+fn a_clock_that_jumps_neither_doubles_nor_loses_a_run() {
+    let site = site("30 1 * * *");
+    let clock = WallClock::at(at("2026-05-01T01:00:00Z"));
+    let mut daemon = Daemon::start_at(&site, &clock);
+    assert_eq!(daemon.next("app/daily"), at("2026-05-01T01:30:00Z"));
+    clock.set(at("2026-05-01T01:29:59Z"));
+    daemon.says("run committed");
+    assert_eq!(daemon.next("app/daily"), at("2026-05-02T01:30:00Z"));
+    // Set back by an hour, over the time that it has run at already.
+    clock.set(at("2026-05-01T00:40:00Z"));
+    clock.set(at("2026-05-01T01:29:59Z"));
+    clock.set(at("2026-05-02T01:29:59Z"));
+    daemon.says("run committed");
+    // Asleep for four days: several that were missed are one.
+    assert_eq!(daemon.next("app/daily"), at("2026-05-03T01:30:00Z"));
+    clock.set(at("2026-05-07T09:00:00Z"));
+    daemon.says("run committed");
+    assert_eq!(daemon.next("app/daily"), at("2026-05-08T01:30:00Z"));
+    daemon.stop();
+    let taken = taken(&site);
+    assert_eq!(taken.len(), 3, "{taken:?}");
+    assert_eq!(taken[..2], [at("2026-05-01T01:30:00Z"), at("2026-05-02T01:30:00Z")]);
+    assert!(taken[2] - at("2026-05-07T09:00:00Z") < TimeDelta::seconds(30), "{taken:?}");
+}
+
+#[test]
+fn killed_and_started_again_around_a_due_time_it_runs_once() {
+    let site = site("30 1 * * *");
+    let due = at("2026-05-02T01:30:00Z");
+    let clock = WallClock::at(due - TimeDelta::hours(20));
+    let mut daemon = Daemon::start_at(&site, &clock);
+    assert_eq!(daemon.next("app/daily"), due);
+    // Down when its time comes, although it has never run at all.
+    daemon.kill();
+    clock.set(due + TimeDelta::seconds(5));
+    std::fs::write(site.path("dump.sh"), format!("touch {}; sleep 1000", site.path("begun").display())).unwrap();
+    let daemon = Daemon::start_at(&site, &clock);
+    // Killed in the middle.
+    until("the run has begun", || site.path("begun").exists());
+    daemon.kill();
+    assert!(taken(&site).is_empty());
+    std::fs::write(site.path("dump.sh"), "echo data").unwrap();
+    let mut daemon = Daemon::start_at(&site, &clock);
+    // Killed as soon as there is a snapshot, whether it was recorded or not.
+    daemon.says("\"committed\"");
+    daemon.kill();
+    for _ in 0..2 {
+        let mut daemon = Daemon::start_at(&site, &clock);
+        assert_eq!(daemon.next("app/daily"), due + TimeDelta::days(1));
+        daemon.stop();
+    }
+    assert_eq!(taken(&site).len(), 1);
+    assert_eq!(site.folders().len(), 1, "what was killed is collected");
+}
+
+#[test]
+fn two_schedulers_on_one_storage_run_each_night_once() {
+    let one = site("30 1 * * *");
+    let two = site("30 1 * * *");
+    two.configure(
+        &CONFIGURATION.replace("SCHEDULE", "30 1 * * *").replace("@/store", one.path("store").to_str().unwrap()),
+    );
+    let start = at("2026-05-01T12:00:00Z");
+    let clock = WallClock::at(start);
+    let mut daemons = [Daemon::start_at(&one, &clock), Daemon::start_at(&two, &clock)];
+    let mut due = start;
+    for _ in 0..4 {
+        for daemon in &mut daemons {
+            due = daemon.next("app/daily");
+        }
+        clock.set(due - TimeDelta::seconds(1));
+    }
+    for daemon in &mut daemons {
+        assert_eq!(daemon.next("app/daily"), due + TimeDelta::days(1));
+    }
+    let ran: usize = daemons
+        .into_iter()
+        .map(|daemon| daemon.stop().iter().filter(|line| line.contains("run committed")).count())
+        .sum();
+    assert_eq!((ran, taken(&one).len()), (4, 4));
+}
+
+#[test]
+fn what_may_pass_is_tried_again_and_what_does_not_is_not() {
+    let script = "n=$(cat @/tries 2>/dev/null || echo 0); echo $((n + 1)) > @/tries; [ $n -ge 2 ] && echo data";
+    let more = "retry = { attempts = 3, backoff = \"1s\" }\n";
+    let site = Site::new(&(CONFIGURATION.replace("SCHEDULE", "30 1 * * *") + more));
+    std::fs::write(site.path("dump.sh"), script.replace('@', site.dir.path().to_str().unwrap())).unwrap();
+    let clock = WallClock::at(at("2026-05-01T01:29:50Z"));
+    let mut daemon = Daemon::start_at(&site, &clock);
+    daemon.says("it may pass: trying again");
+    daemon.says("it may pass: trying again");
+    daemon.says("run committed");
+    assert_eq!(daemon.next("app/daily"), at("2026-05-02T01:30:00Z"));
+    // Now there is no such program, which does not pass.
+    site.configure(&(CONFIGURATION.replace("SCHEDULE", "30 1 * * *").replace("\"sh\"", "\"no-such-program\"") + more));
+    site.backup(["reload"]).expect(0);
+    daemon.next("app/daily");
+    clock.set(at("2026-05-02T01:29:59Z"));
+    daemon.says("nothing was committed");
+    assert_eq!(daemon.next("app/daily"), at("2026-05-03T01:30:00Z"));
+    let seen = daemon.stop();
+    assert_eq!(seen.iter().filter(|line| line.contains("trying again")).count(), 2, "{seen:#?}");
+}
+
+#[test]
+fn a_configuration_that_cannot_be_used_is_refused_and_the_old_one_goes_on() {
+    let site = site("*/2 * * * * *");
+    let mut daemon = Daemon::start(&site);
+    daemon.says("run committed");
+    std::fs::write(site.config(), "instance = [").unwrap();
+    site.backup(["reload"]).expect(2);
+    daemon.signal(rustix::process::Signal::HUP);
+    let refused = daemon.says("was not taken over");
+    assert!(refused.contains("app.toml:1"), "{refused}");
+    daemon.says("run committed");
+    // One that is right, but has nothing to do, is refused too.
+    site.configure(&(CONFIGURATION.replace("SCHEDULE", "30 1 * * *") + "active = false\n"));
+    site.backup(["reload"]).expect(0);
+    assert!(daemon.says("was not taken over").contains("Nothing is scheduled"));
+    daemon.says("run committed");
+    site.configure(&CONFIGURATION.replace("SCHEDULE", "*/3 * * * * *").replace("daily", "hourly"));
+    site.backup(["reload"]).expect(0);
+    daemon.says("is taken over");
+    assert!(daemon.says("run committed").contains("app/hourly"));
+    daemon.stop();
+}
+
+#[test]
+fn a_run_that_is_under_way_ends_with_the_old_configuration() {
+    let site = site("* * * * * *");
+    let (begun, go) = (site.path("begun"), site.path("go"));
+    let script = format!("touch {}; while [ ! -e {} ]; do sleep 0.05; done; echo data", begun.display(), go.display());
+    std::fs::write(site.path("dump.sh"), script).unwrap();
+    let mut daemon = Daemon::start(&site);
+    until("the run has begun", || begun.exists());
+    site.configure(&CONFIGURATION.replace("SCHEDULE", "30 1 1 1 *"));
+    site.backup(["reload"]).expect(0);
+    daemon.says("is taken over");
+    std::fs::write(go, "").unwrap();
+    daemon.says("run committed");
+    daemon.next("app/daily");
+    daemon.stop();
+    assert_eq!(site.ids().len(), 1);
+}
+
+#[test]
+fn there_is_one_scheduler_at_a_time_and_none_to_reload_where_there_is_none() {
+    let site = site("0 0 * * *");
+    assert!(site.backup(["reload"]).expect(1).err().contains("No scheduler is running"));
+    let mut daemon = Daemon::start(&site);
+    daemon.next("app/daily");
+    assert!(site.backup(["schedule"]).expect(5).err().contains("Another scheduler is running"));
+    daemon.kill();
+    let mut daemon = Daemon::start(&site);
+    daemon.next("app/daily");
+    daemon.stop();
+}
+
+#[test]
+fn at_most_so_many_strategies_run_at_once() {
+    let second = "[strategies.other]\nsources = [\"dump\"]\nstorages = [\"local\"]\nschedule = \"30 1 * * *\"\n";
+    let site = Site::new(&(CONFIGURATION.replace("SCHEDULE", "30 1 * * *") + second));
+    // It fails when it is run twice at a time.
+    let alone = site.path("alone");
+    let script = format!("mkdir {0} || exit 1; sleep 0.5; rmdir {0}; echo data", alone.display());
+    std::fs::write(site.path("dump.sh"), script).unwrap();
+    let clock = WallClock::at(at("2026-05-01T01:29:55Z"));
+    let mut daemon = Daemon::start_at(&site, &clock);
+    for _ in 0..2 {
+        daemon.says_one_of(&["run committed", "nothing was committed"]);
+    }
+    let seen = daemon.stop();
+    assert_eq!(seen.iter().filter(|line| line.contains("run committed")).count(), 2, "{seen:#?}");
+}
+
+#[test]
+fn what_is_stored_is_verified_on_a_schedule_of_its_own() {
+    let more = "verify = { schedule = \"0 6 * * 0\", read_data_percent = 100 }\n";
+    let site = Site::new(&(CONFIGURATION.replace("SCHEDULE", "30 1 * * *") + more));
+    std::fs::write(site.path("dump.sh"), "echo data").unwrap();
+    let sunday = at("2026-05-03T06:00:00Z");
+    let clock = WallClock::at(sunday - TimeDelta::hours(5));
+    let mut daemon = Daemon::start_at(&site, &clock);
+    daemon.next("app/daily");
+    clock.set(at("2026-05-03T01:29:59Z"));
+    daemon.says("run committed");
+    clock.set(sunday - TimeDelta::seconds(1));
+    daemon.says("verified: nothing is wrong");
+    let dump = site.newest().join("dump.out.zst");
+    let dump = if dump.exists() {
+        dump
+    } else {
+        std::fs::read_dir(site.newest())
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .find(|path| path.extension().is_some_and(|extension| extension == "zst"))
+            .unwrap()
+    };
+    let mut bytes = std::fs::read(&dump).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&dump, bytes).unwrap();
+    clock.set(sunday + TimeDelta::days(7) - TimeDelta::seconds(1));
+    daemon.says("verification damaged");
+    daemon.stop();
+    let status = clock.shown_to(site.backup(["status", "--json"])).expect(1).json();
+    let verified = &status["strategies"][0]["verified"];
+    assert_eq!(verified["outcome"], "damaged", "{status:#}");
+    assert!(status["strategies"][0]["reason"].is_string(), "{status:#}");
 }

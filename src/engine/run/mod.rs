@@ -5,6 +5,7 @@
 //! point before, and a later run collects what is left.
 
 mod commit;
+mod hooks;
 mod opening;
 
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use chrono::{DateTime, SubsecRound as _, Utc};
 use serde::Serialize;
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
 
 use super::lock::{Heartbeat, StateLock, node};
 use super::outputs::{Member, Outlet, SourceOutputs, Written};
@@ -27,12 +29,11 @@ use crate::model::{
 use crate::pipeline::{EncodeSettings, Throttle};
 use crate::report::{Outcome, Pruned, RunReport, SourceReport, StorageReport};
 use crate::source::{Context, SourceConfig, SourceError};
+use hooks::Around;
 
 /// Plain bytes of a block. At the default level a block of 4 MiB is packed 0.1 % smaller, takes more time, because it does not fit the
 /// caches of a processor, and costs four times the memory.
 const BLOCK_BYTES: usize = 1 << 20;
-/// How long a run may take to end in order once it was asked to. Beyond this something hangs that cannot be interrupted, a network file system say.
-const STOP_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a run would do, as `--dry-run` prints it.
 #[derive(Debug, Clone, Serialize)]
@@ -133,7 +134,8 @@ pub async fn run(engine: &Engine, instance: &Instance, strategy: &Strategy) -> R
     {
         tracing::warn!("Could not lower the priority of the process to {nice}: {error}");
     }
-    tracing::info!(instance = %instance.name, strategy = %strategy.name, id = %run.id, "run begins");
+    let span = tracing::info_span!("run", instance = %instance.name, strategy = %strategy.name, id = %run.id);
+    span.in_scope(|| tracing::info!("run begins"));
 
     // Everything of the run hears of a cancellation through this one, which a timeout cancels too.
     let cancel = Cancel::new();
@@ -148,12 +150,14 @@ pub async fn run(engine: &Engine, instance: &Instance, strategy: &Strategy) -> R
         }
     };
     let mut timeout = None;
+    // Beyond this something hangs that cannot be interrupted, a network file system say.
+    let stop_grace = instance.stop_grace.duration();
     let stuck = async {
         cancel.cancelled().await;
-        tokio::time::sleep(STOP_PATIENCE).await;
+        tokio::time::sleep(stop_grace).await;
     };
     let ended = {
-        let work = run.work(&node, &cancel);
+        let work = run.work(&node, &cancel).instrument(span);
         tokio::pin!(work, stuck);
         tokio::select! {
             result = &mut work => Some(result),
@@ -171,8 +175,8 @@ pub async fn run(engine: &Engine, instance: &Instance, strategy: &Strategy) -> R
     };
     let result = ended.unwrap_or_else(|| {
         tracing::error!(
-            "it did not end {} seconds after it was asked to, and is left; a later run collects what it leaves",
-            STOP_PATIENCE.as_secs()
+            "it did not end within `stop_grace` ({}) after it was asked to, and is left; a later run collects what it leaves",
+            instance.stop_grace
         );
         if run.members.iter().any(|place| place.committed) {
             Ok(run.completeness())
@@ -274,14 +278,32 @@ impl Run<'_> {
             return Err(error);
         }
         let beating = self.beat(heartbeat);
-        let result = self.dump_and_commit(last.as_ref().map(|run| run.plain_bytes), cancel).await;
+        let result = match self.before(Around::Run, cancel).await {
+            Ok(()) => self.dump_and_commit(last.as_ref().map(|run| run.plain_bytes), cancel).await,
+            Err(error) => Err(error),
+        };
+        // Before anything else that takes time: what `before` froze must not stay so while old snapshots are deleted.
+        self.after(Around::Run, &result).await;
         beating.abort();
         let _ = beating.await;
         self.clean_up().await;
         if matches!(result, Ok(Completeness::Whole)) {
             self.prune(node).await;
         }
+        self.look_again().await;
         result
+    }
+
+    /// Lists what is there now where retention did not, so that the catalog knows the new snapshot.
+    async fn look_again(&self) {
+        let selection =
+            Selection { instance: Some(self.instance.name.clone()), strategy: Some(self.strategy.name.clone()) };
+        for place in self.members.iter().filter(|place| place.committed && place.pruned.is_none()) {
+            for (name, error) in list(self.engine, std::slice::from_ref(&place.member.open), &selection).await.unlisted
+            {
+                tracing::warn!(storage = %name, "could not be listed after the commit: {error}");
+            }
+        }
     }
 
     async fn dump_and_commit(
@@ -350,7 +372,12 @@ impl Run<'_> {
                 self.engine.progress.go_on(name.to_string());
             }
             let began = tokio::time::Instant::now();
-            let taken = self.dump_source(name, config, outlet, cancel).await?;
+            let taken = match self.before(Around::Source(name), cancel).await {
+                Ok(()) => self.dump_source(name, config, outlet, cancel).await,
+                Err(error) => Err(error),
+            };
+            self.after(Around::Source(name), &taken).await;
+            let taken = taken?;
             let seconds = began.elapsed().as_secs_f64();
             let plain_bytes = taken.written.iter().map(|written| written.facts.plain_bytes).sum();
             let stored_bytes = taken.written.iter().map(|written| written.artifact.stored_bytes()).sum();
@@ -446,8 +473,11 @@ impl Run<'_> {
     fn report(&mut self, result: Result<Completeness, EngineError>) -> RunReport {
         let finished = self.engine.clock.now_seconds();
         let mut storages = std::mem::take(&mut self.unopened);
+        let mut storage_may_pass = false;
         for place in self.members.drain(..) {
-            let error = place.member.take_failure().map(|error| chain(&error));
+            let failure = place.member.take_failure();
+            storage_may_pass |= failure.as_ref().is_some_and(crate::storage::StorageError::may_pass);
+            let error = failure.map(|error| chain(&error));
             storages.push(StorageReport {
                 name: place.member.open.name.clone(),
                 address: place.member.open.storage.address(),
@@ -471,6 +501,11 @@ impl Run<'_> {
                 let pruned = storage.pruned.as_ref().is_none_or(|pruned| pruned.problem.is_none());
                 storage.committed && storage.error.is_none() && storage.notes.is_empty() && pruned
             });
+        let may_pass = match &result {
+            Ok(_) => false,
+            Err(EngineError::NoStorage(_)) => storage_may_pass,
+            Err(error) => error.may_pass(),
+        };
         let (outcome, completeness, error) = match result {
             Ok(completeness) if well => (Outcome::Success, Some(completeness), None),
             Ok(completeness) => (Outcome::Problems, Some(completeness), None),
@@ -492,6 +527,7 @@ impl Run<'_> {
             storages,
             warnings: std::mem::take(&mut self.warnings),
             error,
+            may_pass,
         }
     }
 

@@ -1,0 +1,126 @@
+//! `backup status`.
+
+use std::fmt::Write as _;
+
+use chrono::{DateTime, Utc};
+use clap::Args;
+
+use super::Exit;
+use super::output::{BAD, BOLD, Cell, DIM, GOOD, Printer, Table, WARN, age, count, seconds};
+use super::setup::Setup;
+use crate::engine;
+use crate::model::ByteSize;
+use crate::report::{State, Status, StrategyStatus};
+
+#[derive(Debug, Args)]
+pub(super) struct StatusArgs {
+    /// Of this strategy only
+    #[arg(long, value_name = "NAME")]
+    strategy: Option<String>,
+}
+
+pub(super) async fn run(setup: &Setup, args: StatusArgs, printer: &Printer) -> anyhow::Result<Exit> {
+    let settings = setup.settings()?;
+    let wanted = setup.global.instance.as_deref();
+    if let Some(strategy) = &args.strategy {
+        settings.find_strategy(strategy, wanted)?;
+    } else if let Some(wanted) = wanted {
+        settings.find_instance(wanted)?;
+    }
+    let (mut strategies, mut problems) = (Vec::new(), Vec::new());
+    let mut now = None;
+    let mut schedulers = Vec::new();
+    for instance in settings.instances.iter().filter(|one| wanted.is_none_or(|wanted| wanted == one.name.as_str())) {
+        let engine = setup.quiet_engine(&instance.state_dir);
+        engine::fill_status(&engine, instance).await;
+        let status = engine::status(&engine, instance).await;
+        now = Some(status.at);
+        strategies.extend(status.strategies);
+        problems.extend(status.problems);
+        schedulers.push((instance.name.clone(), engine::scheduler(&instance.state_dir)));
+    }
+    if let Some(wanted) = &args.strategy {
+        strategies.retain(|strategy| strategy.strategy.as_str() == wanted);
+    }
+    let status = Status::new(now.unwrap_or_default(), strategies, problems);
+    if printer.is_json() {
+        printer.document(&status);
+    } else {
+        printer.text(&text(&status));
+        for (instance, scheduler) in schedulers {
+            let words = match scheduler {
+                Ok(Some(pid)) => format!("{DIM}The scheduler of {instance} is running (process {pid}).{DIM:#}"),
+                Ok(None) => format!("{DIM}No scheduler of {instance} is running here.{DIM:#}"),
+                Err(error) => {
+                    format!("{WARN}Whether a scheduler of {instance} is running is not known:{WARN:#} {error}")
+                }
+            };
+            printer.note(&words);
+        }
+    }
+    Ok(if status.ready { Exit::Done } else { Exit::Failed })
+}
+
+fn text(status: &Status) -> String {
+    let now = status.at;
+    let mut table = Table::new(&["STRATEGY", "STATE", "LAST SNAPSHOT", "LAST RUN", ">TOOK", ">STORED", "NEXT"]);
+    for one in &status.strategies {
+        // The storage that is furthest behind tells.
+        let all = one.storages.iter().all(|storage| storage.newest_whole.is_some());
+        let newest = one.storages.iter().filter_map(|storage| storage.newest_whole).min().filter(|_| all);
+        let took = one.last_committed.as_ref();
+        table.row(vec![
+            format!("{}/{}", one.instance, one.strategy).into(),
+            state(one),
+            newest.map_or_else(|| Cell::styled("none", DIM), |at| age(at, now).into()),
+            last_run(one, now),
+            took.map_or_else(|| "-".to_owned(), |run| seconds(run.seconds)).into(),
+            took.map_or_else(|| "-".to_owned(), |run| ByteSize(run.stored_bytes).to_string()).into(),
+            one.next.map_or_else(|| Cell::styled("-", DIM), |next| next.format("%Y-%m-%d %H:%M").to_string().into()),
+        ]);
+    }
+    let mut text = if table.is_empty() { "No strategies.\n".to_owned() } else { table.render() };
+    for one in &status.strategies {
+        let name = format!("{}/{}", one.instance, one.strategy);
+        if let Some(reason) = &one.reason {
+            let _ = writeln!(text, "{BAD}{name}:{BAD:#} {reason}");
+        }
+        if one.failures_in_a_row > 0 {
+            let failures = count(one.failures_in_a_row, "run");
+            let error = one.last_run.as_ref().and_then(|run| run.error.as_deref()).unwrap_or_default();
+            let _ =
+                writeln!(text, "{WARN}{name}:{WARN:#} {failures} failed since the last snapshot; the last: {error}");
+        }
+        if let Some(verified) = one.verified.as_ref().filter(|verified| verified.outcome == "failed") {
+            let problem = verified.problem.as_deref().unwrap_or_default();
+            let _ = writeln!(text, "{WARN}{name}:{WARN:#} the last verification failed: {problem}");
+        }
+    }
+    for problem in &status.problems {
+        let _ = writeln!(text, "{BAD}not known:{BAD:#} {problem}");
+    }
+    let well =
+        if status.ready { format!("{GOOD}All is fresh.{GOOD:#}") } else { format!("{BAD}Not all is fresh.{BAD:#}") };
+    let _ = writeln!(text, "{BOLD}{well}{BOLD:#}  {DIM}Times are UTC.{DIM:#}");
+    text
+}
+
+fn state(one: &StrategyStatus) -> Cell {
+    let style = match one.state {
+        State::Fresh => GOOD,
+        State::Stale | State::Damaged => BAD,
+        State::Waiting | State::Manual | State::Inactive => DIM,
+    };
+    let words = if one.running { format!("{}, running", one.state) } else { one.state.to_string() };
+    Cell::styled(words, style)
+}
+
+fn last_run(one: &StrategyStatus, now: DateTime<Utc>) -> Cell {
+    let Some(run) = &one.last_run else { return Cell::styled("never", DIM) };
+    let style = match run.outcome.as_str() {
+        "success" => GOOD,
+        "problems" => WARN,
+        _ => BAD,
+    };
+    Cell::styled(format!("{}, {}", run.outcome, age(run.started, now)), style)
+}

@@ -1,0 +1,250 @@
+//! One strategy, looked after: its runs and its verifications, each at their times.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+
+use super::timer::Timer;
+use crate::config::{Instance, Strategy, Verification};
+use crate::engine::{self, Engine, EngineError};
+use crate::model::Cancel;
+use crate::report::{Outcome, RunReport};
+use crate::schedule::{Due, Missed, Schedule, jitter};
+
+/// How long to wait before looking again whether another run of the strategy has ended: at first, and at most.
+const LOOK_AGAIN: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(30)];
+
+/// One strategy, looked after.
+pub(super) struct Work {
+    pub(super) instance: Arc<Instance>,
+    pub(super) strategy: Strategy,
+    pub(super) engine: Engine,
+    pub(super) timer: Timer,
+    /// How many run at a time.
+    pub(super) places: Arc<Semaphore>,
+    /// Asks to begin nothing more: what is under way goes on.
+    pub(super) retire: Cancel,
+}
+
+/// How an attempt ended.
+enum Attempt {
+    /// There is nothing more to do for this time.
+    Over,
+    /// It failed, for a reason that may pass.
+    MayPass,
+    /// Another run of the strategy is under way.
+    Locked,
+}
+
+impl Work {
+    pub(super) fn name(&self) -> String {
+        format!("{}/{}", self.instance.name, self.strategy.name)
+    }
+
+    /// Runs the strategy at its times until asked to stop.
+    pub(super) async fn run_on(&self, schedule: &Schedule) {
+        let name = self.name();
+        let jitter = jitter(self.strategy.jitter, &name);
+        let since = engine::watch(&self.engine, &self.instance, &self.strategy).await;
+        // A restart never resets the clock: what counts is when it last began, or else since when it is looked after.
+        let last = engine::last_began(&self.engine, &self.instance, &self.strategy).await.unwrap_or(since);
+        let mut last = self.not_future(last);
+        engine::list_strategy(&self.engine, &self.instance, &self.strategy).await;
+        while !self.retire.is_cancelled() {
+            let now = self.engine.clock.now();
+            let Some(due) = schedule.due(last, now, self.strategy.missed, jitter) else { return };
+            if !due.missed {
+                tracing::info!(strategy = name, next = %due.begins, "waiting");
+            }
+            if !self.wait_until(due.begins).await {
+                return;
+            }
+            // Another scheduler, or somebody by hand, may have done it meanwhile.
+            if let Some(newest) = engine::newest_everywhere(&self.engine, &self.instance, &self.strategy).await
+                && newest > last
+                && newest <= self.engine.clock.now()
+            {
+                let next = schedule.due(newest, self.engine.clock.now(), self.strategy.missed, jitter);
+                if next.is_none_or(|next| next.begins > self.engine.clock.now()) {
+                    tracing::info!(strategy = name, taken = %newest, "there is a snapshot of this time already: nothing to do");
+                    last = newest;
+                    continue;
+                }
+            }
+            if due.missed {
+                tracing::warn!(strategy = name, last = %last, "a run was missed, and is made up for now");
+            }
+            match self.run_for(&name, schedule, due).await {
+                Some(next) => last = next,
+                None => return,
+            }
+        }
+    }
+
+    /// Runs until it is done, or no attempt is left, or the next time has come. What the next run is counted from; none when asked to stop.
+    async fn run_for(&self, name: &str, schedule: &Schedule, due: Due) -> Option<DateTime<Utc>> {
+        let mut attempts = 0;
+        let [mut look_again, longest] = LOOK_AGAIN;
+        let mut waits = false;
+        loop {
+            let place = tokio::select! {
+                () = self.retire.cancelled() => return None,
+                place = self.places.acquire() => place,
+            };
+            let began = self.engine.clock.now();
+            // What the next one is counted from: the time that this one was for. Where it begins much later, because the clock jumped or a run
+            // before it took long, all that lies between has been made up for.
+            let counted = if began - due.begins > TimeDelta::minutes(1) { began } else { due.at };
+            let ended = self.run(name).await;
+            drop(place);
+            let wait = match ended {
+                Attempt::Over => return Some(counted),
+                Attempt::MayPass => {
+                    attempts += 1;
+                    match self.strategy.retry.wait_after(attempts) {
+                        Some(wait) => {
+                            let seconds = wait.as_secs_f64();
+                            tracing::warn!(strategy = name, attempts, seconds, "it may pass: trying again");
+                            wait
+                        }
+                        None => return Some(counted),
+                    }
+                }
+                Attempt::Locked => {
+                    if !waits {
+                        tracing::info!(strategy = name, "waiting for the other run to end");
+                        waits = true;
+                    }
+                    let wait = look_again;
+                    look_again = (wait * 2).min(longest);
+                    wait
+                }
+            };
+            tokio::select! {
+                () = self.retire.cancelled() => return None,
+                () = tokio::time::sleep(wait) => {}
+            }
+            if waits
+                && let Some(newest) = engine::newest_everywhere(&self.engine, &self.instance, &self.strategy).await
+                && newest >= due.at.min(began)
+            {
+                tracing::info!(strategy = name, taken = %newest, "the other run did it");
+                return Some(counted);
+            }
+            // The next time has come: it is the next run's turn.
+            let now = self.engine.clock.now();
+            if attempts > 0 && schedule.next_after(counted).is_some_and(|next| next <= now) {
+                return Some(counted);
+            }
+        }
+    }
+
+    /// One run. A panic in it is an error of the run.
+    async fn run(&self, name: &str) -> Attempt {
+        let (engine, instance, strategy) = (self.engine.clone(), Arc::clone(&self.instance), self.strategy.clone());
+        let runtime = Handle::current();
+        let run = move || runtime.block_on(engine::run(&engine, &instance, &strategy));
+        match tokio::task::spawn_blocking(run).await {
+            Ok(Ok(report)) => {
+                log(name, &report);
+                if report.may_pass { Attempt::MayPass } else { Attempt::Over }
+            }
+            Ok(Err(error @ EngineError::Locked { .. })) => {
+                tracing::info!(strategy = name, "not run now: {error}");
+                Attempt::Locked
+            }
+            Ok(Err(error)) => {
+                tracing::error!(strategy = name, "not run: {}", engine::chain(&error));
+                // The local state could not be used. A disk that is full may have room again.
+                Attempt::MayPass
+            }
+            Err(error) => {
+                tracing::error!(strategy = name, "internal error: the run ended with {error}; please report it");
+                Attempt::Over
+            }
+        }
+    }
+
+    /// Verifies at the times of `verification` until asked to stop.
+    pub(super) async fn verify_on(&self, verification: &Verification) {
+        let name = self.name();
+        let since = engine::watch(&self.engine, &self.instance, &self.strategy).await;
+        let last = engine::last_verified(&self.engine, &self.instance, &self.strategy).await.unwrap_or(since);
+        let mut last = self.not_future(last);
+        while !self.retire.is_cancelled() {
+            let now = self.engine.clock.now();
+            let Some(due) = verification.schedule.due(last, now, Missed::RunOnce, TimeDelta::zero()) else { return };
+            if !self.wait_until(due.begins).await {
+                return;
+            }
+            let began = self.engine.clock.now();
+            last = if began - due.begins > TimeDelta::minutes(1) { began } else { due.at };
+            let (engine, instance, strategy) = (self.engine.clone(), Arc::clone(&self.instance), self.strategy.clone());
+            let (runtime, percent) = (Handle::current(), verification.read_data_percent);
+            tracing::info!(strategy = name, percent, "verification begins");
+            let work = move || runtime.block_on(engine::verify_strategy(&engine, &instance, &strategy, percent));
+            match tokio::task::spawn_blocking(work).await {
+                Ok(done) => match done.problem {
+                    None => {
+                        let (snapshots, bytes) = (done.snapshots, done.read_bytes);
+                        tracing::info!(strategy = name, snapshots, read_bytes = bytes, "verified: nothing is wrong");
+                    }
+                    Some(problem) => tracing::error!(strategy = name, "verification {}: {problem}", done.outcome),
+                },
+                Err(error) => {
+                    tracing::error!(
+                        strategy = name,
+                        "internal error: the verification ended with {error}; please report it"
+                    );
+                }
+            }
+        }
+    }
+
+    /// Waits; false when asked to stop before.
+    async fn wait_until(&self, at: DateTime<Utc>) -> bool {
+        tokio::select! {
+            () = self.retire.cancelled() => false,
+            () = self.timer.until(at, &self.engine.clock) => true,
+        }
+    }
+
+    fn not_future(&self, last: DateTime<Utc>) -> DateTime<Utc> {
+        let now = self.engine.clock.now();
+        if last > now {
+            tracing::warn!(
+                strategy = self.name(),
+                "the last run began at {last}, which is in the future: the clock of this machine was set back"
+            );
+        }
+        last.min(now)
+    }
+}
+
+fn log(name: &str, report: &RunReport) {
+    let (id, bytes, seconds) = (report.id.as_str(), report.stored_bytes, report.seconds);
+    match report.outcome {
+        Outcome::Success => tracing::info!(strategy = name, id, stored_bytes = bytes, seconds, "run committed"),
+        Outcome::Problems => {
+            for storage in &report.storages {
+                let pruned = storage.pruned.as_ref().and_then(|pruned| pruned.problem.as_ref());
+                for problem in storage.error.iter().chain(&storage.notes).chain(pruned) {
+                    tracing::warn!(strategy = name, id, storage = %storage.name, "{problem}");
+                }
+            }
+            tracing::warn!(strategy = name, id, stored_bytes = bytes, seconds, "run committed, with problems");
+        }
+        Outcome::Failed | Outcome::Cancelled => {
+            let error = report.error.as_deref().unwrap_or_default();
+            for storage in &report.storages {
+                if let Some(error) = &storage.error {
+                    tracing::error!(strategy = name, id, storage = %storage.name, "{error}");
+                }
+            }
+            tracing::error!(strategy = name, id, "run {}, nothing was committed: {error}", report.outcome);
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! How each strategy fares, from what is recorded on this machine. No storage is asked, so that it can be looked at every few seconds.
+
+use chrono::{DateTime, TimeDelta, Utc};
+
+use super::lock::is_running;
+use super::{Engine, EngineError, OpenStorage, Selection, chain, list};
+use crate::catalog::{Catalog, CatalogError, RunRecord};
+use crate::config::{Instance, Strategy};
+use crate::model::{Completeness, Manifest, Name};
+use crate::report::{LastRun, LastVerification, State, Status, StorageStatus, StrategyStatus};
+use crate::schedule::{Allowance, jitter};
+
+/// How the strategies of `instance` fare.
+pub async fn status(engine: &Engine, instance: &Instance) -> Status {
+    let now = engine.clock.now();
+    let mut strategies = Vec::new();
+    let mut problems = Vec::new();
+    match engine.try_catalog().await {
+        Ok(catalog) => {
+            for strategy in instance.strategies.values().filter(|strategy| !strategy.sources.is_empty()) {
+                match strategy_status(engine, catalog, instance, strategy, now).await {
+                    Ok(status) => strategies.push(status),
+                    Err(error) => problems.push(error.to_string()),
+                }
+            }
+        }
+        Err(error) => problems.push(error.to_string()),
+    }
+    Status::new(now, strategies, problems)
+}
+
+/// Lists the storages of each strategy of which nothing at all is recorded, so that the status after the loss of the state folder is that of
+/// the storages.
+pub async fn fill_status(engine: &Engine, instance: &Instance) {
+    let Some(catalog) = engine.catalog().await else { return };
+    for strategy in instance.strategies.values().filter(|strategy| !strategy.sources.is_empty()) {
+        match catalog.last_run(&instance.name, &strategy.name, false).await {
+            Ok(None) => list_strategy(engine, instance, strategy).await,
+            Ok(Some(_)) => {}
+            Err(error) => tracing::warn!("{error}"),
+        }
+    }
+}
+
+/// Brings what the catalog has of a strategy up to date with its storages.
+pub async fn list_strategy(engine: &Engine, instance: &Instance, strategy: &Strategy) {
+    let selection = Selection { instance: Some(instance.name.clone()), strategy: Some(strategy.name.clone()) };
+    for (name, config) in instance.storages.iter().filter(|(name, _)| strategy.storages.contains(name)) {
+        match OpenStorage::open(name, config, &engine.cancel).await {
+            Ok(open) => {
+                for (name, error) in list(engine, std::slice::from_ref(&open), &selection).await.unlisted {
+                    tracing::warn!(storage = %name, "could not be listed: {error}");
+                }
+            }
+            Err(error) => tracing::warn!(storage = %name, "{}", chain(&error)),
+        }
+    }
+}
+
+/// When the newest snapshot was begun that is whole in every storage of the strategy, by a fresh listing of them; none where one has none or cannot be
+/// listed.
+pub async fn newest_everywhere(engine: &Engine, instance: &Instance, strategy: &Strategy) -> Option<DateTime<Utc>> {
+    let selection = Selection { instance: Some(instance.name.clone()), strategy: Some(strategy.name.clone()) };
+    let mut newest: Option<DateTime<Utc>> = None;
+    for (name, config) in instance.storages.iter().filter(|(name, _)| strategy.storages.contains(name)) {
+        let open = OpenStorage::open(name, config, &engine.cancel).await.ok()?;
+        let listing = list(engine, std::slice::from_ref(&open), &selection).await;
+        let here = listing.snapshots.iter().filter(|snapshot| snapshot.is_whole()).map(|one| one.id.time()).max()?;
+        newest = Some(newest.map_or(here, |newest| newest.min(here)));
+    }
+    newest
+}
+
+/// Notes that a strategy is looked after from now on; since when it is.
+pub async fn watch(engine: &Engine, instance: &Instance, strategy: &Strategy) -> DateTime<Utc> {
+    let now = engine.clock.now_seconds();
+    let Some(catalog) = engine.catalog().await else { return now };
+    catalog.watch(&instance.name, &strategy.name, now).await.unwrap_or_else(|error| {
+        tracing::warn!("{error}");
+        now
+    })
+}
+
+/// What became of a strategy since it was last looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// It was well, and is stale.
+    Stale,
+    /// It was stale, and is well.
+    Recovered,
+}
+
+/// Compares how a strategy fares with what was said of it last, also by a process before this one, and remembers it.
+///
+/// # Errors
+/// When it could not be remembered: then it would be said again and again.
+pub async fn turn(engine: &Engine, status: &StrategyStatus) -> Result<Option<Turn>, EngineError> {
+    let catalog = engine.try_catalog().await?;
+    let (instance, strategy) = (&status.instance, &status.strategy);
+    let Some(watched) = catalog.watched(instance, strategy).await? else { return Ok(None) };
+    let (turn, stale) = match (watched.stale, status.state) {
+        (None, State::Stale) => (Turn::Stale, Some(status.stale_since.unwrap_or_else(|| engine.clock.now_seconds()))),
+        (Some(_), State::Fresh) => (Turn::Recovered, None),
+        _ => return Ok(None),
+    };
+    catalog.set_stale(instance, strategy, stale).await?;
+    Ok(Some(turn))
+}
+
+async fn strategy_status(
+    engine: &Engine,
+    catalog: &Catalog,
+    instance: &Instance,
+    strategy: &Strategy,
+    now: DateTime<Utc>,
+) -> Result<StrategyStatus, CatalogError> {
+    let (of, name) = (&instance.name, &strategy.name);
+    let last_run = catalog.last_run(of, name, false).await?;
+    let last_committed = catalog.last_run(of, name, true).await?;
+    let watched = catalog.watched(of, name).await?;
+    let verified = catalog.last_verification(of, name).await?;
+    let jitter = jitter(strategy.jitter, &format!("{of}/{name}"));
+    let schedule = strategy.schedule.as_ref().filter(|_| strategy.active);
+    let allowance = Allowance {
+        jitter,
+        stale_after: strategy.stale_after.and_then(|span| TimeDelta::from_std(span.duration()).ok()),
+        last_took: last_committed.as_ref().map(|run| run.finished - run.started),
+    };
+    let mut storages = Vec::new();
+    let mut overdue = Vec::new();
+    for (storage, config) in instance.storages.iter().filter(|(storage, _)| strategy.storages.contains(storage)) {
+        let mut found = kept(catalog, of, name, storage, &config.place()).await?;
+        // Where there is none, the first is due since somebody looks after it; nobody promised one before.
+        let newest = found.newest_whole.or(watched.map(|watched| watched.since));
+        let missed = schedule.and_then(|schedule| schedule.overdue(newest?, now, allowance));
+        found.fresh = missed.is_none() && (found.newest_whole.is_some() || schedule.is_none());
+        if let Some(missed) = missed {
+            overdue.push((missed, storage.clone(), found.newest_whole));
+        }
+        storages.push(found);
+    }
+    let never_watched = schedule.is_some() && watched.is_none();
+    let lacking: Vec<&StorageStatus> = storages.iter().filter(|storage| storage.newest_whole.is_none()).collect();
+    let stale_since = overdue.iter().map(|(missed, ..)| missed.since).min();
+    let (state, reason) = if !strategy.active {
+        (State::Inactive, None)
+    } else if schedule.is_none() {
+        (State::Manual, None)
+    } else if !overdue.is_empty() {
+        let mut words: Vec<String> = Vec::new();
+        for (missed, storage, newest) in &overdue {
+            let newest = newest.map_or_else(|| "none".to_owned(), |newest| newest.to_rfc3339());
+            words.push(format!(
+                "`{storage}` has no whole snapshot of {} or later (the newest: {newest})",
+                missed.due.to_rfc3339()
+            ));
+        }
+        (State::Stale, Some(words.join("; ")))
+    } else if never_watched && let Some(lacking) = lacking.first() {
+        let words = format!("`{}` has no whole snapshot, and no scheduler has looked after it yet", lacking.storage);
+        (State::Stale, Some(words))
+    } else if let Some(damaged) = verified.as_ref().filter(|verified| verified.outcome == "damaged") {
+        let problem = damaged.problem.as_deref().unwrap_or_default();
+        (State::Damaged, Some(format!("the verification of {} found: {problem}", damaged.started.to_rfc3339())))
+    } else if lacking.is_empty() {
+        (State::Fresh, None)
+    } else {
+        (State::Waiting, None)
+    };
+    let last =
+        last_run.as_ref().map(|run| run.started).or(watched.map(|watched| watched.since)).unwrap_or(now).min(now);
+    Ok(StrategyStatus {
+        instance: of.clone(),
+        strategy: name.clone(),
+        state,
+        reason,
+        stale_since,
+        schedule: strategy.schedule.as_ref().map(|schedule| schedule.line.clone()),
+        timezone: strategy.timezone.name().to_owned(),
+        next: schedule.and_then(|schedule| schedule.due(last, now, strategy.missed, jitter)).map(|due| due.begins),
+        running: is_running(&engine.state_dir, of, name),
+        last_run: last_run.map(told),
+        last_committed: last_committed.map(told),
+        failures_in_a_row: catalog.failures_in_a_row(of, name).await?,
+        runs: catalog.tally(of, name).await?,
+        storages,
+        verified: verified.map(|verified| LastVerification {
+            outcome: verified.outcome,
+            started: verified.started,
+            finished: verified.finished,
+            snapshots: verified.snapshots,
+            read_bytes: verified.read_bytes,
+            problem: verified.problem,
+        }),
+    })
+}
+
+/// What a storage has of a strategy, by the catalog.
+async fn kept(
+    catalog: &Catalog,
+    instance: &Name,
+    strategy: &Name,
+    storage: &Name,
+    place: &str,
+) -> Result<StorageStatus, CatalogError> {
+    let mut found =
+        StorageStatus { storage: storage.clone(), newest_whole: None, fresh: false, snapshots: 0, stored_bytes: 0 };
+    for cached in catalog.manifests_of(place, instance, strategy).await? {
+        let Ok(manifest) = Manifest::from_bytes(&cached.body, instance, strategy, &cached.id) else { continue };
+        found.snapshots += 1;
+        found.stored_bytes += manifest.stored_bytes();
+        if manifest.completeness == Completeness::Whole {
+            found.newest_whole = found.newest_whole.max(Some(cached.id.time()));
+        }
+    }
+    Ok(found)
+}
+
+fn told(run: RunRecord) -> LastRun {
+    let report: serde_json::Value = serde_json::from_str(&run.report).unwrap_or_default();
+    let seconds = (run.finished - run.started).num_seconds() as f64;
+    LastRun {
+        id: run.id,
+        outcome: run.outcome,
+        started: run.started,
+        finished: run.finished,
+        seconds: report.get("seconds").and_then(serde_json::Value::as_f64).unwrap_or(seconds),
+        plain_bytes: run.plain_bytes,
+        stored_bytes: run.stored_bytes,
+        error: report.get("error").and_then(serde_json::Value::as_str).map(str::to_owned),
+    }
+}

@@ -1,0 +1,155 @@
+//! How each strategy fares: what is asked of a sidecar, by people and by what watches it.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+
+use crate::model::{Name, SnapshotId};
+
+/// How all strategies fare at one moment.
+#[derive(Debug, Clone, Serialize)]
+pub struct Status {
+    /// The moment.
+    pub at: DateTime<Utc>,
+    /// Whether every strategy has what its schedule promises. What is manual or inactive promises nothing.
+    pub ready: bool,
+    /// Each strategy of each instance.
+    pub strategies: Vec<StrategyStatus>,
+    /// What could not be found out. Then it is not known whether all is well, and it is not ready.
+    pub problems: Vec<String>,
+}
+
+impl Status {
+    /// The status at `at`.
+    pub fn new(at: DateTime<Utc>, strategies: Vec<StrategyStatus>, problems: Vec<String>) -> Self {
+        let ready = problems.is_empty() && strategies.iter().all(|strategy| strategy.state.is_well());
+        Self { at, ready, strategies, problems }
+    }
+}
+
+/// How a strategy fares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Every storage has a whole snapshot as young as the schedule promises.
+    Fresh,
+    /// The first snapshot is not due yet.
+    Waiting,
+    /// A storage lacks a snapshot that should be there.
+    Stale,
+    /// The last verification found that what is stored is not what was written.
+    Damaged,
+    /// It has no schedule: it is run by hand.
+    Manual,
+    /// Its schedule is not followed: `active = false`.
+    Inactive,
+}
+
+impl State {
+    /// Whether nothing is missed.
+    pub fn is_well(self) -> bool {
+        !matches!(self, Self::Stale | Self::Damaged)
+    }
+}
+
+impl std::fmt::Display for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Fresh => "fresh",
+            Self::Waiting => "waiting",
+            Self::Stale => "stale",
+            Self::Damaged => "damaged",
+            Self::Manual => "manual",
+            Self::Inactive => "inactive",
+        })
+    }
+}
+
+/// One strategy.
+#[derive(Debug, Clone, Serialize)]
+pub struct StrategyStatus {
+    /// The application.
+    pub instance: Name,
+    /// The strategy.
+    pub strategy: Name,
+    /// How it fares.
+    pub state: State,
+    /// Why it is not well.
+    pub reason: Option<String>,
+    /// Since when it is stale.
+    pub stale_since: Option<DateTime<Utc>>,
+    /// Its cron line.
+    pub schedule: Option<String>,
+    /// The zone of it.
+    pub timezone: String,
+    /// When it runs next, while somebody looks after it.
+    pub next: Option<DateTime<Utc>>,
+    /// Whether a run is under way on this machine.
+    pub running: bool,
+    /// How its last run ended.
+    pub last_run: Option<LastRun>,
+    /// The last run that committed something.
+    pub last_committed: Option<LastRun>,
+    /// Runs that failed since then.
+    pub failures_in_a_row: u64,
+    /// Runs so far, by outcome.
+    pub runs: BTreeMap<String, u64>,
+    /// Each of its storages.
+    pub storages: Vec<StorageStatus>,
+    /// The last time that what is stored was looked at again, on schedule.
+    pub verified: Option<LastVerification>,
+}
+
+/// A run that ended.
+#[derive(Debug, Clone, Serialize)]
+pub struct LastRun {
+    /// Its id.
+    pub id: SnapshotId,
+    /// `success`, `problems`, `failed`, `cancelled`.
+    pub outcome: String,
+    /// When it began.
+    pub started: DateTime<Utc>,
+    /// When it ended.
+    pub finished: DateTime<Utc>,
+    /// How long it took, in seconds.
+    pub seconds: f64,
+    /// Bytes read from the sources.
+    pub plain_bytes: u64,
+    /// Bytes stored, in each storage.
+    pub stored_bytes: u64,
+    /// Why it failed.
+    pub error: Option<String>,
+}
+
+/// What a storage has of a strategy.
+#[derive(Debug, Clone, Serialize)]
+pub struct StorageStatus {
+    /// The storage's name.
+    pub storage: Name,
+    /// When the newest whole snapshot was begun.
+    pub newest_whole: Option<DateTime<Utc>>,
+    /// Whether it is as young as the schedule promises.
+    pub fresh: bool,
+    /// Snapshots there, when it was last listed.
+    pub snapshots: u64,
+    /// Bytes that they take.
+    pub stored_bytes: u64,
+}
+
+/// A verification that ended.
+#[derive(Debug, Clone, Serialize)]
+pub struct LastVerification {
+    /// `sound`, `damaged`, `failed`.
+    pub outcome: String,
+    /// When it began.
+    pub started: DateTime<Utc>,
+    /// When it ended.
+    pub finished: DateTime<Utc>,
+    /// Copies of snapshots that were looked at.
+    pub snapshots: u64,
+    /// Bytes that were read and held against their digests.
+    pub read_bytes: u64,
+    /// What is wrong.
+    pub problem: Option<String>,
+}
