@@ -13,7 +13,7 @@
 //! | 1 | [`retention`] | the policy of what is kept |
 //! | 1 | [`schedule`] | cron lines, time zones, the next fire |
 //! | 1 | [`catalog`] | the local index of runs and snapshots |
-//! | 1 | [`report`] | what happens in a run, for whoever shows it |
+//! | 1 | [`report`] | what happens in a run, for whoever shows it or is told |
 //! | 2 | [`config`] | the configuration file, validated |
 //! | 3 | [`engine`] | run, verify, restore; the locks |
 //! | 4 | [`daemon`] | running every strategy on time |

@@ -17,6 +17,7 @@ mod files;
 mod hold;
 mod import;
 mod list;
+mod notify;
 mod output;
 mod progress;
 mod prune;
@@ -231,6 +232,9 @@ Examples:
   backup forget 20261120T013000Z-7f3a9c --storage local --yes")]
     /// Delete snapshots by name, damaged ones too
     Forget(hold::ForgetArgs),
+    /// About those who are told what happens
+    #[command(subcommand)]
+    Notify(notify::NotifyCommand),
     /// Look after the local index of snapshots
     #[command(subcommand)]
     Catalog(catalog::CatalogCommand),
@@ -322,6 +326,7 @@ fn dispatch(cli: Cli, printer: &Printer) -> anyhow::Result<Exit> {
                 Command::Hold(args) => hold::hold(setup, args, printer).await,
                 Command::Release(args) => hold::release(setup, args, printer).await,
                 Command::Forget(args) => hold::forget(setup, args, printer).await,
+                Command::Notify(command) => notify::run(setup, command, printer).await,
                 Command::Catalog(command) => catalog::run(setup, command, printer).await,
                 Command::Config(_) | Command::Completions(_) | Command::Strategies => Ok(Exit::Done),
             })

@@ -1,16 +1,23 @@
 //! `backup run`, and `backup --strategy NAME`.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
 
 use super::Exit;
 use super::output::{BAD, BOLD, Cell, DIM, GOOD, Printer, Table, WARN, count, seconds, setting, time};
 use super::setup::Setup;
-use crate::engine::{self, RunPlan};
-use crate::model::{ByteSize, Completeness, Rate};
-use crate::report::{Outcome, RunReport};
+use crate::engine::{self, EngineError, RunPlan};
+use crate::model::{ByteSize, Cancel, Completeness, Rate};
+use crate::report::notify::Notifiers;
+use crate::report::{Event, Outcome, RunReport};
 
+/// How long the end of a run waits for notifiers: for all attempts of one that does not answer.
+const SETTLE: Duration = Duration::from_secs(45);
+/// The same for a run that was asked to stop: whoever asked kills it soon.
+const SETTLE_CANCELLED: Duration = Duration::from_secs(5);
 /// How many warnings are shown; the rest is in the facts.
 const SHOWN_WARNINGS: usize = 10;
 
@@ -48,7 +55,7 @@ pub(super) struct RunArgs {
 pub(super) async fn run(setup: &Setup, args: RunArgs, printer: &Printer) -> anyhow::Result<Exit> {
     let (instance, strategy) = setup.strategy(&args.strategy)?;
     strategy.check_runnable()?;
-    let (engine, display) = setup.engine(&instance.state_dir);
+    let (mut engine, display) = setup.engine(&instance.state_dir);
     if args.dry_run {
         let plan = engine::plan(&engine, &instance, &strategy).await;
         drop(display);
@@ -59,18 +66,49 @@ pub(super) async fn run(setup: &Setup, args: RunArgs, printer: &Printer) -> anyh
         }
         return Ok(Exit::Done);
     }
-    let report = engine::run(&engine, &instance, &strategy).await?;
+    let notifiers = Notifiers::new(&instance.notify);
+    engine.began = Some({
+        let (notifiers, clock) = (notifiers.clone(), engine.clock.clone());
+        let (instance, strategy) = (instance.name.clone(), strategy.name.clone());
+        Arc::new(move || notifiers.tell(&Event::start(&instance, &strategy, clock.now())))
+    });
+    let ended = engine::run(&engine, &instance, &strategy).await;
     drop(display);
-    if printer.is_json() {
-        printer.document(&report);
-    } else {
-        printer.text(&report_text(&report));
+    match &ended {
+        Ok(report) => notifiers.tell(&Event::of_run(report)),
+        // The one that holds the lock tells its own end.
+        Err(EngineError::Locked { .. }) => {}
+        Err(error) => {
+            let (name, now) = (&strategy.name, engine.clock.now());
+            notifiers.tell(&Event::not_run(&instance.name, name, now, engine::chain(error)));
+        }
     }
+    if let Ok(report) = &ended {
+        if printer.is_json() {
+            printer.document(report);
+        } else {
+            printer.text(&report_text(report));
+        }
+    }
+    settle(&notifiers, &setup.cancel).await;
+    let report = ended?;
     Ok(match report.outcome {
         Outcome::Success => Exit::Done,
         Outcome::Problems => Exit::Problems,
         Outcome::Failed | Outcome::Cancelled => Exit::Failed,
     })
+}
+
+/// Waits for what is being told. Who asked to stop does not want to wait long.
+async fn settle(notifiers: &Notifiers, cancel: &Cancel) {
+    if cancel.is_cancelled() {
+        notifiers.settle(SETTLE_CANCELLED).await;
+        return;
+    }
+    tokio::select! {
+        () = notifiers.settle(SETTLE) => {}
+        () = cancel.cancelled() => tracing::warn!("not every notifier was told: it was asked to stop"),
+    }
 }
 
 fn plan_text(plan: &RunPlan) -> String {

@@ -524,7 +524,6 @@ fn is_open(path: &Path) -> bool {
 /// What to say of keys that are not misspelt, but have no place here.
 fn elsewhere(key: &str) -> Option<&'static str> {
     match key {
-        "notify" => Some("this version has no notifications; remove it, and watch the log"),
         "drill" => Some("this version has no drills; remove it, and rehearse with `backup restore`"),
         "identity" | "identity_file" | "identities" => {
             Some("private keys stay off this host; pass `--identity-file` where one is needed")

@@ -14,6 +14,7 @@ use super::hooks::Hooks;
 use super::rules::StorageRules;
 use crate::model::{Name, Rate, Span};
 use crate::pipeline::CompressionConfig;
+use crate::report::notify::{Notify, NotifyConfig, NotifyRules};
 use crate::retention::Policy;
 use crate::schedule::{Missed, Retry};
 use crate::source::SourceConfig;
@@ -76,6 +77,9 @@ pub(super) struct File {
     /// What is backed up, where to, when, and what is kept, by name.
     #[schemars(extend("minProperties" = 1))]
     pub strategies: BTreeMap<Name, StrategyTable>,
+    /// Who is told what happens, and how, by name. Without any, it is in the log only.
+    #[serde(default)]
+    pub notify: BTreeMap<Name, NotifyTable>,
 }
 
 /// A storage: where it is, which is its room's, and what is kept there, which is not.
@@ -245,6 +249,28 @@ pub(super) struct VerifyTable {
     #[serde(default)]
     #[schemars(range(min = 0, max = 100))]
     pub read_data_percent: u8,
+}
+
+/// A notifier: the way, which is its room's, and what is told, by the same keys for all.
+#[derive(Debug, Clone)]
+pub(super) struct NotifyTable(pub Notify);
+
+impl<'de> Deserialize<'de> for NotifyTable {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let (config, rules) = in_two(deserializer, &NotifyRules::KEYS)?;
+        Ok(Self(Notify { config, rules }))
+    }
+}
+
+impl JsonSchema for NotifyTable {
+    fn schema_name() -> Cow<'static, str> {
+        "Notify".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let own = NotifyRules::json_schema(generator);
+        with_keys(NotifyConfig::json_schema(generator), &own)
+    }
 }
 
 fn yes() -> bool {

@@ -37,6 +37,7 @@ pub use values::environment;
 
 use crate::model::{Name, Rate, Span};
 use crate::pipeline::{CompressionConfig, Recipient};
+use crate::report::notify::Notify;
 use crate::retention::Policy;
 use crate::schedule::{Missed, Retry, Schedule};
 use crate::source::SourceConfig;
@@ -91,6 +92,8 @@ pub struct Instance {
     pub stop_grace: Span,
     /// What is backed up, where to and when.
     pub strategies: BTreeMap<Name, Strategy>,
+    /// Who is told what happens. The names of strategies in it are all in [`Instance::strategies`].
+    pub notify: BTreeMap<Name, Notify>,
     /// By JSON pointer into the file, strings as they were written that variables were put into.
     written: BTreeMap<String, String>,
     /// What works, with a drawback.

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use super::check::{Check, Place, Problem};
 use super::document::{self, Node, Value};
 use super::error::suggest;
-use super::file::{File, SourceTable, StorageTable};
+use super::file::{File, NotifyTable, SourceTable, StorageTable};
 use super::{
     ConfigError, ConfigErrors, Encryption, Hooks, Instance, Strategy, Verification, default_state_dir, on_schedule,
     schema,
@@ -47,6 +47,7 @@ pub(super) fn instance(file: &Path, text: &str, environment: &Environment) -> Re
     jitters(&mut check, &document);
     one_place_each(&mut check, &document, &base);
     rules_on_schedule(&mut check, &document);
+    notifiers(&mut check, &document);
     let compression = sections(&mut check, &document);
     if check.problems.is_empty() {
         check.note_bare_secrets(&absolute);
@@ -96,11 +97,15 @@ fn field<'a>(place: &Place, node: &'a Node, key: &str) -> Option<(Place, &'a Nod
     node.entries().iter().find(|entry| entry.key == key).map(|entry| (place.child(key, entry.at), &entry.node))
 }
 
-/// What a strategy names must be there.
+/// What a strategy or a notifier names must be there.
 fn references(check: &mut Check<'_>, document: &Node) {
-    for (place, strategy) in each(document, "strategies") {
-        for (table, what) in [("sources", "source"), ("storages", "storage")] {
-            let Some((place, list)) = field(&place, strategy, table) else { continue };
+    for (owner, table, what) in [
+        ("strategies", "sources", "source"),
+        ("strategies", "storages", "storage"),
+        ("notify", "strategies", "strategy"),
+    ] {
+        for (place, node) in each(document, owner) {
+            let Some((place, list)) = field(&place, node, table) else { continue };
             let known: Vec<&str> = document
                 .get(table)
                 .map(Node::entries)
@@ -119,6 +124,22 @@ fn references(check: &mut Check<'_>, document: &Node) {
                     );
                 }
             }
+        }
+    }
+}
+
+/// What a notifier's room finds wrong, each at its key. Tables that the walk found wrong are passed over.
+fn notifiers(check: &mut Check<'_>, document: &Node) {
+    for (place, node) in each(document, "notify") {
+        let Some(NotifyTable(notify)) = section(check, &place, node, |_: &NotifyTable| Ok::<(), String>(())) else {
+            continue;
+        };
+        for wrong in notify.config.unusable() {
+            let (at, place) = match field(&place, node, wrong.key) {
+                Some((place, value)) => (Some(value.at), place),
+                None => (place.at, place.clone()),
+            };
+            check.problem(&place, at, wrong.message, wrong.hint);
         }
     }
 }
@@ -384,6 +405,7 @@ fn build(
         listen: read.listen,
         stop_grace: read.stop_grace,
         strategies,
+        notify: read.notify.into_iter().map(|(name, table)| (name, table.0)).collect(),
         written: BTreeMap::new(),
         notes: Vec::new(),
     })

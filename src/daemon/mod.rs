@@ -15,17 +15,22 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::config::Instance;
 use crate::engine::{self, Engine, EngineError, SchedulerLock};
 use crate::model::Cancel;
+use crate::report::notify::Notifiers;
 use page::Page;
 use timer::Timer;
 use work::Work;
+
+/// How long the end waits for what is still to be told.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// Why the scheduler could not begin.
 #[derive(Debug, thiserror::Error)]
@@ -126,10 +131,14 @@ pub async fn serve(
             }
         }
     }
+    let notifiers = std::mem::take(&mut crew.notifiers);
     for (name, task) in crew.retire() {
         if let Err(error) = task.await {
             tracing::error!("internal error: `{name}` was not looked after any more: {error}; please report it");
         }
+    }
+    for notifiers in notifiers {
+        notifiers.settle(LAST_WORDS).await;
     }
     timer.stop().await;
     drop(locks);
@@ -190,6 +199,7 @@ type Tasks = BTreeMap<String, JoinHandle<()>>;
 struct Crew {
     retire: Cancel,
     tasks: Tasks,
+    notifiers: Vec<Notifiers>,
 }
 
 impl Crew {
@@ -199,7 +209,9 @@ impl Crew {
         let most = scheduled.iter().map(|one| one.instance.max_concurrent).max().unwrap_or(1);
         let places = Arc::new(Semaphore::new(most.max(1)));
         let mut tasks = Tasks::new();
-        for one in scheduled.iter() {
+        let ended = Arc::new(Notify::new());
+        let notifiers: Vec<Notifiers> = scheduled.iter().map(|one| Notifiers::new(&one.instance.notify)).collect();
+        for (one, notifiers) in scheduled.iter().zip(&notifiers) {
             for strategy in one.instance.strategies.values().filter(|strategy| strategy.active) {
                 let work = Work {
                     instance: Arc::clone(&one.instance),
@@ -208,6 +220,8 @@ impl Crew {
                     timer: timer.clone(),
                     places: Arc::clone(&places),
                     retire: retire.clone(),
+                    notifiers: notifiers.clone(),
+                    ended: Arc::clone(&ended),
                 };
                 let name = work.name();
                 let earlier = before.remove(&name);
@@ -217,8 +231,11 @@ impl Crew {
         for (name, task) in before {
             tasks.insert(format!("{name} (removed)"), task);
         }
-        tasks.insert("freshness".to_owned(), tokio::spawn(watch::watch(scheduled, retire.clone())));
-        Self { retire, tasks }
+        tasks.insert(
+            "freshness".to_owned(),
+            tokio::spawn(watch::watch(scheduled, notifiers.clone(), ended, retire.clone())),
+        );
+        Self { retire, tasks, notifiers }
     }
 
     /// Asks them to begin nothing more; those that are still at work.

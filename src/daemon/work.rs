@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 
 use super::timer::Timer;
 use crate::config::{Instance, Strategy, Verification};
 use crate::engine::{self, Engine, EngineError};
 use crate::model::Cancel;
-use crate::report::{Outcome, RunReport};
+use crate::report::notify::Notifiers;
+use crate::report::{Event, EventKind, Outcome, RunReport};
 use crate::schedule::{Due, Missed, Schedule, jitter};
 
 /// How long to wait before looking again whether another run of the strategy has ended: at first, and at most.
@@ -27,14 +28,17 @@ pub(super) struct Work {
     pub(super) places: Arc<Semaphore>,
     /// Asks to begin nothing more: what is under way goes on.
     pub(super) retire: Cancel,
+    pub(super) notifiers: Notifiers,
+    /// Told whenever a run has ended.
+    pub(super) ended: Arc<Notify>,
 }
 
-/// How an attempt ended.
+/// How an attempt ended, and what there is to tell if it was the last.
 enum Attempt {
     /// There is nothing more to do for this time.
-    Over,
+    Over(Option<Event>),
     /// It failed, for a reason that may pass.
-    MayPass,
+    MayPass(Event),
     /// Another run of the strategy is under way.
     Locked,
 }
@@ -52,6 +56,7 @@ impl Work {
         // A restart never resets the clock: what counts is when it last began, or else since when it is looked after.
         let last = engine::last_began(&self.engine, &self.instance, &self.strategy).await.unwrap_or(since);
         let mut last = self.not_future(last);
+        let mut alarmed = false;
         engine::list_strategy(&self.engine, &self.instance, &self.strategy).await;
         while !self.retire.is_cancelled() {
             let now = self.engine.clock.now();
@@ -77,15 +82,35 @@ impl Work {
             if due.missed {
                 tracing::warn!(strategy = name, last = %last, "a run was missed, and is made up for now");
             }
-            match self.run_for(&name, schedule, due).await {
-                Some(next) => last = next,
-                None => return,
+            let Some((counted, event)) = self.run_for(&name, schedule, due).await else { return };
+            last = counted;
+            if let Some(event) = event {
+                self.tell(&event, &mut alarmed).await;
             }
+            self.ended.notify_one();
         }
     }
 
-    /// Runs until it is done, or no attempt is left, or the next time has come. What the next run is counted from; none when asked to stop.
-    async fn run_for(&self, name: &str, schedule: &Schedule, due: Due) -> Option<DateTime<Utc>> {
+    /// Tells what came of a run, and that all is well again after a failure that was told. (After a strategy was stale, who noticed that tells it.)
+    async fn tell(&self, event: &Event, alarmed: &mut bool) {
+        self.notifiers.tell(event);
+        match event.kind {
+            EventKind::Failure => *alarmed = true,
+            EventKind::Success
+                if std::mem::take(alarmed)
+                    && !engine::is_said_to_be_stale(&self.engine, &self.instance, &self.strategy).await =>
+            {
+                let reason = Some("The run before failed, and this one did not".to_owned());
+                let (instance, strategy) = (&self.instance.name, &self.strategy.name);
+                self.notifiers.tell(&Event::recovered(instance, strategy, event.at, reason));
+            }
+            _ => {}
+        }
+    }
+
+    /// Runs until it is done, or no attempt is left, or the next time has come. What the next run is counted from, and what there is to tell; none when
+    /// asked to stop.
+    async fn run_for(&self, name: &str, schedule: &Schedule, due: Due) -> Option<(DateTime<Utc>, Option<Event>)> {
         let mut attempts = 0;
         let [mut look_again, longest] = LOOK_AGAIN;
         let mut waits = false;
@@ -100,17 +125,18 @@ impl Work {
             let counted = if began - due.begins > TimeDelta::minutes(1) { began } else { due.at };
             let ended = self.run(name).await;
             drop(place);
-            let wait = match ended {
-                Attempt::Over => return Some(counted),
-                Attempt::MayPass => {
+            let (wait, failure) = match ended {
+                Attempt::Over(event) => return Some((counted, event)),
+                Attempt::MayPass(event) => {
                     attempts += 1;
                     match self.strategy.retry.wait_after(attempts) {
-                        Some(wait) => {
+                        // While it is tried again, it has not failed yet.
+                        Some(wait) if !self.retire.is_cancelled() => {
                             let seconds = wait.as_secs_f64();
                             tracing::warn!(strategy = name, attempts, seconds, "it may pass: trying again");
-                            wait
+                            (wait, Some(event))
                         }
-                        None => return Some(counted),
+                        _ => return Some((counted, Some(event))),
                     }
                 }
                 Attempt::Locked => {
@@ -120,11 +146,11 @@ impl Work {
                     }
                     let wait = look_again;
                     look_again = (wait * 2).min(longest);
-                    wait
+                    (wait, None)
                 }
             };
             tokio::select! {
-                () = self.retire.cancelled() => return None,
+                () = self.retire.cancelled() => return failure.map(|event| (counted, Some(event))),
                 () = tokio::time::sleep(wait) => {}
             }
             if waits
@@ -132,38 +158,48 @@ impl Work {
                 && newest >= due.at.min(began)
             {
                 tracing::info!(strategy = name, taken = %newest, "the other run did it");
-                return Some(counted);
+                return Some((counted, None));
             }
             // The next time has come: it is the next run's turn.
             let now = self.engine.clock.now();
             if attempts > 0 && schedule.next_after(counted).is_some_and(|next| next <= now) {
-                return Some(counted);
+                return Some((counted, failure));
             }
         }
     }
 
     /// One run. A panic in it is an error of the run.
     async fn run(&self, name: &str) -> Attempt {
-        let (engine, instance, strategy) = (self.engine.clone(), Arc::clone(&self.instance), self.strategy.clone());
+        let (instance, strategy) = (Arc::clone(&self.instance), self.strategy.clone());
+        let (of, which) = (self.instance.name.clone(), self.strategy.name.clone());
+        let mut engine = self.engine.clone();
+        engine.began = Some({
+            let (notifiers, clock) = (self.notifiers.clone(), engine.clock.clone());
+            let (of, which) = (of.clone(), which.clone());
+            Arc::new(move || notifiers.tell(&Event::start(&of, &which, clock.now())))
+        });
         let runtime = Handle::current();
         let run = move || runtime.block_on(engine::run(&engine, &instance, &strategy));
+        let not_run = |reason: String| Event::not_run(&of, &which, self.engine.clock.now(), reason);
         match tokio::task::spawn_blocking(run).await {
             Ok(Ok(report)) => {
                 log(name, &report);
-                if report.may_pass { Attempt::MayPass } else { Attempt::Over }
+                let event = Event::of_run(&report);
+                if report.may_pass { Attempt::MayPass(event) } else { Attempt::Over(Some(event)) }
             }
             Ok(Err(error @ EngineError::Locked { .. })) => {
                 tracing::info!(strategy = name, "not run now: {error}");
                 Attempt::Locked
             }
             Ok(Err(error)) => {
-                tracing::error!(strategy = name, "not run: {}", engine::chain(&error));
+                let error = engine::chain(&error);
+                tracing::error!(strategy = name, "not run: {error}");
                 // The local state could not be used. A disk that is full may have room again.
-                Attempt::MayPass
+                Attempt::MayPass(not_run(error))
             }
             Err(error) => {
                 tracing::error!(strategy = name, "internal error: the run ended with {error}; please report it");
-                Attempt::Over
+                Attempt::Over(Some(not_run(format!("Internal error: {error}"))))
             }
         }
     }
@@ -192,7 +228,13 @@ impl Work {
                         let (snapshots, bytes) = (done.snapshots, done.read_bytes);
                         tracing::info!(strategy = name, snapshots, read_bytes = bytes, "verified: nothing is wrong");
                     }
-                    Some(problem) => tracing::error!(strategy = name, "verification {}: {problem}", done.outcome),
+                    Some(_) if self.engine.cancel.is_cancelled() => return,
+                    Some(problem) => {
+                        tracing::error!(strategy = name, "verification {}: {problem}", done.outcome);
+                        let (instance, strategy) = (&self.instance.name, &self.strategy.name);
+                        let now = self.engine.clock.now();
+                        self.notifiers.tell(&Event::verification_failed(instance, strategy, now, problem));
+                    }
                 },
                 Err(error) => {
                     tracing::error!(

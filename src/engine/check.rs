@@ -116,6 +116,15 @@ pub async fn check(engine: &Engine, instance: &Instance, identities: &[Identity]
         ),
         Some(count) => Finding::new(Level::Ok, "encryption", format!("On, to {count} recipients")),
     });
+    findings.extend(instance.notify.iter().map(|(name, notify)| {
+        let on: Vec<&str> = notify.on().iter().map(|kind| kind.as_str()).collect();
+        let message = format!(
+            "A {} on {}; not contacted, `backup notify test {name}` does that",
+            notify.config.kind(),
+            on.join(", ")
+        );
+        Finding::new(Level::Ok, format!("notify {name}"), message)
+    }));
     let mut sources = Vec::new();
     for (name, config) in &instance.sources {
         engine.progress.begin(format!("checking {name}"), None);

@@ -52,7 +52,7 @@ pub use restore::{
 };
 pub use run::{RunPlan, last_began, plan, run};
 pub use snapshots::{Listing, Selection, Snapshot, find, list, parse_at};
-pub use status::{Turn, fill_status, list_strategy, newest_everywhere, status, turn, watch};
+pub use status::{Turn, fill_status, is_said_to_be_stale, list_strategy, newest_everywhere, status, turn, watch};
 pub use verify::{ReadData, SnapshotVerdict, VerifyReport, last_verified, verify, verify_strategy};
 
 use crate::catalog::{Catalog, CatalogError};
@@ -75,6 +75,8 @@ pub struct Engine {
     pub progress: Progress,
     /// The program's environment, for children.
     pub environment: Environment,
+    /// Called when a run has its lock and begins.
+    pub began: Option<Arc<dyn Fn() + Send + Sync>>,
     catalog: Arc<OnceCell<Option<Catalog>>>,
     /// Whether it was said that the catalog cannot be used.
     warned: Arc<AtomicBool>,
@@ -89,6 +91,7 @@ impl Engine {
             cancel: Cancel::new(),
             progress: Progress::new(),
             environment,
+            began: None,
             catalog: Arc::default(),
             warned: Arc::default(),
         }

@@ -81,6 +81,12 @@ pub async fn watch(engine: &Engine, instance: &Instance, strategy: &Strategy) ->
     })
 }
 
+/// Whether somebody was told that the strategy is stale, and not yet that it is well again.
+pub async fn is_said_to_be_stale(engine: &Engine, instance: &Instance, strategy: &Strategy) -> bool {
+    let Some(catalog) = engine.catalog().await else { return false };
+    matches!(catalog.watched(&instance.name, &strategy.name).await, Ok(Some(watched)) if watched.stale.is_some())
+}
+
 /// What became of a strategy since it was last looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Turn {

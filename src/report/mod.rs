@@ -1,8 +1,11 @@
 //! What happens in a run, for whoever shows it: a terminal, a log, a machine.
 //!
-//! This room has the words of a run: how far it is, and how it ended. It does not print, and does not know what a run does.
+//! This room has the words of a run: how far it is, and how it ended; and it carries them to who is not looking ([`notify`]). It does not print, and
+//! does not know what a run does.
 
+mod event;
 mod metrics;
+pub mod notify;
 mod status;
 
 use std::fmt;
@@ -14,6 +17,7 @@ use serde::Serialize;
 
 use crate::model::{Completeness, Name, SnapshotId, Warnings};
 
+pub use event::{Event, EventKind};
 pub use metrics::{METRICS_TYPE, metrics};
 pub use status::{LastRun, LastVerification, State, Status, StorageStatus, StrategyStatus};
 

@@ -43,6 +43,8 @@ const DOORS: &[(&str, &[&str], &str)] = &[
     ),
     ("tokio_cron_scheduler", &["daemon"], "the timer is the daemon's"),
     ("croner", &["schedule"], "cron lines are read in one place"),
+    ("reqwest", &["report::notify"], "messages are sent from one place"),
+    ("lettre", &["report::notify"], "messages are sent from one place"),
     ("toml", &["config"], "the configuration is read in one place"),
     ("clap", &["cli"], "the command line is the cli's"),
     ("clap_complete", &["cli"], "the command line is the cli's"),

@@ -136,6 +136,9 @@ pub async fn run(engine: &Engine, instance: &Instance, strategy: &Strategy) -> R
     }
     let span = tracing::info_span!("run", instance = %instance.name, strategy = %strategy.name, id = %run.id);
     span.in_scope(|| tracing::info!("run begins"));
+    if let Some(began) = &engine.began {
+        began();
+    }
 
     // Everything of the run hears of a cancellation through this one, which a timeout cancels too.
     let cancel = Cancel::new();

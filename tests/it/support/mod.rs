@@ -10,6 +10,7 @@ pub mod s3_proxy;
 pub mod site;
 pub mod sources;
 pub mod stores;
+pub mod told;
 
 use std::ffi::{OsStr, OsString};
 use std::io::Read;

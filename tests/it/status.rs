@@ -1,0 +1,299 @@
+//! What an operator sees of a scheduler: the status page, `backup status`, and what is told; and that all of them agree.
+
+use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+
+use chrono::{DateTime, TimeDelta, Utc};
+
+use crate::support::daemon::{Daemon, WallClock, until};
+use crate::support::site::Site;
+use crate::support::told::Listener;
+use crate::support::{sh, variable};
+
+const CONFIGURATION: &str = r#"
+listen = "127.0.0.1:PORT"
+[sources.dump]
+type = "command"
+command = ["sh", "@/dump.sh"]
+[storages.local]
+type = "local"
+path = "@/store"
+[strategies.daily]
+sources = ["dump"]
+storages = ["local"]
+schedule = "30 1 * * *"
+retry = { attempts = 1 }
+"#;
+
+/// A site with a status page, and a port that was free a moment ago.
+fn site(more: &str) -> (Site, u16) {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let site = Site::new(&(CONFIGURATION.replace("PORT", &port.to_string()) + more));
+    succeed(&site);
+    (site, port)
+}
+
+fn succeed(site: &Site) {
+    std::fs::write(site.path("dump.sh"), "echo data").unwrap();
+}
+
+fn fail(site: &Site) {
+    std::fs::write(site.path("dump.sh"), "echo out of order >&2; exit 1").unwrap();
+}
+
+/// The status line's code and the body.
+fn get(port: u16, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+}
+
+/// The metrics, as a strict reader reads them: by name with the labels that tell.
+fn metrics(site: &Site, port: u16) -> BTreeMap<String, f64> {
+    let (code, text) = get(port, "/metrics");
+    assert_eq!(code, 200);
+    let file = site.path("metrics");
+    std::fs::write(&file, text).unwrap();
+    let reader = "
+import sys
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+for family in text_string_to_metric_families(open(sys.argv[1]).read()):
+    assert family.documentation, family
+    for sample in family.samples:
+        labels = ','.join(f'{k}={v}' for k, v in sorted(sample.labels.items()) if k != 'instance')
+        print(f'{sample.name}{{{labels}}} {sample.value!r}')
+";
+    let python = format!("exec {} -c \"$1\" \"$2\"", variable("HOLDFAST_TEST_PYTHON"));
+    let out = sh(site.dir.path(), &python, &[reader.as_ref(), file.as_os_str()]);
+    out.lines()
+        .map(|line| line.rsplit_once(' ').unwrap())
+        .map(|(name, value)| (name.to_owned(), value.parse().unwrap()))
+        .collect()
+}
+
+fn at(text: &str) -> DateTime<Utc> {
+    text.parse().unwrap()
+}
+
+#[test]
+fn the_page_tells_what_is_fresh_and_what_is_not_and_so_does_the_command() {
+    let (site, port) = site("");
+    let due = at("2026-05-02T01:30:00Z");
+    let clock = WallClock::at(due - TimeDelta::hours(20));
+    let status = |code: i32| clock.shown_to(site.backup(["status", "--json"])).expect(code).json();
+    let mut daemon = Daemon::start_at(&site, &clock);
+    daemon.next("app/daily");
+    assert_eq!(get(port, "/healthz"), (200, "alive\n".to_owned()));
+    // Nothing was due yet.
+    assert_eq!(get(port, "/readyz").0, 200);
+    assert_eq!(status(0)["strategies"][0]["state"], "waiting");
+    fail(&site);
+    clock.set(due - TimeDelta::seconds(1));
+    daemon.says("nothing was committed");
+    // It may still be made good for an hour.
+    assert_eq!(get(port, "/readyz").0, 200);
+    assert_eq!(status(0)["strategies"][0]["last_run"]["outcome"], "failed");
+    clock.set(due + TimeDelta::minutes(61));
+    let (code, why) = get(port, "/readyz");
+    assert_eq!(code, 503);
+    assert!(why.contains("app/daily is stale: `local` has no whole snapshot of 2026-05-02T01:30:00"), "{why}");
+    let told = status(1);
+    assert_eq!(told["strategies"][0]["state"], "stale", "{told:#}");
+    assert_eq!(told["strategies"][0]["failures_in_a_row"], 1);
+    assert!(told["strategies"][0]["last_run"]["error"].to_string().contains("out of order"), "{told:#}");
+    let read = metrics(&site, port);
+    assert_eq!(read["holdfast_ready{}"], 0.0);
+    assert_eq!(read["holdfast_runs_total{outcome=failed,strategy=daily}"], 1.0);
+    assert_eq!(read["holdfast_runs_total{outcome=success,strategy=daily}"], 0.0);
+    // A run by hand makes it good, also in the eyes of the scheduler.
+    succeed(&site);
+    clock.shown_to(site.backup(["--strategy", "daily"])).expect(0);
+    assert_eq!(get(port, "/readyz"), (200, "ready\n".to_owned()));
+    assert_eq!(status(0)["strategies"][0]["state"], "fresh");
+    let read = metrics(&site, port);
+    assert_eq!(read["holdfast_ready{}"], 1.0);
+    assert_eq!(read["holdfast_snapshots{storage=local,strategy=daily}"], 1.0);
+    let newest = read["holdfast_newest_snapshot_timestamp_seconds{storage=local,strategy=daily}"];
+    assert!((newest - clock.now().timestamp() as f64).abs() < 60.0, "{newest}");
+    assert_eq!(get(port, "/nothing").0, 404);
+    let (code, page) = get(port, "/api/status");
+    let page: serde_json::Value = serde_json::from_str(&page).unwrap();
+    assert_eq!((code, page["format"].as_u64()), (200, Some(1)));
+    let (mut page, mut told) = (page, status(0));
+    (page["at"], told["at"]) = (0.into(), 0.into());
+    assert_eq!(page, told, "the page and the command tell the same");
+    daemon.stop();
+    // Also when the scheduler is down, and for what nobody looks after any more.
+    clock.set(due + TimeDelta::days(3));
+    let text = clock.shown_to(site.backup(["status"])).expect(1);
+    assert!(text.out().contains("stale"), "{text}");
+    assert!(text.err().contains("No scheduler of app is running here"), "{text}");
+}
+
+#[test]
+fn with_the_state_folder_lost_the_status_is_that_of_the_storages() {
+    let (site, _) = site("");
+    let clock = WallClock::at(at("2026-05-02T02:00:00Z"));
+    clock.shown_to(site.backup(["--strategy", "daily"])).expect(0);
+    std::fs::remove_dir_all(site.path("state")).unwrap();
+    let status = clock.shown_to(site.backup(["status", "--json"])).expect(0).json();
+    assert_eq!(status["strategies"][0]["state"], "fresh", "{status:#}");
+    // And where there is nothing at all, nothing is well.
+    std::fs::remove_dir_all(site.path("state")).unwrap();
+    std::fs::remove_dir_all(site.path("store")).unwrap();
+    let status = clock.shown_to(site.backup(["status", "--json"])).expect(1).json();
+    assert_eq!(status["strategies"][0]["state"], "stale", "{status:#}");
+}
+
+#[test]
+fn a_storage_that_falls_behind_makes_a_strategy_stale_although_another_is_fresh() {
+    let more = "[storages.usb]\ntype = \"local\"\npath = \"@/disk/usb\"\n";
+    let (site, _) = site(more);
+    let text = std::fs::read_to_string(site.config()).unwrap();
+    std::fs::write(site.config(), text.replace("[\"local\"]", "[\"local\", \"usb\"]")).unwrap();
+    std::fs::create_dir(site.path("disk")).unwrap();
+    let clock = WallClock::at(at("2026-05-02T01:35:00Z"));
+    let run = || clock.shown_to(site.backup(["--strategy", "daily"]));
+    let state = |code| clock.shown_to(site.backup(["status", "--json"])).expect(code).json()["strategies"][0].clone();
+    run().expect(0);
+    assert_eq!(state(0)["state"], "fresh");
+    // Its disk is gone.
+    std::fs::rename(site.path("disk"), site.path("gone")).unwrap();
+    clock.set(at("2026-05-03T01:35:00Z"));
+    run().expect(3);
+    clock.set(at("2026-05-03T03:00:00Z"));
+    let told = state(1);
+    assert_eq!(told["state"], "stale");
+    assert!(told["reason"].as_str().unwrap().starts_with("`usb` has no whole snapshot"), "{told:#}");
+    let fresh = |at: usize| told["storages"][at]["fresh"].as_bool().unwrap();
+    assert_eq!((fresh(0), fresh(1)), (true, false));
+}
+
+#[test]
+fn a_port_in_use_is_said_at_the_start_and_refused_by_a_reload() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let used = taken.local_addr().unwrap().port();
+    let (site, port) = site("");
+    let there = std::fs::read_to_string(site.config()).unwrap();
+    let elsewhere = there.replace(&port.to_string(), &used.to_string());
+    std::fs::write(site.config(), &elsewhere).unwrap();
+    let refused = site.backup(["schedule"]).expect(1);
+    assert!(refused.err().contains(&format!("Could not listen on 127.0.0.1:{used}")), "{refused}");
+    std::fs::write(site.config(), &there).unwrap();
+    let mut daemon = Daemon::start(&site);
+    daemon.next("app/daily");
+    std::fs::write(site.config(), &elsewhere).unwrap();
+    site.backup(["reload"]).expect(0);
+    assert!(daemon.says("was not taken over").contains("Could not listen on"));
+    assert_eq!(get(port, "/healthz").0, 200, "the old page goes on");
+    drop(taken);
+    site.backup(["reload"]).expect(0);
+    daemon.says("is taken over");
+    assert_eq!(get(used, "/healthz").0, 200);
+    until("the old page is gone", || TcpStream::connect(("127.0.0.1", port)).is_err());
+    daemon.stop();
+}
+
+#[test]
+fn a_notifier_that_cannot_be_reached_changes_no_run() {
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let more = format!("[notify.chat]\ntype = \"webhook\"\nurl = \"http://127.0.0.1:{nobody}/\"\non = [\"success\"]\n");
+    let (site, _) = site(&more);
+    let clock = WallClock::at(at("2026-05-02T01:29:58Z"));
+    let mut daemon = Daemon::start_at(&site, &clock);
+    daemon.says("run committed");
+    daemon.next("app/daily");
+    clock.set(at("2026-05-03T01:29:58Z"));
+    daemon.says("run committed");
+    daemon.says("not told");
+    daemon.stop();
+    assert_eq!(site.ids().len(), 2);
+}
+
+/// Numbers that look random and are the same each time.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % sides
+    }
+}
+
+#[test]
+fn over_a_month_with_failures_snapshots_status_metrics_and_what_is_told_agree() {
+    let listener = Listener::new();
+    let every = "[\"success\", \"problems\", \"failure\", \"stale\", \"recovered\"]";
+    let more = format!("[notify.chat]\ntype = \"webhook\"\nurl = \"{}/\"\non = {every}\n", listener.address);
+    let (site, port) = site(&more);
+    let first = at("2026-05-01T01:30:00Z");
+    let clock = WallClock::at(first - TimeDelta::hours(20));
+    let mut daemon = Daemon::start_at(&site, &clock);
+    let mut dice = Dice(7);
+    let (mut good, mut failed, mut newest, mut was_stale, mut was_failed) = (0_u64, 0_u64, None, false, false);
+    for day in 0..31 {
+        let due = first + TimeDelta::days(day);
+        assert_eq!(daemon.next("app/daily"), due);
+        let fails = dice.roll(3) == 0;
+        let mut expected = Vec::new();
+        if fails {
+            fail(&site);
+            failed += 1;
+            expected.push("failure");
+        } else {
+            succeed(&site);
+            good += 1;
+            newest = Some(due);
+            expected.push("success");
+        }
+        // The process dies now and then, at a quiet time.
+        if dice.roll(5) == 0 {
+            daemon.kill();
+            was_failed = false;
+            daemon = Daemon::start_at(&site, &clock);
+            daemon.next("app/daily");
+        }
+        clock.set(due - TimeDelta::seconds(1));
+        daemon.says_one_of(&["run committed", "nothing was committed"]);
+        if !fails && (was_stale || was_failed) {
+            expected.push("recovered");
+        }
+        // Two hours later what failed is stale.
+        if fails {
+            clock.set(due + TimeDelta::hours(2));
+            if !was_stale {
+                expected.push("stale");
+            }
+        }
+        let mut told: Vec<String> = Vec::new();
+        until("it is told", || {
+            told.extend(listener.take().iter().map(|got| got.json()["event"].as_str().unwrap().to_owned()));
+            told.len() >= expected.len()
+        });
+        told.sort();
+        expected.sort_unstable();
+        assert_eq!(told, expected, "day {day}");
+        (was_stale, was_failed) = (fails, fails);
+        let (code, _) = get(port, "/readyz");
+        assert_eq!(code, if fails { 503 } else { 200 }, "day {day}");
+        let status = clock.shown_to(site.backup(["status", "--json"])).expect(i32::from(fails)).json();
+        let one = &status["strategies"][0];
+        assert_eq!(one["state"], if fails { "stale" } else { "fresh" }, "day {day}: {status:#}");
+        assert_eq!(one["runs"]["failed"].as_u64().unwrap_or(0), failed);
+        assert_eq!(one["runs"]["success"].as_u64().unwrap_or(0), good);
+        assert_eq!(one["storages"][0]["snapshots"], good);
+        let read = metrics(&site, port);
+        assert_eq!(read["holdfast_runs_total{outcome=failed,strategy=daily}"], failed as f64);
+        assert_eq!(read["holdfast_runs_total{outcome=success,strategy=daily}"], good as f64);
+        assert_eq!(read["holdfast_ready{}"], f64::from(u8::from(!fails)));
+        let stamp = read.get("holdfast_newest_snapshot_timestamp_seconds{storage=local,strategy=daily}").copied();
+        assert_eq!(stamp, newest.map(|newest: DateTime<Utc>| newest.timestamp() as f64));
+    }
+    daemon.stop();
+    assert!(good > 10 && failed > 5, "{good} {failed}");
+    assert_eq!(site.ids().len() as u64, good);
+}
