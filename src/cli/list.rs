@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::Exit;
 use super::output::{BAD, BOLD, Cell, DIM, GOOD, Printer, Table, WARN, age, count};
 use super::setup::{Setup, StorageArgs};
+use crate::config::Instance;
 use crate::engine::{self, Drilled, Hold, Listing, Retention, Snapshot, Standing};
 use crate::model::{ByteSize, Completeness, Manifest, Name, SnapshotId, Verdict};
 use crate::retention::Reason;
@@ -42,6 +43,8 @@ struct Unlisted {
 struct Row {
     instance: Name,
     strategy: Name,
+    /// Whether the schedule of the strategy is followed; nothing where it is not configured.
+    active: Option<bool>,
     id: SnapshotId,
     taken: DateTime<Utc>,
     age_seconds: i64,
@@ -62,8 +65,8 @@ pub(super) async fn run(setup: &Setup, args: ListArgs, printer: &Printer) -> any
     let (standings, unread) =
         engine::standings(&reading.engine, &reading.storages, &listing, reading.instance.as_ref()).await;
     let now = reading.engine.clock.now();
+    let rows = rows(&listing, standings, now, reading.instance.as_ref());
     drop(reading);
-    let rows = rows(&listing, standings, now);
     let damaged = rows.iter().any(|row| !row.damaged.is_empty());
     let told = |(storage, error)| Unlisted { storage, error };
     let unlisted: Vec<Unlisted> = listing.unlisted.into_iter().map(told).collect();
@@ -90,14 +93,17 @@ pub(super) async fn run(setup: &Setup, args: ListArgs, printer: &Printer) -> any
     })
 }
 
-fn rows(listing: &Listing, standings: Vec<Standing>, now: DateTime<Utc>) -> Vec<Row> {
+fn rows(listing: &Listing, standings: Vec<Standing>, now: DateTime<Utc>, configured: Option<&Instance>) -> Vec<Row> {
     let same = |a: &Snapshot, b: &Snapshot| (&a.instance, &a.strategy, &a.id) == (&b.instance, &b.strategy, &b.id);
     let mut standings = standings.into_iter();
     let mut rows = Vec::new();
     for copies in listing.snapshots.chunk_by(same) {
         let Some(first) = copies.first() else { continue };
         let manifest = copies.iter().find_map(|copy| copy.manifest.as_ref().ok());
+        let configured = configured.filter(|instance| instance.name == first.instance);
+        let strategy = configured.and_then(|instance| instance.strategies.get(&first.strategy));
         let mut row = Row {
+            active: strategy.map(|strategy| strategy.active),
             instance: first.instance.clone(),
             strategy: first.strategy.clone(),
             id: first.id.clone(),
@@ -144,7 +150,9 @@ fn text(rows: &[Row], now: DateTime<Utc>) -> String {
         if !text.is_empty() {
             text.push('\n');
         }
-        let _ = writeln!(text, "{BOLD}{} / {}{BOLD:#}  {DIM}{}{DIM:#}", first.instance, first.strategy, totals(group));
+        let active = if first.active == Some(false) { ", not active" } else { "" };
+        let totals = totals(group);
+        let _ = writeln!(text, "{BOLD}{} / {}{BOLD:#}  {DIM}{totals}{active}{DIM:#}", first.instance, first.strategy);
         let retained = group.iter().any(|row| !row.retention.is_empty());
         let mut columns = vec!["ID", "TAKEN (UTC)", ">AGE", ">SIZE", "STATE", "STORAGES"];
         if retained {

@@ -346,7 +346,7 @@ fn exit_of(error: &anyhow::Error) -> Exit {
         return Exit::Usage;
     }
     let engine = match error.downcast_ref::<DaemonError>() {
-        Some(DaemonError::Nothing | DaemonError::TwoPages(..)) => return Exit::Usage,
+        Some(DaemonError::Nothing) => return Exit::Usage,
         Some(DaemonError::State(error)) => Some(error),
         _ => error.downcast_ref::<EngineError>(),
     };

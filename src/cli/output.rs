@@ -249,6 +249,9 @@ pub(super) fn age(time: DateTime<Utc>, now: DateTime<Utc>) -> String {
     }
 }
 
+/// Settings that are durations, besides the timeouts.
+const SPANS: [&str; 4] = ["retain_for", "jitter", "backoff", "stale_after"];
+
 /// A setting as the configuration file would have it: `key = value`.
 pub(super) fn setting(key: &str, value: &Value) -> String {
     format!("{key} = {}", literal(key, value))
@@ -257,7 +260,7 @@ pub(super) fn setting(key: &str, value: &Value) -> String {
 fn literal(key: &str, value: &Value) -> String {
     match value {
         // Durations and sizes are numbers in JSON and have units in the file.
-        Value::Number(number) if key.ends_with("timeout") || key == "retain_for" => number
+        Value::Number(number) if key.ends_with("timeout") || SPANS.contains(&key) => number
             .as_f64()
             .and_then(|seconds| std::time::Duration::try_from_secs_f64(seconds).ok())
             .map_or_else(|| number.to_string(), |span| format!("\"{}\"", Span::from(span))),

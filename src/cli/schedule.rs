@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use super::Exit;
 use super::output::Printer;
 use super::setup::Setup;
-use crate::daemon::{self, Scheduled};
+use crate::daemon::{self, LookedAfter, Scheduled};
 
 pub(super) async fn run(setup: &Setup) -> anyhow::Result<Exit> {
     let scheduled = load(setup)?;
@@ -27,7 +27,7 @@ pub(super) async fn run(setup: &Setup) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-fn load(setup: &Setup) -> anyhow::Result<Vec<Scheduled>> {
+fn load(setup: &Setup) -> anyhow::Result<Scheduled> {
     let settings = setup.settings()?;
     let wanted = setup.global.instance.as_deref();
     if let Some(wanted) = wanted {
@@ -35,12 +35,11 @@ fn load(setup: &Setup) -> anyhow::Result<Vec<Scheduled>> {
     }
     let chosen = settings.instances.iter().filter(|one| wanted.is_none_or(|wanted| wanted == one.name.as_str()));
     // No display: what a scheduler has to say is in its log.
-    Ok(chosen
-        .map(|instance| Scheduled {
-            engine: setup.quiet_engine(&instance.state_dir),
-            instance: Arc::new(instance.clone()),
-        })
-        .collect())
+    let instances = chosen.map(|instance| LookedAfter {
+        engine: setup.quiet_engine(&instance.state_dir),
+        instance: Arc::new(instance.clone()),
+    });
+    Ok(Scheduled { instances: instances.collect(), settings: settings.daemon.clone() })
 }
 
 #[derive(Serialize)]
@@ -53,7 +52,7 @@ struct Asked {
 pub(super) fn reload(setup: &Setup, printer: &Printer) -> anyhow::Result<Exit> {
     let scheduled = load(setup)?;
     let mut asked = Vec::new();
-    for one in &scheduled {
+    for one in &scheduled.instances {
         let pid = daemon::ask_to_reload(&one.engine.state_dir)?;
         if !asked.contains(&pid) {
             asked.push(pid);

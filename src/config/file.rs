@@ -61,9 +61,9 @@ pub(super) struct File {
     #[schemars(range(min = 0, max = 19))]
     pub nice: Option<i32>,
     /// How many strategies the scheduler runs at a time.
-    #[serde(default = "one")]
-    #[schemars(range(min = 1, max = 64))]
-    pub max_concurrent: usize,
+    #[serde(default)]
+    #[schemars(range(min = 1, max = 64), extend("default" = 1))]
+    pub max_concurrent: Option<usize>,
     /// Where the scheduler tells how it goes, as an address and a port: `/healthz`, `/readyz`, `/metrics`, `/api/status`. Without it,
     /// nowhere. Whoever reaches it can read names, times and sizes, but no secret.
     #[serde(default)]
@@ -80,6 +80,20 @@ pub(super) struct File {
     /// Who is told what happens, and how, by name. Without any, it is in the log only.
     #[serde(default)]
     pub notify: BTreeMap<Name, NotifyTable>,
+}
+
+/// The file `daemon.toml` in a folder of configurations: what concerns the scheduler and no instance.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DaemonFile {
+    /// How many strategies the scheduler runs at a time, of all instances together.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 64))]
+    pub max_concurrent: usize,
+    /// Where the scheduler tells how it goes, as an address and a port.
+    #[serde(default)]
+    #[schemars(with = "Option<String>", extend("format" = "listen-address"))]
+    pub listen: Option<SocketAddr>,
 }
 
 /// A storage: where it is, which is its room's, and what is kept there, which is not.

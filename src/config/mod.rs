@@ -49,8 +49,19 @@ use crate::storage::StorageConfig;
 pub struct Settings {
     /// The instances, one a file, in the order of the files' names. At least one.
     pub instances: Vec<Instance>,
+    /// What concerns the scheduler and no instance.
+    pub daemon: Daemon,
     /// The environment that they were read with.
     pub environment: Environment,
+}
+
+/// Settings of the scheduler: of the only file, or of `daemon.toml` in a folder of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Daemon {
+    /// How many strategies run at a time, at least 1.
+    pub max_concurrent: usize,
+    /// Where it tells how it goes.
+    pub listen: Option<SocketAddr>,
 }
 
 /// An application that is protected: what one configuration file describes. All paths are absolute.
@@ -84,9 +95,9 @@ pub struct Instance {
     pub upload_rate: Option<Rate>,
     /// How far the program gives way to others, 0 to 19.
     pub nice: Option<i32>,
-    /// How many strategies the scheduler runs at a time, at least 1.
-    pub max_concurrent: usize,
-    /// Where the scheduler tells how it goes.
+    /// How many strategies the scheduler runs at a time, at least 1, where this file says so.
+    pub max_concurrent: Option<usize>,
+    /// Where the scheduler tells how it goes, where this file says so.
     pub listen: Option<SocketAddr>,
     /// How long a run may take to end in order when it is asked to.
     pub stop_grace: Span,
@@ -155,6 +166,9 @@ pub struct Verification {
     pub read_data_percent: u8,
 }
 
+/// The file of a folder of configurations that is not of an instance.
+const DAEMON_FILE: &str = "daemon.toml";
+
 /// Where a configuration is looked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Locations {
@@ -187,7 +201,10 @@ impl Locations {
     pub fn load(&self, config: Option<&Path>, environment: Environment) -> Result<Settings, ConfigErrors> {
         let mut instances: Vec<Instance> = Vec::new();
         let mut errors: Vec<ConfigError> = Vec::new();
-        for file in self.files(config, &environment)? {
+        let mut daemon = None;
+        let files = self.files(config, &environment)?;
+        let several = files.len() > 1;
+        for file in files {
             let text = match std::fs::read(&file).map(String::from_utf8) {
                 Ok(Ok(text)) => text,
                 Ok(Err(_)) => {
@@ -199,6 +216,13 @@ impl Locations {
                     continue;
                 }
             };
+            if several && file.file_name().is_some_and(|name| name == DAEMON_FILE) {
+                match resolve::daemon(&file, &text, &environment) {
+                    Ok(read) => daemon = Some(Daemon { max_concurrent: read.max_concurrent, listen: read.listen }),
+                    Err(wrong) => errors.extend(wrong.0),
+                }
+                continue;
+            }
             match parse(&file, &text, &environment) {
                 Ok(instance) => instances.push(instance),
                 Err(wrong) => errors.extend(wrong.0),
@@ -217,7 +241,18 @@ impl Locations {
                 });
             }
         }
-        if errors.is_empty() { Ok(Settings { instances, environment }) } else { Err(ConfigErrors(errors)) }
+        let daemon = match instances.as_slice() {
+            [only] if daemon.is_none() => {
+                Daemon { max_concurrent: only.max_concurrent.unwrap_or(1), listen: only.listen }
+            }
+            several => {
+                for instance in several {
+                    errors.extend(process_settings(instance));
+                }
+                daemon.unwrap_or(Daemon { max_concurrent: 1, listen: None })
+            }
+        };
+        if errors.is_empty() { Ok(Settings { instances, daemon, environment }) } else { Err(ConfigErrors(errors)) }
     }
 
     /// The files to read; at least one.
@@ -252,6 +287,20 @@ impl Locations {
         }
         Ok(files)
     }
+}
+
+/// What is wrong with settings of the scheduler in the file of an instance, where that is one of several.
+fn process_settings(instance: &Instance) -> impl Iterator<Item = ConfigError> {
+    let set = [("listen", instance.listen.is_some()), ("max_concurrent", instance.max_concurrent.is_some())];
+    let file = instance.file.clone();
+    set.into_iter().filter(|(_, is_set)| *is_set).map(move |(key, _)| ConfigError {
+        key: key.to_owned(),
+        ..ConfigError::of_file(
+            &file,
+            "One scheduler looks after every file of this folder",
+            Some(format!("set it in the file `{DAEMON_FILE}` of the folder")),
+        )
+    })
 }
 
 /// Reads the text of one configuration file. Relative paths in it are relative to the folder of `file`.

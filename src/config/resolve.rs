@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use super::check::{Check, Place, Problem};
 use super::document::{self, Node, Value};
 use super::error::suggest;
-use super::file::{File, NotifyTable, SourceTable, StorageTable};
+use super::file::{DaemonFile, File, NotifyTable, SourceTable, StorageTable};
 use super::{
     ConfigError, ConfigErrors, Encryption, Hooks, Instance, Strategy, Verification, default_state_dir, on_schedule,
     schema,
@@ -30,13 +30,6 @@ pub(super) fn instance(file: &Path, text: &str, environment: &Environment) -> Re
     // Without links, as `counted_from` wants it.
     let base = base.canonicalize().unwrap_or_else(|_| base.to_owned());
     let mut document = document::parse(file, text).map_err(ConfigErrors)?;
-    if file.file_name().is_some_and(|name| name == "daemon.toml") {
-        let hint = Some(
-            "this version has no such settings; remove the file, or call it otherwise if it describes an instance"
-                .to_owned(),
-        );
-        return Err(ConfigError::of_file(file, "This name is for the settings of a daemon", hint).into());
-    }
     let root = schema::base();
     let mut check = Check::new(&root, environment, &base);
     check.document(&mut document);
@@ -71,6 +64,21 @@ pub(super) fn instance(file: &Path, text: &str, environment: &Environment) -> Re
     let mut problems = check.problems;
     problems.sort_by_key(|problem| problem.at);
     Err(ConfigErrors(problems.into_iter().map(|problem| located(file, text, problem)).collect()))
+}
+
+/// Reads the file `daemon.toml` of a folder.
+pub(super) fn daemon(file: &Path, text: &str, environment: &Environment) -> Result<DaemonFile, ConfigErrors> {
+    let mut document = document::parse(file, text).map_err(ConfigErrors)?;
+    let root = schema::daemon();
+    let mut check = Check::new(&root, environment, file.parent().unwrap_or(file));
+    check.document(&mut document);
+    if check.problems.is_empty() {
+        match serde_json::from_value::<DaemonFile>(document.to_json()) {
+            Ok(read) => return Ok(read),
+            Err(error) => check.problem(&Place::default(), None, error.to_string(), None),
+        }
+    }
+    Err(ConfigErrors(check.problems.into_iter().map(|problem| located(file, text, problem)).collect()))
 }
 
 fn located(file: &Path, text: &str, problem: Problem) -> ConfigError {

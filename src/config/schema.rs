@@ -1,6 +1,7 @@
 //! The JSON Schema of a configuration file: one source of truth for editors, for the documentation, and for the
 //! checks of this room, which walk the same schema.
 
+use schemars::JsonSchema;
 use serde_json::{Map, Value, json};
 
 /// The JSON Schema (draft 2020-12) of a configuration file.
@@ -15,7 +16,16 @@ pub fn schema() -> Value {
 
 /// The schema as the types give it, without what TOML cannot say (null), and without the `_file` siblings of secrets.
 pub(super) fn base() -> Value {
-    let mut schema = schemars::schema_for!(super::file::File).to_value();
+    of::<super::file::File>()
+}
+
+/// The same of the file `daemon.toml`.
+pub(super) fn daemon() -> Value {
+    of::<super::file::DaemonFile>()
+}
+
+fn of<T: JsonSchema>() -> Value {
+    let mut schema = schemars::schema_for!(T).to_value();
     simplify(&mut schema);
     schema
 }

@@ -551,16 +551,40 @@ fn the_configuration_is_looked_for_where_it_is_said_to_be() {
     assert!(wrong(Some("latin.toml")).ends_with("latin.toml: Not UTF-8, which TOML must be"));
 
     write("strategies/c.toml", "first");
-    fs::write(at("strategies/daemon.toml"), "listen = \"127.0.0.1:8484\"\n").unwrap();
+    fs::write(at("strategies/daemon.toml"), "listen = \"8484\"\nmax_concurent = 2\n").unwrap();
     write("strategies/broken.toml", "Broken");
     let errors = wrong(Some("strategies"));
     for expected in [
         "c.toml: instance: `first` is described by `",
         "broken.toml:2:12: instance: `Broken` is not a name",
-        "daemon.toml: This name is for the settings of a daemon",
+        "daemon.toml:1:10: listen: `8484` is not an address and a port",
+        "daemon.toml:2:1: max_concurent: Unknown key\n  hint: did you mean `max_concurrent`?",
     ] {
         assert!(errors.contains(expected), "{errors}\n-- is not --\n{expected}");
     }
+}
+
+#[test]
+fn the_settings_of_the_scheduler_stand_in_the_only_file_or_in_that_of_the_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
+    let load = || super::load(Some(folder.path()), env(&[]));
+    let daemon = || load().unwrap_or_else(|errors| panic!("{errors}")).daemon;
+    let listen = "listen = \"127.0.0.1:8484\"\nmax_concurrent = 3\n";
+    let expected = super::Daemon { max_concurrent: 3, listen: Some("127.0.0.1:8484".parse().unwrap()) };
+    write("one.toml", &format!("{listen}{}", SMALL.replace("small", "one")));
+    assert_eq!(daemon(), expected);
+    write("two.toml", &SMALL.replace("small", "two"));
+    let errors = load().err().unwrap().to_string();
+    for key in ["listen", "max_concurrent"] {
+        assert!(errors.contains(&format!("one.toml: {key}: One scheduler looks after every file")), "{errors}");
+    }
+    assert!(errors.contains("`daemon.toml`"), "{errors}");
+    write("one.toml", &SMALL.replace("small", "one"));
+    assert_eq!(daemon(), super::Daemon { max_concurrent: 1, listen: None });
+    write("daemon.toml", listen);
+    assert_eq!(daemon(), expected);
+    assert_eq!(load().unwrap_or_else(|errors| panic!("{errors}")).instances.len(), 2);
 }
 
 #[test]

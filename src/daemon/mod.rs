@@ -21,7 +21,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::{JoinHandle, JoinSet};
 
-use crate::config::Instance;
+use crate::config::{self, Instance};
 use crate::engine::{self, Engine, EngineError, SchedulerLock};
 use crate::model::Cancel;
 use crate::report::notify::Notifiers;
@@ -53,11 +53,6 @@ pub enum DaemonError {
         /// What the system said.
         error: std::io::Error,
     },
-    /// Two files of one folder want the status page in different places.
-    #[error(
-        "`listen` is {0} for one instance and {1} for another, and one scheduler has one status page: set it once, or the same"
-    )]
-    TwoPages(SocketAddr, SocketAddr),
     /// The local state cannot be used, or another scheduler has it.
     #[error(transparent)]
     State(#[from] EngineError),
@@ -74,22 +69,31 @@ pub enum DaemonError {
     NotRunning(PathBuf),
 }
 
-/// An instance to look after, and the engine with its state.
+/// All that is looked after, as one reading of the configuration has it.
 pub struct Scheduled {
+    /// The instances; at least one strategy has a schedule.
+    pub instances: Vec<LookedAfter>,
+    /// How many strategies run at a time, and where the status page is.
+    pub settings: config::Daemon,
+}
+
+impl Scheduled {
+    fn has_work(&self) -> bool {
+        let strategies = self.instances.iter().flat_map(|one| one.instance.strategies.values());
+        strategies.into_iter().any(|strategy| strategy.active && strategy.schedule.is_some())
+    }
+}
+
+/// An instance to look after, and the engine with its state.
+pub struct LookedAfter {
     /// What is to be run.
     pub instance: Arc<Instance>,
     /// What runs it; its cancellation is that of the scheduler.
     pub engine: Engine,
 }
 
-impl Scheduled {
-    fn has_work(&self) -> bool {
-        self.instance.strategies.values().any(|strategy| strategy.active && strategy.schedule.is_some())
-    }
-}
-
 /// Reads the configuration anew; in words why it cannot be used.
-pub type Load<'a> = dyn Fn() -> Result<Vec<Scheduled>, String> + 'a;
+pub type Load<'a> = dyn Fn() -> Result<Scheduled, String> + 'a;
 
 /// Runs every active strategy with a schedule, each at its times, until `stop`. A run that is under way then is cancelled by its engine, and awaited. At each of
 /// `reloads` the configuration is read again; one that is wrong is refused, and the old one goes on.
@@ -97,12 +101,12 @@ pub type Load<'a> = dyn Fn() -> Result<Vec<Scheduled>, String> + 'a;
 /// # Errors
 /// When there is nothing to run, no timer, another scheduler with the same state folder, or no place for the status page.
 pub async fn serve(
-    scheduled: Vec<Scheduled>,
+    scheduled: Scheduled,
     load: &Load<'_>,
     mut reloads: mpsc::Receiver<()>,
     stop: &Cancel,
 ) -> Result<(), DaemonError> {
-    if !scheduled.iter().any(Scheduled::has_work) {
+    if !scheduled.has_work() {
         return Err(DaemonError::Nothing);
     }
     let mut locks = BTreeMap::new();
@@ -110,7 +114,7 @@ pub async fn serve(
     let timer = Timer::start().await?;
     let scheduled = Arc::new(scheduled);
     let (sender, present) = tokio::sync::watch::channel(Arc::clone(&scheduled));
-    let mut page = match listen(&scheduled)? {
+    let mut page = match scheduled.settings.listen {
         Some(address) => Some(Page::open(address, present.clone()).await?),
         None => None,
     };
@@ -151,14 +155,13 @@ async fn take_over(
     locks: &mut BTreeMap<PathBuf, SchedulerLock>,
     page: &mut Option<Page>,
     present: &page::Present,
-) -> Result<Arc<Vec<Scheduled>>, String> {
+) -> Result<Arc<Scheduled>, String> {
     let next = load()?;
-    if !next.iter().any(Scheduled::has_work) {
+    if !next.has_work() {
         return Err(DaemonError::Nothing.to_string());
     }
-    let address = listen(&next).map_err(|error| error.to_string())?;
     lock_all(&next, locks).map_err(|error| error.to_string())?;
-    match address {
+    match next.settings.listen {
         None => *page = None,
         Some(address) if page.as_ref().is_some_and(|page| page.address == address) => {}
         Some(address) => {
@@ -169,21 +172,9 @@ async fn take_over(
     Ok(Arc::new(next))
 }
 
-/// Where the status page is to be: one for all instances.
-fn listen(scheduled: &[Scheduled]) -> Result<Option<SocketAddr>, DaemonError> {
-    let mut found = None;
-    for address in scheduled.iter().filter_map(|one| one.instance.listen) {
-        match found {
-            Some(other) if other != address => return Err(DaemonError::TwoPages(other, address)),
-            _ => found = Some(address),
-        }
-    }
-    Ok(found)
-}
-
 /// Takes the locks of those state folders that are not in `held` yet. Those that are not needed any more stay: what is under way may need them.
-fn lock_all(scheduled: &[Scheduled], held: &mut BTreeMap<PathBuf, SchedulerLock>) -> Result<(), DaemonError> {
-    for one in scheduled {
+fn lock_all(scheduled: &Scheduled, held: &mut BTreeMap<PathBuf, SchedulerLock>) -> Result<(), DaemonError> {
+    for one in &scheduled.instances {
         let folder = &one.engine.state_dir;
         if !held.contains_key(folder) {
             held.insert(folder.clone(), SchedulerLock::take(folder)?);
@@ -204,14 +195,14 @@ struct Crew {
 
 impl Crew {
     /// Begins to look after all of `scheduled`. A strategy that one of `before` is still at work on is begun when that one is done.
-    fn start(scheduled: Arc<Vec<Scheduled>>, timer: &Timer, mut before: Tasks) -> Self {
+    fn start(scheduled: Arc<Scheduled>, timer: &Timer, mut before: Tasks) -> Self {
         let retire = Cancel::new();
-        let most = scheduled.iter().map(|one| one.instance.max_concurrent).max().unwrap_or(1);
-        let places = Arc::new(Semaphore::new(most.max(1)));
+        let places = Arc::new(Semaphore::new(scheduled.settings.max_concurrent));
         let mut tasks = Tasks::new();
         let ended = Arc::new(Notify::new());
-        let notifiers: Vec<Notifiers> = scheduled.iter().map(|one| Notifiers::new(&one.instance.notify)).collect();
-        for (one, notifiers) in scheduled.iter().zip(&notifiers) {
+        let notifiers: Vec<Notifiers> =
+            scheduled.instances.iter().map(|one| Notifiers::new(&one.instance.notify)).collect();
+        for (one, notifiers) in scheduled.instances.iter().zip(&notifiers) {
             for strategy in one.instance.strategies.values().filter(|strategy| strategy.active) {
                 let work = Work {
                     instance: Arc::clone(&one.instance),

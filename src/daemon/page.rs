@@ -19,7 +19,7 @@ use crate::model::Cancel;
 use crate::report::{METRICS_TYPE, Status, metrics};
 
 /// What is looked after at present.
-pub(super) type Present = watch::Receiver<Arc<Vec<Scheduled>>>;
+pub(super) type Present = watch::Receiver<Arc<Scheduled>>;
 
 /// The page, until it is dropped.
 pub(super) struct Page {
@@ -66,7 +66,7 @@ async fn status(present: &Present) -> Status {
     let mut strategies = Vec::new();
     let mut problems = Vec::new();
     let mut at = None;
-    for one in scheduled.iter() {
+    for one in &scheduled.instances {
         let status = engine::status(&one.engine, &one.instance).await;
         at = Some(status.at);
         strategies.extend(status.strategies);

@@ -1,6 +1,7 @@
 //! Waiting for an instant of the wall clock.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use tokio::sync::{Mutex, Notify};
@@ -8,6 +9,9 @@ use tokio_cron_scheduler::{Job, JobScheduler, JobSchedulerError};
 
 use super::DaemonError;
 use crate::model::Clock;
+
+/// How often the clock is looked at besides.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Wakes who waits. The scheduler looks at the wall clock twice a second, so that a machine that was asleep and a clock that was set are noticed at once.
 #[derive(Clone)]
@@ -38,12 +42,22 @@ impl Timer {
                 })?;
                 self.0.lock().await.add(job).await
             };
-            match armed.await {
-                Ok(_) => woken.notified().await,
-                Err(error) => {
-                    tracing::error!("could not arm the timer: {error}; waiting without it");
-                    tokio::time::sleep(left).await;
+            let armed = armed.await.inspect_err(|error| tracing::error!("could not arm the timer: {error}"));
+            // A job is run and deleted by tasks that do not wait for one another, so that on a busy machine one may be deleted before it is run.
+            // A run that nobody began would be missed until the next restart: the clock is looked at all the same.
+            loop {
+                tokio::select! {
+                    () = woken.notified() => break,
+                    () = tokio::time::sleep(LOOK) => {}
                 }
+                if clock.now() >= at {
+                    break;
+                }
+            }
+            if let Ok(job) = armed
+                && let Err(error) = self.0.lock().await.remove(&job).await
+            {
+                tracing::debug!("the job that woke was gone already: {error}");
             }
         }
     }

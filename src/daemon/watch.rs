@@ -15,12 +15,7 @@ use crate::report::notify::Notifiers;
 const EVERY: Duration = Duration::from_secs(5);
 
 /// Looks now and then, and when a run has `ended`, until `retire`.
-pub(super) async fn watch(
-    scheduled: Arc<Vec<Scheduled>>,
-    notifiers: Vec<Notifiers>,
-    ended: Arc<Notify>,
-    retire: Cancel,
-) {
+pub(super) async fn watch(scheduled: Arc<Scheduled>, notifiers: Vec<Notifiers>, ended: Arc<Notify>, retire: Cancel) {
     // Not at once: what was missed while this process was down is made up for first.
     let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + EVERY, EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -30,7 +25,7 @@ pub(super) async fn watch(
             _ = ticks.tick() => {}
             () = ended.notified() => {}
         }
-        for (one, notifiers) in scheduled.iter().zip(&notifiers) {
+        for (one, notifiers) in scheduled.instances.iter().zip(&notifiers) {
             let status = engine::status(&one.engine, &one.instance).await;
             for problem in &status.problems {
                 tracing::warn!(instance = %one.instance.name, "it is not known whether all is fresh: {problem}");

@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use crate::support::s3_proxy::{Fault, Op, S3Proxy};
 use crate::support::site::{Site, noise, s3_storage, small_tree};
 use crate::support::stores::{Server, fresh};
-use crate::support::{S3, age_key, files, is_root, s3, sh};
+use crate::support::{Mounted, S3, age_key, files, is_root, s3, sh};
 
 const FILES: &str = r#"
 [sources.small]
@@ -111,7 +111,7 @@ fn addresses_need_no_configuration_and_the_source_may_be_read_only() {
     // Nothing can be written there, a lock file neither.
     let store = site.path("store");
     sh(site.dir.path(), r#"mount --bind "$1" "$1" && mount -o remount,bind,ro "$1""#, &[store.as_os_str()]);
-    let unmount = Unmount(store);
+    let unmount = Mounted(store);
     let (from, to) = (site.path("store"), site.path("usb"));
     let said = without_configuration(&site, r#"copy --from "$1" --to "$2""#, &[from.as_os_str(), to.as_os_str()]);
     assert!(said.contains("1 snapshot copied"), "{said}");
@@ -130,14 +130,6 @@ pub(crate) fn without_configuration(site: &Site, args: &str, words: &[&OsStr]) -
     let script = format!("{hide} && HOME=\"$PWD\" XDG_STATE_HOME= {program} {args}");
     let outer = if is_root() { "unshare -m " } else { "" };
     sh(site.dir.path(), &format!(r#"{outer}bash -c "$@""#), &[&[script.as_ref(), "inner".as_ref()], words].concat())
-}
-
-struct Unmount(PathBuf);
-
-impl Drop for Unmount {
-    fn drop(&mut self) {
-        let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
-    }
 }
 
 fn table(server: Server, name: &str, bucket: &str) -> String {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use rustix::process::Signal;
 
 use crate::support::site::{Site, noise};
-use crate::support::{files, is_root, sh};
+use crate::support::{Mounted, files, is_root, sh};
 
 /// One source that is a script of the test, to a local storage.
 const SCRIPTED: &str = r#"
@@ -235,7 +235,7 @@ fn a_disk_that_fills_is_an_error_and_leaves_room_again() {
     let store = site.path("store");
     let store = store.as_os_str();
     sh(site.dir.path(), r#"mount -t tmpfs -o size=40m none "$1""#, &[store]);
-    let unmount = Unmount(site.path("store"));
+    let unmount = Mounted(site.path("store"));
     site.run(0);
     write_script(&site, "head -c 60000000 /dev/urandom");
     let failed = site.run(1);
@@ -251,12 +251,4 @@ fn a_disk_that_fills_is_an_error_and_leaves_room_again() {
     assert!(format!("{}{}", refused.out(), refused.err()).contains("the last snapshot took"), "{refused}");
     assert!(!site.path("was-read").exists());
     drop(unmount);
-}
-
-struct Unmount(PathBuf);
-
-impl Drop for Unmount {
-    fn drop(&mut self) {
-        let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
-    }
 }

@@ -139,6 +139,29 @@ fn strategies_and_check() {
 }
 
 #[tokio::test]
+async fn how_each_strategy_fares() {
+    let site = site();
+    let mut text = String::new();
+    let mut shown = |code| {
+        let ran = site.backup(["status"]).expect(code);
+        text += &format!("$ backup status\n{}{}\n", ran.out(), ran.err());
+    };
+    shown(1);
+    site.backup(["--strategy", "daily"]).expect(0);
+    shown(0);
+    // Of another year, and the database is gone.
+    let newest = site.newest();
+    let config = LocalConfig::from_path(site.path("store"));
+    let storage = StorageConfig::Local(config).open(&Cancel::new()).await.unwrap();
+    plant(&*storage, "app", "daily", ["2026-01-04T03:00:00Z".parse().unwrap()]).await;
+    std::fs::remove_dir_all(newest).unwrap();
+    site.backup(["list"]).expect(0);
+    std::fs::remove_file(site.path("data/shop.sqlite")).unwrap_or_default();
+    shown(1);
+    assert_text("status.txt", &site, &text);
+}
+
+#[tokio::test]
 async fn snapshots_and_what_keeps_them() {
     let site = site();
     let config = LocalConfig::from_path(site.path("store"));

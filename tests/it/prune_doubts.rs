@@ -6,6 +6,8 @@ use holdfast::model::{Mark, Says, SnapshotId, Verdict};
 
 use crate::prune::{CONFIGURATION, Pruned, store, texts};
 use crate::support::plant::{days_ago, plant, plant_one};
+use crate::support::site::Site;
+use crate::support::{Mounted, is_root, sh};
 
 /// What a drill says of a snapshot of `daily`.
 fn drilled(id: &SnapshotId, verdict: Verdict) -> Mark {
@@ -100,7 +102,7 @@ async fn a_hold_that_is_replaced_within_a_tick_of_the_clock_counts() {
     let id = pruned.ids[1].as_str();
     let stamp = |reference: &Path| {
         let mark = pruned.site.path(format!("store/app/marks/hold-{id}.json"));
-        crate::support::sh(reference, r#"touch -d 2026-01-01 "$1""#, &[mark.as_os_str()]);
+        sh(reference, r#"touch -d 2026-01-01 "$1""#, &[mark.as_os_str()]);
     };
     let past = mark(
         "daily",
@@ -179,4 +181,49 @@ async fn a_hold_is_not_lost_with_the_disk_that_it_stood_on() {
     pruned.site.run(3);
     pruned.site.run(3);
     assert!(pruned.path(&pruned.ids[2]).exists(), "held, as far as is known");
+}
+
+#[tokio::test]
+async fn on_a_full_disk_pruning_makes_room_and_the_next_run_succeeds() {
+    assert!(is_root(), "mounting a small disk needs root");
+    let site = Site::new(&CONFIGURATION.replace("RETENTION", "{ keep_last = 4 }"));
+    let path = site.path("store");
+    std::fs::create_dir(&path).unwrap();
+    let mount = "mount -t tmpfs -o size=18m none \"$1\"";
+    sh(site.dir.path(), mount, &[path.as_os_str()]);
+    let unmount = Mounted(path.clone());
+    let ids = plant(&*store(&site, "store").await, "app", "daily", (1..=6).map(days_ago)).await;
+    // Its lock is there, as after any run.
+    site.backup(["prune", "--plan"]).expect(0);
+    let filled = std::fs::write(path.join("filling"), vec![0; 32 << 20]).unwrap_err();
+    assert_eq!(filled.kind(), std::io::ErrorKind::StorageFull);
+    site.run(1);
+    assert_eq!(site.ids().len(), 6);
+    site.backup(["prune", "--yes", "--force"]).expect(0);
+    assert_eq!(site.ids(), texts(&[3, 2, 1, 0].map(|at| ids[at].clone())));
+    std::fs::remove_file(path.join("filling")).unwrap();
+    site.run(0);
+    site.backup(["verify"]).expect(0);
+    drop(unmount);
+}
+
+#[tokio::test]
+async fn prunings_at_the_same_time_delete_what_one_would_have_deleted() {
+    let pruned = Pruned::with("{ keep_last = 3 }", 40).await;
+    // Another machine: the same storage, a state folder of its own.
+    let other = Site::new(&CONFIGURATION.replace("RETENTION", "{ keep_last = 3 }"));
+    let text = std::fs::read_to_string(other.config()).unwrap();
+    let (theirs, ours) = (other.path("store"), pruned.site.path("store"));
+    std::fs::write(other.config(), text.replace(theirs.to_str().unwrap(), ours.to_str().unwrap())).unwrap();
+    let start = |site: &Site| site.backup(["prune", "--yes", "--force"]).spawn();
+    let running = [start(&pruned.site), start(&other), start(&pruned.site), start(&other)];
+    let codes: Vec<Option<i32>> = running.into_iter().map(|one| one.wait().code()).collect();
+    // Who came while another was at work says so, and who came after found nothing to do.
+    assert!(codes.iter().all(|code| matches!(code, Some(0 | 5))), "{codes:?}");
+    assert!(codes.contains(&Some(0)), "{codes:?}");
+    let mut kept = texts(&pruned.ids[..3]);
+    kept.sort();
+    assert_eq!(pruned.site.ids(), kept);
+    assert_eq!(pruned.site.folders().len(), 3, "nothing is left half deleted");
+    pruned.site.backup(["verify"]).expect(0);
 }

@@ -49,7 +49,7 @@ fn it_runs_at_each_time_of_the_schedule_and_ends_when_asked_to() {
 
 #[test]
 fn a_run_that_fails_does_not_end_it() {
-    let site = site("*/2 * * * * *");
+    let site = Site::new(&(CONFIGURATION.replace("SCHEDULE", "*/2 * * * * *") + "retry = { attempts = 1 }\n"));
     std::fs::write(site.path("dump.sh"), "echo broken >&2; exit 1").unwrap();
     let mut daemon = Daemon::start(&site);
     assert!(daemon.says("nothing was committed").contains("broken"));
@@ -132,6 +132,15 @@ fn at(text: &str) -> DateTime<Utc> {
     text.parse().unwrap()
 }
 
+/// Each of `taken` was begun at its time, never before, and soon after: the machine is busy with other tests.
+fn prompt(taken: &[DateTime<Utc>], times: &[DateTime<Utc>]) {
+    assert_eq!(taken.len(), times.len(), "{taken:?} {times:?}");
+    for (taken, time) in taken.iter().zip(times) {
+        let late = *taken - *time;
+        assert!(TimeDelta::zero() <= late && late < TimeDelta::seconds(20), "{taken} for {time}");
+    }
+}
+
 #[test]
 fn across_both_changes_of_the_clocks_it_runs_once_each_night() {
     // At 02:30 in Oslo: in the night of the gap at its end, 03:00 summer time; in the night with two 02:30 at the first.
@@ -156,7 +165,7 @@ fn across_both_changes_of_the_clocks_it_runs_once_each_night() {
         }
         daemon.next("app/daily");
         daemon.stop();
-        assert_eq!(taken(&site), nights.map(at));
+        prompt(&taken(&site), &nights.map(at));
     }
 }
 
@@ -182,8 +191,7 @@ fn a_clock_that_jumps_neither_doubles_nor_loses_a_run() {
     daemon.stop();
     let taken = taken(&site);
     assert_eq!(taken.len(), 3, "{taken:?}");
-    assert_eq!(taken[..2], [at("2026-05-01T01:30:00Z"), at("2026-05-02T01:30:00Z")]);
-    assert!(taken[2] - at("2026-05-07T09:00:00Z") < TimeDelta::seconds(30), "{taken:?}");
+    prompt(&taken, &["2026-05-01T01:30:00Z", "2026-05-02T01:30:00Z", "2026-05-07T09:00:00Z"].map(at));
 }
 
 #[test]

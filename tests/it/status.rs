@@ -214,6 +214,9 @@ fn a_notifier_that_cannot_be_reached_changes_no_run() {
     assert_eq!(site.ids().len(), 2);
 }
 
+/// Seconds within which a run begins, on a machine that is busy with other tests.
+const PROMPT: f64 = 20.0;
+
 /// Numbers that look random and are the same each time.
 struct Dice(u64);
 
@@ -234,7 +237,8 @@ fn over_a_month_with_failures_snapshots_status_metrics_and_what_is_told_agree() 
     let clock = WallClock::at(first - TimeDelta::hours(20));
     let mut daemon = Daemon::start_at(&site, &clock);
     let mut dice = Dice(7);
-    let (mut good, mut failed, mut newest, mut was_stale, mut was_failed) = (0_u64, 0_u64, None, false, false);
+    let (mut good, mut failed, mut newest, mut was_stale, mut was_failed) =
+        (0_u64, 0_u64, None::<DateTime<Utc>>, false, false);
     for day in 0..31 {
         let due = first + TimeDelta::days(day);
         assert_eq!(daemon.next("app/daily"), due);
@@ -291,7 +295,9 @@ fn over_a_month_with_failures_snapshots_status_metrics_and_what_is_told_agree() 
         assert_eq!(read["holdfast_runs_total{outcome=success,strategy=daily}"], good as f64);
         assert_eq!(read["holdfast_ready{}"], f64::from(u8::from(!fails)));
         let stamp = read.get("holdfast_newest_snapshot_timestamp_seconds{storage=local,strategy=daily}").copied();
-        assert_eq!(stamp, newest.map(|newest: DateTime<Utc>| newest.timestamp() as f64));
+        let late = stamp.zip(newest).map(|(stamp, newest)| stamp - newest.timestamp() as f64);
+        assert_eq!(stamp.is_some(), newest.is_some());
+        assert!(late.is_none_or(|late| (0.0..PROMPT).contains(&late)), "{late:?}");
     }
     daemon.stop();
     assert!(good > 10 && failed > 5, "{good} {failed}");

@@ -298,3 +298,12 @@ pub fn age_key(dir: &Path, name: &str) -> (PathBuf, String) {
     let recipient = sh(dir, r#"age-keygen -y "$1""#, &[file.as_os_str()]);
     (file, recipient.trim().to_owned())
 }
+
+/// A place where something is mounted, until this is dropped.
+pub struct Mounted(pub PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
