@@ -57,9 +57,11 @@ RUN set -eu; \
     done; \
     mariadb-dump --version; mariadb --version; age --version; zstd --version; backup --version
 
-# The catalog and the locks. The user `backup` (34) of Debian may be used where everything to be read is readable for it:
-# `docker run --user backup`. Whoever is not root has its state here too.
+# The catalog and the locks. Any user may have its state here (`docker run --user 10001`), and so may a root that has lost its power over
+# the folders of others (`--cap-drop ALL`): a new volume takes owner and mode from this folder. Whoever is not root looks for its state here too.
 ENV XDG_STATE_HOME=/var/lib
-RUN install -d -o backup -g backup -m 0700 /var/lib/holdfast
+RUN install -d -m 1777 /var/lib/holdfast
 VOLUME /var/lib/holdfast
+# Of the scheduler: unhealthy when the newest backup of some strategy is older than its schedule allows.
+HEALTHCHECK --interval=1m --timeout=30s --start-period=1m CMD ["backup", "status"]
 ENTRYPOINT ["backup"]

@@ -2,7 +2,6 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,7 +10,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use futures::TryStreamExt as _;
 use serde::{Deserialize, Serialize};
 
-use super::{EngineError, make_private_folder};
+use super::{EngineError, make_private_file, make_private_folder};
 use crate::model::{Name, SnapshotId};
 use crate::storage::{Storage, StorageError};
 
@@ -145,7 +144,8 @@ pub fn scheduler(state_dir: &Path) -> Result<Option<u32>, EngineError> {
 fn open_lock(state_dir: &Path, name: &str) -> Result<(File, PathBuf), EngineError> {
     make_private_folder(state_dir)?;
     let path = state_dir.join(name);
-    match OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path) {
+    let opened = make_private_file(&path).and_then(|()| OpenOptions::new().read(true).write(true).open(&path));
+    match opened {
         Ok(file) => Ok((file, path)),
         Err(error) => Err(EngineError::State { attempt: "open", path, error }),
     }
@@ -181,7 +181,8 @@ pub(super) fn node(state_dir: &Path) -> Result<String, EngineError> {
     let node = hex::encode(bytes);
     let temporary = state_dir.join(format!("node.{node}"));
     let write = || {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+        make_private_file(&temporary)?;
+        let mut file = OpenOptions::new().write(true).open(&temporary)?;
         file.write_all(node.as_bytes())?;
         file.sync_all()?;
         std::fs::rename(&temporary, &path)

@@ -55,7 +55,7 @@ pub use snapshots::{Listing, Selection, Snapshot, find, list, parse_at};
 pub use status::{Turn, fill_status, is_said_to_be_stale, list_strategy, newest_everywhere, status, turn, watch};
 pub use verify::{ReadData, SnapshotVerdict, VerifyReport, last_verified, verify, verify_strategy};
 
-use crate::catalog::{Catalog, CatalogError};
+use crate::catalog::{self, Catalog, CatalogError};
 use crate::model::{Cancel, Clock, Name};
 use crate::report::Progress;
 use crate::source::SourceError;
@@ -110,7 +110,7 @@ impl Engine {
     async fn try_catalog(&self) -> Result<&Catalog, EngineError> {
         let open = || async {
             make_private_folder(&self.state_dir)?;
-            Ok::<_, EngineError>(Some(Catalog::open(&self.state_dir).await?))
+            Ok::<_, EngineError>(Some(self.open_catalog().await?))
         };
         let none = || EngineError::Request("Nothing is recorded without a state folder".to_owned());
         self.catalog.get_or_try_init(open).await?.as_ref().ok_or_else(none)
@@ -148,9 +148,14 @@ impl Engine {
     /// When the catalog cannot be used at all.
     pub async fn forget_manifests(&self) -> Result<(), EngineError> {
         make_private_folder(&self.state_dir)?;
-        let catalog = Catalog::open(&self.state_dir).await?;
-        catalog.clear().await?;
+        self.open_catalog().await?.clear().await?;
         Ok(())
+    }
+
+    async fn open_catalog(&self) -> Result<Catalog, CatalogError> {
+        // What is wrong with it is told by the catalog.
+        let _ = make_private_file(&self.state_dir.join(catalog::FILE));
+        Catalog::open(&self.state_dir).await
     }
 }
 
@@ -207,12 +212,45 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 
 /// Makes a folder, with its parents, that only its owner may look into.
 fn make_private_folder(path: &Path) -> Result<(), EngineError> {
-    use std::os::unix::fs::DirBuilderExt as _;
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|error| EngineError::State {
-        attempt: "create the folder",
-        path: path.to_owned(),
-        error,
-    })
+    use std::os::unix::fs::{DirBuilderExt as _, lchown};
+    let mut builder = std::fs::DirBuilder::new();
+    let failed = |error| EngineError::State { attempt: "create the folder", path: path.to_owned(), error };
+    if let Some(parent) = path.parent() {
+        builder.recursive(true).mode(0o700).create(parent).map_err(failed)?;
+    }
+    match builder.recursive(false).create(path) {
+        Ok(()) => {
+            if let Some((user, group)) = owner_of_the_folder_of(path) {
+                let _ = lchown(path, Some(user), Some(group));
+            }
+            Ok(())
+        }
+        Err(_) if path.is_dir() => Ok(()),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+/// Makes an empty private file, unless there is one.
+fn make_private_file(path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::{OpenOptionsExt as _, fchown};
+    match std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+        Ok(file) => {
+            if let Some((user, group)) = owner_of_the_folder_of(path) {
+                // Through the file that was just made, so that nothing else changes hands which somebody puts under its name.
+                let _ = fchown(&file, Some(user), Some(group));
+            }
+            Ok(())
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whose what root makes in the state of another user has to be: a service that runs as this user goes on after root had a look.
+fn owner_of_the_folder_of(path: &Path) -> Option<(u32, u32)> {
+    use std::os::unix::fs::MetadataExt as _;
+    let folder = std::fs::metadata(path.parent()?).ok()?;
+    (rustix::process::geteuid().is_root() && folder.uid() != 0).then(|| (folder.uid(), folder.gid()))
 }
 
 /// Why a verb did not do what it was asked.

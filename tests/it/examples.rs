@@ -1,12 +1,13 @@
 //! What is shipped to be tried and copied: the commands of the README, the demo, the example strategies.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use crate::support::{backup, files, repository, sh, temp};
 
-/// The lines of the README's `sh` blocks.
-fn readme_commands() -> Vec<String> {
-    let text = std::fs::read_to_string(repository().join("README.md")).unwrap();
+/// The lines of a README's `sh` blocks.
+pub(crate) fn commands(readme: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string(readme).unwrap();
     let mut inside = false;
     let mut commands = Vec::new();
     for line in text.lines() {
@@ -17,39 +18,42 @@ fn readme_commands() -> Vec<String> {
             _ => {}
         }
     }
-    assert!(!commands.is_empty(), "the README has commands in blocks marked `sh`");
+    assert!(!commands.is_empty(), "{} has no commands in blocks marked `sh`", readme.display());
     commands
+}
+
+/// The program has the command and the flags that it is called with here.
+pub(crate) fn is_understood(command: &str, own: &[&str]) {
+    let own: Vec<&str> = own.iter().copied().take_while(|word| !["|", ">", "#", "&&"].contains(word)).collect();
+    let verbs: Vec<&str> = own.iter().copied().take_while(|word| !word.starts_with('-')).collect();
+    // `show ID`: a verb takes values too, so the longest run of verbs that the program knows counts.
+    let help = (0..=verbs.len())
+        .rev()
+        .map(|count| backup(verbs[..count].iter().copied().chain(["--help"])).run())
+        .find(|ran| ran.code() == Some(0))
+        .unwrap_or_else(|| panic!("`{command}`: no help"));
+    let known: BTreeSet<&str> = help
+        .out()
+        .split(|c: char| !(c.is_ascii_alphanumeric() || c == '-'))
+        .filter(|word| word.starts_with('-'))
+        .collect();
+    for flag in own.iter().filter(|word| word.starts_with('-')) {
+        let flag = flag.split('=').next().unwrap();
+        assert!(known.contains(flag), "`{command}`: no `{flag}` in\n{help}");
+    }
+    if let Some(verb) = verbs.first() {
+        assert!(backup([verb, "--help"]).run().code() == Some(0), "`{command}`: no command `{verb}`");
+    }
 }
 
 #[test]
 fn every_command_and_flag_in_the_readme_exists() {
-    for command in readme_commands() {
+    for command in commands(&repository().join("README.md")) {
         let words: Vec<&str> = command.split_whitespace().collect();
         // `cargo run ... --` stands for the program; what comes after a pipe is another one.
-        let own: Vec<&str> = match words.as_slice() {
-            ["backup", rest @ ..] => rest.to_vec(),
-            ["cargo", "run", "--release", "--", rest @ ..] => rest.to_vec(),
-            _ => continue,
-        };
-        let own: Vec<&str> = own.into_iter().take_while(|word| !["|", ">", "#", "&&"].contains(word)).collect();
-        let verbs: Vec<&str> = own.iter().copied().take_while(|word| !word.starts_with('-')).collect();
-        // `show ID`: a verb takes values too, so the longest run of verbs that the program knows counts.
-        let help = (0..=verbs.len())
-            .rev()
-            .map(|count| backup(verbs[..count].iter().copied().chain(["--help"])).run())
-            .find(|ran| ran.code() == Some(0))
-            .unwrap_or_else(|| panic!("`{command}`: no help"));
-        let known: BTreeSet<&str> = help
-            .out()
-            .split(|c: char| !(c.is_ascii_alphanumeric() || c == '-'))
-            .filter(|word| word.starts_with('-'))
-            .collect();
-        for flag in own.iter().filter(|word| word.starts_with('-')) {
-            let flag = flag.split('=').next().unwrap();
-            assert!(known.contains(flag), "`{command}`: no `{flag}` in\n{help}");
-        }
-        if let Some(verb) = verbs.first() {
-            assert!(backup([verb, "--help"]).run().code() == Some(0), "`{command}`: no command `{verb}`");
+        match words.as_slice() {
+            ["backup", own @ ..] | ["cargo", "run", "--release", "--", own @ ..] => is_understood(&command, own),
+            _ => {}
         }
     }
 }

@@ -31,6 +31,7 @@ const SIBLINGS: &[(&str, &[&str])] = &[("source", &["place", "process"]), ("stor
 /// What each external thing may be used by: one door each. A door is a module, with all that is in it.
 const DOORS: &[(&str, &[&str], &str)] = &[
     ("sqlx", &["catalog", "source::postgres", "source::sqlite"], "SQL is for the catalog and the SQL sources"),
+    ("whoami", &["source::postgres"], "who we run as counts only where a server asks for a user"),
     ("aws_sdk_s3", &["storage::s3"], "S3 is spoken in one place"),
     ("aws_config", &["storage::s3"], "S3 is spoken in one place"),
     ("age", &["pipeline"], "encryption is the pipeline's"),

@@ -13,6 +13,8 @@
     reason = "a test says what went wrong by panicking, starts programs and waits for them"
 )]
 
+mod containers;
+mod containers_run;
 mod copy;
 mod diff;
 mod directory;

@@ -1,6 +1,6 @@
 //! PostgreSQL out and back, on real servers of three majors, with real tools and with ones that fail.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
@@ -11,6 +11,7 @@ use holdfast::source::process::{Call, ProcessError};
 use holdfast::source::{Dumped, Level, RestoreArtifact, RestoreOptions, Restorer, Source, SourceError, Target};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
+use crate::support::sh;
 use crate::support::sources::{Bench, Damaged, Kept, script};
 
 const MAJORS: [u32; 3] = [15, 16, 18];
@@ -642,6 +643,17 @@ fn a_server_is_reached_through_its_socket() {
     url.query_pairs_mut().extend_pairs([("host", folder), ("port", &port), ("user", &user), ("password", &password)]);
     let dumped = Postgres::new(config(url.as_str())).dump(&server.bench.cx, &Kept::default()).unwrap();
     assert_eq!(dumped.facts["database"], database.name.as_str());
+}
+
+#[test]
+fn without_a_user_in_the_address_it_is_the_one_that_we_run_as() {
+    let server = Server::new(15);
+    let mut url = url::Url::parse(&server.url).unwrap();
+    url.set_username("").unwrap();
+    let error = Postgres::new(config(url.as_str())).dump(&server.bench.cx, &Kept::default()).err().unwrap();
+    let name = sh(Path::new("/"), "id -un", &[]);
+    // It is no role of this server.
+    assert!(error.to_string().contains(&format!("user \"{}\"", name.trim())), "{error}");
 }
 
 #[test]

@@ -177,11 +177,11 @@ impl Address {
         options = options.host(&self.host).port(self.port);
         options = options.password(self.password.as_ref().map_or("", Secret::expose));
         options = options.ssl_mode(parameter("sslmode").map_or(Ok(PgSslMode::Prefer), |mode| mode.parse())?);
-        if let Some(user) = &self.user {
-            options = options.username(user);
-        }
-        let database = self.database.clone().unwrap_or_else(|| options.get_username().to_owned());
-        options = options.database(&database);
+        let user = self.user().ok_or_else(|| {
+            let problem = "the address names no user, and the user that this runs as has no name on this machine: write `postgresql://USER@host/database`";
+            sqlx::Error::Configuration(problem.into())
+        })?;
+        options = options.database(self.database.as_deref().unwrap_or(&user)).username(&user);
         if let Some(file) = parameter("sslrootcert").filter(|file| *file != "system") {
             options = options.ssl_root_cert(file);
         }
@@ -194,6 +194,11 @@ impl Address {
         options = options.application_name(parameter("application_name").map_or("holdfast", String::as_str));
         // Poolers refuse parameters that they do not know at the start of a connection.
         Ok(options.extra_float_digits(None).statement_cache_capacity(0).disable_statement_logging())
+    }
+
+    /// Who connects: as the address says, else who we run as. (What the library would take is a variable of the operator's, or nobody.)
+    fn user(&self) -> Option<String> {
+        self.user.clone().or_else(|| whoami::username().ok())
     }
 
     /// A call of one of the server's tools that connects here. What is returned beside it must live until the tool has ended.
@@ -214,7 +219,7 @@ impl Address {
             .when_missing("Install the PostgreSQL client of the server's major version, all of it")
             // Hints are found by the English words.
             .variable("LC_ALL", "C");
-        for (variable, value) in [("PGUSER", &self.user), ("PGDATABASE", &self.database)] {
+        for (variable, value) in [("PGUSER", self.user()), ("PGDATABASE", self.database.clone())] {
             if let Some(value) = value {
                 call = call.variable(variable, value);
             }

@@ -3,6 +3,7 @@
 //! It knows nothing of what is promised: that is in the tests.
 #![allow(dead_code, reason = "helpers are written for all tests, those to come included")]
 
+pub mod container;
 pub mod daemon;
 pub mod plant;
 pub mod postgres;
