@@ -78,6 +78,11 @@ const MIGRATIONS: [&str; 3] = [
         stale TEXT,
         PRIMARY KEY (instance, strategy)
     ) STRICT, WITHOUT ROWID;
+    CREATE TABLE listed (
+        address TEXT PRIMARY KEY,
+        first TEXT NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    INSERT INTO listed SELECT DISTINCT address, '1970-01-01T00:00:00+00:00' FROM manifest;
     CREATE TABLE verification (
         number INTEGER PRIMARY KEY,
         instance TEXT NOT NULL,

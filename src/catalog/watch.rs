@@ -85,7 +85,7 @@ impl Catalog {
         read().map(Some).map_err(self.failed("read"))
     }
 
-    /// Notes since when a strategy that is looked after is stale, or that it is not.
+    /// Notes since when a strategy is stale, or that it is not. One that was not looked after before is from `now` on.
     ///
     /// # Errors
     /// When it could not be written.
@@ -94,16 +94,50 @@ impl Catalog {
         instance: &Name,
         strategy: &Name,
         stale: Option<DateTime<Utc>>,
+        now: DateTime<Utc>,
     ) -> Result<(), CatalogError> {
         let mut connection = self.connection.lock().await;
-        sqlx::query("UPDATE watched SET stale = ? WHERE instance = ? AND strategy = ?")
-            .bind(stale.map(|stale| stale.to_rfc3339()))
+        sqlx::query("INSERT INTO watched (instance, strategy, since, stale) VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET stale = excluded.stale")
             .bind(instance.as_str())
             .bind(strategy.as_str())
+            .bind(now.to_rfc3339())
+            .bind(stale.map(|stale| stale.to_rfc3339()))
             .execute(&mut *connection)
             .await
             .map(|_| ())
             .map_err(self.failed("write"))
+    }
+
+    /// Notes that the storage at `address` was listed, if it is for the first time.
+    ///
+    /// # Errors
+    /// When it could not be written.
+    pub async fn note_listed(&self, address: &str, now: DateTime<Utc>) -> Result<(), CatalogError> {
+        if self.first_listed(address).await?.is_some() {
+            return Ok(());
+        }
+        let mut connection = self.connection.lock().await;
+        sqlx::query("INSERT OR IGNORE INTO listed (address, first) VALUES (?, ?)")
+            .bind(address)
+            .bind(now.to_rfc3339())
+            .execute(&mut *connection)
+            .await
+            .map(|_| ())
+            .map_err(self.failed("write"))
+    }
+
+    /// When the storage at `address` was listed for the first time; none when it never was.
+    ///
+    /// # Errors
+    /// When it could not be read.
+    pub async fn first_listed(&self, address: &str) -> Result<Option<DateTime<Utc>>, CatalogError> {
+        let mut connection = self.connection.lock().await;
+        let row = sqlx::query("SELECT first FROM listed WHERE address = ?")
+            .bind(address)
+            .fetch_optional(&mut *connection)
+            .await
+            .map_err(self.failed("read"))?;
+        row.map(|row| parsed(&row, "first")).transpose().map_err(self.failed("read"))
     }
 
     /// How many runs of the strategy ended how, since the catalog was made.
@@ -122,6 +156,47 @@ impl Catalog {
             .map(|row| Ok((row.try_get("outcome")?, row.try_get::<i64, _>("runs")?.unsigned_abs())))
             .collect::<Result<_, sqlx::Error>>()
             .map_err(self.failed("read"))
+    }
+
+    /// When the last run of the strategy began that need not be made up for. A run that was cancelled is, and one that failed for a reason that may pass
+    /// while fewer than `attempts` in a row did so.
+    ///
+    /// # Errors
+    /// When it could not be read.
+    pub async fn last_concluded(
+        &self,
+        instance: &Name,
+        strategy: &Name,
+        attempts: u32,
+    ) -> Result<Option<DateTime<Utc>>, CatalogError> {
+        let mut connection = self.connection.lock().await;
+        let rows = sqlx::query(
+            "SELECT started, outcome = 'cancelled' AS cancelled, outcome = 'failed' AND json_valid(report) \
+             AND coalesce(json_extract(report, '$.may_pass'), 0) AS may_pass \
+             FROM run WHERE instance = ? AND strategy = ? ORDER BY number DESC",
+        )
+        .bind(instance.as_str())
+        .bind(strategy.as_str())
+        .fetch_all(&mut *connection)
+        .await
+        .map_err(self.failed("read"))?;
+        let conclude = || -> Result<Option<DateTime<Utc>>, sqlx::Error> {
+            let mut failed: Vec<DateTime<Utc>> = Vec::new();
+            for row in &rows {
+                if row.try_get::<bool, _>("cancelled")? {
+                    continue;
+                }
+                if !row.try_get::<bool, _>("may_pass")? {
+                    return parsed(row, "started").map(Some);
+                }
+                failed.push(parsed(row, "started")?);
+                if failed.len() >= attempts as usize {
+                    return Ok(failed.into_iter().next());
+                }
+            }
+            Ok(None)
+        };
+        conclude().map_err(self.failed("read"))
     }
 
     /// How many runs of the strategy failed since the last that committed something, of those that are remembered.
@@ -175,7 +250,7 @@ impl Catalog {
         write.await.map(|_| ()).map_err(self.failed("write"))
     }
 
-    /// The last verification of the strategy.
+    /// The last verification of the strategy; the last that came to a verdict, where `concluded`.
     ///
     /// # Errors
     /// When it could not be read.
@@ -183,14 +258,16 @@ impl Catalog {
         &self,
         instance: &Name,
         strategy: &Name,
+        concluded: bool,
     ) -> Result<Option<VerificationRecord>, CatalogError> {
         let mut connection = self.connection.lock().await;
         let row = sqlx::query(
             "SELECT started, finished, outcome, snapshots, read_bytes, problem FROM verification \
-             WHERE instance = ? AND strategy = ? ORDER BY number DESC LIMIT 1",
+             WHERE instance = ? AND strategy = ? AND (NOT ? OR outcome != 'failed') ORDER BY number DESC LIMIT 1",
         )
         .bind(instance.as_str())
         .bind(strategy.as_str())
+        .bind(concluded)
         .fetch_optional(&mut *connection)
         .await
         .map_err(self.failed("read"))?;
@@ -262,10 +339,10 @@ mod tests {
         assert_eq!(catalog.watched(&shop, &daily).await.unwrap(), None);
         assert_eq!(catalog.watch(&shop, &daily, at(5)).await.unwrap(), at(5));
         assert_eq!(catalog.watch(&shop, &daily, at(99)).await.unwrap(), at(5));
-        catalog.set_stale(&shop, &daily, Some(at(7))).await.unwrap();
+        catalog.set_stale(&shop, &daily, Some(at(7)), at(99)).await.unwrap();
         let watched = Watched { since: at(5), stale: Some(at(7)) };
         assert_eq!(catalog.watched(&shop, &daily).await.unwrap(), Some(watched));
-        catalog.set_stale(&shop, &daily, None).await.unwrap();
+        catalog.set_stale(&shop, &daily, None, at(99)).await.unwrap();
         assert_eq!(catalog.watched(&shop, &daily).await.unwrap(), Some(Watched { stale: None, ..watched }));
     }
 
@@ -298,6 +375,34 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_run_that_was_cancelled_or_may_pass_concludes_nothing() {
+        let (_folder, catalog) = catalog().await;
+        let (shop, daily) = (name("shop"), name("daily"));
+        for (number, outcome, report) in [
+            (1, "success", "{}"),
+            (2, "failed", "{\"may_pass\":false}"),
+            (3, "failed", "{\"may_pass\":true}"),
+            (4, "cancelled", "{\"may_pass\":false}"),
+        ] {
+            let run = RunRecord {
+                id: SnapshotId::new(at(number), [0; 3]),
+                instance: shop.clone(),
+                strategy: daily.clone(),
+                started: at(number),
+                finished: at(number),
+                outcome: outcome.to_owned(),
+                plain_bytes: 0,
+                stored_bytes: 0,
+                report: report.to_owned(),
+            };
+            catalog.record_run(&run).await.unwrap();
+        }
+        assert_eq!(catalog.last_concluded(&shop, &daily, 2).await.unwrap(), Some(at(2)));
+        assert_eq!(catalog.last_concluded(&shop, &daily, 1).await.unwrap(), Some(at(3)), "no attempt is left");
+        assert_eq!(catalog.last_concluded(&shop, &name("weekly"), 2).await.unwrap(), None);
+    }
+
+    #[tokio::test]
     async fn the_last_verification_is_remembered() {
         let (_folder, catalog) = catalog().await;
         let record = |number, outcome: &str| VerificationRecord {
@@ -310,11 +415,16 @@ mod tests {
             read_bytes: 7,
             problem: (outcome == "damaged").then(|| "a bit".to_owned()),
         };
+        let (shop, daily) = (name("shop"), name("daily"));
         for number in 0..150 {
             catalog.record_verification(&record(number, "sound")).await.unwrap();
         }
         catalog.record_verification(&record(150, "damaged")).await.unwrap();
-        let last = catalog.last_verification(&name("shop"), &name("daily")).await.unwrap();
+        let last = catalog.last_verification(&name("shop"), &name("daily"), false).await.unwrap();
         assert_eq!(last, Some(record(150, "damaged")));
+        catalog.record_verification(&record(151, "failed")).await.unwrap();
+        let last = |concluded| catalog.last_verification(&shop, &daily, concluded);
+        assert_eq!(last(false).await.unwrap(), Some(record(151, "failed")));
+        assert_eq!(last(true).await.unwrap(), Some(record(150, "damaged")), "damage is not forgotten over it");
     }
 }

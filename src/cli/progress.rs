@@ -88,14 +88,17 @@ impl Drop for Display {
 pub(super) struct LogWriter;
 
 impl io::Write for LogWriter {
+    /// A log that nobody takes (its disk is full, its reader has gone) must not end a backup: what cannot be written is lost.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match BAR.get() {
-            Some(bar) => bar.suspend(|| io::stderr().write(bytes)),
-            None => io::stderr().write(bytes),
-        }
+        let _ = match BAR.get() {
+            Some(bar) => bar.suspend(|| io::stderr().write_all(bytes)),
+            None => io::stderr().write_all(bytes),
+        };
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        io::stderr().flush()
+        let _ = io::stderr().flush();
+        Ok(())
     }
 }

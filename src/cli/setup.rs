@@ -26,6 +26,9 @@ pub(super) struct Setup {
     pub(super) cancel: Cancel,
 }
 
+/// Threads that may block: beyond so many, work waits for others to end.
+const MOST_THREADS: usize = 8_192;
+
 /// Runs an async command with the log on and signals watched. What a `scheduler` does stands in its log, on a terminal too.
 pub(super) fn with_runtime(
     global: &Global,
@@ -35,6 +38,8 @@ pub(super) fn with_runtime(
     start_log(global, scheduler);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
+        // Each strategy that is looked after has one or two, which mostly wait.
+        .max_blocking_threads(MOST_THREADS)
         .enable_all()
         .build()
         .context("Could not start the runtime")?;
@@ -58,8 +63,8 @@ fn watch_signals(cancel: &Cancel) -> anyhow::Result<()> {
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
             }
-            tracing::warn!("asked to stop: ending what is under way");
             cancel.cancel();
+            tracing::warn!("asked to stop: ending what is under way");
         }
     });
     Ok(())
@@ -79,6 +84,8 @@ fn start_log(global: &Global, scheduler: bool) {
         .with_env_filter(EnvFilter::new(format!("off,holdfast={level}")))
         .with_target(false)
         .with_ansi(terminal)
+        // They would be printed, and printing what cannot be printed panics.
+        .log_internal_errors(false)
         .with_writer(|| LogWriter);
     // A second call in one process changes nothing.
     // What a scheduler says is read by machines where no terminal is: each line an object, with the run that it belongs to.

@@ -8,7 +8,7 @@ use clap::Args;
 use super::Exit;
 use super::output::{BAD, BOLD, Cell, DIM, GOOD, Printer, Table, WARN, age, count, seconds};
 use super::setup::Setup;
-use crate::engine;
+use crate::engine::{self, Scheduler};
 use crate::model::ByteSize;
 use crate::report::{State, Status, StrategyStatus};
 
@@ -49,7 +49,10 @@ pub(super) async fn run(setup: &Setup, args: StatusArgs, printer: &Printer) -> a
         printer.text(&text(&status));
         for (instance, scheduler) in schedulers {
             let words = match scheduler {
-                Ok(Some(pid)) => format!("{DIM}The scheduler of {instance} is running (process {pid}).{DIM:#}"),
+                Ok(Some(Scheduler { pid, is_here: true })) => {
+                    format!("{DIM}The scheduler of {instance} is running (process {pid}).{DIM:#}")
+                }
+                Ok(Some(_)) => format!("{DIM}The scheduler of {instance} is running in another container.{DIM:#}"),
                 Ok(None) => format!("{DIM}No scheduler of {instance} is running here.{DIM:#}"),
                 Err(error) => {
                     format!("{WARN}Whether a scheduler of {instance} is running is not known:{WARN:#} {error}")

@@ -6,12 +6,14 @@
 //! Nothing here ends the process but the request to stop: a run that fails, a source that hangs, a panic, a configuration that cannot be read are errors in
 //! the log, and the scheduler goes on.
 
+mod door;
 mod page;
 mod timer;
 mod watch;
 mod work;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,7 +21,7 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore, mpsc};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinHandle;
 
 use crate::config::{self, Instance};
 use crate::engine::{self, Engine, EngineError, SchedulerLock};
@@ -27,10 +29,14 @@ use crate::model::Cancel;
 use crate::report::notify::Notifiers;
 use page::Page;
 use timer::Timer;
+use watch::Watch;
 use work::Work;
 
 /// How long the end waits for what is still to be told.
 const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// How long after a fault of the program what it ended begins again.
+const AGAIN: Duration = Duration::from_secs(30);
 
 /// Why the scheduler could not begin.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +62,14 @@ pub enum DaemonError {
     /// The local state cannot be used, or another scheduler has it.
     #[error(transparent)]
     State(#[from] EngineError),
+    /// The scheduler is in another container.
+    #[error("The scheduler of `{}` (process {pid}) runs in another container: run `backup reload` in that one", .state_dir.display())]
+    Elsewhere {
+        /// Its state folder.
+        state_dir: PathBuf,
+        /// Its number there.
+        pid: u32,
+    },
     /// The scheduler could not be told.
     #[error("Could not signal the scheduler (process {pid}): {error}")]
     Signal {
@@ -110,7 +124,7 @@ pub async fn serve(
         return Err(DaemonError::Nothing);
     }
     let mut locks = BTreeMap::new();
-    lock_all(&scheduled, &mut locks)?;
+    lock_all(&scheduled, &mut locks).await?;
     let timer = Timer::start().await?;
     let scheduled = Arc::new(scheduled);
     let (sender, present) = tokio::sync::watch::channel(Arc::clone(&scheduled));
@@ -118,7 +132,9 @@ pub async fn serve(
         Some(address) => Some(Page::open(address, present.clone()).await?),
         None => None,
     };
-    let mut crew = Crew::start(scheduled, &timer, Tasks::new());
+    let mut crew = Crew::start(scheduled, &timer, Before::default());
+    // Of the configurations before.
+    let mut retired: Vec<Notifiers> = Vec::new();
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
@@ -127,6 +143,7 @@ pub async fn serve(
                 match take_over(load, &mut locks, &mut page, &present).await {
                     Ok(next) => {
                         sender.send_replace(Arc::clone(&next));
+                        retired.append(&mut crew.notifiers.clone());
                         crew = Crew::start(next, &timer, crew.retire());
                         tracing::info!("the new configuration is taken over; a run that is under way ends with the old one");
                     }
@@ -135,15 +152,14 @@ pub async fn serve(
             }
         }
     }
-    let notifiers = std::mem::take(&mut crew.notifiers);
-    for (name, task) in crew.retire() {
+    retired.append(&mut crew.notifiers);
+    for (name, task) in crew.retire().tasks {
         if let Err(error) = task.await {
             tracing::error!("internal error: `{name}` was not looked after any more: {error}; please report it");
         }
     }
-    for notifiers in notifiers {
-        notifiers.settle(LAST_WORDS).await;
-    }
+    let last_words = retired.iter().map(|notifiers| notifiers.settle(LAST_WORDS));
+    futures::future::join_all(last_words).await;
     timer.stop().await;
     drop(locks);
     Ok(())
@@ -160,7 +176,7 @@ async fn take_over(
     if !next.has_work() {
         return Err(DaemonError::Nothing.to_string());
     }
-    lock_all(&next, locks).map_err(|error| error.to_string())?;
+    lock_all(&next, locks).await.map_err(|error| error.to_string())?;
     match next.settings.listen {
         None => *page = None,
         Some(address) if page.as_ref().is_some_and(|page| page.address == address) => {}
@@ -173,11 +189,11 @@ async fn take_over(
 }
 
 /// Takes the locks of those state folders that are not in `held` yet. Those that are not needed any more stay: what is under way may need them.
-fn lock_all(scheduled: &Scheduled, held: &mut BTreeMap<PathBuf, SchedulerLock>) -> Result<(), DaemonError> {
+async fn lock_all(scheduled: &Scheduled, held: &mut BTreeMap<PathBuf, SchedulerLock>) -> Result<(), DaemonError> {
     for one in &scheduled.instances {
         let folder = &one.engine.state_dir;
         if !held.contains_key(folder) {
-            held.insert(folder.clone(), SchedulerLock::take(folder)?);
+            held.insert(folder.clone(), SchedulerLock::take(folder).await?);
         }
     }
     Ok(())
@@ -191,13 +207,28 @@ struct Crew {
     retire: Cancel,
     tasks: Tasks,
     notifiers: Vec<Notifiers>,
+    places: Arc<Semaphore>,
+    most: usize,
+}
+
+/// What is left of those of the configuration before.
+#[derive(Default)]
+struct Before {
+    tasks: Tasks,
+    places: Option<(Arc<Semaphore>, usize)>,
 }
 
 impl Crew {
     /// Begins to look after all of `scheduled`. A strategy that one of `before` is still at work on is begun when that one is done.
-    fn start(scheduled: Arc<Scheduled>, timer: &Timer, mut before: Tasks) -> Self {
+    fn start(scheduled: Arc<Scheduled>, timer: &Timer, before: Before) -> Self {
+        let Before { tasks: mut before, places } = before;
         let retire = Cancel::new();
-        let places = Arc::new(Semaphore::new(scheduled.settings.max_concurrent));
+        let most = scheduled.settings.max_concurrent;
+        // Those that run have their places in it.
+        let places = match places {
+            Some((places, same)) if same == most => places,
+            _ => Arc::new(Semaphore::new(most)),
+        };
         let mut tasks = Tasks::new();
         let ended = Arc::new(Notify::new());
         let notifiers: Vec<Notifiers> =
@@ -214,58 +245,85 @@ impl Crew {
                     notifiers: notifiers.clone(),
                     ended: Arc::clone(&ended),
                 };
-                let name = work.name();
-                let earlier = before.remove(&name);
-                tasks.insert(name, tokio::spawn(look_after(Arc::new(work), earlier)));
+                let work = Arc::new(work);
+                for part in [Part::Runs, Part::Verifications] {
+                    let name = format!("{} ({part})", work.name());
+                    let earlier = before.remove(&name);
+                    tasks.insert(name, tokio::spawn(look_after(Arc::clone(&work), part, earlier)));
+                }
             }
         }
         for (name, task) in before {
             tasks.insert(format!("{name} (removed)"), task);
         }
-        tasks.insert(
-            "freshness".to_owned(),
-            tokio::spawn(watch::watch(scheduled, notifiers.clone(), ended, retire.clone())),
-        );
-        Self { retire, tasks, notifiers }
+        let watch = Watch { scheduled, notifiers: notifiers.clone(), ended, places: Arc::clone(&places) };
+        let (watch, until) = (Arc::new(watch), retire.clone());
+        let watching =
+            again("freshness", retire.clone(), move || tokio::spawn(Arc::clone(&watch).go_on(until.clone())));
+        tasks.insert("freshness".to_owned(), tokio::spawn(watching));
+        Self { retire, tasks, notifiers, places, most }
     }
 
     /// Asks them to begin nothing more; those that are still at work.
-    fn retire(self) -> Tasks {
+    fn retire(self) -> Before {
         self.retire.cancel();
-        self.tasks.into_iter().filter(|(_, task)| !task.is_finished()).collect()
+        let tasks = self.tasks.into_iter().filter(|(_, task)| !task.is_finished()).collect();
+        Before { tasks, places: Some((self.places, self.most)) }
     }
 }
 
-async fn look_after(work: Arc<Work>, earlier: Option<JoinHandle<()>>) {
-    if let Some(earlier) = earlier
-        && let Err(error) = earlier.await
-    {
-        tracing::error!("internal error: `{}` was not looked after any more: {error}; please report it", work.name());
+/// What of a strategy is looked after by itself.
+#[derive(Clone, Copy)]
+enum Part {
+    Runs,
+    Verifications,
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Runs => "runs",
+            Self::Verifications => "verifications",
+        })
     }
-    let mut both = JoinSet::new();
-    // Threads of their own, which mostly wait. (What a run is made of is not made to move between threads.)
-    if work.strategy.schedule.is_some() {
+}
+
+async fn look_after(work: Arc<Work>, part: Part, earlier: Option<JoinHandle<()>>) {
+    if let Some(earlier) = earlier {
+        // What went wrong with it was said.
+        let _ = earlier.await;
+    }
+    let (name, retire) = (format!("{} ({part})", work.name()), work.retire.clone());
+    again(&name, retire, move || {
         let (work, runtime) = (Arc::clone(&work), Handle::current());
-        both.spawn_blocking(move || {
-            if let Some(schedule) = &work.strategy.schedule {
-                runtime.block_on(work.run_on(schedule));
+        // A thread of its own, which mostly waits. (What a run is made of is not made to move between threads.)
+        tokio::task::spawn_blocking(move || match part {
+            Part::Runs => {
+                if let Some(schedule) = &work.strategy.schedule {
+                    runtime.block_on(work.run_on(schedule));
+                }
             }
-        });
-    }
-    if work.strategy.verify.is_some() {
-        let (work, runtime) = (Arc::clone(&work), Handle::current());
-        both.spawn_blocking(move || {
-            if let Some(verification) = &work.strategy.verify {
-                runtime.block_on(work.verify_on(verification));
+            Part::Verifications => {
+                if let Some(verification) = &work.strategy.verify {
+                    runtime.block_on(work.verify_on(verification));
+                }
             }
-        });
-    }
-    while let Some(ended) = both.join_next().await {
-        if let Err(error) = ended {
-            tracing::error!(
-                "internal error: `{}` is not looked after any more: {error}; restart the scheduler and report it",
-                work.name()
-            );
+        })
+    })
+    .await;
+}
+
+/// Does `work` to its end, and begins it again when a fault of the program ended it: a scheduler that lives and does not run is worse than none. What is due
+/// it finds in what is recorded, as after a restart.
+async fn again(name: &str, retire: Cancel, work: impl Fn() -> JoinHandle<()>) {
+    while let Err(error) = work().await {
+        tracing::error!(
+            "internal error: {name} ended with {error}, and begins again in {} seconds; please report it",
+            AGAIN.as_secs()
+        );
+        tokio::select! {
+            () = retire.cancelled() => return,
+            () = tokio::time::sleep(AGAIN) => {}
         }
     }
 }
@@ -275,7 +333,13 @@ async fn look_after(work: Arc<Work>, earlier: Option<JoinHandle<()>>) {
 /// # Errors
 /// When there is none, or it cannot be told.
 pub fn ask_to_reload(state_dir: &Path) -> Result<u32, DaemonError> {
-    let Some(pid) = engine::scheduler(state_dir)? else { return Err(DaemonError::NotRunning(state_dir.to_owned())) };
+    let Some(scheduler) = engine::scheduler(state_dir)? else {
+        return Err(DaemonError::NotRunning(state_dir.to_owned()));
+    };
+    let pid = scheduler.pid;
+    if !scheduler.is_here {
+        return Err(DaemonError::Elsewhere { state_dir: state_dir.to_owned(), pid });
+    }
     let process = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
     let process = process.ok_or_else(|| DaemonError::NotRunning(state_dir.to_owned()))?;
     rustix::process::kill_process(process, rustix::process::Signal::HUP)

@@ -13,6 +13,7 @@ use axum::routing::get;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+use super::door::Door;
 use super::{DaemonError, Scheduled};
 use crate::engine;
 use crate::model::Cancel;
@@ -50,7 +51,8 @@ impl Page {
         let stop = Cancel::new();
         let stopped = stop.clone();
         tokio::spawn(async move {
-            let served = axum::serve(listener, routes).with_graceful_shutdown(async move { stopped.cancelled().await });
+            let served = axum::serve(Door::new(listener), routes)
+                .with_graceful_shutdown(async move { stopped.cancelled().await });
             if let Err(error) = served.await {
                 tracing::error!("the status page at {bound} ended: {error}");
             }

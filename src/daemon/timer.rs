@@ -3,13 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use tokio::sync::{Mutex, Notify};
 use tokio_cron_scheduler::{Job, JobScheduler, JobSchedulerError};
 
 use super::DaemonError;
 use crate::model::Clock;
 
+/// A clock that goes back by less is one that is kept right.
+const SET_BACK: TimeDelta = TimeDelta::seconds(5);
 /// How often the clock is looked at besides.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -25,12 +27,13 @@ impl Timer {
         Ok(Self(Arc::new(Mutex::new(scheduler))))
     }
 
-    /// Returns once `clock` has reached `at`, never before.
-    pub(super) async fn until(&self, at: DateTime<Utc>, clock: &Clock) {
+    /// Returns true once `clock` has reached `at`, which was found out at `seen`, and never before; false when the clock was set back since then, so
+    /// that what is due has to be found out anew.
+    pub(super) async fn until(&self, at: DateTime<Utc>, mut seen: DateTime<Utc>, clock: &Clock) -> bool {
         loop {
-            let Ok(left) = (at - clock.now()).to_std() else { return };
+            let Ok(left) = (at - clock.now()).to_std() else { return true };
             if left.is_zero() {
-                return;
+                return true;
             }
             let woken = Arc::new(Notify::new());
             let tell = Arc::clone(&woken);
@@ -45,19 +48,27 @@ impl Timer {
             let armed = armed.await.inspect_err(|error| tracing::error!("could not arm the timer: {error}"));
             // A job is run and deleted by tasks that do not wait for one another, so that on a busy machine one may be deleted before it is run.
             // A run that nobody began would be missed until the next restart: the clock is looked at all the same.
-            loop {
+            let set_back = loop {
                 tokio::select! {
-                    () = woken.notified() => break,
+                    () = woken.notified() => break false,
                     () = tokio::time::sleep(LOOK) => {}
                 }
-                if clock.now() >= at {
-                    break;
+                let now = clock.now();
+                if now < seen - SET_BACK {
+                    break true;
                 }
-            }
+                seen = now;
+                if now >= at {
+                    break false;
+                }
+            };
             if let Ok(job) = armed
                 && let Err(error) = self.0.lock().await.remove(&job).await
             {
                 tracing::debug!("the job that woke was gone already: {error}");
+            }
+            if set_back {
+                return false;
             }
         }
     }

@@ -18,6 +18,11 @@ use crate::schedule::{Due, Missed, Schedule, jitter};
 /// How long to wait before looking again whether another run of the strategy has ended: at first, and at most.
 const LOOK_AGAIN: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(30)];
 
+/// How long to wait before a verification that met a pruning begins again.
+const LOCKED: Duration = Duration::from_secs(30);
+/// How long a look into the storages before a run may take. One that hangs must not keep the run from the others.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// One strategy, looked after.
 pub(super) struct Work {
     pub(super) instance: Arc<Instance>,
@@ -31,6 +36,22 @@ pub(super) struct Work {
     pub(super) notifiers: Notifiers,
     /// Told whenever a run has ended.
     pub(super) ended: Arc<Notify>,
+}
+
+/// How waiting ended.
+enum Waited {
+    /// The time has come.
+    Reached,
+    /// The clock was set back.
+    SetBack,
+    /// It was asked to stop.
+    Retired,
+}
+
+/// Does what is good to know before a run, and is not worth waiting for.
+async fn in_time<T>(look: impl Future<Output = T>) -> Option<T> {
+    let done = tokio::time::timeout(PATIENCE, look).await;
+    done.inspect_err(|_| tracing::warn!("a storage does not answer: going on without having looked into it")).ok()
 }
 
 /// How an attempt ended, and what there is to tell if it was the last.
@@ -54,41 +75,53 @@ impl Work {
         let jitter = jitter(self.strategy.jitter, &name);
         let since = engine::watch(&self.engine, &self.instance, &self.strategy).await;
         // A restart never resets the clock: what counts is when it last began, or else since when it is looked after.
-        let last = engine::last_began(&self.engine, &self.instance, &self.strategy).await.unwrap_or(since);
-        let mut last = self.not_future(last);
+        let began = engine::last_began(&self.engine, &self.instance, &self.strategy);
+        let mut last = in_time(began).await.flatten().unwrap_or(since);
         let mut alarmed = false;
-        engine::list_strategy(&self.engine, &self.instance, &self.strategy).await;
+        in_time(engine::list_strategy(&self.engine, &self.instance, &self.strategy)).await;
         while !self.retire.is_cancelled() {
+            // The clock may have been ahead, now or when the last run began.
             let now = self.engine.clock.now();
+            last = self.not_future(last);
             let Some(due) = schedule.due(last, now, self.strategy.missed, jitter) else { return };
             if !due.missed {
                 tracing::info!(strategy = name, next = %due.begins, "waiting");
             }
-            if !self.wait_until(due.begins).await {
-                return;
+            match self.wait_until(due.begins, now).await {
+                Waited::Reached => {}
+                Waited::SetBack => continue,
+                Waited::Retired => return,
+            }
+            // Asleep over it: then it was missed.
+            let now = self.engine.clock.now();
+            if schedule.due(last, now, self.strategy.missed, jitter).is_none_or(|due| due.begins > now) {
+                last = now;
+                continue;
             }
             // Another scheduler, or somebody by hand, may have done it meanwhile.
-            if let Some(newest) = engine::newest_everywhere(&self.engine, &self.instance, &self.strategy).await
-                && newest > last
-                && newest <= self.engine.clock.now()
-            {
-                let next = schedule.due(newest, self.engine.clock.now(), self.strategy.missed, jitter);
-                if next.is_none_or(|next| next.begins > self.engine.clock.now()) {
-                    tracing::info!(strategy = name, taken = %newest, "there is a snapshot of this time already: nothing to do");
-                    last = newest;
-                    continue;
-                }
+            if let Some(taken) = self.taken(schedule, jitter).await.filter(|taken| *taken > last) {
+                tracing::info!(strategy = name, %taken, "there is a snapshot of this time already: nothing to do");
+                last = taken;
+                continue;
             }
             if due.missed {
                 tracing::warn!(strategy = name, last = %last, "a run was missed, and is made up for now");
             }
-            let Some((counted, event)) = self.run_for(&name, schedule, due).await else { return };
+            let Some((counted, event)) = self.run_for(&name, schedule, due, jitter).await else { return };
             last = counted;
             if let Some(event) = event {
                 self.tell(&event, &mut alarmed).await;
             }
             self.ended.notify_one();
         }
+    }
+
+    /// When the newest snapshot was begun that every storage has, where no run has been due since then.
+    async fn taken(&self, schedule: &Schedule, jitter: TimeDelta) -> Option<DateTime<Utc>> {
+        let newest = in_time(engine::newest_everywhere(&self.engine, &self.instance, &self.strategy)).await??;
+        let now = self.engine.clock.now();
+        let next = schedule.next_after(newest)?.checked_add_signed(jitter)?;
+        (newest <= now && now < next).then_some(newest)
     }
 
     /// Tells what came of a run, and that all is well again after a failure that was told. (After a strategy was stale, who noticed that tells it.)
@@ -98,7 +131,7 @@ impl Work {
             EventKind::Failure => *alarmed = true,
             EventKind::Success
                 if std::mem::take(alarmed)
-                    && !engine::is_said_to_be_stale(&self.engine, &self.instance, &self.strategy).await =>
+                    && !engine::is_said_to_be_stale(&self.engine, &self.instance.name, &self.strategy.name).await =>
             {
                 let reason = Some("The run before failed, and this one did not".to_owned());
                 let (instance, strategy) = (&self.instance.name, &self.strategy.name);
@@ -110,7 +143,13 @@ impl Work {
 
     /// Runs until it is done, or no attempt is left, or the next time has come. What the next run is counted from, and what there is to tell; none when
     /// asked to stop.
-    async fn run_for(&self, name: &str, schedule: &Schedule, due: Due) -> Option<(DateTime<Utc>, Option<Event>)> {
+    async fn run_for(
+        &self,
+        name: &str,
+        schedule: &Schedule,
+        due: Due,
+        jitter: TimeDelta,
+    ) -> Option<(DateTime<Utc>, Option<Event>)> {
         let mut attempts = 0;
         let [mut look_again, longest] = LOOK_AGAIN;
         let mut waits = false;
@@ -131,12 +170,12 @@ impl Work {
                     attempts += 1;
                     match self.strategy.retry.wait_after(attempts) {
                         // While it is tried again, it has not failed yet.
-                        Some(wait) if !self.retire.is_cancelled() => {
+                        Some(wait) => {
                             let seconds = wait.as_secs_f64();
                             tracing::warn!(strategy = name, attempts, seconds, "it may pass: trying again");
                             (wait, Some(event))
                         }
-                        _ => return Some((counted, Some(event))),
+                        None => return Some((counted, Some(event))),
                     }
                 }
                 Attempt::Locked => {
@@ -150,15 +189,13 @@ impl Work {
                 }
             };
             tokio::select! {
-                () = self.retire.cancelled() => return failure.map(|event| (counted, Some(event))),
+                // Who goes on after this one finds a run that failed for such a reason, and tries again.
+                () = self.retire.cancelled() => return None,
                 () = tokio::time::sleep(wait) => {}
             }
-            if waits
-                && let Some(newest) = engine::newest_everywhere(&self.engine, &self.instance, &self.strategy).await
-                && newest >= due.at.min(began)
-            {
-                tracing::info!(strategy = name, taken = %newest, "the other run did it");
-                return Some((counted, None));
+            if waits && let Some(taken) = self.taken(schedule, jitter).await {
+                tracing::info!(strategy = name, %taken, "the other run did it");
+                return Some((taken, None));
             }
             // The next time has come: it is the next run's turn.
             let now = self.engine.clock.now();
@@ -208,22 +245,33 @@ impl Work {
     pub(super) async fn verify_on(&self, verification: &Verification) {
         let name = self.name();
         let since = engine::watch(&self.engine, &self.instance, &self.strategy).await;
-        let last = engine::last_verified(&self.engine, &self.instance, &self.strategy).await.unwrap_or(since);
-        let mut last = self.not_future(last);
+        let mut last = engine::last_verified(&self.engine, &self.instance, &self.strategy).await.unwrap_or(since);
         while !self.retire.is_cancelled() {
             let now = self.engine.clock.now();
+            last = self.not_future(last);
             let Some(due) = verification.schedule.due(last, now, Missed::RunOnce, TimeDelta::zero()) else { return };
-            if !self.wait_until(due.begins).await {
-                return;
+            match self.wait_until(due.begins, now).await {
+                Waited::Reached => {}
+                Waited::SetBack => continue,
+                Waited::Retired => return,
             }
             let began = self.engine.clock.now();
+            let before = last;
             last = if began - due.begins > TimeDelta::minutes(1) { began } else { due.at };
             let (engine, instance, strategy) = (self.engine.clone(), Arc::clone(&self.instance), self.strategy.clone());
             let (runtime, percent) = (Handle::current(), verification.read_data_percent);
             tracing::info!(strategy = name, percent, "verification begins");
             let work = move || runtime.block_on(engine::verify_strategy(&engine, &instance, &strategy, percent));
             match tokio::task::spawn_blocking(work).await {
-                Ok(done) => match done.problem {
+                Ok(None) => {
+                    // Snapshots of it are deleted right now.
+                    last = before;
+                    tokio::select! {
+                        () = self.retire.cancelled() => return,
+                        () = tokio::time::sleep(LOCKED) => {}
+                    }
+                }
+                Ok(Some(done)) => match done.problem {
                     None => {
                         let (snapshots, bytes) = (done.snapshots, done.read_bytes);
                         tracing::info!(strategy = name, snapshots, read_bytes = bytes, "verified: nothing is wrong");
@@ -246,11 +294,10 @@ impl Work {
         }
     }
 
-    /// Waits; false when asked to stop before.
-    async fn wait_until(&self, at: DateTime<Utc>) -> bool {
+    async fn wait_until(&self, at: DateTime<Utc>, seen: DateTime<Utc>) -> Waited {
         tokio::select! {
-            () = self.retire.cancelled() => false,
-            () = self.timer.until(at, &self.engine.clock) => true,
+            () = self.retire.cancelled() => Waited::Retired,
+            reached = self.timer.until(at, seen, &self.engine.clock) => if reached { Waited::Reached } else { Waited::SetBack },
         }
     }
 

@@ -42,7 +42,7 @@ pub use exchange::{ExportReport, ExportRequest, ImportReport, ImportRequest, exp
 pub use fetch::{read_facts, read_plain};
 pub use files::{Side, files};
 pub use forget::forget;
-pub use lock::{SchedulerLock, scheduler};
+pub use lock::{Scheduler, SchedulerLock, scheduler};
 pub use marks::{Drilled, Hold, MarkReport, Marks, hold, read_marks, release};
 pub use overview::{Forecast, HORIZONS, PlaceStats, Retention, Standing, Stats, StorageStats, standings, stats};
 pub use prune::{PlacePlan, PlannedSnapshot, PrunePlan, PruneReport, PruneScope, Refusal, plan_prune, prune};
@@ -52,7 +52,7 @@ pub use restore::{
 };
 pub use run::{RunPlan, last_began, plan, run};
 pub use snapshots::{Listing, Selection, Snapshot, find, list, parse_at};
-pub use status::{Turn, fill_status, is_said_to_be_stale, list_strategy, newest_everywhere, status, turn, watch};
+pub use status::{fill_status, is_said_to_be_stale, list_strategy, newest_everywhere, note_stale, status, watch};
 pub use verify::{ReadData, SnapshotVerdict, VerifyReport, last_verified, verify, verify_strategy};
 
 use crate::catalog::{self, Catalog, CatalogError};

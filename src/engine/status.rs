@@ -62,10 +62,13 @@ pub async fn list_strategy(engine: &Engine, instance: &Instance, strategy: &Stra
 pub async fn newest_everywhere(engine: &Engine, instance: &Instance, strategy: &Strategy) -> Option<DateTime<Utc>> {
     let selection = Selection { instance: Some(instance.name.clone()), strategy: Some(strategy.name.clone()) };
     let mut newest: Option<DateTime<Utc>> = None;
+    let now = engine.clock.now();
     for (name, config) in instance.storages.iter().filter(|(name, _)| strategy.storages.contains(name)) {
         let open = OpenStorage::open(name, config, &engine.cancel).await.ok()?;
         let listing = list(engine, std::slice::from_ref(&open), &selection).await;
-        let here = listing.snapshots.iter().filter(|snapshot| snapshot.is_whole()).map(|one| one.id.time()).max()?;
+        let whole = listing.snapshots.iter().filter(|snapshot| snapshot.is_whole()).map(|one| one.id.time());
+        // One that a clock dated ahead says nothing about today.
+        let here = whole.filter(|taken| *taken <= now).max()?;
         newest = Some(newest.map_or(here, |newest| newest.min(here)));
     }
     newest
@@ -82,35 +85,22 @@ pub async fn watch(engine: &Engine, instance: &Instance, strategy: &Strategy) ->
 }
 
 /// Whether somebody was told that the strategy is stale, and not yet that it is well again.
-pub async fn is_said_to_be_stale(engine: &Engine, instance: &Instance, strategy: &Strategy) -> bool {
+pub async fn is_said_to_be_stale(engine: &Engine, instance: &Name, strategy: &Name) -> bool {
     let Some(catalog) = engine.catalog().await else { return false };
-    matches!(catalog.watched(&instance.name, &strategy.name).await, Ok(Some(watched)) if watched.stale.is_some())
+    matches!(catalog.watched(instance, strategy).await, Ok(Some(watched)) if watched.stale.is_some())
 }
 
-/// What became of a strategy since it was last looked at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Turn {
-    /// It was well, and is stale.
-    Stale,
-    /// It was stale, and is well.
-    Recovered,
-}
-
-/// Compares how a strategy fares with what was said of it last, also by a process before this one, and remembers it.
+/// Remembers, also for a process after this one, that somebody was told that a strategy is stale since `stale`, or that it is not.
 ///
 /// # Errors
-/// When it could not be remembered: then it would be said again and again.
-pub async fn turn(engine: &Engine, status: &StrategyStatus) -> Result<Option<Turn>, EngineError> {
+/// When it could not be remembered.
+pub async fn note_stale(
+    engine: &Engine,
+    status: &StrategyStatus,
+    stale: Option<DateTime<Utc>>,
+) -> Result<(), EngineError> {
     let catalog = engine.try_catalog().await?;
-    let (instance, strategy) = (&status.instance, &status.strategy);
-    let Some(watched) = catalog.watched(instance, strategy).await? else { return Ok(None) };
-    let (turn, stale) = match (watched.stale, status.state) {
-        (None, State::Stale) => (Turn::Stale, Some(status.stale_since.unwrap_or_else(|| engine.clock.now_seconds()))),
-        (Some(_), State::Fresh) => (Turn::Recovered, None),
-        _ => return Ok(None),
-    };
-    catalog.set_stale(instance, strategy, stale).await?;
-    Ok(Some(turn))
+    Ok(catalog.set_stale(&status.instance, &status.strategy, stale, engine.clock.now_seconds()).await?)
 }
 
 async fn strategy_status(
@@ -124,20 +114,30 @@ async fn strategy_status(
     let last_run = catalog.last_run(of, name, false).await?;
     let last_committed = catalog.last_run(of, name, true).await?;
     let watched = catalog.watched(of, name).await?;
-    let verified = catalog.last_verification(of, name).await?;
+    // Whatever is dated in the future was so by a clock that was wrong.
+    let since = watched.map(|watched| watched.since.min(now));
+    let verified = catalog.last_verification(of, name, false).await?;
+    let judged = catalog.last_verification(of, name, true).await?;
     let jitter = jitter(strategy.jitter, &format!("{of}/{name}"));
     let schedule = strategy.schedule.as_ref().filter(|_| strategy.active);
     let allowance = Allowance {
         jitter,
         stale_after: strategy.stale_after.and_then(|span| TimeDelta::from_std(span.duration()).ok()),
-        last_took: last_committed.as_ref().map(|run| run.finished - run.started),
+        // As it was measured: the clock may have been set while it ran.
+        last_took: last_committed.as_ref().map(|run| told(run.clone()).seconds).map(took),
     };
     let mut storages = Vec::new();
     let mut overdue = Vec::new();
+    let mut unknown = Vec::new();
     for (storage, config) in instance.storages.iter().filter(|(storage, _)| strategy.storages.contains(storage)) {
-        let mut found = kept(catalog, of, name, storage, &config.place()).await?;
-        // Where there is none, the first is due since somebody looks after it; nobody promised one before.
-        let newest = found.newest_whole.or(watched.map(|watched| watched.since));
+        let place = config.place();
+        let mut found = kept(catalog, of, name, storage, &place, now).await?;
+        let first_listed = catalog.first_listed(&place).await?;
+        if first_listed.is_none() && schedule.is_some() {
+            unknown.push(storage.clone());
+        }
+        // Where there is none, the first is due since somebody looks after the strategy, and since there is such a storage; nobody promised one before.
+        let newest = found.newest_whole.or(since.map(|since| since.max(first_listed.unwrap_or(since).min(now))));
         let missed = schedule.and_then(|schedule| schedule.overdue(newest?, now, allowance));
         found.fresh = missed.is_none() && (found.newest_whole.is_some() || schedule.is_none());
         if let Some(missed) = missed {
@@ -162,10 +162,12 @@ async fn strategy_status(
             ));
         }
         (State::Stale, Some(words.join("; ")))
+    } else if let Some(unknown) = unknown.first() {
+        (State::Stale, Some(format!("`{unknown}` was never reached from here: what it has is not known")))
     } else if never_watched && let Some(lacking) = lacking.first() {
         let words = format!("`{}` has no whole snapshot, and no scheduler has looked after it yet", lacking.storage);
         (State::Stale, Some(words))
-    } else if let Some(damaged) = verified.as_ref().filter(|verified| verified.outcome == "damaged") {
+    } else if let Some(damaged) = judged.as_ref().filter(|judged| judged.outcome == "damaged") {
         let problem = damaged.problem.as_deref().unwrap_or_default();
         (State::Damaged, Some(format!("the verification of {} found: {problem}", damaged.started.to_rfc3339())))
     } else if lacking.is_empty() {
@@ -208,6 +210,7 @@ async fn kept(
     strategy: &Name,
     storage: &Name,
     place: &str,
+    now: DateTime<Utc>,
 ) -> Result<StorageStatus, CatalogError> {
     let mut found =
         StorageStatus { storage: storage.clone(), newest_whole: None, fresh: false, snapshots: 0, stored_bytes: 0 };
@@ -215,11 +218,16 @@ async fn kept(
         let Ok(manifest) = Manifest::from_bytes(&cached.body, instance, strategy, &cached.id) else { continue };
         found.snapshots += 1;
         found.stored_bytes += manifest.stored_bytes();
-        if manifest.completeness == Completeness::Whole {
+        if manifest.completeness == Completeness::Whole && cached.id.time() <= now {
             found.newest_whole = found.newest_whole.max(Some(cached.id.time()));
         }
     }
     Ok(found)
+}
+
+/// What a run took, as far as it is believed.
+fn took(seconds: f64) -> TimeDelta {
+    TimeDelta::seconds((seconds.clamp(0.0, 86_400.0)) as i64)
 }
 
 fn told(run: RunRecord) -> LastRun {

@@ -76,13 +76,15 @@ impl SnapshotVerdict {
     }
 }
 
-/// Verifies what the storages of a strategy have of it, as its schedule says, and records what came of it.
+/// Verifies what the storages of a strategy have of it, as its schedule says, and records what came of it. After one that found damage everything is read, until
+/// nothing is found any more. None, and nothing recorded, while snapshots are deleted.
 pub async fn verify_strategy(
     engine: &Engine,
     instance: &Instance,
     strategy: &Strategy,
     percent: u8,
-) -> VerificationRecord {
+) -> Option<VerificationRecord> {
+    let percent = if is_known_to_be_damaged(engine, instance, strategy).await { 100 } else { percent };
     let started = engine.clock.now_seconds();
     let mut record = VerificationRecord {
         instance: instance.name.clone(),
@@ -95,6 +97,7 @@ pub async fn verify_strategy(
         problem: None,
     };
     let (outcome, problem) = match look_through(engine, instance, strategy, percent).await {
+        Err(EngineError::Locked { .. }) => return None,
         Err(error) => ("failed", Some(chain(&error))),
         Ok(report) => {
             let read = |verdict: &&SnapshotVerdict| verdict.read;
@@ -123,7 +126,13 @@ pub async fn verify_strategy(
     {
         tracing::warn!("the verification could not be recorded: {error}");
     }
-    record
+    Some(record)
+}
+
+async fn is_known_to_be_damaged(engine: &Engine, instance: &Instance, strategy: &Strategy) -> bool {
+    let Some(catalog) = engine.catalog().await else { return false };
+    let last = catalog.last_verification(&instance.name, &strategy.name, true).await;
+    matches!(last, Ok(Some(last)) if last.outcome == "damaged")
 }
 
 async fn look_through(
@@ -143,7 +152,7 @@ async fn look_through(
 
 /// When the last verification of the strategy on schedule began; none when there was none, as far as is recorded.
 pub async fn last_verified(engine: &Engine, instance: &Instance, strategy: &Strategy) -> Option<DateTime<Utc>> {
-    match engine.catalog().await?.last_verification(&instance.name, &strategy.name).await {
+    match engine.catalog().await?.last_verification(&instance.name, &strategy.name, false).await {
         Ok(last) => last.map(|last| last.started),
         Err(error) => {
             tracing::warn!("{error}");

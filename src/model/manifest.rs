@@ -223,7 +223,8 @@ impl Manifest {
     /// When `bytes` are not laid out as a manifest.
     pub fn for_copy(bytes: &[u8], storage: &StorageNote) -> Result<Vec<u8>, ManifestError> {
         let malformed = |error: serde_json::Error| ManifestError::Malformed(error.to_string());
-        let mut document: serde_json::Value = serde_json::from_str(unseal(KIND, bytes, FORMAT)?).map_err(malformed)?;
+        let mut document: serde_json::Value =
+            serde_json::from_str(unseal(KIND, bytes, FORMAT)?.1).map_err(malformed)?;
         let storage = serde_json::to_value(storage).map_err(malformed)?;
         if let Some(place) = document.get_mut("storage") {
             *place = storage;
@@ -237,15 +238,9 @@ impl Manifest {
     /// Everything a [`ManifestError`] says. A manifest whose digest does not match is not looked into any further.
     pub fn from_bytes(bytes: &[u8], instance: &Name, strategy: &Name, id: &SnapshotId) -> Result<Self, ManifestError> {
         let malformed = |what: &str| ManifestError::Malformed(what.to_owned());
-        /// What decides whether the rest can be read.
-        #[derive(Deserialize)]
-        struct Head {
-            requires: Option<Vec<serde_json::Value>>,
-        }
-        let document = unseal(KIND, bytes, FORMAT)?;
-        let head: Head = serde_json::from_str(document).map_err(|error| malformed(&error.to_string()))?;
-        let unknown: Vec<String> = head
-            .requires
+        let (head, document) = unseal(KIND, bytes, FORMAT)?;
+        let requires = head.requires.as_ref().and_then(serde_json::Value::as_array);
+        let unknown: Vec<String> = requires
             .ok_or_else(|| malformed("it states no `requires`"))?
             .iter()
             .map(|feature| feature.as_str().map_or_else(|| feature.to_string(), str::to_owned))

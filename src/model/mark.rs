@@ -110,7 +110,7 @@ impl Mark {
     /// # Errors
     /// Everything a [`MarkError`] says.
     pub fn from_bytes(bytes: &[u8], key: &str) -> Result<Self, MarkError> {
-        let document = unseal("mark", bytes, MARK_FORMAT)?;
+        let (_, document) = unseal("mark", bytes, MARK_FORMAT)?;
         let mark: Self = serde_json::from_str(document).map_err(|error| MarkError::Unknown(error.to_string()))?;
         if mark.key() == key { Ok(mark) } else { Err(MarkError::Misplaced { belongs: mark.key() }) }
     }

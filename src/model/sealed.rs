@@ -51,15 +51,18 @@ pub(super) fn seal(kind: &str, document: &impl Serialize) -> Vec<u8> {
     text.into_bytes()
 }
 
-/// The text of the document of a `kind` in `bytes`, which is JSON, whose digest matches and whose `format` is from 1 to `newest`. One whose
-/// digest does not match is not looked into any further.
-pub(super) fn unseal<'a>(kind: &str, bytes: &'a [u8], newest: u32) -> Result<&'a str, SealError> {
-    /// What is read before anything else. (A tree of the whole would take several times longer, for a thousand of them in a listing.)
-    #[derive(Deserialize)]
-    struct Head {
-        format: Option<Value>,
-    }
+/// What is read of a document before anything else. (A tree of the whole would take several times longer, for a thousand of them in a listing.)
+#[derive(Deserialize)]
+pub(super) struct Head {
+    format: Option<Value>,
+    /// What a reader must understand, where the document says it.
+    #[serde(default)]
+    pub(super) requires: Option<Value>,
+}
 
+/// The head and the text of the document of a `kind` in `bytes`, which is JSON, whose digest matches and whose `format` is from 1 to `newest`. One whose
+/// digest does not match is not looked into any further.
+pub(super) fn unseal<'a>(kind: &str, bytes: &'a [u8], newest: u32) -> Result<(Head, &'a str), SealError> {
     let malformed = |what: &str| SealError::Malformed(format!("It is not a {kind}: {what}"));
     let text = std::str::from_utf8(bytes).map_err(|_| malformed("it is not UTF-8"))?;
     let (first, rest) = text.split_once('\n').ok_or_else(|| malformed("it has a single line"))?;
@@ -77,6 +80,6 @@ pub(super) fn unseal<'a>(kind: &str, bytes: &'a [u8], newest: u32) -> Result<&'a
     match head.format.as_ref().and_then(Value::as_u64) {
         None => Err(malformed("it states no format")),
         Some(found) if found > u64::from(newest) || found == 0 => Err(SealError::Newer { found, known: newest }),
-        Some(_) => Ok(body),
+        Some(_) => Ok((head, body)),
     }
 }

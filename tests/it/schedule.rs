@@ -9,6 +9,7 @@ use holdfast::storage::local::LocalConfig;
 
 use crate::support::daemon::{Daemon, WallClock, until};
 use crate::support::plant::{days_ago, plant};
+use crate::support::sh;
 use crate::support::site::Site;
 
 /// One source that is a script of the test, with the schedule put in for `SCHEDULE`.
@@ -37,7 +38,10 @@ fn it_runs_at_each_time_of_the_schedule_and_ends_when_asked_to() {
         let site = site("*/2 * * * * *");
         let mut daemon = Daemon::start(&site);
         for _ in 0..3 {
-            daemon.says("run committed");
+            // What is logged within a run says of which.
+            let line: serde_json::Value = serde_json::from_str(&daemon.says("\"committed\"")).unwrap();
+            let ended: serde_json::Value = serde_json::from_str(&daemon.says("run committed")).unwrap();
+            assert_eq!(line["span"]["id"], ended["id"], "{line:#}");
         }
         daemon.signal(signal);
         assert_eq!(daemon.ends(), Some(0), "{:#?}", daemon.seen);
@@ -379,4 +383,86 @@ fn what_is_stored_is_verified_on_a_schedule_of_its_own() {
     let verified = &status["strategies"][0]["verified"];
     assert_eq!(verified["outcome"], "damaged", "{status:#}");
     assert!(status["strategies"][0]["reason"].is_string(), "{status:#}");
+}
+
+#[test]
+fn a_run_that_a_restart_cut_off_and_one_that_was_to_be_tried_again_are_made_up_for() {
+    let more = "retry = { attempts = 3, backoff = \"1h\" }\n";
+    let site = Site::new(&(CONFIGURATION.replace("SCHEDULE", "30 1 * * *") + more));
+    let due = at("2026-05-02T01:30:00Z");
+    let clock = WallClock::at(due - TimeDelta::seconds(2));
+    let begun = site.path("begun");
+    std::fs::write(site.path("dump.sh"), format!("touch {}; sleep 1000", begun.display())).unwrap();
+    let mut daemon = Daemon::start_at(&site, &clock);
+    daemon.next("app/daily");
+    until("the run has begun", || begun.exists());
+    let seen = daemon.stop();
+    assert!(seen.iter().any(|line| line.contains("cancelled, nothing was committed")), "{seen:#?}");
+    clock.set(due + TimeDelta::minutes(10));
+    std::fs::write(site.path("dump.sh"), "echo out of order >&2; exit 1").unwrap();
+    let mut daemon = Daemon::start_at(&site, &clock);
+    daemon.says("a run was missed");
+    daemon.says("trying again");
+    // Asked to stop while it waits for the next attempt.
+    daemon.stop();
+    std::fs::write(site.path("dump.sh"), "echo data").unwrap();
+    let mut daemon = Daemon::start_at(&site, &clock);
+    daemon.says("run committed");
+    assert_eq!(daemon.next("app/daily"), due + TimeDelta::days(1));
+    daemon.stop();
+    assert_eq!(taken(&site).len(), 1);
+}
+
+#[test]
+fn a_clock_that_was_years_ahead_stops_nothing_once_it_is_right() {
+    let site = site("30 1 * * *");
+    let clock = WallClock::at(at("2031-06-01T01:29:58Z"));
+    let mut daemon = Daemon::start_at(&site, &clock);
+    daemon.says("run committed");
+    assert_eq!(daemon.next("app/daily"), at("2031-06-02T01:30:00Z"));
+    // It is set right while the scheduler waits.
+    clock.set(at("2026-05-01T12:00:00Z"));
+    assert_eq!(daemon.next("app/daily"), at("2026-05-02T01:30:00Z"));
+    clock.set(at("2026-05-02T01:29:59Z"));
+    daemon.says("run committed");
+    daemon.stop();
+    // And a scheduler that starts then is not fooled either.
+    let mut daemon = Daemon::start_at(&site, &clock);
+    assert_eq!(daemon.next("app/daily"), at("2026-05-03T01:30:00Z"));
+    daemon.stop();
+    clock.set(at("2026-05-04T12:00:00Z"));
+    let status = clock.shown_to(site.backup(["status", "--json"])).expect(1).json();
+    assert_eq!(status["strategies"][0]["state"], "stale", "{status:#}");
+}
+
+#[test]
+fn a_machine_that_slept_over_a_time_skips_it_where_the_strategy_says_so() {
+    let site = Site::new(&(CONFIGURATION.replace("SCHEDULE", "30 1 * * *") + "missed = \"skip\"\n"));
+    std::fs::write(site.path("dump.sh"), "echo data").unwrap();
+    let clock = WallClock::at(at("2026-05-01T12:00:00Z"));
+    let mut daemon = Daemon::start_at(&site, &clock);
+    assert_eq!(daemon.next("app/daily"), at("2026-05-02T01:30:00Z"));
+    clock.set(at("2026-05-04T09:00:00Z"));
+    assert_eq!(daemon.next("app/daily"), at("2026-05-05T01:30:00Z"));
+    daemon.stop();
+    assert!(site.ids().is_empty());
+}
+
+#[test]
+fn a_log_that_cannot_be_written_ends_no_run_and_no_scheduler() {
+    let site = site("* * * * * *");
+    let program = env!("CARGO_BIN_EXE_backup");
+    let mut daemon = std::process::Command::new("sh")
+        .args(["-c", "exec \"$0\" schedule --config \"$1\" 2>/dev/full"])
+        .arg(program)
+        .arg(site.config())
+        .stdin(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    until("runs go on", || site.folders().len() > 3);
+    let pid = rustix::process::Pid::from_child(&daemon);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert_eq!(daemon.wait().unwrap().code(), Some(0));
+    let script = "\"$1\" --strategy daily --config \"$2\" 2>/dev/full";
+    sh(site.dir.path(), script, &[program.as_ref(), site.config().as_os_str()]);
 }

@@ -150,6 +150,42 @@ fn with_the_state_folder_lost_the_status_is_that_of_the_storages() {
 }
 
 #[test]
+fn with_the_state_folder_lost_and_a_storage_out_of_reach_nothing_is_called_well() {
+    let more = "[storages.usb]\ntype = \"local\"\npath = \"@/disk/usb\"\n";
+    let (site, port) = site(more);
+    let text = std::fs::read_to_string(site.config()).unwrap();
+    std::fs::write(site.config(), text.replace("[\"local\"]", "[\"local\", \"usb\"]")).unwrap();
+    let clock = WallClock::at(at("2026-05-02T02:00:00Z"));
+    let mut daemon = Daemon::start_at(&site, &clock);
+    daemon.next("app/daily");
+    let (code, why) = get(port, "/readyz");
+    assert_eq!(code, 503);
+    assert!(why.contains("`usb` was never reached from here"), "{why}");
+    daemon.stop();
+}
+
+#[test]
+fn a_storage_that_is_added_is_not_stale_before_a_snapshot_is_due_there() {
+    let (site, _) = site("");
+    let clock = WallClock::at(at("2026-05-02T01:35:00Z"));
+    clock.shown_to(site.backup(["--strategy", "daily"])).expect(0);
+    clock.set(at("2026-05-20T01:35:00Z"));
+    clock.shown_to(site.backup(["--strategy", "daily"])).expect(0);
+    let text = std::fs::read_to_string(site.config()).unwrap();
+    let text = text.replace("[\"local\"]", "[\"local\", \"usb\"]");
+    let usb = format!("{text}[storages.usb]\ntype = \"local\"\npath = \"{}\"\n", site.path("usb").display());
+    std::fs::write(site.config(), usb).unwrap();
+    let mut daemon = Daemon::start_at(&site, &clock);
+    daemon.next("app/daily");
+    let state = |code| clock.shown_to(site.backup(["status", "--json"])).expect(code).json()["strategies"][0].clone();
+    assert_eq!(state(0)["state"], "waiting", "{:#}", state(0));
+    clock.set(at("2026-05-21T01:29:59Z"));
+    daemon.says("run committed");
+    assert_eq!(state(0)["state"], "fresh");
+    daemon.stop();
+}
+
+#[test]
 fn a_storage_that_falls_behind_makes_a_strategy_stale_although_another_is_fresh() {
     let more = "[storages.usb]\ntype = \"local\"\npath = \"@/disk/usb\"\n";
     let (site, _) = site(more);
@@ -195,6 +231,27 @@ fn a_port_in_use_is_said_at_the_start_and_refused_by_a_reload() {
     daemon.says("is taken over");
     assert_eq!(get(used, "/healthz").0, 200);
     until("the old page is gone", || TcpStream::connect(("127.0.0.1", port)).is_err());
+    daemon.stop();
+}
+
+#[test]
+fn who_floods_the_page_takes_a_few_connections_and_no_run() {
+    let (site, port) = site("");
+    let clock = WallClock::at(at("2026-05-02T01:29:50Z"));
+    let mut daemon = Daemon::start_at(&site, &clock);
+    daemon.next("app/daily");
+    let open: Vec<TcpStream> = (0..100)
+        .filter_map(|_| {
+            TcpStream::connect_timeout(&([127, 0, 0, 1], port).into(), std::time::Duration::from_secs(5)).ok()
+        })
+        .collect();
+    let descriptors = || std::fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap().count();
+    until("they are let in", || descriptors() > 60);
+    assert!(descriptors() < 120, "{}", descriptors());
+    clock.set(at("2026-05-02T01:29:59Z"));
+    daemon.says("run committed");
+    drop(open);
+    assert_eq!(get(port, "/healthz").0, 200);
     daemon.stop();
 }
 

@@ -65,12 +65,12 @@ pub async fn plan(engine: &Engine, instance: &Instance, strategy: &Strategy) -> 
     }
 }
 
-/// When the last run of `strategy` began, however it ended: by the catalog, or where that was lost, by the snapshots in the storages. None when it never ran, as far
-/// as can be known.
+/// When the last run of `strategy` began that need not be made up for: by the catalog, or where that was lost, by the snapshots in the storages. One that was cancelled,
+/// or failed for a reason that may pass with attempts left, is not it. None when there was none, as far as can be known.
 pub async fn last_began(engine: &Engine, instance: &Instance, strategy: &Strategy) -> Option<DateTime<Utc>> {
     if let Some(catalog) = engine.catalog().await {
-        match catalog.last_run(&instance.name, &strategy.name, false).await {
-            Ok(Some(run)) => return Some(run.started),
+        match catalog.last_concluded(&instance.name, &strategy.name, strategy.retry.attempts).await {
+            Ok(Some(started)) => return Some(started),
             Ok(None) => {}
             Err(error) => tracing::warn!("{error}"),
         }
@@ -136,9 +136,6 @@ pub async fn run(engine: &Engine, instance: &Instance, strategy: &Strategy) -> R
     }
     let span = tracing::info_span!("run", instance = %instance.name, strategy = %strategy.name, id = %run.id);
     span.in_scope(|| tracing::info!("run begins"));
-    if let Some(began) = &engine.began {
-        began();
-    }
 
     // Everything of the run hears of a cancellation through this one, which a timeout cancels too.
     let cancel = Cancel::new();
@@ -279,6 +276,9 @@ impl Run<'_> {
         if let Err(error) = opened {
             self.clean_up().await;
             return Err(error);
+        }
+        if let Some(began) = &self.engine.began {
+            began();
         }
         let beating = self.beat(heartbeat);
         let result = match self.before(Around::Run, cancel).await {

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use tokio_util::task::AbortOnDropHandle;
+
 use super::{Run, RunMember};
 use crate::catalog::RunRecord;
 use crate::engine::lock::Heartbeat;
@@ -132,7 +134,7 @@ impl Run<'_> {
     }
 
     /// Renews the heartbeat in every storage until aborted.
-    pub(super) fn beat(&self, heartbeat: Heartbeat) -> tokio::task::JoinHandle<()> {
+    pub(super) fn beat(&self, heartbeat: Heartbeat) -> AbortOnDropHandle<()> {
         let members: Vec<Arc<Member>> = self.members.iter().map(|member| Arc::clone(&member.member)).collect();
         let key = format!("{}{RUN_KEY}", self.folder());
         let clock = self.engine.clock.clone();
@@ -142,9 +144,10 @@ impl Run<'_> {
             writer::beat(open, key.clone(), clock.clone(), heartbeat.clone(), move || member.is_well())
         });
         let beats = futures::future::join_all(beats);
-        tokio::spawn(async move {
+        // A run that is left must not look alive.
+        AbortOnDropHandle::new(tokio::spawn(async move {
             beats.await;
-        })
+        }))
     }
 }
 

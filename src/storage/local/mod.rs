@@ -18,7 +18,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use chrono::{DateTime, Utc};
-use futures::stream::{self, BoxStream, StreamExt};
+use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -28,8 +28,10 @@ use crate::model::RemoteCheck;
 
 /// How much is read at a time, in bytes.
 const READ_BYTES: usize = 256 << 10;
-/// How many objects the walk of a listing may be ahead of whoever takes them.
-const LIST_AHEAD: usize = 256;
+/// How many objects of a listing are handed over at a time: a thread that wakes another for each spends its time on that.
+const PAGE: usize = 128;
+/// How many pages the walk of a listing may be ahead of whoever takes them.
+const LIST_AHEAD: usize = 2;
 
 /// A folder on this machine, or mounted on it.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -173,7 +175,13 @@ impl Storage for Local {
         let walking = stream::once(async move {
             let failed = sender.clone();
             let walk = blocking(move || {
-                disk.walk(&prefix, &mut |object| sender.blocking_send(Ok(object)).is_ok()).map(|_| ())
+                let mut page = Vec::with_capacity(PAGE);
+                disk.walk(&prefix, &mut |object| {
+                    page.push(object);
+                    page.len() < PAGE || sender.blocking_send(Ok(std::mem::take(&mut page))).is_ok()
+                })?;
+                let _ = sender.blocking_send(Ok(page));
+                Ok(())
             });
             if let Err(error) = walk.await {
                 // Whoever listed may have gone.
@@ -181,11 +189,17 @@ impl Storage for Local {
             }
             None
         });
-        let taking = stream::unfold(receiver, |mut receiver| async move {
-            receiver.recv().await.map(|object| (Some(object), receiver))
-        });
+        let taking =
+            stream::unfold(
+                receiver,
+                |mut receiver| async move { receiver.recv().await.map(|page| (Some(page), receiver)) },
+            );
         // The walk sends until it is done; the listing ends when its last sender is gone.
-        stream::select(walking, taking).filter_map(|object| async { object }).boxed()
+        stream::select(walking, taking)
+            .filter_map(|page| async { page })
+            .map_ok(|page| stream::iter(page.into_iter().map(Ok)))
+            .try_flatten()
+            .boxed()
     }
 
     async fn stat(&self, key: &str) -> Result<Object, StorageError> {
