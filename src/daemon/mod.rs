@@ -259,7 +259,7 @@ impl Crew {
         let watch = Watch { scheduled, notifiers: notifiers.clone(), ended, places: Arc::clone(&places) };
         let (watch, until) = (Arc::new(watch), retire.clone());
         let watching =
-            again("freshness", retire.clone(), move || tokio::spawn(Arc::clone(&watch).go_on(until.clone())));
+            again("freshness", retire.clone(), AGAIN, move || tokio::spawn(Arc::clone(&watch).go_on(until.clone())));
         tasks.insert("freshness".to_owned(), tokio::spawn(watching));
         Self { retire, tasks, notifiers, places, most }
     }
@@ -294,7 +294,7 @@ async fn look_after(work: Arc<Work>, part: Part, earlier: Option<JoinHandle<()>>
         let _ = earlier.await;
     }
     let (name, retire) = (format!("{} ({part})", work.name()), work.retire.clone());
-    again(&name, retire, move || {
+    again(&name, retire, AGAIN, move || {
         let (work, runtime) = (Arc::clone(&work), Handle::current());
         // A thread of its own, which mostly waits. (What a run is made of is not made to move between threads.)
         tokio::task::spawn_blocking(move || match part {
@@ -313,17 +313,17 @@ async fn look_after(work: Arc<Work>, part: Part, earlier: Option<JoinHandle<()>>
     .await;
 }
 
-/// Does `work` to its end, and begins it again when a fault of the program ended it: a scheduler that lives and does not run is worse than none. What is due
+/// Does `work` to its end, and begins it again, `after` a while, when a fault of the program ended it: a scheduler that lives and does not run is worse than none. What is due
 /// it finds in what is recorded, as after a restart.
-async fn again(name: &str, retire: Cancel, work: impl Fn() -> JoinHandle<()>) {
+async fn again(name: &str, retire: Cancel, after: Duration, work: impl Fn() -> JoinHandle<()>) {
     while let Err(error) = work().await {
         tracing::error!(
             "internal error: {name} ended with {error}, and begins again in {} seconds; please report it",
-            AGAIN.as_secs()
+            after.as_secs()
         );
         tokio::select! {
             () = retire.cancelled() => return,
-            () = tokio::time::sleep(AGAIN) => {}
+            () = tokio::time::sleep(after) => {}
         }
     }
 }
@@ -345,4 +345,34 @@ pub fn ask_to_reload(state_dir: &Path) -> Result<u32, DaemonError> {
     rustix::process::kill_process(process, rustix::process::Signal::HUP)
         .map_err(|error| DaemonError::Signal { pid, error: error.into() })?;
     Ok(pid)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_a_fault_of_the_program_ended_begins_again() {
+        let begun = Arc::new(AtomicU32::new(0));
+        let count = Arc::clone(&begun);
+        again("a test", Cancel::new(), Duration::ZERO, move || {
+            let count = Arc::clone(&count);
+            tokio::spawn(async move {
+                let before = count.fetch_add(1, Ordering::SeqCst);
+                assert!(before >= 2, "the first two end so");
+            })
+        })
+        .await;
+        assert_eq!(begun.load(Ordering::SeqCst), 3);
+    }
+
+    #[tokio::test]
+    async fn it_does_not_begin_again_once_it_was_asked_to_stop() {
+        let retire = Cancel::new();
+        retire.cancel();
+        let fails = || tokio::spawn(async { panic!("always") });
+        again("a test", retire, Duration::from_secs(3_600), fails).await;
+    }
 }

@@ -6,25 +6,11 @@ use std::path::{Path, PathBuf};
 
 use rustix::process::Signal;
 
-use crate::support::site::{Site, noise};
-use crate::support::{Mounted, files, is_root, sh};
-
-/// One source that is a script of the test, to a local storage.
-const SCRIPTED: &str = r#"
-[sources.dump]
-type = "command"
-command = ["sh", "@/dump.sh"]
-[storages.local]
-type = "local"
-path = "@/store"
-[strategies.daily]
-sources = ["dump"]
-storages = ["local"]
-no_progress_timeout = "2s"
-"#;
+use crate::support::site::{SCRIPTED, Site, noise};
+use crate::support::{Mounted, files, is_root, postgres, sh};
 
 fn scripted(script: &str) -> Site {
-    let site = Site::new(SCRIPTED);
+    let site = Site::new(&format!("{SCRIPTED}no_progress_timeout = \"2s\"\n"));
     write_script(&site, script);
     site
 }
@@ -251,4 +237,32 @@ fn a_disk_that_fills_is_an_error_and_leaves_room_again() {
     assert!(format!("{}{}", refused.out(), refused.err()).contains("the last snapshot took"), "{refused}");
     assert!(!site.path("was-read").exists());
     drop(unmount);
+}
+
+#[test]
+fn what_may_pass_by_itself_is_told_from_what_does_not() {
+    let may_pass = |configuration: &str| {
+        let site = Site::new(configuration);
+        write_script(&site, "exit 1");
+        // `@` stands for the site's folder there.
+        let text = std::fs::read_to_string(site.config()).unwrap();
+        std::fs::write(site.config(), text.replace("AT", "@")).unwrap();
+        let ran = site.run(1);
+        ran.json()["may_pass"].as_bool().unwrap_or_else(|| panic!("{ran}"))
+    };
+    let database = |url: &str| {
+        SCRIPTED.replace(
+            "type = \"command\"\ncommand = [\"sh\", \"@/dump.sh\"]",
+            &format!("type = \"postgres\"\nurl = \"{url}\""),
+        )
+    };
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let server = postgres(16).url;
+    assert!(may_pass(&database(&format!("postgresql://postgresAT127.0.0.1:{closed}/postgres"))), "the server is down");
+    let (_, place) = server.split_once('@').unwrap();
+    let refused = format!("postgresql://postgres:wrongAT{place}");
+    assert!(!may_pass(&database(&refused)), "the password is wrong");
+    assert!(may_pass(SCRIPTED), "of a program that failed nobody can tell");
+    assert!(!may_pass(&SCRIPTED.replace("\"sh\", ", "\"no-such-program\", ")), "there is no such program");
+    assert!(!may_pass(&SCRIPTED.replace("@/store", "/proc/nowhere/store")), "there is no such disk");
 }

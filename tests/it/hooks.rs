@@ -83,10 +83,7 @@ fn a_failing_before_fails_the_run_and_what_undoes_it_is_started_all_the_same() {
 }
 
 #[test]
-fn a_failing_before_of_a_source_fails_the_run() {
-    let site = site();
-    std::fs::write(site.path("fail-before-first"), "").unwrap();
-    site.run(1);
+fn a_source_that_fails_or_its_before_is_followed_by_its_hooks_and_those_of_the_run() {
     let expected = [
         "before",
         "before of first",
@@ -95,24 +92,13 @@ fn a_failing_before_of_a_source_fails_the_run() {
         "after: failed",
         "on_failure: failed",
     ];
-    assert_eq!(log(&site), expected);
-    assert!(site.folders().is_empty());
-}
-
-#[test]
-fn a_source_that_fails_is_followed_by_its_hooks_and_those_of_the_run() {
-    let site = site();
-    std::fs::write(site.path("first.sh"), "echo half; exit 7").unwrap();
-    site.run(1);
-    let expected = [
-        "before",
-        "before of first",
-        "after of first: failed",
-        "on_failure of first: failed",
-        "after: failed",
-        "on_failure: failed",
-    ];
-    assert_eq!(log(&site), expected);
+    for (file, content) in [("fail-before-first", ""), ("first.sh", "echo half; exit 7")] {
+        let site = site();
+        std::fs::write(site.path(file), content).unwrap();
+        site.run(1);
+        assert_eq!(log(&site), expected, "{file}");
+        assert!(site.folders().is_empty());
+    }
 }
 
 #[test]
@@ -161,4 +147,21 @@ fn an_empty_hook_is_refused() {
     let refused = site.backup(["--strategy", "daily"]).expect(2);
     assert!(refused.err().contains("sources.first.before"), "{refused}");
     assert!(refused.err().contains("strategies.daily.before"), "{refused}");
+}
+
+#[test]
+fn an_after_that_hangs_is_ended_with_the_run_when_that_has_had_its_grace() {
+    let site = site();
+    let configuration = std::fs::read_to_string(site.config()).unwrap();
+    std::fs::write(site.config(), format!("stop_grace = \"1s\"\n{configuration}")).unwrap();
+    let (begun, pid) = (site.path("begun"), site.path("pid"));
+    std::fs::write(site.path("first.sh"), format!("touch {}; sleep 1000", begun.display())).unwrap();
+    let hook = format!("[ $HOLDFAST_HOOK = before ] || {{ echo $$ > {}; exec sleep 1000; }}", pid.display());
+    std::fs::write(site.path("hook.sh"), hook).unwrap();
+    let running = site.backup(["--strategy", "daily"]).spawn();
+    until("the dump has begun", || begun.exists());
+    running.signal(rustix::process::Signal::TERM);
+    running.wait().expect(1);
+    let pid = std::fs::read_to_string(pid).unwrap();
+    until("the hook is gone", || !std::path::Path::new(&format!("/proc/{}", pid.trim())).exists());
 }

@@ -10,24 +10,15 @@ use holdfast::storage::local::LocalConfig;
 use crate::support::daemon::{Daemon, WallClock, until};
 use crate::support::plant::{days_ago, plant};
 use crate::support::sh;
-use crate::support::site::Site;
+use crate::support::site::{SCRIPTED, Site};
 
-/// One source that is a script of the test, with the schedule put in for `SCHEDULE`.
-const CONFIGURATION: &str = r#"
-[sources.dump]
-type = "command"
-command = ["sh", "@/dump.sh"]
-[storages.local]
-type = "local"
-path = "@/store"
-[strategies.daily]
-sources = ["dump"]
-storages = ["local"]
-schedule = "SCHEDULE"
-"#;
+/// A strategy with this schedule.
+fn scheduled(schedule: &str) -> String {
+    format!("{SCRIPTED}schedule = \"{schedule}\"\n")
+}
 
 fn site(schedule: &str) -> Site {
-    let site = Site::new(&CONFIGURATION.replace("SCHEDULE", schedule));
+    let site = Site::new(&scheduled(schedule));
     std::fs::write(site.path("dump.sh"), "echo data").unwrap();
     site
 }
@@ -53,7 +44,7 @@ fn it_runs_at_each_time_of_the_schedule_and_ends_when_asked_to() {
 
 #[test]
 fn a_run_that_fails_does_not_end_it() {
-    let site = Site::new(&(CONFIGURATION.replace("SCHEDULE", "*/2 * * * * *") + "retry = { attempts = 1 }\n"));
+    let site = Site::new(&(scheduled("*/2 * * * * *") + "retry = { attempts = 1 }\n"));
     std::fs::write(site.path("dump.sh"), "echo broken >&2; exit 1").unwrap();
     let mut daemon = Daemon::start(&site);
     assert!(daemon.says("nothing was committed").contains("broken"));
@@ -86,13 +77,13 @@ async fn what_was_missed_is_made_up_for_once_also_when_the_catalog_is_lost() {
 #[tokio::test]
 async fn what_was_missed_is_left_when_the_strategy_says_so_and_a_first_start_misses_nothing() {
     for planted in [true, false] {
-        let site = Site::new(&(CONFIGURATION.replace("SCHEDULE", "0 0 * * *") + "missed = \"skip\"\n"));
+        let site = Site::new(&(scheduled("0 0 * * *") + "missed = \"skip\"\n"));
         if planted {
             let config = LocalConfig::from_path(site.path("store"));
             let storage = StorageConfig::Local(config).open(&Cancel::new()).await.unwrap();
             plant(&*storage, "app", "daily", [days_ago(5)]).await;
         } else {
-            site.configure(&CONFIGURATION.replace("SCHEDULE", "0 0 * * *"));
+            site.configure(&scheduled("0 0 * * *"));
         }
         let mut daemon = Daemon::start(&site);
         daemon.says("waiting");
@@ -114,14 +105,16 @@ fn asked_to_stop_it_cancels_the_run_that_is_under_way() {
     assert_eq!(daemon.ends(), Some(0), "{:#?}", daemon.seen);
     assert!(asked.elapsed() < Duration::from_secs(30));
     assert!(daemon.seen.iter().any(|line| line.contains("cancelled, nothing was committed")), "{:#?}", daemon.seen);
+    let status = site.backup(["status", "--json"]).run().json();
+    assert_eq!(status["strategies"][0]["last_run"]["outcome"], "cancelled", "{status:#}");
     assert!(site.folders().is_empty(), "nothing is left of it");
 }
 
 #[test]
 fn without_anything_to_run_it_says_so() {
-    let site = Site::new(&CONFIGURATION.replace("schedule = \"SCHEDULE\"\n", ""));
+    let site = Site::new(SCRIPTED);
     assert!(site.backup(["schedule"]).expect(2).err().contains("Nothing is scheduled"));
-    site.configure(&(CONFIGURATION.replace("SCHEDULE", "0 0 * * *") + "active = false\n"));
+    site.configure(&(scheduled("0 0 * * *") + "active = false\n"));
     assert!(site.backup(["schedule"]).expect(2).err().contains("Nothing is scheduled"));
 }
 
@@ -158,7 +151,7 @@ fn across_both_changes_of_the_clocks_it_runs_once_each_night() {
             ["2026-10-24T00:30:00Z", "2026-10-25T00:30:00Z", "2026-10-26T01:30:00Z", "2026-10-27T01:30:00Z"],
         ),
     ] {
-        let site = Site::new(&(CONFIGURATION.replace("SCHEDULE", "30 2 * * *") + "timezone = \"Europe/Oslo\"\n"));
+        let site = Site::new(&(scheduled("30 2 * * *") + "timezone = \"Europe/Oslo\"\n"));
         std::fs::write(site.path("dump.sh"), "echo data").unwrap();
         let clock = WallClock::at(at(start));
         let mut daemon = Daemon::start_at(&site, &clock);
@@ -232,9 +225,7 @@ fn killed_and_started_again_around_a_due_time_it_runs_once() {
 fn two_schedulers_on_one_storage_run_each_night_once() {
     let one = site("30 1 * * *");
     let two = site("30 1 * * *");
-    two.configure(
-        &CONFIGURATION.replace("SCHEDULE", "30 1 * * *").replace("@/store", one.path("store").to_str().unwrap()),
-    );
+    two.configure(&scheduled("30 1 * * *").replace("@/store", one.path("store").to_str().unwrap()));
     let start = at("2026-05-01T12:00:00Z");
     let clock = WallClock::at(start);
     let mut daemons = [Daemon::start_at(&one, &clock), Daemon::start_at(&two, &clock)];
@@ -259,7 +250,7 @@ fn two_schedulers_on_one_storage_run_each_night_once() {
 fn what_may_pass_is_tried_again_and_what_does_not_is_not() {
     let script = "n=$(cat @/tries 2>/dev/null || echo 0); echo $((n + 1)) > @/tries; [ $n -ge 2 ] && echo data";
     let more = "retry = { attempts = 3, backoff = \"1s\" }\n";
-    let site = Site::new(&(CONFIGURATION.replace("SCHEDULE", "30 1 * * *") + more));
+    let site = Site::new(&(scheduled("30 1 * * *") + more));
     std::fs::write(site.path("dump.sh"), script.replace('@', site.dir.path().to_str().unwrap())).unwrap();
     let clock = WallClock::at(at("2026-05-01T01:29:50Z"));
     let mut daemon = Daemon::start_at(&site, &clock);
@@ -268,7 +259,7 @@ fn what_may_pass_is_tried_again_and_what_does_not_is_not() {
     daemon.says("run committed");
     assert_eq!(daemon.next("app/daily"), at("2026-05-02T01:30:00Z"));
     // Now there is no such program, which does not pass.
-    site.configure(&(CONFIGURATION.replace("SCHEDULE", "30 1 * * *").replace("\"sh\"", "\"no-such-program\"") + more));
+    site.configure(&(scheduled("30 1 * * *").replace("\"sh\"", "\"no-such-program\"") + more));
     site.backup(["reload"]).expect(0);
     daemon.next("app/daily");
     clock.set(at("2026-05-02T01:29:59Z"));
@@ -290,11 +281,11 @@ fn a_configuration_that_cannot_be_used_is_refused_and_the_old_one_goes_on() {
     assert!(refused.contains("app.toml:1"), "{refused}");
     daemon.says("run committed");
     // One that is right, but has nothing to do, is refused too.
-    site.configure(&(CONFIGURATION.replace("SCHEDULE", "30 1 * * *") + "active = false\n"));
+    site.configure(&(scheduled("30 1 * * *") + "active = false\n"));
     site.backup(["reload"]).expect(0);
     assert!(daemon.says("was not taken over").contains("Nothing is scheduled"));
     daemon.says("run committed");
-    site.configure(&CONFIGURATION.replace("SCHEDULE", "*/3 * * * * *").replace("daily", "hourly"));
+    site.configure(&scheduled("*/3 * * * * *").replace("daily", "hourly"));
     site.backup(["reload"]).expect(0);
     daemon.says("is taken over");
     assert!(daemon.says("run committed").contains("app/hourly"));
@@ -309,7 +300,7 @@ fn a_run_that_is_under_way_ends_with_the_old_configuration() {
     std::fs::write(site.path("dump.sh"), script).unwrap();
     let mut daemon = Daemon::start(&site);
     until("the run has begun", || begun.exists());
-    site.configure(&CONFIGURATION.replace("SCHEDULE", "30 1 1 1 *"));
+    site.configure(&scheduled("30 1 1 1 *"));
     site.backup(["reload"]).expect(0);
     daemon.says("is taken over");
     std::fs::write(go, "").unwrap();
@@ -335,7 +326,7 @@ fn there_is_one_scheduler_at_a_time_and_none_to_reload_where_there_is_none() {
 #[test]
 fn at_most_so_many_strategies_run_at_once() {
     let second = "[strategies.other]\nsources = [\"dump\"]\nstorages = [\"local\"]\nschedule = \"30 1 * * *\"\n";
-    let site = Site::new(&(CONFIGURATION.replace("SCHEDULE", "30 1 * * *") + second));
+    let site = Site::new(&(scheduled("30 1 * * *") + second));
     // It fails when it is run twice at a time.
     let alone = site.path("alone");
     let script = format!("mkdir {0} || exit 1; sleep 0.5; rmdir {0}; echo data", alone.display());
@@ -352,7 +343,7 @@ fn at_most_so_many_strategies_run_at_once() {
 #[test]
 fn what_is_stored_is_verified_on_a_schedule_of_its_own() {
     let more = "verify = { schedule = \"0 6 * * 0\", read_data_percent = 100 }\n";
-    let site = Site::new(&(CONFIGURATION.replace("SCHEDULE", "30 1 * * *") + more));
+    let site = Site::new(&(scheduled("30 1 * * *") + more));
     std::fs::write(site.path("dump.sh"), "echo data").unwrap();
     let sunday = at("2026-05-03T06:00:00Z");
     let clock = WallClock::at(sunday - TimeDelta::hours(5));
@@ -388,7 +379,7 @@ fn what_is_stored_is_verified_on_a_schedule_of_its_own() {
 #[test]
 fn a_run_that_a_restart_cut_off_and_one_that_was_to_be_tried_again_are_made_up_for() {
     let more = "retry = { attempts = 3, backoff = \"1h\" }\n";
-    let site = Site::new(&(CONFIGURATION.replace("SCHEDULE", "30 1 * * *") + more));
+    let site = Site::new(&(scheduled("30 1 * * *") + more));
     let due = at("2026-05-02T01:30:00Z");
     let clock = WallClock::at(due - TimeDelta::seconds(2));
     let begun = site.path("begun");
@@ -437,7 +428,7 @@ fn a_clock_that_was_years_ahead_stops_nothing_once_it_is_right() {
 
 #[test]
 fn a_machine_that_slept_over_a_time_skips_it_where_the_strategy_says_so() {
-    let site = Site::new(&(CONFIGURATION.replace("SCHEDULE", "30 1 * * *") + "missed = \"skip\"\n"));
+    let site = Site::new(&(scheduled("30 1 * * *") + "missed = \"skip\"\n"));
     std::fs::write(site.path("dump.sh"), "echo data").unwrap();
     let clock = WallClock::at(at("2026-05-01T12:00:00Z"));
     let mut daemon = Daemon::start_at(&site, &clock);
@@ -465,4 +456,40 @@ fn a_log_that_cannot_be_written_ends_no_run_and_no_scheduler() {
     assert_eq!(daemon.wait().unwrap().code(), Some(0));
     let script = "\"$1\" --strategy daily --config \"$2\" 2>/dev/full";
     sh(site.dir.path(), script, &[program.as_ref(), site.config().as_os_str()]);
+}
+
+#[test]
+fn a_run_of_another_machine_is_waited_for_and_taken_over_from_when_its_heartbeat_stops() {
+    let site = site("30 1 * * *");
+    site.backup(["--strategy", "daily"]).expect(0);
+    // What a run of another machine leaves that is under way.
+    let folder = site.path("store/app/daily/20260502T013000Z-abcdef");
+    std::fs::create_dir(&folder).unwrap();
+    let beat = folder.join("run.json");
+    let time = "2026-05-02T01:30:00Z";
+    let heartbeat = serde_json::json!({
+        "format": 1, "node": "0".repeat(32), "host": "other", "pid": 1, "started": time, "beat": time,
+    });
+    std::fs::write(&beat, heartbeat.to_string()).unwrap();
+    let clock = WallClock::at(Utc::now() + TimeDelta::days(2));
+    let mut daemon = Daemon::start_at(&site, &clock);
+    daemon.says("waiting for the other run to end");
+    assert_eq!(site.ids().len(), 1);
+    sh(site.dir.path(), "touch -d '6 minutes ago' \"$1\" \"$2\"", &[beat.as_os_str(), folder.as_os_str()]);
+    daemon.says("run committed");
+    daemon.stop();
+    assert_eq!(site.ids().len(), 2);
+}
+
+#[test]
+fn every_listing_says_that_a_strategy_is_not_active() {
+    let site = Site::new(&(scheduled("30 1 * * *") + "active = false\n"));
+    std::fs::write(site.path("dump.sh"), "echo data").unwrap();
+    site.run(0);
+    for (command, words) in
+        [("strategies", "not active"), ("check", "not active"), ("list", "not active"), ("status", "inactive")]
+    {
+        let shown = site.backup([command]).run();
+        assert!(shown.out().contains(words), "{command}: {shown}");
+    }
 }

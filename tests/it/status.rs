@@ -7,29 +7,15 @@ use std::net::{TcpListener, TcpStream};
 use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::support::daemon::{Daemon, WallClock, until};
-use crate::support::site::Site;
+use crate::support::site::{SCRIPTED, Site};
 use crate::support::told::Listener;
 use crate::support::{sh, variable};
-
-const CONFIGURATION: &str = r#"
-listen = "127.0.0.1:PORT"
-[sources.dump]
-type = "command"
-command = ["sh", "@/dump.sh"]
-[storages.local]
-type = "local"
-path = "@/store"
-[strategies.daily]
-sources = ["dump"]
-storages = ["local"]
-schedule = "30 1 * * *"
-retry = { attempts = 1 }
-"#;
 
 /// A site with a status page, and a port that was free a moment ago.
 fn site(more: &str) -> (Site, u16) {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let site = Site::new(&(CONFIGURATION.replace("PORT", &port.to_string()) + more));
+    let daily = "schedule = \"30 1 * * *\"\nretry = { attempts = 1 }\n";
+    let site = Site::new(&format!("listen = \"127.0.0.1:{port}\"\n{SCRIPTED}{daily}{more}"));
     succeed(&site);
     (site, port)
 }

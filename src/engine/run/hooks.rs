@@ -43,7 +43,8 @@ impl Run<'_> {
         for (name, command) in [("after", hooks.after), ("on_failure", failed)] {
             let Some(command) = command else { continue };
             let facts = Some((outcome, error.as_deref()));
-            if let Err(error) = self.hook(name, &command, around, facts, &Cancel::new()).await {
+            let left = Left(Cancel::new());
+            if let Err(error) = self.hook(name, &command, around, facts, &left.0).await {
                 let source = match around {
                     Around::Run => None,
                     Around::Source(name) => Some(name.to_string()),
@@ -95,6 +96,15 @@ impl Run<'_> {
             Err(SourceError::Cancelled) => Err(EngineError::Cancelled),
             Err(error) => Err(EngineError::Hook { error: Box::new(error) }),
         }
+    }
+}
+
+/// Ends a hook whose run is not waited for any more: it is dropped then, and this with it.
+struct Left(Cancel);
+
+impl Drop for Left {
+    fn drop(&mut self) {
+        self.0.cancel();
     }
 }
 

@@ -7,6 +7,19 @@ use tempfile::TempDir;
 
 use super::{Backup, Ran, S3, backup, temp};
 
+/// One source that is a script of the test, `dump.sh`, to a local storage. What is added at the end belongs to the strategy.
+pub const SCRIPTED: &str = r#"
+[sources.dump]
+type = "command"
+command = ["sh", "@/dump.sh"]
+[storages.local]
+type = "local"
+path = "@/store"
+[strategies.daily]
+sources = ["dump"]
+storages = ["local"]
+"#;
+
 /// The configuration file and what belongs to it.
 pub struct Site {
     pub dir: TempDir,
