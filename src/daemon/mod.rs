@@ -85,7 +85,7 @@ pub enum DaemonError {
 
 /// All that is looked after, as one reading of the configuration has it.
 pub struct Scheduled {
-    /// The instances; at least one strategy has a schedule.
+    /// The instances; at least one strategy has a schedule, of runs or of verifications.
     pub instances: Vec<LookedAfter>,
     /// How many strategies run at a time, and where the status page is.
     pub settings: config::Daemon,
@@ -94,7 +94,7 @@ pub struct Scheduled {
 impl Scheduled {
     fn has_work(&self) -> bool {
         let strategies = self.instances.iter().flat_map(|one| one.instance.strategies.values());
-        strategies.into_iter().any(|strategy| strategy.active && strategy.schedule.is_some())
+        strategies.into_iter().any(|one| one.active && (one.schedule.is_some() || one.verify.is_some()))
     }
 }
 
@@ -143,6 +143,7 @@ pub async fn serve(
                 match take_over(load, &mut locks, &mut page, &present).await {
                     Ok(next) => {
                         sender.send_replace(Arc::clone(&next));
+                        retired.retain(|notifiers| !notifiers.is_done());
                         retired.append(&mut crew.notifiers.clone());
                         crew = Crew::start(next, &timer, crew.retire());
                         tracing::info!("the new configuration is taken over; a run that is under way ends with the old one");
@@ -253,9 +254,8 @@ impl Crew {
                 }
             }
         }
-        for (name, task) in before {
-            tasks.insert(format!("{name} (removed)"), task);
-        }
+        // Of strategies that are gone.
+        tasks.extend(before);
         let watch = Watch { scheduled, notifiers: notifiers.clone(), ended, places: Arc::clone(&places) };
         let (watch, until) = (Arc::new(watch), retire.clone());
         let watching =

@@ -3,7 +3,8 @@
 use chrono::{DateTime, TimeDelta, Utc};
 
 use super::lock::is_running;
-use super::{Engine, EngineError, OpenStorage, Selection, chain, list};
+use super::snapshots::list_one;
+use super::{Engine, EngineError, OpenStorage, Selection, Snapshot, chain};
 use crate::catalog::{Catalog, CatalogError, RunRecord};
 use crate::config::{Instance, Strategy};
 use crate::model::{Completeness, Manifest, Name};
@@ -42,36 +43,36 @@ pub async fn fill_status(engine: &Engine, instance: &Instance) {
     }
 }
 
+/// Lists what each storage of a strategy has of it, side by side: one that hangs does not keep the others. What could not be listed is logged, and none.
+pub(super) async fn look(engine: &Engine, instance: &Instance, strategy: &Strategy) -> Vec<Option<Vec<Snapshot>>> {
+    let selection = Selection { instance: Some(instance.name.clone()), strategy: Some(strategy.name.clone()) };
+    let selection = &selection;
+    let storages = instance.storages.iter().filter(|(name, _)| strategy.storages.contains(name));
+    let looks = storages.map(|(name, config)| async move {
+        let listed = match OpenStorage::open(name, config, &engine.cancel).await {
+            Ok(open) => list_one(engine, &open, selection).await.map_err(|error| error.to_string()),
+            Err(error) => Err(chain(&error)),
+        };
+        listed.inspect_err(|error| tracing::warn!(storage = %name, "could not be listed: {error}")).ok()
+    });
+    futures::future::join_all(looks).await
+}
+
 /// Brings what the catalog has of a strategy up to date with its storages.
 pub async fn list_strategy(engine: &Engine, instance: &Instance, strategy: &Strategy) {
-    let selection = Selection { instance: Some(instance.name.clone()), strategy: Some(strategy.name.clone()) };
-    for (name, config) in instance.storages.iter().filter(|(name, _)| strategy.storages.contains(name)) {
-        match OpenStorage::open(name, config, &engine.cancel).await {
-            Ok(open) => {
-                for (name, error) in list(engine, std::slice::from_ref(&open), &selection).await.unlisted {
-                    tracing::warn!(storage = %name, "could not be listed: {error}");
-                }
-            }
-            Err(error) => tracing::warn!(storage = %name, "{}", chain(&error)),
-        }
-    }
+    look(engine, instance, strategy).await;
 }
 
 /// When the newest snapshot was begun that is whole in every storage of the strategy, by a fresh listing of them; none where one has none or cannot be
 /// listed.
 pub async fn newest_everywhere(engine: &Engine, instance: &Instance, strategy: &Strategy) -> Option<DateTime<Utc>> {
-    let selection = Selection { instance: Some(instance.name.clone()), strategy: Some(strategy.name.clone()) };
-    let mut newest: Option<DateTime<Utc>> = None;
     let now = engine.clock.now();
-    for (name, config) in instance.storages.iter().filter(|(name, _)| strategy.storages.contains(name)) {
-        let open = OpenStorage::open(name, config, &engine.cancel).await.ok()?;
-        let listing = list(engine, std::slice::from_ref(&open), &selection).await;
-        let whole = listing.snapshots.iter().filter(|snapshot| snapshot.is_whole()).map(|one| one.id.time());
+    let newest = look(engine, instance, strategy).await.into_iter().map(|listed| {
         // One that a clock dated ahead says nothing about today.
-        let here = whole.filter(|taken| *taken <= now).max()?;
-        newest = Some(newest.map_or(here, |newest| newest.min(here)));
-    }
-    newest
+        let whole = listed?.into_iter().filter(Snapshot::is_whole).map(|one| one.id.time());
+        whole.filter(|taken| *taken <= now).max()
+    });
+    newest.collect::<Option<Vec<_>>>()?.into_iter().min()
 }
 
 /// Notes that a strategy is looked after from now on; since when it is.

@@ -493,3 +493,35 @@ fn every_listing_says_that_a_strategy_is_not_active() {
         assert!(shown.out().contains(words), "{command}: {shown}");
     }
 }
+
+#[test]
+fn a_strategy_that_is_run_by_hand_may_be_verified_on_a_schedule() {
+    let verify = "verify = { schedule = \"* * * * * *\", read_data_percent = 100 }\n";
+    let site = Site::new(&format!("{SCRIPTED}{verify}"));
+    std::fs::write(site.path("dump.sh"), "echo data").unwrap();
+    site.run(0);
+    let mut daemon = Daemon::start(&site);
+    daemon.says("verified: nothing is wrong");
+    daemon.stop();
+    assert_eq!(site.ids().len(), 1);
+}
+
+#[test]
+fn a_strategy_that_is_removed_and_brought_back_while_it_runs_is_not_run_twice() {
+    let site = site("* * * * * *");
+    let (begun, go) = (site.path("begun"), site.path("go"));
+    let script = format!("touch {}; while [ ! -e {} ]; do sleep 0.05; done; echo data", begun.display(), go.display());
+    std::fs::write(site.path("dump.sh"), script).unwrap();
+    let mut daemon = Daemon::start(&site);
+    until("the run has begun", || begun.exists());
+    for configuration in [scheduled("0 0 1 1 *").replace("daily", "other"), scheduled("0 0 1 1 *")] {
+        site.configure(&configuration);
+        site.backup(["reload"]).expect(0);
+        daemon.says("is taken over");
+    }
+    std::fs::write(go, "").unwrap();
+    daemon.says("run committed");
+    daemon.next("app/daily");
+    daemon.stop();
+    assert_eq!(site.ids().len(), 1);
+}

@@ -19,7 +19,8 @@ use tracing::Instrument as _;
 
 use super::lock::{Heartbeat, StateLock, node};
 use super::outputs::{Member, Outlet, SourceOutputs, Written};
-use super::{Engine, EngineError, OpenStorage, Selection, blocking, chain, list, make_private_folder};
+use super::status::look;
+use super::{Engine, EngineError, Selection, blocking, chain, list, make_private_folder};
 use crate::catalog::RunRecord;
 use crate::config::{Instance, Strategy};
 use crate::model::{
@@ -75,22 +76,8 @@ pub async fn last_began(engine: &Engine, instance: &Instance, strategy: &Strateg
             Err(error) => tracing::warn!("{error}"),
         }
     }
-    let selection = Selection { instance: Some(instance.name.clone()), strategy: Some(strategy.name.clone()) };
-    let mut newest = None;
-    for (name, config) in instance.storages.iter().filter(|(name, _)| strategy.storages.contains(name)) {
-        let listed = match OpenStorage::open(name, config, &engine.cancel).await {
-            Ok(open) => list(engine, std::slice::from_ref(&open), &selection).await,
-            Err(error) => {
-                tracing::warn!(storage = %name, "{}", chain(&error));
-                continue;
-            }
-        };
-        for (name, error) in &listed.unlisted {
-            tracing::warn!(storage = %name, "could not be listed to see when the last run was: {error}");
-        }
-        newest = newest.max(listed.snapshots.last().map(|snapshot| snapshot.id.time()));
-    }
-    newest
+    let listed = look(engine, instance, strategy).await.into_iter().flatten();
+    listed.filter_map(|snapshots| snapshots.last().map(|snapshot| snapshot.id.time())).max()
 }
 
 /// The last run of `strategy` that committed, as it was recorded.

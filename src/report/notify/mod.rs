@@ -236,6 +236,11 @@ impl Notifiers {
         }
     }
 
+    /// Whether nothing waits to be delivered, and nobody else can tell anything here.
+    pub fn is_done(&self) -> bool {
+        Arc::strong_count(&self.0) == 1 && self.0.iter().all(|queue| *queue.waiting.borrow() == 0)
+    }
+
     /// Waits until all that was told is delivered or given up, but for so long at most. What is not delivered then is logged, and goes on.
     pub async fn settle(&self, patience: Duration) {
         let deadline = tokio::time::Instant::now() + patience;
