@@ -1,7 +1,8 @@
 //! The local index of runs and snapshots, in SQLite.
 //!
 //! A cache: what it says of snapshots is copied from manifests and can be rebuilt from the storages, and losing it loses no
-//! backup. It knows rows; it does not know how they came about, and never decides whether a snapshot exists.
+//! backup. What it remembers of runs, and of what a scheduler looked after and told (`watch`), begins anew then. It knows rows; it does not
+//! know how they came about, and never decides whether a snapshot exists.
 
 mod watch;
 

@@ -1,7 +1,7 @@
 //! The configuration: TOML files and the environment, to validated instances and strategies.
 //!
 //! This room knows how a configuration is written, and reports everything that is wrong with it at once, with file, line, column and
-//! key. What a source, storage or compression can be told belongs to their rooms: their types give the schema, the checks
+//! key. What a source, storage, notifier or compression can be told belongs to their rooms: their types give the schema, the checks
 //! and the reference of their part. It is the door to the environment, and looks at no system that is configured: that is
 //! `backup check`.
 //!

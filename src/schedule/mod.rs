@@ -1,7 +1,8 @@
 //! When a strategy is due: a cron line in a time zone, and the next instant that it means.
 //!
-//! This room is pure: it knows calendars and clock changes, and is handed the time. It does not know what is due, nor
-//! wait for it. `croner` reads the line and finds matching wall-clock times; which instants such a time is, when
+//! This room is pure: it knows calendars and clock changes, and is handed the time and when the last run was. It does not know what
+//! runs, nor wait for it. Which run is next after one (`due`), which snapshot is missed (`fresh`), and when a failure is tried again (`retry`)
+//! are rules here. `croner` reads the line and finds matching wall-clock times; which instants such a time is, when
 //! the clocks change, is decided here.
 
 mod due;

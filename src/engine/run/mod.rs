@@ -1,7 +1,7 @@
 //! One run of a strategy: from its sources to a committed snapshot.
 //!
 //! Lock, look over the storages, dump each source through the pipeline into all of them, write the facts, look up every object
-//! again, then write the manifest to each. Until a manifest is there nothing of the run is a backup; the program may die at any
+//! again, then write the manifest to each; around it, and around each source, the operator's own programs (`hooks`). Until a manifest is there nothing of the run is a backup; the program may die at any
 //! point before, and a later run collects what is left.
 
 mod commit;
