@@ -4,6 +4,7 @@
 //! backup. What it remembers of runs, and of what a scheduler looked after and told (`watch`), begins anew then. It knows rows; it does not
 //! know how they came about, and never decides whether a snapshot exists.
 
+mod cached;
 mod watch;
 
 use std::fs::OpenOptions;
@@ -13,10 +14,14 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
-use sqlx::{ConnectOptions, Connection, Row};
+use sqlx::query::Query;
+use sqlx::sqlite::{
+    SqliteArguments, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteRow, SqliteSynchronous,
+};
+use sqlx::{ConnectOptions, Connection, Row, Sqlite};
 use tokio::sync::Mutex;
 
+pub use cached::{CachedManifest, CachedMark};
 pub use watch::{VerificationRecord, Watched};
 
 use crate::model::{Name, SnapshotId};
@@ -150,35 +155,7 @@ pub struct RunRecord {
     pub report: String,
 }
 
-/// A manifest as it was read from a storage, with what tells whether it still is the same object.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CachedManifest {
-    /// The application.
-    pub instance: Name,
-    /// The strategy.
-    pub strategy: Name,
-    /// The snapshot.
-    pub id: SnapshotId,
-    /// Size of the object, in bytes.
-    pub size: u64,
-    /// When the storage says it was written.
-    pub modified: DateTime<Utc>,
-    /// The object.
-    pub body: Vec<u8>,
-}
-
-/// A mark as it was read from a storage, with what tells whether it still is the same object.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CachedMark {
-    /// Where it stands.
-    pub key: String,
-    /// Size of the object, in bytes.
-    pub size: u64,
-    /// When the storage says it was written.
-    pub modified: DateTime<Utc>,
-    /// The object.
-    pub body: Vec<u8>,
-}
+type Sql<'q> = Query<'q, Sqlite, SqliteArguments>;
 
 /// The open catalog.
 pub struct Catalog {
@@ -234,6 +211,33 @@ impl Catalog {
     fn failed(&self, attempt: &'static str) -> impl Fn(sqlx::Error) -> CatalogError {
         let path = self.path.clone();
         move |error| CatalogError::Failed { attempt, path: path.clone(), problem: error.to_string() }
+    }
+
+    /// What every row that `query` finds reads as.
+    async fn all<T, C: FromIterator<T>>(
+        &self,
+        query: Sql<'_>,
+        read: impl Fn(&SqliteRow) -> Result<T, sqlx::Error>,
+    ) -> Result<C, CatalogError> {
+        let mut connection = self.connection.lock().await;
+        let rows = query.fetch_all(&mut *connection).await.map_err(self.failed("read"))?;
+        rows.iter().map(read).collect::<Result<_, sqlx::Error>>().map_err(self.failed("read"))
+    }
+
+    /// The same of the one row that it finds, if any.
+    async fn one<T>(
+        &self,
+        query: Sql<'_>,
+        read: impl Fn(&SqliteRow) -> Result<T, sqlx::Error>,
+    ) -> Result<Option<T>, CatalogError> {
+        let mut connection = self.connection.lock().await;
+        let row = query.fetch_optional(&mut *connection).await.map_err(self.failed("read"))?;
+        row.as_ref().map(read).transpose().map_err(self.failed("read"))
+    }
+
+    async fn execute(&self, query: Sql<'_>) -> Result<(), CatalogError> {
+        let mut connection = self.connection.lock().await;
+        query.execute(&mut *connection).await.map(|_| ()).map_err(self.failed("write"))
     }
 
     /// Records a run that ended.
@@ -293,220 +297,27 @@ impl Catalog {
         strategy: &Name,
         committed: bool,
     ) -> Result<Option<RunRecord>, CatalogError> {
-        let mut connection = self.connection.lock().await;
-        let row = sqlx::query(
+        let query = sqlx::query(
             "SELECT id, started, finished, outcome, plain_bytes, stored_bytes, report FROM run \
              WHERE instance = ? AND strategy = ? AND (NOT ? OR outcome IN ('success', 'problems')) ORDER BY number DESC LIMIT 1",
         )
         .bind(instance.as_str())
         .bind(strategy.as_str())
-        .bind(committed)
-        .fetch_optional(&mut *connection)
-        .await
-        .map_err(self.failed("read"))?;
-        let Some(row) = row else { return Ok(None) };
-        let read = || -> Result<RunRecord, sqlx::Error> {
+        .bind(committed);
+        self.one(query, |row| {
             Ok(RunRecord {
-                id: parsed(&row, "id")?,
+                id: parsed(row, "id")?,
                 instance: instance.clone(),
                 strategy: strategy.clone(),
-                started: parsed(&row, "started")?,
-                finished: parsed(&row, "finished")?,
+                started: parsed(row, "started")?,
+                finished: parsed(row, "finished")?,
                 outcome: row.try_get("outcome")?,
                 plain_bytes: row.try_get::<i64, _>("plain_bytes")?.unsigned_abs(),
                 stored_bytes: row.try_get::<i64, _>("stored_bytes")?.unsigned_abs(),
                 report: row.try_get("report")?,
             })
-        };
-        read().map(Some).map_err(self.failed("read"))
-    }
-
-    /// The manifests that were read from the storage at `address` and were there when it was last listed.
-    ///
-    /// # Errors
-    /// When they could not be read.
-    pub async fn manifests(&self, address: &str) -> Result<Vec<CachedManifest>, CatalogError> {
-        let mut connection = self.connection.lock().await;
-        let rows = sqlx::query(
-            "SELECT instance, strategy, id, size, modified, body FROM manifest WHERE address = ? AND gone IS NULL",
-        )
-        .bind(address)
-        .fetch_all(&mut *connection)
+        })
         .await
-        .map_err(self.failed("read"))?;
-        rows.iter().map(cached_manifest).collect::<Result<_, sqlx::Error>>().map_err(self.failed("read"))
-    }
-
-    /// Takes in manifests of the storage at `address`, and notes which are `gone` from it, all or nothing. What is gone stays known, until
-    /// [`Catalog::forget`] or until it is seen again: nobody has said yet why it is gone.
-    ///
-    /// # Errors
-    /// When it could not be written.
-    pub async fn update_manifests(
-        &self,
-        address: &str,
-        added: &[CachedManifest],
-        gone: &[(Name, Name, SnapshotId)],
-        now: DateTime<Utc>,
-    ) -> Result<(), CatalogError> {
-        if added.is_empty() && gone.is_empty() {
-            return Ok(());
-        }
-        let mut connection = self.connection.lock().await;
-        let write = async {
-            let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
-            for (instance, strategy, id) in gone {
-                sqlx::query(
-                    "UPDATE manifest SET gone = ? WHERE address = ? AND instance = ? AND strategy = ? AND id = ?",
-                )
-                .bind(now.to_rfc3339())
-                .bind(address)
-                .bind(instance.as_str())
-                .bind(strategy.as_str())
-                .bind(id.as_str())
-                .execute(&mut *transaction)
-                .await?;
-            }
-            for manifest in added {
-                sqlx::query(
-                    "INSERT OR REPLACE INTO manifest (address, instance, strategy, id, size, modified, body) \
-                     VALUES (?, ?, ?, ?, ?, ?, ?)",
-                )
-                .bind(address)
-                .bind(manifest.instance.as_str())
-                .bind(manifest.strategy.as_str())
-                .bind(manifest.id.as_str())
-                .bind(i64::try_from(manifest.size).unwrap_or(i64::MAX))
-                .bind(manifest.modified.to_rfc3339())
-                .bind(manifest.body.as_slice())
-                .execute(&mut *transaction)
-                .await?;
-            }
-            transaction.commit().await
-        };
-        write.await.map_err(self.failed("write"))
-    }
-
-    /// The manifests of the strategy that were in the storage at `address` once, are not there any more, and were not forgotten; oldest first.
-    ///
-    /// # Errors
-    /// When they could not be read.
-    pub async fn gone(
-        &self,
-        address: &str,
-        instance: &Name,
-        strategy: &Name,
-    ) -> Result<Vec<CachedManifest>, CatalogError> {
-        let mut connection = self.connection.lock().await;
-        let rows = sqlx::query(
-            "SELECT instance, strategy, id, size, modified, body FROM manifest \
-             WHERE address = ? AND instance = ? AND strategy = ? AND gone IS NOT NULL ORDER BY id",
-        )
-        .bind(address)
-        .bind(instance.as_str())
-        .bind(strategy.as_str())
-        .fetch_all(&mut *connection)
-        .await
-        .map_err(self.failed("read"))?;
-        rows.iter().map(cached_manifest).collect::<Result<_, sqlx::Error>>().map_err(self.failed("read"))
-    }
-
-    /// Forgets a snapshot in the storage at `address`: that it is gone is explained.
-    ///
-    /// # Errors
-    /// When it could not be written.
-    pub async fn forget(
-        &self,
-        address: &str,
-        instance: &Name,
-        strategy: &Name,
-        id: &SnapshotId,
-    ) -> Result<(), CatalogError> {
-        let mut connection = self.connection.lock().await;
-        sqlx::query("DELETE FROM manifest WHERE address = ? AND instance = ? AND strategy = ? AND id = ?")
-            .bind(address)
-            .bind(instance.as_str())
-            .bind(strategy.as_str())
-            .bind(id.as_str())
-            .execute(&mut *connection)
-            .await
-            .map(|_| ())
-            .map_err(self.failed("write"))
-    }
-
-    /// The marks that were read from the storage at `address`.
-    ///
-    /// # Errors
-    /// When they could not be read.
-    pub async fn marks(&self, address: &str) -> Result<Vec<CachedMark>, CatalogError> {
-        let mut connection = self.connection.lock().await;
-        let rows = sqlx::query("SELECT key, size, modified, body FROM mark WHERE address = ?")
-            .bind(address)
-            .fetch_all(&mut *connection)
-            .await
-            .map_err(self.failed("read"))?;
-        rows.iter()
-            .map(|row| {
-                Ok(CachedMark {
-                    key: row.try_get("key")?,
-                    size: row.try_get::<i64, _>("size")?.unsigned_abs(),
-                    modified: parsed(row, "modified")?,
-                    body: row.try_get("body")?,
-                })
-            })
-            .collect::<Result<_, sqlx::Error>>()
-            .map_err(self.failed("read"))
-    }
-
-    /// Takes in and takes out marks of the storage at `address`, all or nothing.
-    ///
-    /// # Errors
-    /// When it could not be written.
-    pub async fn update_marks(
-        &self,
-        address: &str,
-        added: &[CachedMark],
-        removed: &[String],
-    ) -> Result<(), CatalogError> {
-        if added.is_empty() && removed.is_empty() {
-            return Ok(());
-        }
-        let mut connection = self.connection.lock().await;
-        let write = async {
-            let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
-            for key in removed {
-                sqlx::query("DELETE FROM mark WHERE address = ? AND key = ?")
-                    .bind(address)
-                    .bind(key)
-                    .execute(&mut *transaction)
-                    .await?;
-            }
-            for mark in added {
-                sqlx::query("INSERT OR REPLACE INTO mark (address, key, size, modified, body) VALUES (?, ?, ?, ?, ?)")
-                    .bind(address)
-                    .bind(&mark.key)
-                    .bind(i64::try_from(mark.size).unwrap_or(i64::MAX))
-                    .bind(mark.modified.to_rfc3339())
-                    .bind(mark.body.as_slice())
-                    .execute(&mut *transaction)
-                    .await?;
-            }
-            transaction.commit().await
-        };
-        write.await.map_err(self.failed("write"))
-    }
-
-    /// Forgets every manifest and mark, so that the next listing reads them anew.
-    ///
-    /// # Errors
-    /// When it could not be written.
-    pub async fn clear(&self) -> Result<(), CatalogError> {
-        let mut connection = self.connection.lock().await;
-        sqlx::raw_sql("DELETE FROM manifest; DELETE FROM mark")
-            .execute(&mut *connection)
-            .await
-            .map(|_| ())
-            .map_err(self.failed("write"))
     }
 }
 
@@ -516,20 +327,8 @@ async fn schema(connection: &mut SqliteConnection) -> Result<usize, sqlx::Error>
     Ok(usize::try_from(version).unwrap_or(usize::MAX))
 }
 
-/// A row of the manifests.
-fn cached_manifest(row: &sqlx::sqlite::SqliteRow) -> Result<CachedManifest, sqlx::Error> {
-    Ok(CachedManifest {
-        instance: parsed(row, "instance")?,
-        strategy: parsed(row, "strategy")?,
-        id: parsed(row, "id")?,
-        size: row.try_get::<i64, _>("size")?.unsigned_abs(),
-        modified: parsed(row, "modified")?,
-        body: row.try_get("body")?,
-    })
-}
-
 /// A column that holds the text form of a `T`.
-fn parsed<T>(row: &sqlx::sqlite::SqliteRow, column: &str) -> Result<T, sqlx::Error>
+fn parsed<T>(row: &SqliteRow, column: &str) -> Result<T, sqlx::Error>
 where
     T: FromStr<Err: std::error::Error + Send + Sync + 'static>,
 {
@@ -547,65 +346,6 @@ mod tests {
 
     fn id(salt: u8) -> SnapshotId {
         SnapshotId::new(DateTime::UNIX_EPOCH, [0, 0, salt])
-    }
-
-    fn manifest(salt: u8) -> CachedManifest {
-        CachedManifest {
-            instance: name("ella"),
-            strategy: name("daily"),
-            id: id(salt),
-            size: 3,
-            modified: DateTime::UNIX_EPOCH,
-            body: vec![1, 2, salt],
-        }
-    }
-
-    #[tokio::test]
-    async fn manifests_are_kept_by_storage_and_survive_reopening() {
-        let folder = tempfile::tempdir().unwrap();
-        let catalog = Catalog::open(folder.path()).await.unwrap();
-        let now = DateTime::UNIX_EPOCH;
-        catalog.update_manifests("/a", &[manifest(1), manifest(2)], &[], now).await.unwrap();
-        catalog.update_manifests("/b", &[manifest(3)], &[], now).await.unwrap();
-        catalog.update_manifests("/a", &[], &[(name("ella"), name("daily"), id(1))], now).await.unwrap();
-        drop(catalog);
-        let catalog = Catalog::open(folder.path()).await.unwrap();
-        assert_eq!(catalog.manifests("/a").await.unwrap(), [manifest(2)]);
-        assert_eq!(catalog.manifests("/b").await.unwrap(), [manifest(3)]);
-        catalog.clear().await.unwrap();
-        assert!(catalog.manifests("/b").await.unwrap().is_empty());
-    }
-
-    #[tokio::test]
-    async fn what_is_gone_stays_known_until_it_is_explained_or_seen_again() {
-        let folder = tempfile::tempdir().unwrap();
-        let catalog = Catalog::open(folder.path()).await.unwrap();
-        let (instance, strategy) = (name("ella"), name("daily"));
-        let place = |salt| (instance.clone(), strategy.clone(), id(salt));
-        let now = DateTime::UNIX_EPOCH;
-        catalog.update_manifests("/a", &[manifest(1), manifest(2), manifest(3)], &[], now).await.unwrap();
-        assert!(catalog.gone("/a", &instance, &strategy).await.unwrap().is_empty());
-        catalog.update_manifests("/a", &[], &[place(1), place(2)], now).await.unwrap();
-        assert_eq!(catalog.manifests("/a").await.unwrap(), [manifest(3)]);
-        assert_eq!(catalog.gone("/a", &instance, &strategy).await.unwrap(), [manifest(1), manifest(2)]);
-        assert!(catalog.gone("/b", &instance, &strategy).await.unwrap().is_empty());
-        assert!(catalog.gone("/a", &instance, &name("weekly")).await.unwrap().is_empty());
-        catalog.forget("/a", &instance, &strategy, &id(1)).await.unwrap();
-        catalog.update_manifests("/a", &[manifest(2)], &[], now).await.unwrap();
-        assert!(catalog.gone("/a", &instance, &strategy).await.unwrap().is_empty());
-        assert_eq!(catalog.manifests("/a").await.unwrap().len(), 2);
-    }
-
-    #[tokio::test]
-    async fn marks_are_kept_by_storage() {
-        let folder = tempfile::tempdir().unwrap();
-        let catalog = Catalog::open(folder.path()).await.unwrap();
-        let mark =
-            |key: &str| CachedMark { key: key.to_owned(), size: 1, modified: DateTime::UNIX_EPOCH, body: vec![1] };
-        catalog.update_marks("/a", &[mark("x"), mark("y")], &[]).await.unwrap();
-        catalog.update_marks("/a", &[mark("z")], &["x".to_owned()]).await.unwrap();
-        assert_eq!(catalog.marks("/a").await.unwrap(), [mark("y"), mark("z")]);
-        assert!(catalog.marks("/b").await.unwrap().is_empty());
     }
 
     #[tokio::test]

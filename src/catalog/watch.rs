@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use sqlx::Row as _;
 
-use super::{CachedManifest, Catalog, CatalogError, cached_manifest, parsed};
+use super::{Catalog, CatalogError, parsed};
 use crate::model::Name;
 
 /// A strategy as it is looked after.
@@ -53,14 +53,13 @@ impl Catalog {
         if let Some(watched) = self.watched(instance, strategy).await? {
             return Ok(watched.since);
         }
-        let mut connection = self.connection.lock().await;
-        sqlx::query("INSERT OR IGNORE INTO watched (instance, strategy, since) VALUES (?, ?, ?)")
-            .bind(instance.as_str())
-            .bind(strategy.as_str())
-            .bind(now.to_rfc3339())
-            .execute(&mut *connection)
-            .await
-            .map_err(self.failed("write"))?;
+        self.execute(
+            sqlx::query("INSERT OR IGNORE INTO watched (instance, strategy, since) VALUES (?, ?, ?)")
+                .bind(instance.as_str())
+                .bind(strategy.as_str())
+                .bind(now.to_rfc3339()),
+        )
+        .await?;
         Ok(now)
     }
 
@@ -69,20 +68,15 @@ impl Catalog {
     /// # Errors
     /// When it could not be read.
     pub async fn watched(&self, instance: &Name, strategy: &Name) -> Result<Option<Watched>, CatalogError> {
-        let mut connection = self.connection.lock().await;
-        let row = sqlx::query("SELECT since, stale FROM watched WHERE instance = ? AND strategy = ?")
+        let query = sqlx::query("SELECT since, stale FROM watched WHERE instance = ? AND strategy = ?")
             .bind(instance.as_str())
-            .bind(strategy.as_str())
-            .fetch_optional(&mut *connection)
-            .await
-            .map_err(self.failed("read"))?;
-        let Some(row) = row else { return Ok(None) };
-        let read = || -> Result<Watched, sqlx::Error> {
+            .bind(strategy.as_str());
+        self.one(query, |row| {
             let stale: Option<String> = row.try_get("stale")?;
-            let stale = stale.map(|_| parsed(&row, "stale")).transpose()?;
-            Ok(Watched { since: parsed(&row, "since")?, stale })
-        };
-        read().map(Some).map_err(self.failed("read"))
+            let stale = stale.map(|_| parsed(row, "stale")).transpose()?;
+            Ok(Watched { since: parsed(row, "since")?, stale })
+        })
+        .await
     }
 
     /// Notes since when a strategy is stale, or that it is not. One that was not looked after before is from `now` on.
@@ -96,16 +90,11 @@ impl Catalog {
         stale: Option<DateTime<Utc>>,
         now: DateTime<Utc>,
     ) -> Result<(), CatalogError> {
-        let mut connection = self.connection.lock().await;
-        sqlx::query("INSERT INTO watched (instance, strategy, since, stale) VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET stale = excluded.stale")
+        self.execute(sqlx::query("INSERT INTO watched (instance, strategy, since, stale) VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET stale = excluded.stale")
             .bind(instance.as_str())
             .bind(strategy.as_str())
             .bind(now.to_rfc3339())
-            .bind(stale.map(|stale| stale.to_rfc3339()))
-            .execute(&mut *connection)
-            .await
-            .map(|_| ())
-            .map_err(self.failed("write"))
+            .bind(stale.map(|stale| stale.to_rfc3339()))).await
     }
 
     /// Notes that the storage at `address` was listed, if it is for the first time.
@@ -116,14 +105,12 @@ impl Catalog {
         if self.first_listed(address).await?.is_some() {
             return Ok(());
         }
-        let mut connection = self.connection.lock().await;
-        sqlx::query("INSERT OR IGNORE INTO listed (address, first) VALUES (?, ?)")
-            .bind(address)
-            .bind(now.to_rfc3339())
-            .execute(&mut *connection)
-            .await
-            .map(|_| ())
-            .map_err(self.failed("write"))
+        self.execute(
+            sqlx::query("INSERT OR IGNORE INTO listed (address, first) VALUES (?, ?)")
+                .bind(address)
+                .bind(now.to_rfc3339()),
+        )
+        .await
     }
 
     /// When the storage at `address` was listed for the first time; none when it never was.
@@ -131,13 +118,8 @@ impl Catalog {
     /// # Errors
     /// When it could not be read.
     pub async fn first_listed(&self, address: &str) -> Result<Option<DateTime<Utc>>, CatalogError> {
-        let mut connection = self.connection.lock().await;
-        let row = sqlx::query("SELECT first FROM listed WHERE address = ?")
-            .bind(address)
-            .fetch_optional(&mut *connection)
-            .await
-            .map_err(self.failed("read"))?;
-        row.map(|row| parsed(&row, "first")).transpose().map_err(self.failed("read"))
+        let query = sqlx::query("SELECT first FROM listed WHERE address = ?").bind(address);
+        self.one(query, |row| parsed(row, "first")).await
     }
 
     /// How many runs of the strategy ended how, since the catalog was made.
@@ -145,17 +127,10 @@ impl Catalog {
     /// # Errors
     /// When it could not be read.
     pub async fn tally(&self, instance: &Name, strategy: &Name) -> Result<BTreeMap<String, u64>, CatalogError> {
-        let mut connection = self.connection.lock().await;
-        let rows = sqlx::query("SELECT outcome, runs FROM tally WHERE instance = ? AND strategy = ?")
+        let query = sqlx::query("SELECT outcome, runs FROM tally WHERE instance = ? AND strategy = ?")
             .bind(instance.as_str())
-            .bind(strategy.as_str())
-            .fetch_all(&mut *connection)
-            .await
-            .map_err(self.failed("read"))?;
-        rows.iter()
-            .map(|row| Ok((row.try_get("outcome")?, row.try_get::<i64, _>("runs")?.unsigned_abs())))
-            .collect::<Result<_, sqlx::Error>>()
-            .map_err(self.failed("read"))
+            .bind(strategy.as_str());
+        self.all(query, |row| Ok((row.try_get("outcome")?, row.try_get::<i64, _>("runs")?.unsigned_abs()))).await
     }
 
     /// When the last run of the strategy began that need not be made up for. A run that was cancelled is, and one that failed for a reason that may pass
@@ -260,55 +235,26 @@ impl Catalog {
         strategy: &Name,
         concluded: bool,
     ) -> Result<Option<VerificationRecord>, CatalogError> {
-        let mut connection = self.connection.lock().await;
-        let row = sqlx::query(
+        let query = sqlx::query(
             "SELECT started, finished, outcome, snapshots, read_bytes, problem FROM verification \
              WHERE instance = ? AND strategy = ? AND (NOT ? OR outcome != 'failed') ORDER BY number DESC LIMIT 1",
         )
         .bind(instance.as_str())
         .bind(strategy.as_str())
-        .bind(concluded)
-        .fetch_optional(&mut *connection)
-        .await
-        .map_err(self.failed("read"))?;
-        let Some(row) = row else { return Ok(None) };
-        let read = || -> Result<VerificationRecord, sqlx::Error> {
+        .bind(concluded);
+        self.one(query, |row| {
             Ok(VerificationRecord {
                 instance: instance.clone(),
                 strategy: strategy.clone(),
-                started: parsed(&row, "started")?,
-                finished: parsed(&row, "finished")?,
+                started: parsed(row, "started")?,
+                finished: parsed(row, "finished")?,
                 outcome: row.try_get("outcome")?,
                 snapshots: row.try_get::<i64, _>("snapshots")?.unsigned_abs(),
                 read_bytes: row.try_get::<i64, _>("read_bytes")?.unsigned_abs(),
                 problem: row.try_get("problem")?,
             })
-        };
-        read().map(Some).map_err(self.failed("read"))
-    }
-
-    /// The manifests of the strategy that were in the storage at `address` when it was last listed, oldest first.
-    ///
-    /// # Errors
-    /// When they could not be read.
-    pub async fn manifests_of(
-        &self,
-        address: &str,
-        instance: &Name,
-        strategy: &Name,
-    ) -> Result<Vec<CachedManifest>, CatalogError> {
-        let mut connection = self.connection.lock().await;
-        let rows = sqlx::query(
-            "SELECT instance, strategy, id, size, modified, body FROM manifest \
-             WHERE address = ? AND instance = ? AND strategy = ? AND gone IS NULL ORDER BY id",
-        )
-        .bind(address)
-        .bind(instance.as_str())
-        .bind(strategy.as_str())
-        .fetch_all(&mut *connection)
+        })
         .await
-        .map_err(self.failed("read"))?;
-        rows.iter().map(cached_manifest).collect::<Result<_, sqlx::Error>>().map_err(self.failed("read"))
     }
 }
 

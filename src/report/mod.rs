@@ -2,8 +2,6 @@
 //!
 //! This room has the words of a run, how far it is and how it ended; those of how a strategy fares, and the same as metrics; and it carries what
 //! happened to who is not looking ([`notify`]). It does not print, and does not know what a run does, nor find out how a strategy fares.
-//!
-//! To add a notifier: a file in `notify` with its configuration, and a variant of [`notify::NotifyConfig`].
 
 mod event;
 mod metrics;
