@@ -5,6 +5,7 @@
 //! know how they came about, and never decides whether a snapshot exists.
 
 mod cached;
+mod drill;
 mod watch;
 
 use std::fs::OpenOptions;
@@ -22,6 +23,7 @@ use sqlx::{ConnectOptions, Connection, Row, Sqlite};
 use tokio::sync::Mutex;
 
 pub use cached::{CachedManifest, CachedMark};
+pub use drill::DrillRecord;
 pub use watch::{VerificationRecord, Watched};
 
 use crate::model::{Name, SnapshotId};
@@ -30,7 +32,7 @@ use crate::model::{Name, SnapshotId};
 pub const FILE: &str = "catalog.db";
 
 /// Each step brings the schema from the version of its position to the next. Steps are only ever added.
-const MIGRATIONS: [&str; 3] = [
+const MIGRATIONS: [&str; 4] = [
     "
     CREATE TABLE run (
         number INTEGER PRIMARY KEY,
@@ -101,6 +103,20 @@ const MIGRATIONS: [&str; 3] = [
         problem TEXT
     ) STRICT;
     CREATE INDEX verification_of ON verification (instance, strategy, number);
+",
+    "
+    CREATE TABLE drill (
+        number INTEGER PRIMARY KEY,
+        id TEXT NOT NULL UNIQUE,
+        instance TEXT NOT NULL,
+        strategy TEXT NOT NULL,
+        snapshot TEXT,
+        started TEXT NOT NULL,
+        finished TEXT NOT NULL,
+        verdict TEXT NOT NULL,
+        report TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX drill_of ON drill (instance, strategy, number);
 ",
 ];
 

@@ -11,6 +11,7 @@ mod completions;
 mod config;
 mod copy;
 mod diff;
+mod drill;
 mod dump;
 mod export;
 mod files;
@@ -53,7 +54,7 @@ Examples:
 
 Exit codes:
   0  done                                     3  committed, with problems
-  1  failed or cancelled, nothing committed   4  verify or restore found damage
+  1  failed or cancelled, nothing committed   4  verify, restore or drill found damage
   2  wrong usage or configuration             5  another run holds the lock")]
 struct Cli {
     /// `backup --strategy NAME` is short for `backup run --strategy NAME`.
@@ -174,6 +175,15 @@ Examples:
   backup restore --storage s3://bucket/prefix --instance shop --identity-file key.txt --to /restore")]
     /// Get a snapshot back
     Restore(restore::RestoreArgs),
+    #[command(after_help = "\
+Examples:
+  backup drill --strategy daily
+  backup drill --strategy daily --snapshot 7f3a9c --identity-file key.txt
+  backup drill report --format html > drill.html
+
+Exit codes: 0 it passed, 4 the backup is bad, 1 it could not be judged")]
+    /// Restore a snapshot for trial, and judge it by what was true when it was taken
+    Drill(drill::DrillArgs),
     #[command(after_help = "\
 Examples:
   backup dump latest uploads 2026/11/a.pdf --strategy daily > a.pdf
@@ -317,6 +327,7 @@ fn dispatch(cli: Cli, printer: &Printer) -> anyhow::Result<Exit> {
                 Command::Diff(args) => diff::run(setup, args, printer).await,
                 Command::Verify(args) => verify::run(setup, args, printer).await,
                 Command::Restore(args) => restore::run(setup, args, printer).await,
+                Command::Drill(args) => drill::run(setup, args, printer).await,
                 Command::Dump(args) => dump::run(setup, args, printer).await,
                 Command::Copy(args) => copy::run(setup, args, printer).await,
                 Command::Export(args) => export::run(setup, args, printer).await,

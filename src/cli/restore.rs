@@ -132,6 +132,7 @@ pub(super) async fn run(setup: &Setup, args: RestoreArgs, printer: &Printer) -> 
             overwrite: args.overwrite,
             jobs: args.jobs,
             no_owner: args.no_owner,
+            no_tablespaces: false,
             owners: args.owner,
             paths: args.path,
             delete: args.delete,
@@ -170,18 +171,14 @@ pub(super) async fn run(setup: &Setup, args: RestoreArgs, printer: &Printer) -> 
 
 /// The address with the password of `PGPASSWORD`, unless it has one.
 fn with_password(url: DatabaseUrl, environment: &Environment) -> anyhow::Result<DatabaseUrl> {
-    let mut address = url.expose().clone();
+    let address = url.expose();
     let has_one = address.password().is_some() || address.query_pairs().any(|(key, _)| key == "password");
     let Some(password) = environment.get("PGPASSWORD").filter(|_| address.scheme().starts_with("postgres") && !has_one)
     else {
         return Ok(url);
     };
     let password = password.to_str().ok_or_else(|| UsageError("`PGPASSWORD` is not UTF-8".to_owned()))?;
-    // As a parameter, since an address without a host cannot have it before the host; each byte in the one form that is read everywhere.
-    let encoded: String = password.bytes().map(|byte| format!("%{byte:02X}")).collect();
-    let others = address.query().filter(|query| !query.is_empty()).map(|query| format!("{query}&")).unwrap_or_default();
-    address.set_query(Some(&format!("{others}password={encoded}")));
-    DatabaseUrl::try_from(address.to_string()).map_err(|error| UsageError(error).into())
+    Ok(url.with_password(password))
 }
 
 fn destination(setup: &Setup, args: DestinationArgs, reading: &Reading) -> anyhow::Result<Destination> {

@@ -100,7 +100,7 @@ pub(super) async fn run(setup: &Setup, args: RunArgs, printer: &Printer) -> anyh
 }
 
 /// Waits for what is being told. Who asked to stop does not want to wait long.
-async fn settle(notifiers: &Notifiers, cancel: &Cancel) {
+pub(super) async fn settle(notifiers: &Notifiers, cancel: &Cancel) {
     if cancel.is_cancelled() {
         notifiers.settle(SETTLE_CANCELLED).await;
         return;

@@ -99,6 +99,13 @@ fn text(status: &Status) -> String {
             let _ = writeln!(text, "{WARN}{name}:{WARN:#} the last verification failed: {problem}");
         }
     }
+    for (one, drills) in status.strategies.iter().filter_map(|one| Some((one, one.drills.as_ref()?))) {
+        let passed = drills.last_passed.map_or_else(|| "never".to_owned(), |at| age(at, now));
+        let next = drills.next.map(|next| format!(", next {}", next.format("%Y-%m-%d %H:%M"))).unwrap_or_default();
+        let took = drills.last.as_ref().and_then(|last| last.recovery_seconds).map(seconds);
+        let took = took.map(|took| format!(", recovery in {took}")).unwrap_or_default();
+        let _ = writeln!(text, "{DIM}{}/{}:{DIM:#} last drill passed {passed}{took}{next}", one.instance, one.strategy);
+    }
     for problem in &status.problems {
         let _ = writeln!(text, "{BAD}not known:{BAD:#} {problem}");
     }
@@ -111,7 +118,7 @@ fn text(status: &Status) -> String {
 fn state(one: &StrategyStatus) -> Cell {
     let style = match one.state {
         State::Fresh => GOOD,
-        State::Stale | State::Damaged => BAD,
+        State::Stale | State::Damaged | State::Unproven => BAD,
         State::Waiting | State::Manual | State::Inactive => DIM,
     };
     let words = if one.running { format!("{}, running", one.state) } else { one.state.to_string() };

@@ -524,10 +524,10 @@ fn is_open(path: &Path) -> bool {
 /// What to say of keys that are not misspelt, but have no place here.
 fn elsewhere(key: &str) -> Option<&'static str> {
     match key {
-        "drill" => Some("this version has no drills; remove it, and rehearse with `backup restore`"),
-        "identity" | "identity_file" | "identities" => {
-            Some("private keys stay off this host; pass `--identity-file` where one is needed")
-        }
+        "drill" => Some("it belongs to a strategy: `[strategies.NAME.drill]`"),
+        "identity" | "identity_file" | "identities" => Some(
+            "private keys stay off this host; pass `--identity-file` where one is needed. Only a drill has one of its own: `[strategies.NAME.drill]`",
+        ),
         _ => None,
     }
 }

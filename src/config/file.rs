@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
+use super::drill::DrillTable;
 use super::hooks::Hooks;
 use super::rules::StorageRules;
 use crate::model::{Name, Rate, Span};
@@ -237,6 +238,9 @@ pub(super) struct StrategyTable {
     /// When what is stored is looked at again.
     #[serde(default)]
     pub verify: Option<VerifyTable>,
+    /// When its snapshots are restored for trial, database and files together, and judged.
+    #[serde(default)]
+    pub drill: Option<DrillTable>,
     /// Started before the first source is dumped: the program and its arguments, without a shell. When it fails, nothing is dumped.
     #[serde(default)]
     #[schemars(length(min = 1))]

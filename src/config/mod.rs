@@ -12,6 +12,7 @@
 mod advice;
 mod check;
 mod document;
+mod drill;
 mod error;
 mod file;
 mod format;
@@ -29,6 +30,9 @@ use std::path::{Path, PathBuf};
 use chrono_tz::Tz;
 use serde_json::{Value, json};
 
+pub use drill::{
+    CommandCheck, Drill, DrillCheck, FileCheck, Measure, Parses, QueryCheck, ReferencesCheck, ShrinkCheck,
+};
 pub use error::{ConfigError, ConfigErrors, FindError};
 pub use hooks::Hooks;
 pub use rules::{Rules, StorageRules};
@@ -153,6 +157,8 @@ pub struct Strategy {
     pub stale_after: Option<Span>,
     /// When what is stored is looked at again, where it is.
     pub verify: Option<Verification>,
+    /// When and how its snapshots are restored for trial.
+    pub drill: Drill,
     /// What is started around a run.
     pub hooks: Hooks,
 }
@@ -454,6 +460,7 @@ impl Instance {
                     "verify": strategy.verify.as_ref().map(|verify| {
                         json!({ "schedule": verify.schedule.line, "read_data_percent": verify.read_data_percent })
                     }),
+                    "drill": strategy.drill.table,
                     "before": strategy.hooks.before,
                     "after": strategy.hooks.after,
                     "on_failure": strategy.hooks.on_failure,

@@ -8,17 +8,20 @@ use serde::de::DeserializeOwned;
 
 use super::check::{Check, Place, Problem};
 use super::document::{self, Node, Value};
+use super::drill::Drill;
 use super::error::suggest;
 use super::file::{DaemonFile, File, NotifyTable, SourceTable, StorageTable};
 use super::{
     ConfigError, ConfigErrors, Encryption, Hooks, Instance, Strategy, Verification, default_state_dir, on_schedule,
     schema,
 };
-use crate::model::Span;
+use crate::model::{Name, Span};
 use crate::pipeline::{CompressionConfig, Recipient};
 use crate::retention::{Policy, Rule};
 use crate::schedule::{Schedule, timezone};
+use crate::source::postgres::ScratchServer;
 use crate::source::process::Environment;
+use crate::storage::StorageConfig;
 
 /// Threads that compress, unless set.
 const MOST_THREADS: usize = 4;
@@ -40,6 +43,7 @@ pub(super) fn instance(file: &Path, text: &str, environment: &Environment) -> Re
     jitters(&mut check, &document);
     one_place_each(&mut check, &document, &base);
     rules_on_schedule(&mut check, &document);
+    drills(&mut check, &document);
     notifiers(&mut check, &document);
     let compression = sections(&mut check, &document);
     if check.problems.is_empty() {
@@ -114,13 +118,7 @@ fn references(check: &mut Check<'_>, document: &Node) {
     ] {
         for (place, node) in each(document, owner) {
             let Some((place, list)) = field(&place, node, table) else { continue };
-            let known: Vec<&str> = document
-                .get(table)
-                .map(Node::entries)
-                .unwrap_or_default()
-                .iter()
-                .map(|entry| entry.key.as_str())
-                .collect();
+            let known = names(document, table);
             for (index, item) in list.items().iter().enumerate() {
                 if let Some(name) = item.as_str().filter(|name| !known.contains(name)) {
                     let hint = suggest(name, known.iter().copied());
@@ -152,11 +150,87 @@ fn notifiers(check: &mut Check<'_>, document: &Node) {
     }
 }
 
+/// The values of a list in a table, each with its place.
+fn items<'a>(place: &Place, node: &'a Node, key: &str) -> Vec<(Place, &'a Node)> {
+    let Some((place, list)) = field(place, node, key) else { return Vec::new() };
+    list.items().iter().enumerate().map(|(index, item)| (place.item(index, item.at), item)).collect()
+}
+
+/// What a drill names must be there, and each of its checks must be able to fail.
+fn drills(check: &mut Check<'_>, document: &Node) {
+    for (place, strategy) in each(document, "strategies") {
+        let Some((place, drill)) = field(&place, strategy, "drill") else { continue };
+        let storages: Vec<&str> = names(document, "storages");
+        if let Some((place, node)) = field(&place, drill, "storage")
+            && let Some(name) = node.as_str().filter(|name| !storages.contains(name))
+        {
+            let hint = suggest(name, storages.iter().copied());
+            check.problem(&place, Some(node.at), format!("There is no storage `{name}`"), Some(hint));
+        }
+        if let Some((place, node)) = field(&place, drill, "postgres") {
+            section(check, &place, node, ScratchServer::validate);
+        }
+        // Where nothing is backed up, the sources are those of another configuration.
+        let sources: Option<Vec<&str>> =
+            strategy.get("sources").map(|list| list.items().iter().filter_map(Node::as_str).collect());
+        for (place, one) in items(&place, drill, "checks") {
+            drill_check(check, document, sources.as_deref(), &place, one);
+        }
+    }
+}
+
+fn drill_check(check: &mut Check<'_>, document: &Node, sources: Option<&[&str]>, place: &Place, one: &Node) {
+    let kind = one.get("type").and_then(Node::as_str).unwrap_or_default();
+    let wanted: &[&str] = match kind {
+        "query" | "references" => &["postgres", "sqlite"],
+        "file" => &["directory"],
+        _ => &[],
+    };
+    for (key, wanted) in [("source", wanted), ("files", &["directory"])] {
+        let (Some((place, node)), Some(sources)) = (field(place, one, key), sources) else { continue };
+        let Some(name) = node.as_str() else { continue };
+        if !sources.contains(&name) {
+            let hint = suggest(name, sources.iter().copied());
+            check.problem(&place, Some(node.at), format!("The strategy has no source `{name}`"), Some(hint));
+            continue;
+        }
+        let found = document.get("sources").and_then(|all| all.get(name)?.get("type")?.as_str());
+        if let Some(found) = found.filter(|found| !wanted.is_empty() && !wanted.contains(found)) {
+            let message =
+                format!("`{name}` is a source of type `{found}`, and `{kind}` looks at {}", wanted.join(" or "));
+            check.problem(&place, Some(node.at), message, Some("name another source".to_owned()));
+        }
+    }
+    let has = |key: &str| one.get(key).is_some();
+    if kind == "query" {
+        let bounds = has("min") || has("max");
+        let hint = Some("set `expect`, or one of `min` and `max`, or both of those".to_owned());
+        match (has("expect"), bounds) {
+            (false, false) => check.problem(place, place.at, "Nothing is expected of the answer", hint),
+            (true, true) => check.problem(place, place.at, "`expect` and a bound are set at once", hint),
+            _ => {}
+        }
+    }
+}
+
+/// The keys of a table of the document.
+fn names<'a>(document: &'a Node, table: &str) -> Vec<&'a str> {
+    document.get(table).map(Node::entries).unwrap_or_default().iter().map(|entry| entry.key.as_str()).collect()
+}
+
 /// A run that may take no time cannot succeed.
 fn durations(check: &mut Check<'_>, document: &Node) {
     for (place, strategy) in each(document, "strategies") {
         for key in ["timeout", "no_progress_timeout", "stale_after"] {
             more_than_nothing(check, field(&place, strategy, key));
+        }
+        if let Some((place, drill)) = field(&place, strategy, "drill") {
+            for key in ["timeout", "rto", "rpo"] {
+                more_than_nothing(check, field(&place, drill, key));
+            }
+            for (place, one) in items(&place, drill, "checks") {
+                more_than_nothing(check, field(&place, one, "timeout"));
+            }
         }
         if let Some((place, retry)) = field(&place, strategy, "retry") {
             more_than_nothing(check, field(&place, retry, "backoff"));
@@ -202,13 +276,14 @@ fn without_sources(check: &mut Check<'_>, document: &Node) {
         let storages = strategy.get("storages").map(Node::items).unwrap_or_default();
         let of_storage = |name: &str| document.get("storages")?.get(name)?.get("retention");
         if strategy.get("retention").is_none()
+            && strategy.get("drill").is_none()
             && !storages.iter().filter_map(Node::as_str).any(|name| of_storage(name).is_some())
         {
-            let hint = "list what is backed up; or, to prune what another configuration backs up, set `retention`";
+            let hint = "list what is backed up; or, to prune or drill what another configuration backs up, set `retention` or `drill`";
             check.problem(&place, place.at, "Missing key `sources`", Some(hint.to_owned()));
         } else if let Some((place, node)) = field(&place, strategy, "schedule") {
             let hint = "list `sources`; or remove `schedule`, and start `backup prune` with a timer of the system";
-            let message = "Nothing can be run: the strategy has no `sources`, so that it only prunes";
+            let message = "Nothing can be run: the strategy has no `sources`, so that it only prunes and drills";
             check.problem(&place, Some(node.at), message, Some(hint.to_owned()));
         }
     }
@@ -372,7 +447,15 @@ fn build(
             let schedule = Schedule::new(&verify.schedule, zone).map_err(|error| error.to_string())?;
             Ok(Verification { schedule, read_data_percent: verify.read_data_percent })
         });
+        let is_elsewhere =
+            |name: &&Name| storages.get(*name).is_some_and(|config| !matches!(config, StorageConfig::Local(_)));
+        let drilled = table.storages.iter().find(is_elsewhere).or(table.storages.first());
+        let drilled = drilled.ok_or("A strategy has no storage")?.clone();
+        let drill_schedule = table.drill.as_ref().and_then(|drill| drill.schedule.as_deref());
+        let drill_schedule = drill_schedule.map(|line| Schedule::new(line, zone)).transpose();
+        let drill_schedule = drill_schedule.map_err(|error| error.to_string())?;
         let strategy = Strategy {
+            drill: Drill::new(table.drill, drill_schedule, drilled, base),
             name: name.clone(),
             active: table.active,
             schedule: schedule.map_err(|error| error.to_string())?,

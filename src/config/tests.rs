@@ -1,6 +1,7 @@
 //! What the room promises of whole files: everything that is wrong is reported at once with its place, no secret is repeated, and
 //! what is right is read.
 
+mod drill;
 mod notify;
 mod rules;
 
@@ -89,7 +90,7 @@ no_progress_timeout = "0s"
 active = "yes"
 
 [strategies.daily.drill]
-schedule = "0 5 * * 0"
+schedule = "0 5 * * 9"
 
 [strategies.nightly]
 schedule = "0 0 31 2 *"
@@ -133,8 +134,7 @@ strategies/ella.toml:27:11: strategies.daily.timeout: A number alone is not a du
   hint: give it a unit, in quotes: `"90s"`, `"10m"`, `"2h"`
 strategies/ella.toml:28:23: strategies.daily.no_progress_timeout: Too short: expected more than 0
 strategies/ella.toml:29:10: strategies.daily.active: Expected `true` or `false`, found a string
-strategies/ella.toml:31:19: strategies.daily.drill: Unknown key
-  hint: this version has no drills; remove it, and rehearse with `backup restore`
+strategies/ella.toml:32:12: strategies.daily.drill.schedule: `0 5 * * 9` is not a cron line: `9` does not fit the day of the week (0 to 7 or `SUN` to `SAT`)
 strategies/ella.toml:34:13: strategies.nightly: Missing key `storages`
 strategies/ella.toml:35:12: strategies.nightly.schedule: `0 0 31 2 *` is never due: no date fits it
 strategies/ella.toml:36:11: strategies.nightly.sources: Expected an array, found a string

@@ -94,7 +94,9 @@ pub struct Scheduled {
 impl Scheduled {
     fn has_work(&self) -> bool {
         let strategies = self.instances.iter().flat_map(|one| one.instance.strategies.values());
-        strategies.into_iter().any(|one| one.active && (one.schedule.is_some() || one.verify.is_some()))
+        strategies
+            .into_iter()
+            .any(|one| one.active && (one.schedule.is_some() || one.verify.is_some() || one.drill.schedule.is_some()))
     }
 }
 
@@ -247,7 +249,7 @@ impl Crew {
                     ended: Arc::clone(&ended),
                 };
                 let work = Arc::new(work);
-                for part in [Part::Runs, Part::Verifications] {
+                for part in [Part::Runs, Part::Verifications, Part::Drills] {
                     let name = format!("{} ({part})", work.name());
                     let earlier = before.remove(&name);
                     tasks.insert(name, tokio::spawn(look_after(Arc::clone(&work), part, earlier)));
@@ -277,6 +279,7 @@ impl Crew {
 enum Part {
     Runs,
     Verifications,
+    Drills,
 }
 
 impl fmt::Display for Part {
@@ -284,6 +287,7 @@ impl fmt::Display for Part {
         f.write_str(match self {
             Self::Runs => "runs",
             Self::Verifications => "verifications",
+            Self::Drills => "drills",
         })
     }
 }
@@ -306,6 +310,11 @@ async fn look_after(work: Arc<Work>, part: Part, earlier: Option<JoinHandle<()>>
             Part::Verifications => {
                 if let Some(verification) = &work.strategy.verify {
                     runtime.block_on(work.verify_on(verification));
+                }
+            }
+            Part::Drills => {
+                if let Some(schedule) = &work.strategy.drill.schedule {
+                    runtime.block_on(work.drill_on(schedule));
                 }
             }
         })

@@ -106,7 +106,7 @@ impl Watch {
                 known.told = Some(true);
                 engine::note_stale(engine, strategy, Some(strategy.stale_since.unwrap_or(now))).await
             }
-            State::Fresh if told => {
+            State::Fresh | State::Unproven if told => {
                 tracing::info!(strategy = name, "fresh again");
                 notifiers.tell(&Event::recovered(of, which, now, None));
                 *known = Known { told: Some(false), stale: None };

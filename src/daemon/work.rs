@@ -1,4 +1,4 @@
-//! One strategy, looked after: its runs and its verifications, each at their times.
+//! One strategy, looked after: its runs, its verifications and its drills, each at their times.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,8 +9,8 @@ use tokio::sync::{Notify, Semaphore};
 
 use super::timer::Timer;
 use crate::config::{Instance, Strategy, Verification};
-use crate::engine::{self, Engine, EngineError};
-use crate::model::Cancel;
+use crate::engine::{self, DrillRequest, Engine, EngineError};
+use crate::model::{Cancel, Verdict};
 use crate::report::notify::Notifiers;
 use crate::report::{Event, EventKind, Outcome, RunReport};
 use crate::schedule::{Due, Missed, Schedule, jitter};
@@ -290,6 +290,80 @@ impl Work {
                         "internal error: the verification ended with {error}; please report it"
                     );
                 }
+            }
+        }
+    }
+
+    /// Drills at the times of `schedule` until asked to stop.
+    pub(super) async fn drill_on(&self, schedule: &Schedule) {
+        let name = self.name();
+        let since = engine::watch(&self.engine, &self.instance, &self.strategy).await;
+        let mut last = engine::last_drilled(&self.engine, &self.instance, &self.strategy).await.unwrap_or(since);
+        while !self.retire.is_cancelled() {
+            let now = self.engine.clock.now();
+            last = self.not_future(last);
+            let Some(due) = schedule.due(last, now, Missed::RunOnce, TimeDelta::zero()) else { return };
+            match self.wait_until(due.begins, now).await {
+                Waited::Reached => {}
+                Waited::SetBack => continue,
+                Waited::Retired => return,
+            }
+            let began = self.engine.clock.now();
+            last = if began - due.begins > TimeDelta::minutes(1) { began } else { due.at };
+            let mut attempts = 0;
+            loop {
+                let place = tokio::select! {
+                    () = self.retire.cancelled() => return,
+                    place = self.places.acquire() => place,
+                };
+                let event = self.drill(&name).await;
+                drop(place);
+                attempts += 1;
+                let Some(event) = event else { return };
+                // What could not be judged now may be a moment later: the server that starts, the network.
+                let wait =
+                    self.strategy.retry.wait_after(attempts).filter(|_| event.kind == EventKind::DrillInconclusive);
+                let Some(wait) = wait else {
+                    self.notifiers.tell(&event);
+                    break;
+                };
+                tracing::warn!(strategy = name, attempts, seconds = wait.as_secs_f64(), "it may pass: trying again");
+                tokio::select! {
+                    () = self.retire.cancelled() => return,
+                    () = tokio::time::sleep(wait) => {}
+                }
+            }
+            self.ended.notify_one();
+        }
+    }
+
+    /// One drill, and what there is to tell of it. None when it was asked to stop.
+    async fn drill(&self, name: &str) -> Option<Event> {
+        let (engine, instance, strategy) = (self.engine.clone(), Arc::clone(&self.instance), self.strategy.clone());
+        let runtime = Handle::current();
+        let work = move || runtime.block_on(engine::drill(&engine, &instance, &strategy, &DrillRequest::default()));
+        let ended = tokio::task::spawn_blocking(work).await;
+        let (of, which, now) = (&self.instance.name, &self.strategy.name, self.engine.clock.now());
+        match ended {
+            Ok(Ok(report)) => {
+                let (id, seconds) = (report.id.as_str(), report.recovery_seconds);
+                let snapshot = report.snapshot.as_ref().map(|snapshot| snapshot.id.to_string()).unwrap_or_default();
+                let problem = report.problem.as_deref().unwrap_or_default();
+                match report.verdict {
+                    Verdict::Passed => tracing::info!(strategy = name, id, snapshot, seconds, "drill passed"),
+                    verdict => tracing::error!(strategy = name, id, snapshot, seconds, "drill {verdict}: {problem}"),
+                }
+                Some(Event::of_drill(&report))
+            }
+            Ok(Err(EngineError::Cancelled)) => None,
+            Ok(Err(error)) => {
+                let error = engine::chain(&error);
+                tracing::error!(strategy = name, "not drilled: {error}");
+                Some(Event::not_drilled(of, which, now, error))
+            }
+            Err(error) => {
+                tracing::error!(strategy = name, "internal error: the drill ended with {error}; please report it");
+                Some(Event::not_drilled(of, which, now, format!("Internal error: {error}")))
             }
         }
     }

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use super::streams::Fault;
 use super::{Engine, EngineError, OpenStorage, chain};
 use crate::model::{Artifact, Encryption, Facts, Manifest, SnapshotId};
-use crate::pipeline::{DecodeError, Expected, Identity, Verified, decoder};
+use crate::pipeline::{Clocked, DecodeError, Expected, Identity, Step, Verified, timed_decoder};
 use crate::storage::StorageError;
 
 /// Chunks that wait between the storage and who reads.
@@ -108,7 +108,9 @@ pub(super) fn read_stored(
     runtime: &Handle,
 ) -> impl Read + Send + use<> {
     let pieces = artifact.objects.iter().map(|object| (format!("{folder}{}", object.key), None)).collect();
-    Verified::new(StoredReader::open(storage, pieces, runtime), &artifact.objects)
+    let watch = storage.watch.as_ref();
+    let fetched = Clocked::new(StoredReader::open(storage, pieces, runtime), watch, Step::Fetch);
+    Clocked::new(Verified::new(fetched, &artifact.objects), watch, Step::Digest)
 }
 
 /// A range of a stored object, held against nothing. For threads that may block.
@@ -136,7 +138,7 @@ pub fn read_plain(
     let expected = facts.and_then(|facts| facts.artifacts.iter().find(|known| known.name == artifact.name));
     let expected = expected.map(|known| Expected { plain_bytes: known.plain_bytes, plain_digest: known.plain_digest });
     let stored: Box<dyn Read + Send> = Box::new(read_stored(storage, folder, artifact, runtime));
-    decoder(stored, artifact.codec, identities, expected)
+    timed_decoder(stored, artifact.codec, identities, expected, storage.watch.as_ref())
 }
 
 /// The facts of a snapshot; none when they are encrypted and there is no identity to open them with.

@@ -84,6 +84,12 @@ pub async fn forget(
                 let why = hold.reason.map(|reason| format!(" ({reason})")).unwrap_or_default();
                 problems.push(format!("`{}` is held{why}: `backup release {}` first", snapshot.id, snapshot.id));
             }
+            if marks.suspects(strategy).contains(&&snapshot.id) {
+                let id = &snapshot.id;
+                problems.push(format!(
+                    "A drill found `{id}` suspect, and nobody has looked at it: `backup release {id}` first"
+                ));
+            }
             match locked(open.storage.as_ref(), snapshot).await {
                 Ok(None) => {}
                 Ok(Some(until)) => {

@@ -80,6 +80,23 @@ impl ReadLock {
     }
 }
 
+/// Held by a drill of a strategy while it lives: what another drill of it left behind has no owner any more.
+pub(super) struct DrillLock {
+    _file: File,
+}
+
+impl DrillLock {
+    /// Takes it.
+    ///
+    /// # Errors
+    /// [`EngineError::Locked`] while another drill of the strategy is under way.
+    pub(super) fn take(state_dir: &Path, instance: &Name, strategy: &Name) -> Result<Self, EngineError> {
+        let (file, path) = open_lock(state_dir, &format!("{instance}.{strategy}.drill.lock"))?;
+        taken(file.try_lock(), path, strategy, "a drill")?;
+        Ok(Self { _file: file })
+    }
+}
+
 /// Whether somebody on this machine runs the strategy, or deletes of it, right now. The lock is not tried: one that is tried is taken for a moment, and a
 /// run that begins in that moment would find it so.
 pub(super) fn is_running(state_dir: &Path, instance: &Name, strategy: &Name) -> bool {

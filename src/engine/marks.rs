@@ -63,15 +63,38 @@ impl Marks {
         }
     }
 
+    /// The snapshots of a strategy that a drill found suspect, and nobody has released.
+    pub fn suspects(&self, strategy: &Name) -> Vec<&SnapshotId> {
+        let is_suspect = |mark: &&Mark| mark.strategy == *strategy && matches!(mark.says, Says::Suspect { .. });
+        let ids: BTreeSet<&SnapshotId> = self.marks.values().filter(is_suspect).map(|mark| &mark.id).collect();
+        ids.into_iter().collect()
+    }
+
+    /// Whether a drill found the snapshot suspect, and somebody has released it since.
+    pub fn is_released(&self, id: &SnapshotId) -> bool {
+        let of_it = || self.marks.values().filter(|mark| mark.id == *id);
+        let was =
+            of_it().any(|mark| matches!(&mark.says, Says::Drill { evidence: Some(evidence), .. } if evidence.suspect));
+        was && !of_it().any(|mark| matches!(mark.says, Says::Suspect { .. }))
+    }
+
     /// The last drill of a snapshot that came to a verdict about it.
     pub fn drilled(&self, strategy: &Name, id: &SnapshotId) -> Option<Drilled> {
         let of_snapshot = |mark: &&Mark| mark.strategy == *strategy && mark.id == *id;
         let drills = self.marks.values().filter(of_snapshot).filter_map(|mark| match mark.says {
-            Says::Drill { verdict } if verdict != Verdict::Inconclusive => Some(Drilled { at: mark.made, verdict }),
+            Says::Drill { verdict, .. } if verdict != Verdict::Inconclusive => Some(Drilled { at: mark.made, verdict }),
             _ => None,
         });
         drills.max_by_key(|drilled| drilled.at)
     }
+}
+
+/// The marks of drills of a strategy, of those that were seen in a storage.
+pub(super) fn drill_marks(cached: Vec<CachedMark>, instance: &Name, strategy: &Name) -> Vec<Mark> {
+    let drills = format!("{}drill-", Mark::folder(instance));
+    let read = |mark: CachedMark| Mark::from_bytes(&mark.body, &mark.key).ok();
+    let of_instance = cached.into_iter().filter(|mark| mark.key.starts_with(&drills));
+    of_instance.filter_map(read).filter(|mark| mark.strategy == *strategy).collect()
 }
 
 /// Reads the marks of `instance` in every one of `storages`. A mark or storage that cannot be read is told apart, not left out.
@@ -205,7 +228,7 @@ async fn read_from(
 fn until(mark: &Mark) -> DateTime<Utc> {
     match mark.says {
         Says::Hold { until, .. } => until.unwrap_or(DateTime::<Utc>::MAX_UTC),
-        Says::Drill { .. } => DateTime::<Utc>::MIN_UTC,
+        Says::Drill { .. } | Says::Suspect { .. } => DateTime::<Utc>::MIN_UTC,
     }
 }
 
@@ -288,7 +311,7 @@ pub async fn hold(
     Ok(report)
 }
 
-/// Releases a snapshot: takes its hold away from each of `storages` that has one. A hold that cannot be read goes too.
+/// Releases a snapshot: takes its hold away from each of `storages` that has one, and what a drill said of it, that it is suspect. A mark that cannot be read goes too.
 ///
 /// # Errors
 /// [`EngineError::NotFound`] when no storage has one.
@@ -299,27 +322,38 @@ pub async fn release(
     copies: &[Snapshot],
 ) -> Result<MarkReport, EngineError> {
     let first = copies.first().ok_or_else(|| EngineError::Internal("A snapshot without a copy".to_owned()))?;
-    let key = Mark::hold_key(&first.instance, &first.id);
+    let hold = Mark::hold_key(&first.instance, &first.id);
+    let suspect = Mark::suspect_key(&first.instance, &first.id);
     let mut report = MarkReport::new(first);
     for open in storages {
-        if engine.cancel.is_cancelled() {
-            return Err(EngineError::Cancelled);
-        }
         let address = open.storage.place();
-        match open.storage.stat(&key).await {
-            Err(StorageError::NotFound { .. }) if !is_remembered(engine, &address, &key).await => continue,
-            Err(StorageError::NotFound { .. }) => report.note(&open.name, Ok(())),
-            Err(error) => report.note(&open.name, Err(error)),
-            Ok(_) => report.note(&open.name, open.storage.delete(&key).await),
-        }
-        if report.done.contains(&open.name) {
-            forget_mark(engine, &address, key.clone()).await;
+        for key in [&hold, &suspect] {
+            if engine.cancel.is_cancelled() {
+                return Err(EngineError::Cancelled);
+            }
+            let done = match open.storage.stat(key).await {
+                Err(StorageError::NotFound { .. }) if *key == suspect => continue,
+                Err(StorageError::NotFound { .. }) if !is_remembered(engine, &address, key).await => continue,
+                Err(StorageError::NotFound { .. }) => Ok(()),
+                Err(error) => Err(error),
+                Ok(_) => open.storage.delete(key).await,
+            };
+            let is_done = done.is_ok();
+            if !report.done.contains(&open.name) || !is_done {
+                report.note(&open.name, done);
+            }
+            if is_done {
+                forget_mark(engine, &address, key.clone()).await;
+            }
         }
     }
     if report.done.is_empty() && report.failed.is_empty() {
         let doubts = listing.doubts();
         let doubts = if doubts.is_empty() { String::new() } else { format!(". {}", doubts.join(". ")) };
-        return Err(EngineError::NotFound(format!("`{}` is not held in any storage{doubts}", first.id)));
+        return Err(EngineError::NotFound(format!(
+            "`{}` is neither held nor suspect in any storage{doubts}",
+            first.id
+        )));
     }
     Ok(report)
 }

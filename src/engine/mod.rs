@@ -9,6 +9,7 @@ mod arrival;
 mod check;
 mod copy;
 mod diff;
+mod drill;
 mod dump;
 mod exchange;
 mod fetch;
@@ -37,6 +38,7 @@ use tokio::sync::OnceCell;
 pub use check::{CheckReport, StorageCheck, StrategyCheck, check};
 pub use copy::{CopiedSnapshot, CopyReport, CopyRequest, CopyState, copy};
 pub use diff::{Aspect, Change, DiffSummary, Difference, FileDifference, FileState, Tally, diff};
+pub use drill::{DrillRequest, LastDrills, drill, drill_reports, last_drilled, last_drills, to_report};
 pub use dump::{DumpReport, DumpRequest, dump};
 pub use exchange::{ExportReport, ExportRequest, ImportReport, ImportRequest, export, export_fresh, import};
 pub use fetch::{read_facts, read_plain};
@@ -57,6 +59,7 @@ pub use verify::{ReadData, SnapshotVerdict, VerifyReport, last_verified, verify,
 
 use crate::catalog::{self, Catalog, CatalogError};
 use crate::model::{Cancel, Clock, Name};
+use crate::pipeline::Stopwatch;
 use crate::report::Progress;
 use crate::source::SourceError;
 use crate::source::process::Environment;
@@ -167,6 +170,8 @@ pub struct OpenStorage {
     /// The storage.
     pub storage: Arc<dyn Storage>,
     fetched: Arc<AtomicU64>,
+    /// Counts the time that reading from it takes, by step, where somebody wants to know.
+    watch: Option<Stopwatch>,
 }
 
 impl OpenStorage {
@@ -176,7 +181,7 @@ impl OpenStorage {
     /// When the configuration cannot be used.
     pub async fn open(name: &Name, config: &StorageConfig, cancel: &Cancel) -> Result<Self, EngineError> {
         let storage = config.open(cancel).await.map_err(|error| EngineError::storage(name, error))?;
-        Ok(Self { name: name.clone(), storage: Arc::from(storage), fetched: Arc::default() })
+        Ok(Self { name: name.clone(), storage: Arc::from(storage), fetched: Arc::default(), watch: None })
     }
 
     /// Bytes of artifacts that were fetched from it so far, those included that nobody read any more.
@@ -363,6 +368,9 @@ pub enum EngineError {
     /// There is no such snapshot.
     #[error("{0}")]
     NotFound(String),
+    /// A snapshot could not be drilled, which says nothing about it.
+    #[error("The snapshot was not drilled: {0}")]
+    Undrilled(String),
     /// A snapshot is damaged.
     #[error("The snapshot `{snapshot}` is damaged in `{storage}`: {problem}")]
     Damaged {

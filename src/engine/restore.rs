@@ -133,7 +133,7 @@ pub struct RestoredArtifact {
 }
 
 /// What restoring needs to know of an artifact.
-fn restore_artifact(id: &SnapshotId, artifact: &Artifact, facts: Option<&Facts>) -> RestoreArtifact {
+pub(super) fn restore_artifact(id: &SnapshotId, artifact: &Artifact, facts: Option<&Facts>) -> RestoreArtifact {
     let plain = facts.and_then(|facts| facts.artifacts.iter().find(|known| known.name == artifact.name));
     let source = facts.and_then(|facts| {
         facts.sources.iter().find(|source| artifact.source.as_ref().is_some_and(|name| *name == source.name))

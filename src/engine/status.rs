@@ -2,14 +2,15 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 
+use super::drill::last_drills;
 use super::lock::is_running;
 use super::snapshots::list_one;
 use super::{Engine, EngineError, OpenStorage, Selection, Snapshot, chain};
 use crate::catalog::{Catalog, CatalogError, RunRecord};
 use crate::config::{Instance, Strategy};
-use crate::model::{Completeness, Manifest, Name};
-use crate::report::{LastRun, LastVerification, State, Status, StorageStatus, StrategyStatus};
-use crate::schedule::{Allowance, jitter};
+use crate::model::{Completeness, Manifest, Name, Verdict};
+use crate::report::{Drills, LastDrill, LastRun, LastVerification, State, Status, StorageStatus, StrategyStatus};
+use crate::schedule::{Allowance, Missed, jitter};
 
 /// How the strategies of `instance` fare.
 pub async fn status(engine: &Engine, instance: &Instance) -> Status {
@@ -18,7 +19,7 @@ pub async fn status(engine: &Engine, instance: &Instance) -> Status {
     let mut problems = Vec::new();
     match engine.try_catalog().await {
         Ok(catalog) => {
-            for strategy in instance.strategies.values().filter(|strategy| !strategy.sources.is_empty()) {
+            for strategy in instance.strategies.values().filter(|strategy| is_looked_at(strategy)) {
                 match strategy_status(engine, catalog, instance, strategy, now).await {
                     Ok(status) => strategies.push(status),
                     Err(error) => problems.push(error.to_string()),
@@ -30,11 +31,80 @@ pub async fn status(engine: &Engine, instance: &Instance) -> Status {
     Status::new(now, strategies, problems)
 }
 
+/// Whether there is something to say of a strategy: it backs something up, or drills what another configuration does.
+fn is_looked_at(strategy: &Strategy) -> bool {
+    !strategy.sources.is_empty() || strategy.drill.schedule.is_some()
+}
+
+/// What is known of the drills of a strategy, and what of it is not as its schedule promises.
+async fn drills(
+    engine: &Engine,
+    instance: &Instance,
+    strategy: &Strategy,
+    since: Option<DateTime<Utc>>,
+    now: DateTime<Utc>,
+) -> Result<(Option<Drills>, Option<String>), CatalogError> {
+    let known = last_drills(engine, instance, strategy).await?;
+    let schedule = strategy.drill.schedule.as_ref().filter(|_| strategy.active);
+    if schedule.is_none() && known.last.is_none() && known.judged.is_none() {
+        return Ok((None, None));
+    }
+    let last = known.last.as_ref();
+    let report: serde_json::Value = last.and_then(|last| serde_json::from_str(&last.report).ok()).unwrap_or_default();
+    let number = |key: &str| report.get(key).and_then(serde_json::Value::as_f64);
+    let problem = report.get("problem").and_then(serde_json::Value::as_str).map(str::to_owned);
+    let took = last.map(|last| took((last.finished - last.started).num_seconds() as f64));
+    let allowance = Allowance { jitter: TimeDelta::zero(), stale_after: None, last_took: took };
+    let from = known.passed.or(since).map(|from| from.min(now));
+    let overdue = schedule.zip(from).and_then(|(schedule, from)| schedule.overdue(from, now, allowance));
+    let wrong = match (schedule, known.judged, overdue) {
+        (None, ..) => None,
+        (_, Some((at, Verdict::Failed)), _) => {
+            let why = problem
+                .as_deref()
+                .filter(|_| last.is_some_and(|last| last.verdict == "failed"))
+                .unwrap_or("see `backup drill report`");
+            Some(format!("the drill of {} failed: {why}", at.to_rfc3339()))
+        }
+        (_, _, Some(overdue)) => {
+            let passed = known.passed.map_or_else(|| "none".to_owned(), |at| at.to_rfc3339());
+            let why = last.filter(|last| last.verdict == "inconclusive").and(problem.as_deref());
+            let why = why.map(|why| format!("; the last could not judge: {why}")).unwrap_or_default();
+            Some(format!(
+                "no drill has passed since the one due at {} (the last that passed: {passed}){why}",
+                overdue.due.to_rfc3339()
+            ))
+        }
+        _ => None,
+    };
+    let began = last.map(|last| last.started).or(since).unwrap_or(now).min(now);
+    let drills = Drills {
+        schedule: strategy.drill.schedule.as_ref().map(|schedule| schedule.line.clone()),
+        next: schedule
+            .and_then(|schedule| schedule.due(began, now, Missed::RunOnce, TimeDelta::zero()))
+            .map(|due| due.begins),
+        last_passed: known.passed,
+        last_judged: known.judged.map(|(at, _)| at),
+        verdict: known.judged.map(|(_, verdict)| verdict),
+        last: last.map(|last| LastDrill {
+            id: last.id.clone(),
+            snapshot: last.snapshot.clone(),
+            verdict: last.verdict.clone(),
+            started: last.started,
+            finished: last.finished,
+            recovery_seconds: number("recovery_seconds"),
+            recovery_point_seconds: number("recovery_point_seconds"),
+            problem: problem.clone(),
+        }),
+    };
+    Ok((Some(drills), wrong))
+}
+
 /// Lists the storages of each strategy of which nothing at all is recorded, so that the status after the loss of the state folder is that of
 /// the storages.
 pub async fn fill_status(engine: &Engine, instance: &Instance) {
     let Some(catalog) = engine.catalog().await else { return };
-    for strategy in instance.strategies.values().filter(|strategy| !strategy.sources.is_empty()) {
+    for strategy in instance.strategies.values().filter(|strategy| is_looked_at(strategy)) {
         match catalog.last_run(&instance.name, &strategy.name, false).await {
             Ok(None) => list_strategy(engine, instance, strategy).await,
             Ok(Some(_)) => {}
@@ -176,6 +246,11 @@ async fn strategy_status(
     } else {
         (State::Waiting, None)
     };
+    let (drills, unproven) = drills(engine, instance, strategy, since, now).await?;
+    let (state, reason) = match unproven {
+        Some(unproven) if state.is_well() && state != State::Inactive => (State::Unproven, Some(unproven)),
+        _ => (state, reason),
+    };
     let last =
         last_run.as_ref().map(|run| run.started).or(watched.map(|watched| watched.since)).unwrap_or(now).min(now);
     Ok(StrategyStatus {
@@ -201,6 +276,7 @@ async fn strategy_status(
             read_bytes: verified.read_bytes,
             problem: verified.problem,
         }),
+        drills,
     })
 }
 

@@ -46,7 +46,35 @@ pub enum Says {
     Drill {
         /// How it was judged.
         verdict: Verdict,
+        /// What of the evidence may stand beside what is encrypted: it tells nothing about the content.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        evidence: Option<Evidence>,
     },
+    /// It has much less than the last good one, so that nothing of its strategy is deleted until somebody has looked at it.
+    Suspect {
+        /// Why; it tells nothing about the content.
+        reason: String,
+    },
+}
+
+/// What a mark says of a drill besides the verdict.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Evidence {
+    /// The drill's own id.
+    pub drill: SnapshotId,
+    /// The storage that it read from.
+    pub storage: Name,
+    /// Whole seconds that getting everything back took.
+    pub recovery_seconds: u64,
+    /// Checks that passed.
+    pub passed: u64,
+    /// Checks that did not.
+    pub not_passed: u64,
+    /// Whether it failed only because the snapshot has much less than the last good one.
+    #[serde(default)]
+    pub suspect: bool,
+    /// The program's version.
+    pub version: String,
 }
 
 /// How a drill judged a snapshot.
@@ -59,6 +87,23 @@ pub enum Verdict {
     Failed,
     /// It could not be judged.
     Inconclusive,
+}
+
+impl Verdict {
+    /// Its word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Passed => "passed",
+            Self::Failed => "failed",
+            Self::Inconclusive => "inconclusive",
+        }
+    }
+}
+
+impl std::fmt::Display for Verdict {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.as_str())
+    }
 }
 
 /// Why a mark cannot be used. Nobody knows then what it protects, so nothing may be deleted.
@@ -89,10 +134,16 @@ impl Mark {
         format!("{}hold-{id}.json", Self::folder(instance))
     }
 
+    /// Where it is said that the snapshot is suspect.
+    pub fn suspect_key(instance: &Name, id: &SnapshotId) -> String {
+        format!("{}suspect-{id}.json", Self::folder(instance))
+    }
+
     /// Where it stands in a storage.
     pub fn key(&self) -> String {
         match self.says {
             Says::Hold { .. } => Self::hold_key(&self.instance, &self.id),
+            Says::Suspect { .. } => Self::suspect_key(&self.instance, &self.id),
             Says::Drill { .. } => {
                 let time = self.made.format("%Y%m%dT%H%M%SZ");
                 format!("{}drill-{time}-{}.json", Self::folder(&self.instance), self.id)
@@ -141,9 +192,10 @@ mod tests {
                 "ella/marks/hold-20261121T013000Z-7f3a9c.json",
             ),
             (
-                mark(Says::Drill { verdict: Verdict::Passed }),
+                mark(Says::Drill { verdict: Verdict::Passed, evidence: None }),
                 "ella/marks/drill-20261122T050000Z-20261121T013000Z-7f3a9c.json",
             ),
+            (mark(Says::Suspect { reason: "rows".to_owned() }), "ella/marks/suspect-20261121T013000Z-7f3a9c.json"),
         ] {
             assert_eq!(mark.key(), key);
             assert_eq!(Mark::from_bytes(&mark.to_bytes(), key).unwrap(), mark);

@@ -5,6 +5,7 @@
 //! same word for the same thing.
 
 mod cancel;
+mod check;
 mod clock;
 mod digest;
 mod facts;
@@ -18,6 +19,7 @@ mod units;
 mod warning;
 
 pub use cancel::{Cancel, CancelGuard};
+pub use check::{Check, CheckOutcome, TOLD_DIFFERENCES, verdict};
 pub use clock::Clock;
 pub use digest::{Digest, DigestError, Digester};
 pub use facts::{ArtifactFacts, FACTS_FORMAT, Facts, SourceFacts};
@@ -26,7 +28,7 @@ pub use manifest::{
     Artifact, ArtifactKind, Codec, Completeness, Compression, Encryption, FEATURES, FORMAT, MANIFEST_KEY, Manifest,
     ManifestError, Program, RUN_KEY, RemoteCheck, StorageNote, StoredObject,
 };
-pub use mark::{MARK_FORMAT, MARKS_FOLDER, Mark, MarkError, Says, Verdict};
+pub use mark::{Evidence, MARK_FORMAT, MARKS_FOLDER, Mark, MarkError, Says, Verdict};
 pub use paths::counted_from;
 pub use sealed::SealError;
 pub use secret::{DatabaseUrl, Secret};

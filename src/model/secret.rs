@@ -93,6 +93,35 @@ impl DatabaseUrl {
     }
 }
 
+impl DatabaseUrl {
+    /// The same server's database of that name, which is made of ASCII letters, digits and `_`.
+    #[must_use]
+    pub fn with_database(&self, name: &str) -> Self {
+        let mut url = self.0.clone();
+        url.set_path(name);
+        let others: Vec<&str> = url
+            .query()
+            .unwrap_or_default()
+            .split('&')
+            .filter(|pair| !pair.is_empty() && !pair.starts_with("dbname="))
+            .collect();
+        let others = others.join("&");
+        url.set_query(Some(others.as_str()).filter(|others| !others.is_empty()));
+        Self(url)
+    }
+
+    /// The same address with a password in it.
+    #[must_use]
+    pub fn with_password(&self, password: &str) -> Self {
+        let mut url = self.0.clone();
+        // As a parameter, since an address without a host cannot have it before the host; each byte in the one form that is read everywhere.
+        let encoded: String = password.bytes().map(|byte| format!("%{byte:02X}")).collect();
+        let others = url.query().filter(|query| !query.is_empty()).map(|query| format!("{query}&")).unwrap_or_default();
+        url.set_query(Some(&format!("{others}password={encoded}")));
+        Self(url)
+    }
+}
+
 impl TryFrom<String> for DatabaseUrl {
     type Error = String;
 

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::Identity;
 use super::encode::MAX_BLOCK_BYTES;
+use super::stopwatch::{Clocked, Step, Stopwatch};
 use crate::model::{Codec, Compression, Digest, Digester, Encryption, StoredObject};
 
 /// Bytes that are read at a time, and held back at the end.
@@ -114,6 +115,20 @@ pub fn decoder<'a>(
     identities: &[Identity],
     expected: Option<Expected>,
 ) -> Result<Box<dyn Read + Send + 'a>, DecodeError> {
+    timed_decoder(stored, codec, identities, expected, None)
+}
+
+/// As [`decoder`], with the time that each of its steps takes counted by `watch`.
+///
+/// # Errors
+/// As [`decoder`].
+pub fn timed_decoder<'a>(
+    stored: Box<dyn Read + Send + 'a>,
+    codec: Codec,
+    identities: &[Identity],
+    expected: Option<Expected>,
+    watch: Option<&Stopwatch>,
+) -> Result<Box<dyn Read + Send + 'a>, DecodeError> {
     let ended = Arc::new(AtomicBool::new(false));
     let stored = Layer {
         inner: Stored { inner: stored, ended: Arc::clone(&ended) },
@@ -123,6 +138,7 @@ pub fn decoder<'a>(
         Encryption::None => Box::new(stored),
         Encryption::Age => {
             let inner = decrypted(stored, identities)?;
+            let inner = Clocked::new(inner, watch, Step::Decrypt);
             Box::new(Layer { inner, fault: "The encrypted stream is damaged or cut" })
         }
     };
@@ -139,8 +155,9 @@ pub fn decoder<'a>(
             Box::new(Layer { inner, fault: "The gzip stream is damaged or cut" })
         }
     };
-    Ok(Box::new(HeldBack {
-        inner: plain,
+    let step = if codec.compression == Compression::None { Step::Digest } else { Step::Decompress };
+    let held = HeldBack {
+        inner: Clocked::new(plain, watch, step),
         ended,
         expected,
         digester: Digester::new(),
@@ -149,7 +166,8 @@ pub fn decoder<'a>(
         given: 0,
         ahead: Vec::with_capacity(BUFFER_BYTES),
         state: State::Reading,
-    }))
+    };
+    Ok(Box::new(Clocked::new(held, watch, Step::Digest)))
 }
 
 /// Why a stored stream could not be opened.

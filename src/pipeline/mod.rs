@@ -14,6 +14,7 @@ mod crypt;
 mod decode;
 mod encode;
 mod parts;
+mod stopwatch;
 mod stored;
 #[cfg(test)]
 mod tests;
@@ -22,7 +23,8 @@ mod throttle;
 pub use blocks::{BlockList, BlockSpan};
 pub use compress::{Algorithm, CompressionConfig, CompressionError};
 pub use crypt::{CryptError, Identity, Recipient};
-pub use decode::{DecodeError, Expected, Verified, decoder};
+pub use decode::{DecodeError, Expected, Verified, decoder, timed_decoder};
 pub use encode::{Block, EncodeSettings, Encoded, EncodedObject, Encoder, MAX_BLOCK_BYTES, ObjectSink, WORKER_BYTES};
 pub use parts::{Fetch, parts};
+pub use stopwatch::{Clocked, Step, Stopwatch};
 pub use throttle::Throttle;

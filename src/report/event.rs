@@ -7,8 +7,8 @@ use schemars::JsonSchema;
 use serde::ser::SerializeStruct as _;
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::{Outcome, RunReport};
-use crate::model::{ByteSize, Completeness, Name, Span};
+use super::{DrillReport, Outcome, RunReport};
+use crate::model::{ByteSize, Completeness, Name, SnapshotId, Span, Verdict};
 
 /// How long [`Event::text`] is at most, in characters: with its title it fits into a message of every chat service.
 const MOST_CHARS: usize = 1_500;
@@ -35,6 +35,15 @@ pub enum EventKind {
     Stale,
     /// There is a whole snapshot again, after a time without one or a run that failed.
     Recovered,
+    /// A drill passed: a snapshot was restored for trial, and is what it was when it was taken.
+    #[serde(rename = "drill_passed")]
+    DrillPassed,
+    /// A drill failed: a snapshot is bad, or took too long, or is too old.
+    #[serde(rename = "drill_failed")]
+    DrillFailed,
+    /// A drill could not judge a snapshot.
+    #[serde(rename = "drill_inconclusive")]
+    DrillInconclusive,
     /// Somebody tries whether messages arrive.
     #[serde(skip_deserializing)]
     #[schemars(skip)]
@@ -52,13 +61,17 @@ impl EventKind {
             Self::Cancelled => "cancelled",
             Self::Stale => "stale",
             Self::Recovered => "recovered",
+            Self::DrillPassed => "drill_passed",
+            Self::DrillFailed => "drill_failed",
+            Self::DrillInconclusive => "drill_inconclusive",
             Self::Test => "test",
         }
     }
 }
 
-/// One thing to tell. Serialized it is the document that a webhook without a template gets: `event`, `of` (`run` or `verification`), `instance`, `strategy`, `time`, `title`,
-/// `text`, `reason` and `run`, which is the document of `backup run --json`.
+/// One thing to tell. Serialized it is the document that a webhook without a template gets: `event`, `of` (`run`, `verification` or `drill`), `instance`, `strategy`, `time`,
+/// `title`, `text`, `reason`, `run`, which is the document of `backup run --json`, and `drill`: its `id`, the `snapshot`, the `verdict`, and `recovery_seconds` and
+/// `recovery_point_seconds`.
 #[derive(Debug, Clone)]
 pub struct Event {
     /// What happened.
@@ -71,10 +84,34 @@ pub struct Event {
     pub at: DateTime<Utc>,
     /// The run that ended.
     pub run: Option<Arc<RunReport>>,
+    /// The drill that ended, where it judged anything.
+    pub drill: Option<Drilled>,
     /// Why, where no run says it.
     pub reason: Option<String>,
-    /// Whether it is about a verification, and not about a run.
-    of_verification: bool,
+    of: Of,
+}
+
+/// What an event is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Of {
+    Run,
+    Verification,
+    Drill,
+}
+
+/// What a message says of a drill.
+#[derive(Debug, Clone, Serialize)]
+pub struct Drilled {
+    /// Its id.
+    pub id: SnapshotId,
+    /// The snapshot, where there was one.
+    pub snapshot: Option<SnapshotId>,
+    /// How it was judged.
+    pub verdict: Verdict,
+    /// How long getting everything back took, in seconds.
+    pub recovery_seconds: f64,
+    /// How old the data was, in seconds.
+    pub recovery_point_seconds: Option<f64>,
 }
 
 impl Event {
@@ -91,8 +128,9 @@ impl Event {
             strategy: strategy.cloned(),
             at,
             run: None,
+            drill: None,
             reason,
-            of_verification: false,
+            of: Of::Run,
         }
     }
 
@@ -120,7 +158,31 @@ impl Event {
 
     /// A verification of the strategy's snapshots found damage, or could not be done.
     pub fn verification_failed(instance: &Name, strategy: &Name, at: DateTime<Utc>, reason: String) -> Self {
-        Self { of_verification: true, ..Self::not_run(instance, strategy, at, reason) }
+        Self { of: Of::Verification, ..Self::not_run(instance, strategy, at, reason) }
+    }
+
+    /// A drill ended so.
+    pub fn of_drill(report: &DrillReport) -> Self {
+        let kind = match report.verdict {
+            Verdict::Passed => EventKind::DrillPassed,
+            Verdict::Failed => EventKind::DrillFailed,
+            Verdict::Inconclusive => EventKind::DrillInconclusive,
+        };
+        let drill = Drilled {
+            id: report.id.clone(),
+            snapshot: report.snapshot.as_ref().map(|snapshot| snapshot.id.clone()),
+            verdict: report.verdict,
+            recovery_seconds: report.recovery_seconds,
+            recovery_point_seconds: report.recovery_point_seconds,
+        };
+        let (instance, strategy) = (&report.instance, Some(&report.strategy));
+        let event = Self::of(kind, instance, strategy, report.finished, report.problem.clone());
+        Self { of: Of::Drill, drill: Some(drill), ..event }
+    }
+
+    /// A drill could not even begin, for this reason.
+    pub fn not_drilled(instance: &Name, strategy: &Name, at: DateTime<Utc>, reason: String) -> Self {
+        Self { of: Of::Drill, ..Self::of(EventKind::DrillInconclusive, instance, Some(strategy), at, Some(reason)) }
     }
 
     /// The last whole snapshot of the strategy is too old, for this reason.
@@ -155,11 +217,16 @@ impl Event {
             EventKind::Success => format!("Backup {subject} succeeded"),
             EventKind::Problems if partial => format!("Backup {subject} is partial: content is missing"),
             EventKind::Problems => format!("Backup {subject} finished with problems"),
-            EventKind::Failure if self.of_verification => format!("Verification of the backups {subject} failed"),
+            EventKind::Failure if self.of == Of::Verification => {
+                format!("Verification of the backups {subject} failed")
+            }
             EventKind::Failure => format!("Backup {subject} failed: nothing was committed"),
             EventKind::Cancelled => format!("Backup {subject} was cancelled: nothing was committed"),
             EventKind::Stale => format!("Backup {subject} is overdue"),
             EventKind::Recovered => format!("Backup {subject} is as it should be again"),
+            EventKind::DrillPassed => format!("Restore drill of {subject} passed"),
+            EventKind::DrillFailed => format!("Restore drill of {subject} failed: the backup is bad"),
+            EventKind::DrillInconclusive => format!("Restore drill of {subject} could not judge the backup"),
             EventKind::Test => format!("Test message about the backups of {subject}"),
         }
     }
@@ -170,6 +237,16 @@ impl Event {
         lines.extend(self.reason.as_deref().map(|reason| cut(reason, MOST_ERROR_CHARS)));
         if let Some(run) = &self.run {
             tell_run(run, &mut lines);
+        }
+        if let Some(drill) = &self.drill {
+            let span = |seconds: f64| Span::from(std::time::Duration::from_secs_f64(seconds.max(0.0).round()));
+            let snapshot = drill.snapshot.as_ref().map(|id| format!("Snapshot {id}, ")).unwrap_or_default();
+            let age = drill.recovery_point_seconds.map(|age| format!(", data {} old", span(age))).unwrap_or_default();
+            lines.push(format!(
+                "{snapshot}drill {}: {} to get everything back{age}",
+                drill.id,
+                span(drill.recovery_seconds)
+            ));
         }
         if self.kind == EventKind::Test {
             lines.push("Nothing happened: somebody tries whether messages arrive. This one did".to_owned());
@@ -193,10 +270,15 @@ impl Event {
 
 impl Serialize for Event {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut event = serializer.serialize_struct("Event", 10)?;
+        let mut event = serializer.serialize_struct("Event", 11)?;
         event.serialize_field("format", &1)?;
         event.serialize_field("event", self.kind.as_str())?;
-        event.serialize_field("of", if self.of_verification { "verification" } else { "run" })?;
+        let of = match self.of {
+            Of::Run => "run",
+            Of::Verification => "verification",
+            Of::Drill => "drill",
+        };
+        event.serialize_field("of", of)?;
         event.serialize_field("instance", &self.instance)?;
         event.serialize_field("strategy", &self.strategy)?;
         event.serialize_field("time", &self.time())?;
@@ -204,6 +286,7 @@ impl Serialize for Event {
         event.serialize_field("text", &self.text())?;
         event.serialize_field("reason", &self.reason)?;
         event.serialize_field("run", &self.run.as_deref())?;
+        event.serialize_field("drill", &self.drill)?;
         event.end()
     }
 }

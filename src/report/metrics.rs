@@ -9,6 +9,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use super::status::{State, Status, StrategyStatus};
+use crate::model::Verdict;
 
 /// The media type of [`metrics`].
 pub const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -45,6 +46,14 @@ pub fn metrics(status: &Status) -> String {
     let verified = gauge("last_verification_timestamp_seconds", "When the last verification on schedule began");
     let sound = gauge("last_verification_success", "1 when it found nothing wrong");
     let verified_bytes = gauge("last_verification_read_bytes", "Stored bytes that it read");
+    let passed = gauge("last_passed_drill_timestamp_seconds", "When the last restore drill ended that passed");
+    let judged = gauge("last_drill_timestamp_seconds", "When the last restore drill ended that came to a verdict");
+    let drilled_well = gauge("last_drill_success", "1 when it passed");
+    let recovery = gauge(
+        "last_drill_recovery_seconds",
+        "How long the last restore drill of this machine took to get everything back",
+    );
+    let recovery_point = gauge("last_drill_recovery_point_seconds", "How old the data was that it got back");
     let runs = Family::<Labels, Counter>::default();
     registry.register("runs", "Runs so far, by how they ended", runs.clone());
     for strategy in &status.strategies {
@@ -72,6 +81,24 @@ pub fn metrics(status: &Status) -> String {
             set(&verified, seconds(verification.started));
             set(&sound, flag(verification.outcome == "sound"));
             set(&verified_bytes, verification.read_bytes as f64);
+        }
+        if let Some(drills) = &strategy.drills {
+            if let Some(at) = drills.last_passed {
+                set(&passed, seconds(at));
+            }
+            if let (Some(at), Some(verdict)) = (drills.last_judged, drills.verdict) {
+                set(&judged, seconds(at));
+                set(&drilled_well, flag(verdict == Verdict::Passed));
+            }
+            let last = drills.last.as_ref().filter(|last| last.verdict != "inconclusive");
+            for (family, value) in [
+                (&recovery, last.and_then(|last| last.recovery_seconds)),
+                (&recovery_point, last.and_then(|last| last.recovery_point_seconds)),
+            ] {
+                if let Some(value) = value {
+                    set(family, value);
+                }
+            }
         }
         // Each outcome from the start, so that the first failure is seen as an increase.
         for outcome in ["success", "problems", "failed", "cancelled"] {

@@ -3,6 +3,7 @@
 //! This room has the words of a run, how far it is and how it ended; those of how a strategy fares, and the same as metrics; and it carries what
 //! happened to who is not looking ([`notify`]). It does not print, and does not know what a run does, nor find out how a strategy fares.
 
+mod drill;
 mod event;
 mod metrics;
 pub mod notify;
@@ -17,9 +18,10 @@ use serde::Serialize;
 
 use crate::model::{Completeness, Name, SnapshotId, Warnings};
 
+pub use drill::{DrillReport, DrillStep, DrillTarget, DrilledArtifact, DrilledSnapshot, html};
 pub use event::{Event, EventKind};
 pub use metrics::{METRICS_TYPE, metrics};
-pub use status::{LastRun, LastVerification, State, Status, StorageStatus, StrategyStatus};
+pub use status::{Drills, LastDrill, LastRun, LastVerification, State, Status, StorageStatus, StrategyStatus};
 
 /// How far a run is. The engine counts here, and a display looks whenever it likes.
 #[derive(Clone, Default)]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use crate::model::{Name, SnapshotId};
+use crate::model::{Name, SnapshotId, Verdict};
 
 /// How all strategies fare at one moment.
 #[derive(Debug, Clone, Serialize)]
@@ -40,6 +40,8 @@ pub enum State {
     Stale,
     /// The last verification found that what is stored is not what was written.
     Damaged,
+    /// No drill has passed as its schedule promises, or the last one found that the backup is bad.
+    Unproven,
     /// It has no schedule: it is run by hand.
     Manual,
     /// Its schedule is not followed: `active = false`.
@@ -49,7 +51,7 @@ pub enum State {
 impl State {
     /// Whether nothing is missed.
     pub fn is_well(self) -> bool {
-        !matches!(self, Self::Stale | Self::Damaged)
+        !matches!(self, Self::Stale | Self::Damaged | Self::Unproven)
     }
 }
 
@@ -60,6 +62,7 @@ impl std::fmt::Display for State {
             Self::Waiting => "waiting",
             Self::Stale => "stale",
             Self::Damaged => "damaged",
+            Self::Unproven => "unproven",
             Self::Manual => "manual",
             Self::Inactive => "inactive",
         })
@@ -99,6 +102,46 @@ pub struct StrategyStatus {
     pub storages: Vec<StorageStatus>,
     /// The last time that what is stored was looked at again, on schedule.
     pub verified: Option<LastVerification>,
+    /// What is known of its drills; none where there was none, and none is scheduled.
+    pub drills: Option<Drills>,
+}
+
+/// What is known of the drills of a strategy: those of this machine, and those of others whose verdicts were seen in a storage.
+#[derive(Debug, Clone, Serialize)]
+pub struct Drills {
+    /// The cron line, in the zone of the strategy.
+    pub schedule: Option<String>,
+    /// When the next one is due, while somebody looks after it.
+    pub next: Option<DateTime<Utc>>,
+    /// When the last that passed ended.
+    pub last_passed: Option<DateTime<Utc>>,
+    /// When the last that came to a verdict ended.
+    pub last_judged: Option<DateTime<Utc>>,
+    /// Its verdict.
+    pub verdict: Option<Verdict>,
+    /// The last of this machine, however it ended.
+    pub last: Option<LastDrill>,
+}
+
+/// A drill of this machine that ended.
+#[derive(Debug, Clone, Serialize)]
+pub struct LastDrill {
+    /// Its id.
+    pub id: SnapshotId,
+    /// The snapshot, where there was one.
+    pub snapshot: Option<SnapshotId>,
+    /// `passed`, `failed`, `inconclusive`.
+    pub verdict: String,
+    /// When it began.
+    pub started: DateTime<Utc>,
+    /// When it ended.
+    pub finished: DateTime<Utc>,
+    /// How long getting everything back took, in seconds.
+    pub recovery_seconds: Option<f64>,
+    /// How old the data was when it began, in seconds.
+    pub recovery_point_seconds: Option<f64>,
+    /// Why it did not pass.
+    pub problem: Option<String>,
 }
 
 /// A run that ended.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use schemars::JsonSchema;
 use serde::ser::SerializeSeq;
@@ -11,11 +11,12 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use super::place::{file_in, refuse_existing, write_private};
 use super::process::Call;
+use super::scratch::{Each, Scratch, ScratchPlace, no_database as no_database_here};
 use super::{
     ArtifactSpec, Context, Dumped, Finding, Level, Outputs, RestoreArtifact, RestoreOptions, Restored, Restorer,
-    Source, SourceError, Target,
+    Source, SourceError, Streams, Target,
 };
-use crate::model::{ArtifactKind, Secret, Warning, Warnings};
+use crate::model::{ArtifactKind, Check, Name, Secret, Warning, Warnings};
 
 /// Values shorter than this are not masked in what a command says: too many innocent words would be.
 const SHORTEST_MASKED: usize = 4;
@@ -221,8 +222,62 @@ impl Restorer for CommandRestorer {
         Ok(())
     }
 
+    fn scratch(
+        &self,
+        cx: &Context,
+        _artifact: &RestoreArtifact,
+        place: &ScratchPlace,
+    ) -> Result<Box<dyn Scratch>, SourceError> {
+        Ok(Box::new(ScratchFile { name: cx.name.clone(), folder: place.folder.join(cx.name.as_str()) }))
+    }
+
     fn by_hand(&self, artifact: &RestoreArtifact) -> String {
         format!("cat > {}", artifact.name)
+    }
+}
+
+/// A stream as a file in a private folder.
+struct ScratchFile {
+    name: Name,
+    folder: PathBuf,
+}
+
+impl Scratch for ScratchFile {
+    fn target(&self, _artifact: &RestoreArtifact) -> Result<Target, String> {
+        Ok(Target::Folder(self.folder.clone()))
+    }
+
+    fn inspect(
+        &mut self,
+        _cx: &Context,
+        artifact: &RestoreArtifact,
+        _streams: &dyn Streams,
+    ) -> Result<Vec<Check>, SourceError> {
+        let file = self.folder.join(&artifact.name);
+        let found = std::fs::metadata(&file).map_err(|error| SourceError::Io {
+            attempt: "look at",
+            path: file.display().to_string(),
+            error,
+        })?;
+        let check = Check::new("size", Some(&self.name), format!("bytes of {}", artifact.name));
+        let expected = artifact.facts.get("bytes").and_then(serde_json::Value::as_u64);
+        Ok(expected.map(|expected| check.compared(expected, found.len())).into_iter().collect())
+    }
+
+    fn query(&mut self, _: &Context, _: &str, _: Duration, _: &mut Each<'_>) -> Result<(), SourceError> {
+        Err(no_database_here(&self.name))
+    }
+
+    fn variables(&self) -> Vec<(&'static str, String)> {
+        vec![("PATH", self.folder.display().to_string())]
+    }
+
+    fn description(&self) -> String {
+        format!("a file in `{}`", self.folder.display())
+    }
+
+    fn keep(&mut self, _: &Context) -> Result<String, SourceError> {
+        Ok(format!("rm -r {}", self.folder.display()))
     }
 }
 

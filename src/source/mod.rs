@@ -2,16 +2,17 @@
 //!
 //! This room knows databases, folders and commands. It does not know what becomes of the bytes: not the pipeline,
 //! not the storages, not the configuration file. A source blocks and runs on a thread of its own. Its files import
-//! this one for the trait, and `process`, the only place that starts a child, but not one another.
+//! this one for the trait, `scratch` for that of what a drill restores, and `process`, the only place that starts a child, but not one another.
 //!
-//! To add a source: a file here with its configuration, its [`Source`] and its [`Restorer`]; then a variant of [`SourceConfig`] and
-//! a line in each of the two functions below it.
+//! To add a source: a file here with its configuration, its [`Source`], its [`Restorer`] and its [`Scratch`]; then a variant of [`SourceConfig`] and
+//! a line in each of the functions below it.
 
 pub mod command;
 pub mod directory;
 mod place;
 pub mod postgres;
 pub mod process;
+pub mod scratch;
 pub mod sqlite;
 
 use std::io::{Read, Write};
@@ -22,6 +23,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use self::scratch::{Scratch, ScratchPlace, refuse_overlap, remove_folder, remove_folders};
 use crate::model::{ArtifactKind, Cancel, DatabaseUrl, Name, Warnings};
 
 /// The configuration of a source, by its `type`.
@@ -91,6 +93,85 @@ pub fn restorer(kind: ArtifactKind) -> Option<Box<dyn Restorer>> {
         ArtifactKind::Stream => Some(Box::new(command::CommandRestorer)),
         ArtifactKind::Index | ArtifactKind::Blocks | ArtifactKind::Facts => None,
     }
+}
+
+/// Where drills restore to, as it is configured, for sources that need to be told.
+#[derive(Debug, Clone, Default)]
+pub struct ScratchConfig {
+    /// PostgreSQL databases.
+    pub postgres: postgres::ScratchServer,
+}
+
+/// Refuses scratch targets that are one of `sources`, or in a folder of one, before anything is written.
+///
+/// # Errors
+/// [`SourceError::Unsuitable`] when one is.
+pub fn refuse_sources(
+    cx: &Context,
+    config: &ScratchConfig,
+    folder: &Path,
+    sources: &[(&Name, &SourceConfig)],
+) -> Result<(), SourceError> {
+    for (name, source) in sources {
+        let path = match source {
+            SourceConfig::Directory(config) => &config.path,
+            SourceConfig::Sqlite(config) => &config.path,
+            SourceConfig::Postgres(database) => {
+                postgres::refuse_source(cx, &config.postgres, name, database)?;
+                continue;
+            }
+            SourceConfig::Command(_) => continue,
+        };
+        refuse_overlap(folder, path, &format!("the source `{name}`"))?;
+    }
+    Ok(())
+}
+
+/// Refuses scratch targets that the source `name` was dumped from, by its facts in a snapshot. Folders are not compared: they may be those of another
+/// machine.
+///
+/// # Errors
+/// [`SourceError::Unsuitable`] when one is.
+pub fn refuse_dumped(
+    cx: &Context,
+    config: &ScratchConfig,
+    name: &Name,
+    facts: &serde_json::Value,
+) -> Result<(), SourceError> {
+    match facts.get("type").and_then(serde_json::Value::as_str) {
+        Some("postgres") => postgres::refuse_dumped(cx, &config.postgres, name, facts),
+        _ => Ok(()),
+    }
+}
+
+/// Removes what drills made and did not remove: everything whose name begins with `prefix`, in `folders` and on servers, other than what is to stay. What
+/// was removed, and what could not be, in words.
+pub fn sweep_scratch(
+    cx: &Context,
+    config: &ScratchConfig,
+    folders: &[&Path],
+    prefix: &str,
+) -> (Vec<String>, Vec<String>) {
+    let (mut removed, mut failed) = (Vec::new(), Vec::new());
+    for folder in folders {
+        match remove_folders(folder, prefix, postgres::stop_clusters) {
+            Ok(paths) => removed.extend(paths.iter().map(|path| format!("`{}`", path.display()))),
+            Err(error) => failed.push(error.to_string()),
+        }
+    }
+    match postgres::sweep(cx, &config.postgres, prefix) {
+        Ok(databases) => removed.extend(databases),
+        Err(error) => failed.push(error.to_string()),
+    }
+    (removed, failed)
+}
+
+/// Removes the scratch folder of a drill and all that is in it; what runs in it is stopped first.
+///
+/// # Errors
+/// When something is left.
+pub fn remove_scratch_folder(folder: &Path) -> Result<(), SourceError> {
+    remove_folder(folder, postgres::stop_clusters)
 }
 
 /// What a source or restorer is given of the run it belongs to.
@@ -258,6 +339,17 @@ pub trait Restorer {
         options: &RestoreOptions,
     ) -> Result<(), SourceError>;
 
+    /// Makes a scratch target for the artifacts of the source that `artifact` is of.
+    ///
+    /// # Errors
+    /// When it could not be made; nothing of it is left then, or the next sweep finds it.
+    fn scratch(
+        &self,
+        cx: &Context,
+        artifact: &RestoreArtifact,
+        place: &ScratchPlace,
+    ) -> Result<Box<dyn Scratch>, SourceError>;
+
     /// The ordinary commands that restore the plain stream of `artifact` from standard input (`… | <this>`), without this program.
     fn by_hand(&self, artifact: &RestoreArtifact) -> String;
 }
@@ -319,6 +411,8 @@ pub struct RestoreOptions {
     pub jobs: usize,
     /// Do not restore owners (nor, in databases, privileges): everything belongs to who restores.
     pub no_owner: bool,
+    /// Databases only: everything lies in the default tablespace.
+    pub no_tablespaces: bool,
     /// Files only: to whom entries belong; the first rule that fits an entry counts, and none leaves it its owner.
     pub owners: Vec<directory::OwnerRule>,
     /// Files only: restore what these patterns match, with the folders that lead there, which stay as they are where they are there

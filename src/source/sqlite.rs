@@ -9,6 +9,7 @@
 //! transaction ended; what takes long, counting and storing, is done on the copy.
 
 mod restore;
+mod scratch;
 #[cfg(test)]
 mod tests;
 

@@ -26,7 +26,7 @@ const LAYERS: &[(&str, u32)] = &[
 ];
 
 /// Rooms whose files import the room's `mod.rs` and these siblings, but not one another.
-const SIBLINGS: &[(&str, &[&str])] = &[("source", &["place", "process"]), ("storage", &[])];
+const SIBLINGS: &[(&str, &[&str])] = &[("source", &["place", "process", "scratch"]), ("storage", &[])];
 
 /// What each external thing may be used by: one door each. A door is a module, with all that is in it.
 const DOORS: &[(&str, &[&str], &str)] = &[
@@ -46,7 +46,11 @@ const DOORS: &[(&str, &[&str], &str)] = &[
     ("croner", &["schedule"], "cron lines are read in one place"),
     ("reqwest", &["report::notify"], "messages are sent from one place"),
     ("lettre", &["report::notify"], "messages are sent from one place"),
-    ("toml", &["config"], "the configuration is read in one place"),
+    (
+        "toml",
+        &["config", "engine::drill"],
+        "the configuration is read in one place; a drill only looks whether a file parses",
+    ),
     ("clap", &["cli"], "the command line is the cli's"),
     ("clap_complete", &["cli"], "the command line is the cli's"),
     ("anyhow", &["cli"], "errors below the cli are typed"),

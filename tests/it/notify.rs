@@ -419,7 +419,12 @@ fn notify_test_tells_each_notifier_and_shows_who_took_it() {
     let ran = backup(&["check"]).expect(1);
     assert!(secure.take().is_empty());
     assert!(ran.out().contains("notify chat"), "{ran}");
-    assert!(ran.out().contains("A webhook on failure, problems, stale, recovered; not contacted"), "{ran}");
+    assert!(
+        ran.out().contains(
+            "A webhook on failure, problems, stale, recovered, drill_failed, drill_inconclusive; not contacted"
+        ),
+        "{ran}"
+    );
     site.configure(BODY);
     let ran = backup(&["notify", "test"]).expect(2);
     assert!(ran.err().contains("No notifier is configured: there is no `[notify.NAME]`"), "{ran}");

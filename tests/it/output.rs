@@ -181,7 +181,7 @@ async fn snapshots_and_what_keeps_them() {
         strategy: "daily".parse().unwrap(),
         id: ids[7].clone(),
         made: "2026-02-20T05:00:00Z".parse().unwrap(),
-        says: Says::Drill { verdict: Verdict::Passed },
+        says: Says::Drill { verdict: Verdict::Passed, evidence: None },
     };
     storage.replace(&drilled.key(), drilled.to_bytes().into()).await.unwrap();
     let mut text = String::new();

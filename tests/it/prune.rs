@@ -304,7 +304,7 @@ async fn a_held_snapshot_stays_until_it_is_released_or_the_time_is_over() {
         assert!(refused.err().contains("is held") && refused.err().contains("backup release"), "{refused}");
     }
     pruned.site.backup(["release", held]).expect(0);
-    assert!(pruned.site.backup(["release", held]).expect(1).err().contains("is not held"));
+    assert!(pruned.site.backup(["release", held]).expect(1).err().contains("neither held nor suspect"));
     pruned.prune(&["--yes"], 0);
     assert_eq!(pruned.site.ids().len(), 3);
     assert!(!pruned.path(&pruned.ids[3]).exists() && pruned.path(&pruned.ids[2]).exists());
@@ -350,7 +350,7 @@ async fn the_newest_that_passed_a_drill_stays() {
             strategy: "daily".parse().unwrap(),
             id: pruned.ids[position].clone(),
             made: days_ago(0),
-            says: Says::Drill { verdict },
+            says: Says::Drill { verdict, evidence: None },
         };
         pruned.storage.replace(&mark.key(), mark.to_bytes().into()).await.unwrap();
     }

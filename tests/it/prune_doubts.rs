@@ -11,7 +11,7 @@ use crate::support::{Mounted, is_root, sh};
 
 /// What a drill says of a snapshot of `daily`.
 fn drilled(id: &SnapshotId, verdict: Verdict) -> Mark {
-    mark("daily", id, Says::Drill { verdict })
+    mark("daily", id, Says::Drill { verdict, evidence: None })
 }
 
 fn mark(strategy: &str, id: &SnapshotId, says: Says) -> Mark {

@@ -23,7 +23,14 @@ fn errors(notify: &str, variables: &[(&str, &str)]) -> Vec<String> {
 #[test]
 fn a_notifier_is_told_what_is_usual_for_its_kind_unless_it_says_otherwise() {
     let on = |notify: &str| good("a.toml", &text(notify), &[]).notify["chat"].on().to_owned();
-    let news = [EventKind::Failure, EventKind::Problems, EventKind::Stale, EventKind::Recovered];
+    let news = [
+        EventKind::Failure,
+        EventKind::Problems,
+        EventKind::Stale,
+        EventKind::Recovered,
+        EventKind::DrillFailed,
+        EventKind::DrillInconclusive,
+    ];
     assert_eq!(on("type = \"webhook\"\nurl = \"https://h/x\""), news);
     assert_eq!(on("type = \"mail\"\nserver = \"h\"\nfrom = \"a@b.c\"\nto = [\"d@e.f\"]"), news);
     let ping = on("type = \"ping\"\nurl = \"https://h/x\"");
@@ -96,13 +103,13 @@ fn what_could_never_work_is_an_error_at_its_key() {
         (
             hook("on = [\"failed\"]"),
             &[
-                "4:7: notify.chat.on[0]: `failed` is not one of `start`, `success`, `problems`, `failure`, `cancelled`, `stale`, `recovered`",
+                "4:7: notify.chat.on[0]: `failed` is not one of `start`, `success`, `problems`, `failure`, `cancelled`, `stale`, `recovered`, `drill_passed`, `drill_failed`, `drill_inconclusive`",
             ],
         ),
         (
             hook("on = [\"test\"]"),
             &[
-                "4:7: notify.chat.on[0]: `test` is not one of `start`, `success`, `problems`, `failure`, `cancelled`, `stale`, `recovered`",
+                "4:7: notify.chat.on[0]: `test` is not one of `start`, `success`, `problems`, `failure`, `cancelled`, `stale`, `recovered`, `drill_passed`, `drill_failed`, `drill_inconclusive`",
             ],
         ),
         (hook("on = []"), &["4:6: notify.chat.on: Expected at least 1 entry"]),

@@ -143,7 +143,7 @@ fn a_strategy_without_sources_prunes_what_another_configuration_backs_up() {
         (
             "retention = { keep_daily = 7 }\n",
             "",
-            "a.toml:6:13: strategies.daily: Missing key `sources`\n  hint: list what is backed up; or, to prune what another configuration backs up, set `retention`",
+            "a.toml:6:13: strategies.daily: Missing key `sources`\n  hint: list what is backed up; or, to prune or drill what another configuration backs up, set `retention` or `drill`",
         ),
         (
             "retention =",
@@ -154,7 +154,7 @@ fn a_strategy_without_sources_prunes_what_another_configuration_backs_up() {
         (
             "retention =",
             "schedule = \"@daily\"\nretention =",
-            "a.toml:7:12: strategies.daily.schedule: Nothing can be run: the strategy has no `sources`, so that it only prunes\n  hint: list `sources`; or remove `schedule`",
+            "a.toml:7:12: strategies.daily.schedule: Nothing can be run: the strategy has no `sources`, so that it only prunes and drills\n  hint: list `sources`; or remove `schedule`",
         ),
         ("[storages.here]", "[sources]\n[storages.here]", "a.toml:3:2: sources: Expected at least 1 entry"),
     ] {

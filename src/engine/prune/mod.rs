@@ -229,6 +229,7 @@ pub(in crate::engine) async fn plan_place(
         return plan;
     }
     plan.refusals = refusals(&snapshots, marks, now);
+    plan.refusals.extend(marks.suspects(&strategy.name).into_iter().map(|id| Refusal::Suspect { id: id.clone() }));
     match respect_locks(open.storage.as_ref(), &snapshots, &mut plan.snapshots, now).await {
         Ok(()) => {}
         Err(error) => plan

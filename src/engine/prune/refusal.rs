@@ -49,6 +49,11 @@ pub enum Refusal {
         /// Which.
         gone: Vec<SnapshotId>,
     },
+    /// A drill found that a snapshot has much less than the last good one, and nobody has looked at it since.
+    Suspect {
+        /// The snapshot.
+        id: SnapshotId,
+    },
     /// More would be deleted than one pruning may.
     TooMany {
         /// How many.
@@ -115,6 +120,11 @@ impl fmt::Display for Refusal {
                     some.join(", ")
                 )
             }
+            Self::Suspect { id } => write!(
+                f,
+                "A drill found that `{id}` has much less than the last good snapshot. Older ones may be all that is left of it, so nothing is deleted. Look at \
+                 `backup drill report`; when it is as it should be, `backup release {id}`"
+            ),
             Self::TooMany { delete, of, percent } => write!(
                 f,
                 "{delete} of {of} snapshots would be deleted, and `max_delete_percent` is {percent}. Look at `backup prune --plan`; \

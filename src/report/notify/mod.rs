@@ -39,7 +39,14 @@ const BACKOFF: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(5)];
 /// How many events wait for one notifier at most.
 const QUEUE: usize = 64;
 /// What webhooks and mails tell unless `on` says otherwise.
-const NEWS: &[EventKind] = &[EventKind::Failure, EventKind::Problems, EventKind::Stale, EventKind::Recovered];
+const NEWS: &[EventKind] = &[
+    EventKind::Failure,
+    EventKind::Problems,
+    EventKind::Stale,
+    EventKind::Recovered,
+    EventKind::DrillFailed,
+    EventKind::DrillInconclusive,
+];
 
 /// The configuration of a notifier, by its `type`. What it is told (`on`, `strategies`, in the same table of a file) is in [`NotifyRules`].
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -57,7 +64,7 @@ pub enum NotifyConfig {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NotifyRules {
-    /// What it is told. Unless set, `failure`, `problems`, `stale` and `recovered`; a `ping` is told `start`, `success`, `problems`, `failure` and
+    /// What it is told. Unless set, `failure`, `problems`, `stale`, `recovered`, `drill_failed` and `drill_inconclusive`; a `ping` is told `start`, `success`, `problems`, `failure` and
     /// `cancelled`.
     #[serde(default)]
     #[schemars(length(min = 1), extend("uniqueItems" = true))]

@@ -123,12 +123,16 @@ impl Ping {
     fn address(&self, kind: EventKind) -> Option<&Url> {
         match kind {
             EventKind::Start => self.start.as_ref(),
-            EventKind::Success | EventKind::Recovered => self.success.as_ref(),
+            EventKind::Success | EventKind::Recovered | EventKind::DrillPassed => self.success.as_ref(),
             EventKind::Problems => match self.problems {
                 Counted::Success => self.success.as_ref(),
                 Counted::Failure => self.failure.as_ref(),
             },
-            EventKind::Failure | EventKind::Cancelled | EventKind::Stale => self.failure.as_ref(),
+            EventKind::Failure
+            | EventKind::Cancelled
+            | EventKind::Stale
+            | EventKind::DrillFailed
+            | EventKind::DrillInconclusive => self.failure.as_ref(),
             // A success that was none would put an alarm off that is needed. A failure shows that the alarm comes, and the next run ends it.
             EventKind::Test => self.failure.as_ref().or(self.success.as_ref()),
         }

@@ -42,6 +42,16 @@ impl Pattern {
         Ok(pattern)
     }
 
+    /// Whether it matches the file at `path`, relative to the source, or a folder that this lies in.
+    pub fn covers(&self, path: &[u8]) -> bool {
+        let Ok(glob) = self.glob() else { return false };
+        let matcher = glob.compile_matcher();
+        let matches = |path: &[u8]| matcher.is_match_candidate(&Candidate::from_bytes(path));
+        let mut folders =
+            path.iter().enumerate().filter(|(_, byte)| **byte == b'/').filter_map(|(at, _)| path.get(..at));
+        folders.any(matches) || (!self.folders_only() && matches(path))
+    }
+
     fn folders_only(&self) -> bool {
         self.0.ends_with('/')
     }
@@ -271,6 +281,22 @@ impl Filter {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn a_pattern_covers_what_lies_beneath() {
+        for (pattern, path, covers) in [
+            ("tmp", "a/tmp/b/c", true),
+            ("tmp/**", "tmp/b", true),
+            ("*.pdf", "a/b.pdf", true),
+            ("/a", "a/b", true),
+            ("/a", "b/a", false),
+            ("b/", "a/b", false),
+            ("b/", "a/b/c", true),
+            ("*.pdf", "a.png", false),
+        ] {
+            assert_eq!(Pattern::new(pattern).unwrap().covers(path.as_bytes()), covers, "{pattern} {path}");
+        }
+    }
+
     use super::{Choice, Exclusion, Filter, Pattern};
 
     fn filter(include: &[&str], exclude: &[&str]) -> Filter {

@@ -7,7 +7,7 @@
 //!
 //! A restore of a snapshot is driven by its index (`guide`, `feed`): what differs from it, content included (`proof`), is damage. Parts are
 //! chosen by `select`, given out without a restore by `give`, written by a few threads (`crew`, `finish`); `remove` takes away what the snapshot
-//! does not have, `preview` says what would happen, and `marker` tells a restore that was interrupted from a folder in use.
+//! does not have, `preview` says what would happen, `scratch` compares what a drill restored with the index, and `marker` tells a restore that was interrupted from a folder in use.
 
 mod access_list;
 mod ahead;
@@ -33,6 +33,7 @@ mod preview;
 mod proof;
 mod reader;
 mod remove;
+mod scratch;
 mod select;
 mod tarball;
 #[cfg(test)]
@@ -56,6 +57,7 @@ pub use give::{entry_at, write_file, write_folder};
 pub use owner_rule::{OwnerRule, OwnerRuleError};
 pub use path_set::PathSet;
 
+use super::scratch::{Scratch, ScratchPlace};
 use super::{
     ArtifactSpec, Context, Dumped, Finding, Level, Outputs, Preview, RestoreArtifact, RestoreOptions, Restored,
     Restorer, Source, SourceError, Streams, Target,
@@ -72,6 +74,7 @@ use names::Names;
 use owner_rule::OwnerRules;
 use reader::Reader;
 use remove::{Extras, Fate};
+use scratch::ScratchFolder;
 use select::{Wanted, select};
 use trouble::Failure;
 use walk::{Notes, Scope, Walk};
@@ -331,6 +334,15 @@ impl Restorer for DirectoryRestorer {
             })?;
         }
         Self::stand(place, artifact, options).map(drop)
+    }
+
+    fn scratch(
+        &self,
+        cx: &Context,
+        _artifact: &RestoreArtifact,
+        place: &ScratchPlace,
+    ) -> Result<Box<dyn Scratch>, SourceError> {
+        Ok(Box::new(ScratchFolder::new(&cx.name, place)))
     }
 
     fn by_hand(&self, _artifact: &RestoreArtifact) -> String {

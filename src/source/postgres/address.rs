@@ -129,6 +129,19 @@ impl Address {
         Ok(Self { masked, host, port, user, database, password, parameters, connect_timeout })
     }
 
+    /// Whether both name the same database of the same server, by the same words.
+    pub(super) fn is_same_database(&self, other: &Self) -> bool {
+        let database = |address: &Self| address.database.clone().or_else(|| address.user());
+        (&self.host, self.port, database(self)) == (&other.host, other.port, database(other))
+    }
+
+    /// The same, with a name that the server has for our sessions.
+    pub(super) fn known_as(mut self, name: &str) -> Self {
+        self.parameters.retain(|(parameter, _)| *parameter != "application_name");
+        self.parameters.push(("application_name", name.to_owned()));
+        self
+    }
+
     /// Connects.
     ///
     /// # Errors

@@ -26,6 +26,8 @@ pub(super) struct Server {
     pub(super) superuser: bool,
     /// A standby, or made to take no writes.
     pub(super) read_only: bool,
+    /// What the cluster was given when it was made, and every physical copy of it has; none where we may not ask.
+    pub(super) identifier: Option<String>,
 }
 
 impl Server {
@@ -36,8 +38,14 @@ impl Server {
             (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) AS super, current_setting('transaction_read_only') = 'on' AS read_only \
             FROM pg_database d WHERE d.datname = current_database()";
         let failed = |error: sqlx::Error| address.failed("ask for the version", &error);
-        let row = sqlx::query(sql).persistent(false).fetch_one(connection).await.map_err(failed)?;
+        let row = sqlx::query(sql).persistent(false).fetch_one(&mut *connection).await.map_err(failed)?;
+        // Since 9.6, and a server may forbid it.
+        let identifier = sqlx::query_scalar("SELECT system_identifier::text FROM pg_control_system()")
+            .persistent(false)
+            .fetch_one(connection)
+            .await;
         Ok(Self {
+            identifier: identifier.ok(),
             version: row.try_get("version").map_err(failed)?,
             version_num: row.try_get("number").map_err(failed)?,
             database: row.try_get("name").map_err(failed)?,

@@ -22,6 +22,8 @@ pub(super) struct Major(u32, u32);
 impl Major {
     /// The first whose restores set `transaction_timeout`.
     pub(super) const WITH_TRANSACTION_TIMEOUT: Self = Self(17, 0);
+    /// Older than any that is dumped.
+    pub(super) const OLDEST: Self = Self(9, 0);
 
     /// Of `server_version_num`: 150004 is 15, 90624 is 9.6.
     pub(super) fn of_number(number: i32) -> Self {
@@ -65,6 +67,25 @@ impl Client {
         tool: &'static str,
         major: Major,
     ) -> Result<Self, SourceError> {
+        Self::choose_of(cx, folder, tool, major, "client", "client_dir")
+    }
+
+    /// As [`Client::choose`], of the server's own binaries.
+    ///
+    /// # Errors
+    /// When none is suitable.
+    pub(super) fn choose_server(cx: &Context, folder: Option<&Path>, major: Major) -> Result<Self, SourceError> {
+        Self::choose_of(cx, folder, "initdb", major, "server", "server_dir")
+    }
+
+    fn choose_of(
+        cx: &Context,
+        folder: Option<&Path>,
+        tool: &'static str,
+        major: Major,
+        part: &str,
+        setting: &str,
+    ) -> Result<Self, SourceError> {
         let mut found = Vec::new();
         let mut broken = Vec::new();
         for folder in folder.map_or_else(|| installed(cx), |folder| vec![folder.to_owned()]) {
@@ -86,9 +107,11 @@ impl Client {
         seen.extend(broken);
         let seen = if seen.is_empty() { "none was found".to_owned() } else { format!("found: {}", seen.join(", ")) };
         let place =
-            folder.map_or_else(String::new, |folder| format!(" into `{}`, or correct `client_dir`", folder.display()));
+            folder.map_or_else(String::new, |folder| format!(" into `{}`, or correct `{setting}`", folder.display()));
+        let package =
+            if part == "client" { format!("postgresql-client-{major}") } else { format!("postgresql-{major}") };
         Err(SourceError::Unsuitable(format!(
-            "No `{tool}` is new enough for PostgreSQL {major}: install `postgresql-client-{major}`{place} ({seen})"
+            "No `{tool}` is new enough for PostgreSQL {major}: install `{package}`{place} ({seen})"
         )))
     }
 

@@ -6,7 +6,9 @@
 mod address;
 mod census;
 mod client;
+mod cluster;
 mod restore;
+mod scratch;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -18,7 +20,10 @@ use sqlx::Row;
 use self::address::{Address, dbname_argument};
 use self::census::{Census, Session};
 use self::client::Client;
+pub(super) use self::cluster::stop_clusters;
 pub use self::restore::PostgresRestorer;
+pub use self::scratch::ScratchServer;
+pub(super) use self::scratch::{refuse_dumped, refuse_source, sweep};
 use super::{ArtifactSpec, Context, Dumped, Finding, Level, Output, Outputs, Source, SourceError};
 use crate::model::{ArtifactKind, DatabaseUrl, Secret, Span, Warning, Warnings};
 
@@ -195,6 +200,7 @@ impl Source for Postgres {
             "server_version_num": server.version_num,
             "client_version": client.version,
             "database": server.database,
+            "system_identifier": server.identifier,
             "encoding": server.encoding,
             "collate": server.collate,
             "row_counts": counted,

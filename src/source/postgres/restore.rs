@@ -12,10 +12,12 @@ use sqlx::Row;
 use super::address::{Address, dbname_argument};
 use super::census::{ANYTHING, Server, quoted, tables};
 use super::client::{Client, Major};
+use super::scratch::ScratchDatabase;
 use super::{NO_PASSWORD, block, warning};
 use crate::model::{ArtifactKind, ByteSize, Warnings};
 use crate::source::place::{file_in, refuse_existing, write_nameless, write_private};
 use crate::source::process::{Call, MemoryFile, ProcessError, path_for_children};
+use crate::source::scratch::{Scratch, ScratchPlace};
 use crate::source::{Context, RestoreArtifact, RestoreOptions, Restored, Restorer, SourceError, Target};
 
 /// Roles and tablespaces are a short script; more than this is not one.
@@ -161,6 +163,7 @@ impl PostgresRestorer {
             let named = |name: &&String| rest == name.as_str() || rest.starts_with(&format!("{name} "));
             let found = existing.iter().filter(|(kind, _)| kind == object).map(|(_, name)| name).find(named);
             match (verb, found) {
+                _ if options.no_tablespaces && (object == "TABLESPACE" || text.contains(" ON TABLESPACE ")) => {}
                 (Some("CREATE"), Some(name)) => {
                     if !options.overwrite {
                         let reason = format!("The {} {name} exists and was left as it is", object.to_lowercase());
@@ -198,6 +201,9 @@ fn restore_args(prepared: &Prepared, options: &RestoreOptions) -> Vec<String> {
     }
     if options.no_owner {
         args.extend(["--no-owner".to_owned(), "--no-privileges".to_owned()]);
+    }
+    if options.no_tablespaces {
+        args.push("--no-tablespaces".to_owned());
     }
     args.push(dbname_argument(&prepared.server.database));
     args
@@ -327,6 +333,15 @@ impl Restorer for PostgresRestorer {
             Some(file) => refuse_existing(&file, options.overwrite),
             None => Self::prepare_database(cx, artifact, target, options).map(|_| ()),
         }
+    }
+
+    fn scratch(
+        &self,
+        cx: &Context,
+        artifact: &RestoreArtifact,
+        place: &ScratchPlace,
+    ) -> Result<Box<dyn Scratch>, SourceError> {
+        Ok(Box::new(ScratchDatabase::create(cx, artifact, place)?))
     }
 
     fn by_hand(&self, artifact: &RestoreArtifact) -> String {

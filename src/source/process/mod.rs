@@ -53,6 +53,7 @@ pub struct Call {
     redacted: Vec<Secret>,
     timeout: Option<Duration>,
     environment: Environment,
+    user: Option<(u32, u32)>,
 }
 
 impl Call {
@@ -70,6 +71,7 @@ impl Call {
             redacted: Vec::new(),
             timeout: Some(cx.no_progress_timeout),
             environment: cx.environment.clone(),
+            user: None,
         }
     }
 
@@ -88,6 +90,12 @@ impl Call {
     /// Runs the child in `folder`.
     pub fn working_dir(mut self, folder: Option<PathBuf>) -> Self {
         self.working_dir = folder;
+        self
+    }
+
+    /// Runs the child as another user, with that one's group and no other. Only root can.
+    pub fn as_user(mut self, user: Option<(u32, u32)>) -> Self {
+        self.user = user;
         self
     }
 
@@ -277,6 +285,9 @@ impl Call {
         command.arg0(&self.program).args(&self.args).env_clear().envs(&self.variables).process_group(0);
         if let Some(folder) = &self.working_dir {
             command.current_dir(folder);
+        }
+        if let Some((user, group)) = self.user {
+            command.uid(user).gid(group);
         }
         match wants {
             Wants::Output => command.stdin(Stdio::null()).stdout(Stdio::piped()),

@@ -10,7 +10,9 @@ use rustix::io::Errno;
 use sqlx::sqlite::SqliteConnectOptions;
 use url::Url;
 
+use super::super::scratch::{Scratch, ScratchPlace};
 use super::super::{Context, RestoreArtifact, RestoreOptions, Restored, Restorer, SourceError, Target};
+use super::scratch::ScratchDatabase;
 use super::{
     BUSY_TIMEOUT, Fault, PrivateFile, SQLITE_ERROR, Session, free_bytes, primary_code, quoted, random_name, warning,
 };
@@ -97,6 +99,15 @@ impl Restorer for SqliteRestorer {
             }
         }
         Ok(())
+    }
+
+    fn scratch(
+        &self,
+        cx: &Context,
+        _artifact: &RestoreArtifact,
+        place: &ScratchPlace,
+    ) -> Result<Box<dyn Scratch>, SourceError> {
+        Ok(Box::new(ScratchDatabase::new(&cx.name, place)))
     }
 
     fn by_hand(&self, artifact: &RestoreArtifact) -> String {
@@ -214,7 +225,7 @@ fn check(cx: &Context, artifact: &RestoreArtifact, path: &Path, warnings: &mut W
         Ok(lines) if lines.iter().all(|line| line == "ok") => {}
         Ok(lines) => {
             let shown: Vec<_> = lines.iter().take(SHOWN_PROBLEMS).map(String::as_str).collect();
-            return Err(SourceError::Unsuitable(format!(
+            return Err(SourceError::Damaged(format!(
                 "The database arrived as it was backed up, but SQLite finds it damaged, so it was damaged before; nothing was \
                  replaced. If you must have it as it is, restore it by hand, as `backup show` prints. `PRAGMA integrity_check` says: {}",
                 shown.join("; ")
@@ -238,7 +249,7 @@ fn check(cx: &Context, artifact: &RestoreArtifact, path: &Path, warnings: &mut W
             .count(name)
             .map_err(|error| session.explain(error, &format!("count the rows of {}", quoted(name))))?;
         if found != rows {
-            return Err(SourceError::Unsuitable(format!(
+            return Err(SourceError::Damaged(format!(
                 "The restored database has {found} rows in {}, and {rows} were backed up; nothing was replaced",
                 quoted(name)
             )));

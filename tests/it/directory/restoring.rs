@@ -9,8 +9,15 @@ use holdfast::source::{RestoreOptions, Restorer, SourceError, Target};
 use super::changes::as_ordinary_user;
 use super::world::{artifact, assert_same, config, is_root, listing, mode, owner, world, write};
 
-const OVERWRITE: RestoreOptions =
-    RestoreOptions { overwrite: true, jobs: 0, no_owner: false, owners: Vec::new(), paths: Vec::new(), delete: false };
+const OVERWRITE: RestoreOptions = RestoreOptions {
+    overwrite: true,
+    jobs: 0,
+    no_owner: false,
+    no_tablespaces: false,
+    owners: Vec::new(),
+    paths: Vec::new(),
+    delete: false,
+};
 
 #[test]
 fn a_target_that_is_not_empty_is_refused_before_anything_is_touched() {

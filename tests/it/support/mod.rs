@@ -5,9 +5,11 @@
 
 pub mod container;
 pub mod daemon;
+pub mod forge;
 pub mod plant;
 pub mod postgres;
 pub mod s3_proxy;
+pub mod shop;
 pub mod site;
 pub mod sources;
 pub mod stores;

@@ -1,0 +1,274 @@
+//! `backup drill` and `backup drill report`.
+
+use std::fmt::Write as _;
+
+use clap::{Args, Subcommand, ValueEnum};
+
+use super::output::{BAD, BOLD, Cell, DIM, GOOD, Printer, Table, WARN, age, count, seconds, time};
+use super::run::settle;
+use super::setup::{IdentityArgs, Setup, parse_name, pick_instance};
+use super::{Exit, UsageError};
+use crate::engine::{self, DrillRequest, EngineError};
+use crate::model::{ByteSize, Check, CheckOutcome, Span, Verdict};
+use crate::report::notify::Notifiers;
+use crate::report::{DrillReport, Event, html};
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub(super) struct DrillArgs {
+    #[command(subcommand)]
+    command: Option<DrillCommand>,
+    /// Of this strategy
+    #[arg(long, value_name = "NAME", required = true)]
+    strategy: Option<String>,
+    /// An id, the beginning or end of one, or `latest`: the newest
+    #[arg(long, value_name = "ID", default_value = "latest")]
+    snapshot: String,
+    /// Read this storage, instead of the one that the strategy's drill names
+    #[arg(long, value_name = "NAME")]
+    storage: Option<String>,
+    #[command(flatten)]
+    identities: IdentityArgs,
+    /// Let the scratch databases and folders stay, to be looked at
+    #[arg(long)]
+    keep: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum DrillCommand {
+    #[command(after_help = "\
+Examples:
+  backup drill report                             the last one, as text
+  backup drill report --format html > drill.html  to be filed
+  backup drill report 7f3a9c --format json        of a drill, or of a snapshot")]
+    /// Show the evidence of a drill
+    Report(ReportArgs),
+}
+
+#[derive(Debug, Args)]
+struct ReportArgs {
+    /// The id of a drill or of a snapshot, or the beginning or end of one [default: the last drill]
+    #[arg(value_name = "ID")]
+    id: Option<String>,
+    /// Of this strategy
+    #[arg(long, value_name = "NAME")]
+    strategy: Option<String>,
+    /// In this format
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    format: Format,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// One page that needs nothing else, to be filed
+    Html,
+    Json,
+    Text,
+}
+
+pub(super) async fn run(setup: &Setup, args: DrillArgs, printer: &Printer) -> anyhow::Result<Exit> {
+    if let Some(DrillCommand::Report(args)) = args.command {
+        return report(setup, &args, printer).await;
+    }
+    let (instance, strategy) = setup.strategy(&args.strategy.unwrap_or_default())?;
+    let request = DrillRequest {
+        snapshot: args.snapshot,
+        storage: args.storage.as_deref().map(parse_name).transpose()?,
+        identities: args.identities.load()?,
+        keep: args.keep,
+    };
+    let (engine, display) = setup.engine(&instance.state_dir);
+    let notifiers = Notifiers::new(&instance.notify);
+    let ended = engine::drill(&engine, &instance, &strategy, &request).await;
+    drop(display);
+    if let Ok(report) = &ended {
+        notifiers.tell(&Event::of_drill(report));
+        if printer.is_json() {
+            printer.document(report);
+        } else {
+            printer.text(&text(report, false));
+        }
+    }
+    settle(&notifiers, &setup.cancel).await;
+    let report = ended?;
+    Ok(match report.verdict {
+        Verdict::Failed => Exit::Damaged,
+        Verdict::Inconclusive => Exit::Failed,
+        Verdict::Passed if !report.unrecorded.is_empty() || (!request.keep && !report.left.is_empty()) => {
+            Exit::Problems
+        }
+        Verdict::Passed => Exit::Done,
+    })
+}
+
+async fn report(setup: &Setup, args: &ReportArgs, printer: &Printer) -> anyhow::Result<Exit> {
+    let settings = setup.settings()?;
+    let wanted = setup.global.instance.as_deref();
+    let instance = match &args.strategy {
+        Some(strategy) => settings.find_strategy(strategy, wanted)?.0,
+        None => pick_instance(&settings, wanted)?,
+    };
+    let engine = setup.quiet_engine(&instance.state_dir);
+    let records = engine::drill_reports(&engine, &instance.name).await?;
+    let of_strategy =
+        records.iter().filter(|record| args.strategy.as_deref().is_none_or(|name| name == record.strategy.as_str()));
+    let meant = |id: &str| {
+        let wanted = args.id.as_deref().unwrap_or_default();
+        id.starts_with(wanted) || id.rsplit('-').next().is_some_and(|end| end.starts_with(wanted))
+    };
+    let mut found = of_strategy.filter(|record| {
+        args.id.is_none() || meant(record.id.as_str()) || record.snapshot.as_ref().is_some_and(|id| meant(id.as_str()))
+    });
+    // The newest of several that are meant.
+    let Some(record) = found.next() else {
+        let what = args.id.as_ref().map(|id| format!(" `{id}`")).unwrap_or_default();
+        return Err(EngineError::NotFound(format!(
+            "No drill{what} is recorded in `{}`. `backup drill --strategy NAME` makes one",
+            instance.state_dir.display()
+        ))
+        .into());
+    };
+    let report = engine::to_report(record)?;
+    if printer.is_json() && args.format == Format::Html {
+        return Err(UsageError("`--json` and `--format html` ask for two formats: choose one".to_owned()).into());
+    }
+    match args.format {
+        Format::Html => printer.text(&html(&report)),
+        _ if printer.is_json() => printer.document(&report),
+        Format::Json => printer.document(&report),
+        Format::Text => printer.text(&text(&report, true)),
+    }
+    Ok(Exit::Done)
+}
+
+/// The evidence in lines. Checks of one kind that all passed are one line, unless `all` are wanted.
+fn text(report: &DrillReport, all: bool) -> String {
+    let (style, words) = match report.verdict {
+        Verdict::Passed => (GOOD, "passed: it was restored, and is what it was when it was taken"),
+        Verdict::Failed if report.suspect => (BAD, "failed: it has much less than the last good one"),
+        Verdict::Failed => (BAD, "failed: it is bad"),
+        Verdict::Inconclusive => (WARN, "inconclusive: it could not be judged"),
+    };
+    let subject = report.snapshot.as_ref().map(|snapshot| format!(" {}", snapshot.id)).unwrap_or_default();
+    let mut text =
+        format!("{BOLD}{}/{}{subject}{BOLD:#}  drill {style}{words}{style:#}\n", report.instance, report.strategy);
+    let mut line = |name: &str, value: String| {
+        let _ = writeln!(text, "  {DIM}{name:10}{DIM:#}  {value}");
+    };
+    line("drill", format!("{}, at {}, on {}", report.id, time(report.started), report.host));
+    line("read from", format!("{} ({}), {} fetched", report.storage, report.address, ByteSize(report.fetched_bytes)));
+    for target in &report.targets {
+        line("restored", format!("{} to {}", target.source, target.place));
+    }
+    if let Some(snapshot) = &report.snapshot {
+        let objective = report.rpo_seconds.map(|rpo| format!(" of at most {}", span(rpo))).unwrap_or_default();
+        line("data", format!("{}, taken {}{objective}", age(snapshot.taken, report.started), time(snapshot.taken)));
+    }
+    let objective = report.rto_seconds.map(|rto| format!(" of at most {}", span(rto))).unwrap_or_default();
+    let steps: Vec<String> = report
+        .steps
+        .iter()
+        .filter(|step| step.seconds >= 0.005)
+        .map(|step| format!("{} {}", step.name, seconds(step.seconds)))
+        .collect();
+    line("recovery", format!("{}{objective}: {}", seconds(report.recovery_seconds), steps.join(", ")));
+    text.push_str(&checks_text(report, all));
+    let _ = writeln!(
+        text,
+        "  {} passed, {} failed, {} could not be made, {} had nothing to compare with",
+        report.count(CheckOutcome::Passed),
+        report.count(CheckOutcome::Failed),
+        report.count(CheckOutcome::Inconclusive),
+        report.count(CheckOutcome::Skipped)
+    );
+    if !report.warnings.is_empty() {
+        let _ = writeln!(text, "  {WARN}{}{WARN:#}", count(report.warnings.count(), "warning"));
+        for warning in report.warnings.kept().iter().take(10) {
+            let place: Vec<&str> = [&warning.source, &warning.path].into_iter().flatten().map(String::as_str).collect();
+            let _ = writeln!(text, "    {}: {}", place.join("/"), warning.reason);
+        }
+    }
+    for left in &report.left {
+        let _ = writeln!(text, "  {WARN}left:{WARN:#} {left}");
+    }
+    for (name, error) in &report.unrecorded {
+        let _ = writeln!(text, "  {WARN}not recorded in {name}:{WARN:#} {error}");
+    }
+    if report.suspect
+        && let Some(snapshot) = &report.snapshot
+    {
+        let _ = writeln!(
+            text,
+            "  Nothing of this strategy is deleted until somebody has looked. When it is as it should be: backup release {}",
+            snapshot.id
+        );
+    }
+    if let Some(problem) = &report.problem {
+        let _ = writeln!(text, "  {style}{}:{style:#} {problem}", report.verdict);
+    }
+    text
+}
+
+fn span(seconds: f64) -> String {
+    Span::from(std::time::Duration::from_secs_f64(seconds.max(0.0))).to_string()
+}
+
+fn checks_text(report: &DrillReport, all: bool) -> String {
+    let mut table = Table::new(&["CHECK", "SOURCE", "WHAT", "EXPECTED", "FOUND", ""]).indented(2);
+    let source = |check: &Check| check.source.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string);
+    let row = |check: &Check| {
+        let outcome = check.outcome.as_str();
+        let shown = |text: &Option<String>| shortened(text.as_deref().unwrap_or("-"));
+        vec![
+            check.kind.as_str().into(),
+            source(check).into(),
+            shortened(&check.what).into(),
+            shown(&check.expected).into(),
+            shown(&check.found).into(),
+            match check.outcome {
+                CheckOutcome::Passed => Cell::styled(outcome, GOOD),
+                CheckOutcome::Failed => Cell::styled(outcome, BAD),
+                CheckOutcome::Inconclusive => Cell::styled(outcome, WARN),
+                CheckOutcome::Skipped => Cell::styled(outcome, DIM),
+            },
+        ]
+    };
+    let mut told: Vec<(&str, String)> = Vec::new();
+    for check in &report.checks {
+        let same = |other: &&Check| other.kind == check.kind && other.source == check.source;
+        let of_kind: Vec<&Check> = report.checks.iter().filter(same).collect();
+        if all || of_kind.len() < 3 || check.outcome != CheckOutcome::Passed {
+            table.row(row(check));
+            continue;
+        }
+        if told.iter().any(|(kind, of)| *kind == check.kind && *of == source(check)) {
+            continue;
+        }
+        told.push((&check.kind, source(check)));
+        let passed: Vec<&&Check> = of_kind.iter().filter(|one| one.outcome == CheckOutcome::Passed).collect();
+        let some: Vec<&str> = passed.iter().take(2).map(|one| one.what.as_str()).collect();
+        table.row(vec![
+            check.kind.as_str().into(),
+            source(check).into(),
+            shortened(&format!("{}, ... ({} in all)", some.join(", "), passed.len())).into(),
+            "-".into(),
+            "as expected".into(),
+            Cell::styled("passed", GOOD),
+        ]);
+    }
+    let mut text = if table.is_empty() { String::new() } else { table.render() };
+    for check in report.bad_news().filter(|check| !check.details.is_empty()) {
+        let _ = writeln!(text, "  {BOLD}{}{BOLD:#}", check.what);
+        for detail in &check.details {
+            let _ = writeln!(text, "    {detail}");
+        }
+    }
+    text
+}
+
+/// What fits in a table.
+fn shortened(text: &str) -> String {
+    const MOST: usize = 60;
+    let text: String = text.chars().map(|one| if one.is_control() { ' ' } else { one }).collect();
+    if text.chars().count() <= MOST { text } else { text.chars().take(MOST - 1).chain(['…']).collect() }
+}

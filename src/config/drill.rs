@@ -1,0 +1,300 @@
+//! Drills: when a strategy's snapshots are rehearsed, where to, and what is looked at besides what is always looked at.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::model::{ByteSize, Name, Span};
+use crate::schedule::Schedule;
+use crate::source::directory::Pattern;
+use crate::source::postgres::ScratchServer;
+
+/// When the snapshots of a strategy are restored for trial, and how.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DrillTable {
+    /// When, as a cron line in the time zone of the strategy. Without it, by hand only: `backup drill --strategy NAME`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "cron"))]
+    pub schedule: Option<String>,
+    /// The storage that is read. Unless set, the first of the strategy's storages that is not on this machine, else the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub storage: Option<Name>,
+    /// The file of the key that opens what is encrypted. Who only takes backups needs none; a drill needs one, and may run elsewhere, with a
+    /// configuration of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity_file: Option<PathBuf>,
+    /// The folder that scratch folders are made in. Unless set, the instance's `work_dir`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub work_dir: Option<PathBuf>,
+    /// The most that is restored. A snapshot with more is not drilled, which is told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_bytes: Option<ByteSize>,
+    /// A drill that takes longer is given up, and tells nothing about the snapshot.
+    #[serde(default = "twelve_hours")]
+    #[schemars(with = "Span", extend("default" = "12h"))]
+    pub timeout: Span,
+    /// How long getting everything back may take (the recovery time objective). A drill that takes longer fails.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rto: Option<Span>,
+    /// How old the newest data that can be got back may be (the recovery point objective). A drill that finds it older fails.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rpo: Option<Span>,
+    /// Where PostgreSQL databases are restored to. Unless set, to a cluster that the drill starts for itself and removes again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub postgres: Option<ScratchServer>,
+    /// What is looked at besides what always is: digests, rows, counts, each file.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checks: Vec<DrillCheck>,
+}
+
+fn twelve_hours() -> Span {
+    Duration::from_secs(12 * 3_600).into()
+}
+
+/// When the snapshots of a strategy are rehearsed, and how. All paths are absolute.
+#[derive(Debug, Clone)]
+pub struct Drill {
+    /// When; by hand only, where it is none.
+    pub schedule: Option<Schedule>,
+    /// The storage that is read.
+    pub storage: Name,
+    /// The file of the key that opens what is encrypted.
+    pub identity_file: Option<PathBuf>,
+    /// The folder that scratch folders are made in, where it is not the instance's.
+    pub work_dir: Option<PathBuf>,
+    /// The most plain bytes that are restored.
+    pub max_bytes: Option<ByteSize>,
+    /// A drill that takes longer is given up; more than 0.
+    pub timeout: Span,
+    /// How long getting everything back may take.
+    pub rto: Option<Span>,
+    /// How old the newest data may be.
+    pub rpo: Option<Span>,
+    /// Where PostgreSQL databases are restored to.
+    pub postgres: ScratchServer,
+    /// What is looked at besides what always is.
+    pub checks: Vec<DrillCheck>,
+    /// As it is written, where it is.
+    pub(super) table: Option<DrillTable>,
+}
+
+impl Drill {
+    /// As the table says, paths counted from `base`; with the defaults where there is none. `storage` is read unless the table names one.
+    pub(super) fn new(table: Option<DrillTable>, schedule: Option<Schedule>, storage: Name, base: &Path) -> Self {
+        let absolute = |path: &PathBuf| crate::model::counted_from(base, path);
+        let mut postgres = table.as_ref().and_then(|table| table.postgres.clone()).unwrap_or_default();
+        postgres.resolve(base);
+        let of = table.as_ref();
+        Self {
+            schedule,
+            storage: of.and_then(|table| table.storage.clone()).unwrap_or(storage),
+            identity_file: of.and_then(|table| table.identity_file.as_ref()).map(absolute),
+            work_dir: of.and_then(|table| table.work_dir.as_ref()).map(absolute),
+            max_bytes: of.and_then(|table| table.max_bytes),
+            timeout: of.map_or_else(twelve_hours, |table| table.timeout),
+            rto: of.and_then(|table| table.rto),
+            rpo: of.and_then(|table| table.rpo),
+            postgres,
+            checks: of.map(|table| table.checks.clone()).unwrap_or_default(),
+            table,
+        }
+    }
+}
+
+/// Something that a drill looks at, by its `type`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub enum DrillCheck {
+    /// The answer of a query to a restored database.
+    Query(QueryCheck),
+    /// Files that a database names and a folder must have.
+    References(ReferencesCheck),
+    /// One restored file.
+    File(FileCheck),
+    /// A program that looks itself.
+    Command(CommandCheck),
+    /// Whether there is much less than in the last good snapshot.
+    Shrink(ShrinkCheck),
+}
+
+impl DrillCheck {
+    /// The source that it is about.
+    pub fn source(&self) -> Option<&Name> {
+        match self {
+            Self::Query(check) => Some(&check.source),
+            Self::References(check) => Some(&check.source),
+            Self::File(check) => Some(&check.source),
+            Self::Shrink(check) => check.source.as_ref(),
+            Self::Command(_) => None,
+        }
+    }
+
+    /// Its `type`.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Query(_) => "query",
+            Self::References(_) => "references",
+            Self::File(_) => "file",
+            Self::Command(_) => "command",
+            Self::Shrink(_) => "shrink",
+        }
+    }
+}
+
+/// The answer of a query to a restored database.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct QueryCheck {
+    /// What it shows, in words for the report. Unless set, the query itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The database source.
+    pub source: Name,
+    /// One statement that gives one value. It is carried out in a transaction that reads only.
+    #[schemars(length(min = 1))]
+    pub query: String,
+    /// The value that it must give.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "scalar")]
+    pub expect: Option<Value>,
+    /// The least that it must give.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min: Option<f64>,
+    /// The most that it may give.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max: Option<f64>,
+    /// How long it may take.
+    #[serde(default = "ten_minutes")]
+    #[schemars(with = "Span", extend("default" = "10m"))]
+    pub timeout: Span,
+}
+
+/// Files that a database names and a folder must have.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ReferencesCheck {
+    /// What it shows, in words for the report. Unless set, the query itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The database source.
+    pub source: Name,
+    /// One statement with a column `path`, the path of a file from the folder; and, where it is known, `size` in bytes, and `sha256` in hexadecimal
+    /// digits or as bytes. Each row names a file that must be there.
+    #[schemars(length(min = 1))]
+    pub query: String,
+    /// The directory source that must have them.
+    pub files: Name,
+    /// What stands before each path, in the folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefix: Option<String>,
+    /// Patterns of paths that may be absent, as in `exclude` of a directory.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub may_be_absent: Vec<Pattern>,
+    /// How long the query may take.
+    #[serde(default = "ten_minutes")]
+    #[schemars(with = "Span", extend("default" = "10m"))]
+    pub timeout: Span,
+}
+
+/// One restored file.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FileCheck {
+    /// What it shows, in words for the report. Unless set, the path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The directory source.
+    pub source: Name,
+    /// Its path from the folder. It must be there.
+    #[schemars(length(min = 1))]
+    pub path: String,
+    /// Whether it must have something in it.
+    #[serde(default = "yes")]
+    pub not_empty: bool,
+    /// What it must parse as.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parses: Option<Parses>,
+    /// A text that it must contain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub contains: Option<String>,
+}
+
+/// A format of files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub enum Parses {
+    /// RFC 8259.
+    Json,
+    /// TOML 1.0.
+    Toml,
+}
+
+/// A program that looks itself.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CommandCheck {
+    /// What it shows, in words for the report. Unless set, the program.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The program and its arguments, without a shell. Where things were restored to is in its environment, by source:
+    /// `HOLDFAST_DB_URL`, `HOLDFAST_UPLOADS_PATH`. When it ends with an exit status other than 0, the backup is bad.
+    #[schemars(length(min = 1))]
+    pub command: Vec<String>,
+    /// How long it may take.
+    #[serde(default = "ten_minutes")]
+    #[schemars(with = "Span", extend("default" = "10m"))]
+    pub timeout: Span,
+}
+
+/// Whether there is much less than in the last good snapshot.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ShrinkCheck {
+    /// What it shows, in words for the report.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The source. Unless set, each.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<Name>,
+    /// What is compared. Unless set, all that the source counts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("uniqueItems" = true))]
+    pub of: Vec<Measure>,
+    /// Only the rows of these tables, each by itself: `name`, or `schema.name`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("uniqueItems" = true))]
+    pub tables: Vec<String>,
+    /// By how much it may be less, in percent. 0: not at all.
+    #[schemars(range(min = 0, max = 99))]
+    pub percent: u8,
+}
+
+/// What is counted of a source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub enum Measure {
+    /// The rows of all its tables.
+    Rows,
+    /// The bytes of what was dumped.
+    Bytes,
+    /// Its files.
+    Files,
+}
+
+fn ten_minutes() -> Span {
+    Duration::from_secs(600).into()
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn scalar(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": ["boolean", "integer", "number", "string"] })
+}

@@ -1,0 +1,549 @@
+//! A rehearsed restore: a snapshot is restored into scratch targets, judged by what was true when it was taken, and the verdict is recorded.
+//!
+//! A drill never writes to a source: its targets are its own, made for it, and refused where they could be anything else. What it made goes at its end,
+//! however it ends; what a killed one left goes at the beginning of the next.
+
+mod checks;
+mod record;
+mod rehearsal;
+mod shrink;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::runtime::Handle;
+use tracing::Instrument as _;
+
+use super::fetch::read_facts;
+use super::lock::{DrillLock, ReadLock, node};
+use super::snapshots::{Snapshot, list_one, read_whole};
+use super::{Engine, EngineError, OpenStorage, Selection, blocking, chain, make_private_folder};
+use crate::config::{Instance, Strategy, temporary_dir};
+use crate::model::{
+    ByteSize, Cancel, Check, CheckOutcome, Completeness, Digest, Facts, MANIFEST_KEY, Manifest, Name, Program,
+    SnapshotId, Verdict, verdict,
+};
+use crate::pipeline::{Identity, Step, Stopwatch};
+use crate::report::{DrillReport, DrillStep, DrilledSnapshot};
+use crate::source::scratch::{ScratchPlace, refuse_overlap};
+use crate::source::{Context, ScratchConfig, SourceConfig, SourceError, refuse_dumped, refuse_sources, sweep_scratch};
+use crate::storage::StorageConfig;
+use rehearsal::{Rehearsal, Rehearsed};
+
+pub use record::{LastDrills, drill_reports, last_drilled, last_drills, to_report};
+
+/// What is to be drilled, and how.
+#[derive(Clone)]
+pub struct DrillRequest {
+    /// `latest`, or an id or the beginning or end of one.
+    pub snapshot: String,
+    /// The storage that is read, instead of the one that the strategy's drill names.
+    pub storage: Option<Name>,
+    /// What opens it, instead of the key that the strategy's drill names.
+    pub identities: Vec<Identity>,
+    /// Whether the scratch targets stay.
+    pub keep: bool,
+}
+
+impl Default for DrillRequest {
+    fn default() -> Self {
+        Self { snapshot: "latest".to_owned(), storage: None, identities: Vec::new(), keep: false }
+    }
+}
+
+/// Rehearses the restore of a snapshot of `strategy`, and records what came of it.
+///
+/// # Errors
+/// When nothing was judged for a reason that is not the world's: a drill of the strategy is under way, the target is a source, the request cannot be
+/// carried out, or the drill was asked to stop. What could not be reached is an inconclusive report.
+pub async fn drill(
+    engine: &Engine,
+    instance: &Instance,
+    strategy: &Strategy,
+    request: &DrillRequest,
+) -> Result<DrillReport, EngineError> {
+    let _drilling = DrillLock::take(&engine.state_dir, &instance.name, &strategy.name)?;
+    let started = engine.clock.now_seconds();
+    let mut salt = [0; 3];
+    getrandom::fill(&mut salt).map_err(|error| EngineError::Internal(format!("No random bytes: {error}")))?;
+    let mut drill = Drill {
+        instance,
+        strategy,
+        request,
+        watch: Stopwatch::start(Step::Prepare),
+        report: empty_report(instance, strategy, request, SnapshotId::new(started, salt), started),
+    };
+    // Everything of the drill hears of a cancellation through this one, which the timeout cancels too.
+    let stop = Cancel::new();
+    let _chained = engine.cancel.on_cancel({
+        let stop = stop.clone();
+        move || stop.cancel()
+    });
+    let timed_out = Arc::new(AtomicBool::new(false));
+    let timer = tokio::spawn({
+        let (stop, timed_out, limit) = (stop.clone(), Arc::clone(&timed_out), strategy.drill.timeout.duration());
+        async move {
+            tokio::time::sleep(limit).await;
+            timed_out.store(true, Ordering::SeqCst);
+            stop.cancel();
+        }
+    });
+    let own = Engine { cancel: stop, ..engine.clone() };
+    let span =
+        tracing::info_span!("drill", instance = %instance.name, strategy = %strategy.name, id = %drill.report.id);
+    span.in_scope(|| tracing::info!(storage = %drill.report.storage, "drill begins"));
+    let judged = drill.judge(&own).instrument(span).await;
+    timer.abort();
+    let unjudged = match judged {
+        Ok(()) => None,
+        Err(_) if engine.cancel.is_cancelled() => return Err(EngineError::Cancelled),
+        Err(_) if timed_out.load(Ordering::SeqCst) => {
+            Some(format!("The drill took longer than its `timeout` of {}", strategy.drill.timeout))
+        }
+        Err(error @ (EngineError::Request(_) | EngineError::Locked { .. } | EngineError::Internal(_))) => {
+            return Err(error);
+        }
+        Err(error @ EngineError::NotFound(_)) if request.snapshot != "latest" => return Err(error),
+        Err(error) => Some(chain(&error)),
+    };
+    let mut report = drill.conclude(engine, unjudged);
+    record::record(engine, instance, strategy, &mut report).await;
+    Ok(report)
+}
+
+struct Drill<'a> {
+    instance: &'a Instance,
+    strategy: &'a Strategy,
+    request: &'a DrillRequest,
+    watch: Stopwatch,
+    report: DrillReport,
+}
+
+fn empty_report(
+    instance: &Instance,
+    strategy: &Strategy,
+    request: &DrillRequest,
+    id: SnapshotId,
+    started: chrono::DateTime<chrono::Utc>,
+) -> DrillReport {
+    DrillReport {
+        id,
+        instance: instance.name.clone(),
+        strategy: strategy.name.clone(),
+        verdict: Verdict::Inconclusive,
+        problem: None,
+        suspect: false,
+        snapshot: None,
+        storage: request.storage.clone().unwrap_or_else(|| strategy.drill.storage.clone()),
+        address: String::new(),
+        host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        program: Program { name: "holdfast".to_owned(), version: env!("CARGO_PKG_VERSION").to_owned() },
+        started,
+        finished: started,
+        recovery_seconds: 0.0,
+        rto_seconds: strategy.drill.rto.map(|span| span.duration().as_secs_f64()),
+        recovery_point_seconds: None,
+        rpo_seconds: strategy.drill.rpo.map(|span| span.duration().as_secs_f64()),
+        steps: Vec::new(),
+        targets: Vec::new(),
+        artifacts: Vec::new(),
+        fetched_bytes: 0,
+        checks: Vec::new(),
+        warnings: crate::model::Warnings::new(),
+        left: Vec::new(),
+        recorded: Vec::new(),
+        unrecorded: Vec::new(),
+    }
+}
+
+/// The snapshot that a drill is about, in the storage that it reads.
+pub(super) struct Subject {
+    pub(super) storage: OpenStorage,
+    pub(super) folder: String,
+    pub(super) manifest: Manifest,
+    /// What else there is of the strategy in the storage.
+    pub(super) others: Vec<Snapshot>,
+}
+
+impl Drill<'_> {
+    /// Looks at everything. An error is what kept it from that; what is wrong with the snapshot is in the report.
+    async fn judge(&mut self, engine: &Engine) -> Result<(), EngineError> {
+        let work_dir = self.strategy.drill.work_dir.clone().unwrap_or_else(|| self.instance.work_dir.clone());
+        let root = rustix::process::geteuid().is_root();
+        let shared = self
+            .strategy
+            .drill
+            .work_dir
+            .clone()
+            .filter(|_| root)
+            .unwrap_or_else(|| if root { temporary_dir(&engine.environment) } else { work_dir.clone() });
+        let place = self.place(engine, &work_dir, shared)?;
+        self.refuse_targets(engine, &place, None).await?;
+        make_private_folder(&work_dir)?;
+        self.sweep(engine, &place, &work_dir).await?;
+        let Some(subject) = self.find(engine).await? else { return Ok(()) };
+        let _reading = ReadLock::share(&engine.state_dir, &self.instance.name, &self.strategy.name)?;
+        let identities = self.identities()?;
+        if subject.manifest.is_encrypted() && identities.is_empty() {
+            return Err(EngineError::Undrilled(
+                "it is encrypted, and no key was given. Set `identity_file` of the strategy's drill, or pass `--identity-file`".to_owned(),
+            ));
+        }
+        let facts = self.facts(engine, &subject, &identities).await?;
+        if let Some(facts) = &facts {
+            self.refuse_targets(engine, &place, Some(facts)).await?;
+            self.ensure_room(&place, facts)?;
+        }
+        let rehearsal = Rehearsal {
+            engine: engine.clone(),
+            strategy: self.strategy.clone(),
+            manifest: subject.manifest.clone(),
+            storage: subject.storage.clone(),
+            facts: facts.clone().map(Arc::new),
+            identities: identities.clone(),
+            place,
+            watch: self.watch.clone(),
+            keep: self.request.keep,
+            drill: self.report.id.clone(),
+            runtime: Handle::current(),
+        };
+        let Rehearsed { ended, checks, targets, artifacts, warnings, left } = blocking(move || rehearsal.run()).await?;
+        self.report.checks.extend(checks);
+        self.report.targets = targets;
+        self.report.artifacts = artifacts;
+        for warning in warnings.kept() {
+            self.report.warnings.push(warning.clone());
+        }
+        self.report.left.extend(left);
+        self.report.fetched_bytes = subject.storage.fetched_bytes();
+        ended?;
+        self.watch.turn(Step::Checks);
+        if let Some(facts) = &facts {
+            let shrunk = shrink::checks(engine, self.instance, self.strategy, &subject, facts, &identities).await?;
+            self.report.checks.extend(shrunk);
+        }
+        Ok(())
+    }
+
+    /// Where scratch targets are made.
+    fn place(&self, engine: &Engine, work_dir: &Path, shared_folder: PathBuf) -> Result<ScratchPlace, EngineError> {
+        // What this state folder's drills of this strategy made is told by its name, and only these are ever swept.
+        let owner = format!("{} {} {}", node(&engine.state_dir)?, self.instance.name, self.strategy.name);
+        let owner = Digest::of(owner.as_bytes()).to_string();
+        let owner: String = owner.rsplit(':').next().unwrap_or_default().chars().take(8).collect();
+        let mut salt = [0; 4];
+        getrandom::fill(&mut salt).map_err(|error| EngineError::Internal(format!("No random bytes: {error}")))?;
+        let prefix = format!("holdfast_drill_{owner}_");
+        Ok(ScratchPlace {
+            folder: work_dir.join(format!("{prefix}{}", hex::encode(salt))),
+            shared_folder,
+            prefix,
+            config: ScratchConfig { postgres: self.strategy.drill.postgres.clone() },
+        })
+    }
+
+    /// Refuses targets that are a source of the configuration, or lie in a storage; with facts, those that the snapshot was dumped from, which another
+    /// configuration may back up.
+    async fn refuse_targets(
+        &self,
+        engine: &Engine,
+        place: &ScratchPlace,
+        facts: Option<&Facts>,
+    ) -> Result<(), EngineError> {
+        let refused = |error: SourceError| match error {
+            SourceError::Cancelled => EngineError::Cancelled,
+            SourceError::Unsuitable(problem) => EngineError::Request(problem),
+            error => EngineError::Restore { artifact: "scratch target".to_owned(), error: Box::new(error) },
+        };
+        for (name, storage) in &self.instance.storages {
+            if let StorageConfig::Local(config) = storage {
+                refuse_overlap(&place.folder, &config.path, &format!("the storage `{name}`")).map_err(refused)?;
+            }
+        }
+        let (context, place) = (self.context(engine), place.clone());
+        let dumped: Vec<(Name, serde_json::Value)> = facts
+            .iter()
+            .flat_map(|facts| &facts.sources)
+            .map(|source| (source.name.clone(), source.facts.clone()))
+            .collect();
+        let sources = self.instance.sources.clone();
+        blocking(move || {
+            for (name, facts) in &dumped {
+                refuse_dumped(&context, &place.config, name, facts)?;
+            }
+            let sources: Vec<(&Name, &SourceConfig)> = sources.iter().collect();
+            refuse_sources(&context, &place.config, &place.folder, &sources)
+        })
+        .await?
+        .map_err(refused)
+    }
+
+    fn context(&self, engine: &Engine) -> Context {
+        Context {
+            name: self.strategy.name.clone(),
+            cancel: engine.cancel.clone(),
+            runtime: Handle::current(),
+            no_progress_timeout: self.strategy.no_progress_timeout.duration(),
+            work_dir: self.instance.work_dir.clone(),
+            environment: engine.environment.clone(),
+        }
+    }
+
+    /// Removes what an earlier drill left.
+    async fn sweep(&mut self, engine: &Engine, place: &ScratchPlace, work_dir: &Path) -> Result<(), EngineError> {
+        let (context, place, work_dir) = (self.context(engine), place.clone(), work_dir.to_owned());
+        let (removed, failed) = blocking(move || {
+            let mut folders = vec![work_dir.as_path(), place.shared_folder.as_path()];
+            folders.dedup();
+            sweep_scratch(&context, &place.config, &folders, &place.prefix)
+        })
+        .await?;
+        for what in removed {
+            tracing::warn!("an earlier drill left {what}, which was removed");
+        }
+        for problem in failed {
+            tracing::warn!("what an earlier drill may have left could not be removed: {problem}");
+        }
+        Ok(())
+    }
+
+    /// The snapshot that is meant. None when its manifest is bad: then that is in the report.
+    async fn find(&mut self, engine: &Engine) -> Result<Option<Subject>, EngineError> {
+        let name = self.report.storage.clone();
+        let config = self.instance.storages.get(&name).ok_or_else(|| {
+            let known: Vec<&str> = self.instance.storages.keys().map(Name::as_str).collect();
+            EngineError::Request(format!(
+                "There is no storage `{name}` in the configuration; there is {}",
+                known.join(", ")
+            ))
+        })?;
+        let mut open = OpenStorage::open(&name, config, &engine.cancel).await?;
+        open.watch = Some(self.watch.clone());
+        self.report.address = open.storage.address();
+        self.watch.turn(Step::Fetch);
+        let selection =
+            Selection { instance: Some(self.instance.name.clone()), strategy: Some(self.strategy.name.clone()) };
+        let snapshots =
+            list_one(engine, &open, &selection).await.map_err(|error| EngineError::storage(&name, error))?;
+        let id = match choose(&snapshots, &self.request.snapshot) {
+            Ok(id) => id,
+            Err(error) => {
+                return match self.without_manifest(&open).await? {
+                    Some(id) => {
+                        self.bad_manifest(&id, "it is not there, and artifacts of the snapshot are: it was deleted, or its run never committed it");
+                        Ok(None)
+                    }
+                    None => Err(error),
+                };
+            }
+        };
+        let folder = format!("{}/{}/{id}/", self.instance.name, self.strategy.name);
+        // The one that is stored: what the catalog remembers of it proves nothing.
+        let manifest = match read_whole(open.storage.as_ref(), &format!("{folder}{MANIFEST_KEY}")).await {
+            Ok(body) => Manifest::from_bytes(&body, &self.instance.name, &self.strategy.name, &id)
+                .map_err(|error| error.to_string()),
+            Err(error) if error.is_about_reaching() => return Err(EngineError::storage(&name, error)),
+            Err(error) => Err(error.to_string()),
+        };
+        let manifest = match manifest {
+            Ok(manifest) => manifest,
+            Err(problem) => {
+                self.bad_manifest(&id, &problem);
+                return Ok(None);
+            }
+        };
+        self.report.snapshot = Some(DrilledSnapshot {
+            id: id.clone(),
+            taken: manifest.started,
+            completeness: Some(manifest.completeness),
+            program: Some(manifest.program.clone()),
+            encrypted: manifest.is_encrypted(),
+            stored_bytes: manifest.stored_bytes(),
+            plain_bytes: None,
+        });
+        let check = Check::new("manifest", None, "manifest, by its own digest and place");
+        self.report.checks.push(check.judged(true, format!("of {id}"), "as written"));
+        let words = |completeness| match completeness {
+            Completeness::Whole => "whole",
+            Completeness::Partial => "partial: content is missing",
+        };
+        let check = Check::new("completeness", None, "completeness, by the manifest");
+        self.report.checks.push(check.compared(words(Completeness::Whole), words(manifest.completeness)));
+        Ok(Some(Subject { storage: open, folder, manifest, others: snapshots }))
+    }
+
+    fn bad_manifest(&mut self, id: &SnapshotId, problem: &str) {
+        self.report.snapshot = Some(DrilledSnapshot {
+            id: id.clone(),
+            taken: id.time(),
+            completeness: None,
+            program: None,
+            encrypted: false,
+            stored_bytes: 0,
+            plain_bytes: None,
+        });
+        let check = Check::new("manifest", None, "`manifest.json`");
+        self.report.checks.push(check.judged(false, format!("the manifest of {id}"), problem));
+    }
+
+    /// The snapshot that is asked for by its whole id, when the storage has artifacts of it and no manifest.
+    async fn without_manifest(&self, open: &OpenStorage) -> Result<Option<SnapshotId>, EngineError> {
+        use futures::StreamExt as _;
+        let Ok(id) = self.request.snapshot.parse::<SnapshotId>() else { return Ok(None) };
+        let folder = format!("{}/{}/{id}/", self.instance.name, self.strategy.name);
+        let mut objects = open.storage.list(&folder);
+        match objects.next().await {
+            None => Ok(None),
+            Some(Ok(_)) => Ok(Some(id)),
+            Some(Err(error)) => Err(EngineError::storage(&open.name, error)),
+        }
+    }
+
+    fn identities(&self) -> Result<Vec<Identity>, EngineError> {
+        if !self.request.identities.is_empty() {
+            return Ok(self.request.identities.clone());
+        }
+        let Some(path) = &self.strategy.drill.identity_file else { return Ok(Vec::new()) };
+        let failed = |error| EngineError::File { attempt: "use the identity file", path: path.clone(), error };
+        let text = std::fs::read_to_string(path).map_err(failed)?;
+        Identity::parse_file(&text).map_err(|error| failed(std::io::Error::other(error.to_string())))
+    }
+
+    /// The facts. None when they are damaged: then that is in the report, and the rest is looked at all the same.
+    async fn facts(
+        &mut self,
+        engine: &Engine,
+        subject: &Subject,
+        identities: &[Identity],
+    ) -> Result<Option<Facts>, EngineError> {
+        self.watch.turn(Step::Fetch);
+        let artifact = subject.manifest.artifact("facts.json");
+        let stored = artifact.and_then(|artifact| artifact.objects.first()).map(|object| object.digest.to_string());
+        let check = Check::new("digest", None, "facts.json");
+        match read_facts(engine, &subject.storage, &subject.manifest, identities).await {
+            Ok(Some(facts)) => {
+                self.report.checks.push(check.judged(true, stored.unwrap_or_default(), "the same"));
+                let plain = facts.artifacts.iter().map(|artifact| artifact.plain_bytes).sum();
+                if let Some(snapshot) = &mut self.report.snapshot {
+                    snapshot.plain_bytes = Some(plain);
+                }
+                Ok(Some(facts))
+            }
+            Ok(None) => Err(EngineError::Internal("Facts were not opened".to_owned())),
+            Err(EngineError::Damaged { problem, .. }) => {
+                self.report.checks.push(check.judged(false, stored.unwrap_or_default(), problem));
+                Ok(None)
+            }
+            // No key that was given opens them: of that it is not known whether they are damaged.
+            Err(EngineError::Request(problem)) => {
+                let whole = rehearsal::is_as_stored(engine, subject, "facts.json").await?;
+                let check = match whole {
+                    Ok(()) => check.ended(CheckOutcome::Inconclusive, problem),
+                    Err(damage) => check.judged(false, stored.unwrap_or_default(), damage),
+                };
+                self.report.checks.push(check);
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Refuses what is more than is allowed, or does not fit.
+    fn ensure_room(&self, place: &ScratchPlace, facts: &Facts) -> Result<(), EngineError> {
+        let plain: u64 = facts.artifacts.iter().map(|artifact| artifact.plain_bytes).sum();
+        if let Some(most) = self.strategy.drill.max_bytes.filter(|most| plain > most.0) {
+            let plain = ByteSize(plain);
+            return Err(EngineError::Undrilled(format!("it has {plain}, and `max_bytes` allows {most}")));
+        }
+        let parent = |folder: &Path| folder.parent().unwrap_or(folder).to_owned();
+        let needs = rehearsal::room(facts, &self.strategy.drill.postgres);
+        let same = place.shared_folder == parent(&place.folder);
+        let wanted = if same {
+            vec![(parent(&place.folder), needs.folder + needs.cluster)]
+        } else {
+            vec![(parent(&place.folder), needs.folder), (place.shared_folder.clone(), needs.cluster)]
+        };
+        for (folder, needed) in wanted {
+            let space = rustix::fs::statvfs(&folder).map_err(|error| EngineError::File {
+                attempt: "measure the free space of",
+                path: folder.clone(),
+                error: error.into(),
+            })?;
+            let free = space.f_bavail.saturating_mul(space.f_frsize);
+            if free < needed {
+                return Err(EngineError::Undrilled(format!(
+                    "it needs {} in `{}`, which has {} free. Make room, or set the drill's `work_dir`",
+                    ByteSize(needed),
+                    folder.display(),
+                    ByteSize(free)
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Sums everything up.
+    fn conclude(self, engine: &Engine, unjudged: Option<String>) -> DrillReport {
+        let mut report = self.report;
+        report.finished = engine.clock.now_seconds();
+        report.steps = self
+            .watch
+            .seconds()
+            .into_iter()
+            .map(|(step, seconds)| DrillStep { name: step.as_str().to_owned(), seconds })
+            .collect();
+        report.recovery_seconds = report.steps.iter().map(|step| step.seconds).sum();
+        let age = report.snapshot.as_ref().map(|snapshot| (report.started - snapshot.taken).num_seconds() as f64);
+        report.recovery_point_seconds = age;
+        if unjudged.is_none() && report.snapshot.is_some() {
+            let objectives = [
+                ("rto", "recovery time", self.strategy.drill.rto, Some(report.recovery_seconds)),
+                ("rpo", "recovery point: age of the data", self.strategy.drill.rpo, age),
+            ];
+            for (kind, what, objective, found) in objectives {
+                if let (Some(objective), Some(found)) = (objective, found) {
+                    let span = |seconds: f64| {
+                        crate::model::Span::from(std::time::Duration::from_secs_f64(seconds.max(0.0).round()))
+                            .to_string()
+                    };
+                    let holds = found <= objective.duration().as_secs_f64();
+                    let check = Check::new(kind, None, what);
+                    report.checks.push(check.judged(holds, format!("at most {objective}"), span(found)));
+                }
+            }
+        }
+        report.verdict = verdict(&report.checks);
+        if unjudged.is_some() && report.verdict == Verdict::Passed {
+            report.verdict = Verdict::Inconclusive;
+        }
+        let failed: Vec<&Check> = report.checks.iter().filter(|check| check.outcome == CheckOutcome::Failed).collect();
+        report.suspect = !failed.is_empty() && failed.iter().all(|check| check.kind == "shrink");
+        let bad: Vec<String> = report.bad_news().map(Check::in_words).collect();
+        let more = bad.len().saturating_sub(1);
+        let first = bad.into_iter().next();
+        report.problem = match (first, unjudged, more) {
+            (None, unjudged, _) => unjudged,
+            (Some(first), Some(unjudged), _) if report.verdict == Verdict::Inconclusive => {
+                Some(format!("{unjudged}; {first}"))
+            }
+            (Some(first), _, 0) => Some(first),
+            (Some(first), _, more) => Some(format!("{first}; and {more} more")),
+        };
+        report
+    }
+}
+
+/// The snapshot that `wanted` means. `latest` is the newest that is not known to be partial: one that is damaged is not passed over.
+fn choose(snapshots: &[Snapshot], wanted: &str) -> Result<SnapshotId, EngineError> {
+    if wanted == "latest" {
+        let partial = |snapshot: &&Snapshot| {
+            snapshot.manifest.as_ref().is_ok_and(|manifest| manifest.completeness == Completeness::Partial)
+        };
+        let newest = snapshots.iter().filter(|snapshot| !partial(snapshot)).map(|snapshot| &snapshot.id).max();
+        return newest.cloned().ok_or_else(|| EngineError::NotFound("There is no snapshot to drill".to_owned()));
+    }
+    let listing = super::Listing { snapshots: snapshots.to_vec(), unlisted: Vec::new() };
+    let found = super::find(&listing, wanted, None)?;
+    found.into_iter().next().map(|snapshot| snapshot.id).ok_or_else(|| EngineError::NotFound(wanted.to_owned()))
+}

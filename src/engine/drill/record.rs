@@ -1,0 +1,168 @@
+//! What becomes of a verdict: it stands in the catalog with all the evidence, and beside the snapshot in every storage that has it, so that it outlives the
+//! machine and is heeded by whoever prunes.
+
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+
+use crate::catalog::{CatalogError, DrillRecord};
+use crate::config::{Instance, Strategy};
+use crate::engine::marks::drill_marks;
+use crate::engine::{Engine, EngineError, OpenStorage, chain};
+use crate::model::{CheckOutcome, Evidence, MANIFEST_KEY, MARK_FORMAT, Mark, Name, Says, SnapshotId, Verdict};
+use crate::report::DrillReport;
+use crate::storage::StorageError;
+
+/// Records a drill. What could not be recorded is in the report.
+pub(super) async fn record(engine: &Engine, instance: &Instance, strategy: &Strategy, report: &mut DrillReport) {
+    // Of a drill that judged nothing there is nothing to say of the snapshot.
+    if let Some(id) = report.snapshot.as_ref().map(|snapshot| snapshot.id.clone())
+        && report.verdict != Verdict::Inconclusive
+    {
+        let names =
+            instance.storages.keys().filter(|name| strategy.storages.contains(*name) || **name == report.storage);
+        for name in names.cloned().collect::<Vec<_>>() {
+            match mark(engine, instance, &name, &id, report).await {
+                Ok(true) => report.recorded.push(name),
+                Ok(false) => {}
+                Err(error) => {
+                    let error = chain(&error);
+                    tracing::error!(storage = %name, "the verdict of the drill could not be put there: {error}");
+                    report.unrecorded.push((name, error));
+                }
+            }
+        }
+    }
+    let Some(catalog) = engine.catalog().await else { return };
+    let record = DrillRecord {
+        id: report.id.clone(),
+        instance: instance.name.clone(),
+        strategy: strategy.name.clone(),
+        snapshot: report.snapshot.as_ref().map(|snapshot| snapshot.id.clone()),
+        started: report.started,
+        finished: report.finished,
+        verdict: report.verdict.to_string(),
+        report: serde_json::to_string(report).unwrap_or_default(),
+    };
+    if let Err(error) = catalog.record_drill(&record).await {
+        tracing::warn!("{error}");
+    }
+}
+
+/// Puts the verdict beside the snapshot in one storage. False when it has no such snapshot.
+async fn mark(
+    engine: &Engine,
+    instance: &Instance,
+    name: &Name,
+    id: &SnapshotId,
+    report: &DrillReport,
+) -> Result<bool, EngineError> {
+    let Some(config) = instance.storages.get(name) else { return Ok(false) };
+    let open = OpenStorage::open(name, config, &engine.cancel).await?;
+    let failed = |error| EngineError::storage(name, error);
+    let manifest = format!("{}/{}/{id}/{MANIFEST_KEY}", report.instance, report.strategy);
+    match open.storage.stat(&manifest).await {
+        // Where its manifest is gone from, that is the finding.
+        Err(StorageError::NotFound { .. }) if *name != report.storage => return Ok(false),
+        Ok(_) | Err(StorageError::NotFound { .. }) => {}
+        Err(error) => return Err(failed(error)),
+    }
+    let count = |outcome| report.count(outcome) as u64;
+    let evidence = Evidence {
+        drill: report.id.clone(),
+        storage: report.storage.clone(),
+        recovery_seconds: report.recovery_seconds.round() as u64,
+        passed: count(CheckOutcome::Passed),
+        not_passed: count(CheckOutcome::Failed) + count(CheckOutcome::Inconclusive),
+        suspect: report.suspect,
+        version: report.program.version.clone(),
+    };
+    let mark = |says| Mark {
+        format: MARK_FORMAT,
+        instance: report.instance.clone(),
+        strategy: report.strategy.clone(),
+        id: id.clone(),
+        made: report.finished,
+        says,
+    };
+    let drilled = mark(Says::Drill { verdict: report.verdict, evidence: Some(evidence) });
+    open.storage.replace(&drilled.key(), Bytes::from(drilled.to_bytes())).await.map_err(failed)?;
+    if report.suspect {
+        let reason = "It has much less than the last good snapshot, by a drill".to_owned();
+        let suspect = mark(Says::Suspect { reason });
+        open.storage.replace(&suspect.key(), Bytes::from(suspect.to_bytes())).await.map_err(failed)?;
+    }
+    Ok(true)
+}
+
+/// When the last drill of the strategy began, as far as is recorded here.
+pub async fn last_drilled(engine: &Engine, instance: &Instance, strategy: &Strategy) -> Option<DateTime<Utc>> {
+    match engine.catalog().await?.last_drill(&instance.name, &strategy.name, &[]).await {
+        Ok(last) => last.map(|last| last.started),
+        Err(error) => {
+            tracing::warn!("{error}");
+            None
+        }
+    }
+}
+
+/// The evidence of the drills of an instance that are recorded here, the newest first.
+///
+/// # Errors
+/// When the catalog cannot be read.
+pub async fn drill_reports(engine: &Engine, instance: &Name) -> Result<Vec<DrillRecord>, EngineError> {
+    Ok(engine.try_catalog().await?.drills(instance).await?)
+}
+
+/// The evidence as it was recorded.
+///
+/// # Errors
+/// When it cannot be read by this version.
+pub fn to_report(record: &DrillRecord) -> Result<DrillReport, EngineError> {
+    serde_json::from_str(&record.report).map_err(|error| {
+        EngineError::NotFound(format!("The evidence of the drill `{}` cannot be read: {error}", record.id))
+    })
+}
+
+/// What is known here of the drills of a strategy, of other machines too as far as their marks were seen.
+#[derive(Debug, Clone, Default)]
+pub struct LastDrills {
+    /// The last of this machine, however it ended.
+    pub last: Option<DrillRecord>,
+    /// When the last that came to a verdict ended, and which.
+    pub judged: Option<(DateTime<Utc>, Verdict)>,
+    /// When the last that passed ended.
+    pub passed: Option<DateTime<Utc>>,
+}
+
+/// What is known here of the drills of a strategy. No storage is asked.
+///
+/// # Errors
+/// When the catalog cannot be read.
+pub async fn last_drills(
+    engine: &Engine,
+    instance: &Instance,
+    strategy: &Strategy,
+) -> Result<LastDrills, CatalogError> {
+    let Some(catalog) = engine.catalog().await else { return Ok(LastDrills::default()) };
+    let (of, name) = (&instance.name, &strategy.name);
+    let mut known: Vec<(DateTime<Utc>, Verdict)> = Vec::new();
+    for (word, verdict) in [("passed", Verdict::Passed), ("failed", Verdict::Failed)] {
+        let last = catalog.last_drill(of, name, &[word]).await?;
+        known.extend(last.map(|last| (last.finished, verdict)));
+    }
+    for storage in instance.storages.values() {
+        for mark in drill_marks(catalog.marks(&storage.place()).await?, of, name) {
+            if let Says::Drill { verdict, .. } = mark.says
+                && verdict != Verdict::Inconclusive
+            {
+                known.push((mark.made, verdict));
+            }
+        }
+    }
+    let latest = |all: &mut dyn Iterator<Item = &(DateTime<Utc>, Verdict)>| all.max_by_key(|(at, _)| *at).copied();
+    Ok(LastDrills {
+        last: catalog.last_drill(of, name, &[]).await?,
+        judged: latest(&mut known.iter()),
+        passed: latest(&mut known.iter().filter(|(_, verdict)| *verdict == Verdict::Passed)).map(|(at, _)| at),
+    })
+}

@@ -1,0 +1,277 @@
+//! A throwaway cluster: made from installed binaries in a private folder, reached by a socket in it only, and gone with it.
+
+use std::fs::DirBuilder;
+use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom};
+use std::os::unix::fs::{DirBuilderExt as _, chown};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use super::client::{Client, Major};
+use crate::model::DatabaseUrl;
+use crate::source::process::{Call, ProcessError};
+use crate::source::scratch::{ScratchPlace, keep_folder, remove_folder};
+use crate::source::{Context, SourceError};
+
+/// The cluster's superuser. No source is likely to have a role of that name.
+const SUPERUSER: &str = "holdfast_drill";
+/// The folder of a cluster in a scratch folder.
+const FOLDER: &str = "cluster";
+/// The longest path that a socket can have.
+const SOCKET_LIMIT: usize = 107;
+const SOCKET: &str = ".s.PGSQL.5432";
+/// How long a server may take to start, in seconds.
+const START_SECONDS: &str = "120";
+/// How long a server may take to end at once, before it is killed.
+const STOP: Timespec = Timespec { tv_sec: 15, tv_nsec: 0 };
+/// No write-ahead log is kept for a crash, which this cluster does not outlive. It listens on its socket only.
+const SETTINGS: &str = "\
+listen_addresses = ''
+port = 5432
+unix_socket_permissions = 0700
+fsync = off
+full_page_writes = off
+synchronous_commit = off
+wal_level = minimal
+max_wal_senders = 0
+max_wal_size = 2GB
+max_connections = 40
+maintenance_work_mem = 128MB
+autovacuum = off
+logging_collector = off
+";
+
+/// A server that was started for one drill. It runs on until it is stopped, by this process or by the next drill.
+pub(super) struct Cluster {
+    folder: PathBuf,
+    /// The scratch folder, where it is not the drill's own.
+    apart: Option<PathBuf>,
+    /// Whether it goes on when this is dropped.
+    stays: bool,
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if !self.stays {
+            // What cannot be ended or removed now, the next drill finds.
+            let _ = self.stop();
+        }
+    }
+}
+
+impl Cluster {
+    /// Makes a cluster of `major`, or of the nearest newer one that is installed, and starts it.
+    pub(super) fn start(cx: &Context, major: Option<Major>, place: &ScratchPlace) -> Result<Self, SourceError> {
+        let config = &place.config.postgres;
+        let major = major.unwrap_or(Major::OLDEST);
+        let initdb = Client::choose_server(cx, config.server_dir.as_deref(), major)?;
+        let user = rustix::process::geteuid().is_root().then(|| user(config.run_as.as_deref())).transpose()?;
+        let (parent, apart) = match user {
+            None => (place.folder.join(cx.name.as_str()), None),
+            // Nobody else may look into our own folders.
+            Some(_) => {
+                let name = place.folder.file_name().unwrap_or_default().to_string_lossy();
+                // Beside the drill's own, which stays ours even where both lie in one folder.
+                let apart = place.shared_folder.join(format!("{name}_pg"));
+                (apart.join(cx.name.as_str()), Some(apart))
+            }
+        };
+        let cluster = Self { folder: parent.join(FOLDER), apart, stays: false };
+        cluster.make(cx, &initdb, &parent, user)?;
+        Ok(cluster)
+    }
+
+    fn make(&self, cx: &Context, initdb: &Client, parent: &Path, user: Option<(u32, u32)>) -> Result<(), SourceError> {
+        let folder = &self.folder;
+        let io = |attempt: &'static str, path: &Path| {
+            let path = path.display().to_string();
+            move |error| SourceError::Io { attempt, path, error }
+        };
+        if folder.join(SOCKET).as_os_str().len() > SOCKET_LIMIT {
+            return Err(SourceError::Unsuitable(format!(
+                "`{}` is too long for the path of a socket: set the drill's `work_dir` to a shorter one",
+                folder.display()
+            )));
+        }
+        for path in self.apart.iter().map(PathBuf::as_path).chain([parent, folder]) {
+            DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io("create", path))?;
+            if let Some((uid, gid)) = user {
+                chown(path, Some(uid), Some(gid)).map_err(io("give away", path))?;
+            }
+        }
+        let call = |tool: &'static str, attempt: &str| {
+            Call::new(cx, initdb.sibling(tool).file(), attempt.to_owned())
+                .as_user(user)
+                .working_dir(Some(parent.to_owned()))
+                .variable("LC_ALL", "C")
+                .when_missing("Install the PostgreSQL server of that major version, all of it")
+        };
+        call("initdb", "make a cluster for the drill")
+            .args(["--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", "--no-instructions"])
+            .args(["--username", SUPERUSER, "--pgdata"])
+            .args([folder.as_os_str()])
+            .capture(cx, 1 << 20)?;
+        let settings =
+            format!("{SETTINGS}unix_socket_directories = '{}'\n", folder.display().to_string().replace('\'', "''"));
+        let file = folder.join("postgresql.conf");
+        let write = || {
+            use std::io::Write as _;
+            std::fs::OpenOptions::new().append(true).open(&file)?.write_all(settings.as_bytes())
+        };
+        write().map_err(io("write", &file))?;
+        let log = folder.join("log");
+        let started = call("pg_ctl", "start the drill's cluster")
+            .args(["start", "--wait", "--silent", "--timeout", START_SECONDS])
+            .args(["--pgdata".as_ref(), folder.as_os_str(), "--log".as_ref(), log.as_os_str()])
+            .silent_for(Some(Duration::from_secs(180)))
+            .capture(cx, 1 << 20);
+        started.map(drop).map_err(|error| with_log(error, &log))
+    }
+
+    /// The address of its database `postgres`.
+    pub(super) fn url(&self) -> Result<DatabaseUrl, SourceError> {
+        let mut url = url::Url::parse("postgresql:///postgres").map_err(|error| {
+            SourceError::Unsuitable(format!("The address of the cluster cannot be written: {error}"))
+        })?;
+        url.query_pairs_mut()
+            .append_pair("host", &self.folder.display().to_string())
+            .append_pair("port", "5432")
+            .append_pair("user", SUPERUSER);
+        // `+` means itself in an address of PostgreSQL.
+        let query = url.query().map(|query| query.replace('+', "%20"));
+        url.set_query(query.as_deref());
+        DatabaseUrl::try_from(url.to_string()).map_err(SourceError::Unsuitable)
+    }
+
+    /// Lets it go on; how to end and remove it.
+    pub(super) fn keep(&mut self) -> Result<String, SourceError> {
+        if let Some(apart) = &self.apart {
+            keep_folder(apart)?;
+        }
+        self.stays = true;
+        let pid = pid(&self.folder).map_or_else(|| "PID".to_owned(), |pid| pid.as_raw_nonzero().to_string());
+        Ok(format!("kill -QUIT {pid} && rm -r {}", self.apart.as_ref().unwrap_or(&self.folder).display()))
+    }
+
+    /// Stops it and removes what is not in the drill's own folder.
+    pub(super) fn stop(&mut self) -> Result<(), SourceError> {
+        stop(&self.folder)?;
+        self.apart.as_ref().map_or(Ok(()), |apart| remove_folder(apart, stop_clusters))
+    }
+}
+
+/// The number of a user that is not root, and that of its group.
+fn user(wanted: Option<&str>) -> Result<(u32, u32), SourceError> {
+    let names = wanted.map_or_else(|| vec!["postgres", "nobody"], |name| vec![name]);
+    let file = std::fs::File::open("/etc/passwd").map_err(|error| SourceError::Io {
+        attempt: "read",
+        path: "/etc/passwd".to_owned(),
+        error,
+    })?;
+    let lines: Vec<String> = BufReader::new(file.take(4 << 20)).lines().map_while(Result::ok).collect();
+    // name:password:uid:gid:...
+    let found = |name: &&str| {
+        let line = lines.iter().find(|line| line.split(':').next() == Some(*name))?;
+        let mut fields = line.split(':').skip(2);
+        let (uid, gid): (u32, u32) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+        (uid != 0).then_some((uid, gid))
+    };
+    names.iter().find_map(found).ok_or_else(|| {
+        SourceError::Unsuitable(format!(
+            "PostgreSQL does not run as root, and there is no user `{}` here to run the drill's cluster as: name one with `run_as`, or a server with `url`",
+            names.join("` or `")
+        ))
+    })
+}
+
+/// The error with the end of what the server said.
+fn with_log(error: SourceError, log: &Path) -> SourceError {
+    let tail = || {
+        let mut file = std::fs::File::open(log).ok()?;
+        let length = file.metadata().ok()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(2_000))).ok()?;
+        let mut text = Vec::new();
+        file.take(2_000).read_to_end(&mut text).ok()?;
+        Some(String::from_utf8_lossy(&text).trim().to_owned())
+    };
+    match (error, tail()) {
+        (SourceError::Process(ProcessError::Exit { attempt, program, status, mut said }), Some(tail)) => {
+            said.stderr = format!("{}\n{tail}", said.stderr.trim_end());
+            ProcessError::Exit { attempt, program, status, said }.into()
+        }
+        (error, _) => error,
+    }
+}
+
+/// The process of the server that runs in `folder`, by its own note; whether it still is that one is seen by the folder it works in.
+fn pid(folder: &Path) -> Option<Pid> {
+    let note = std::fs::read_to_string(folder.join("postmaster.pid")).ok()?;
+    // One that is not a server yet, which makes the cluster, writes its number with a minus.
+    let pid = note.lines().next()?.trim().parse().ok().filter(|pid| *pid > 0).and_then(Pid::from_raw)?;
+    let works_in = std::fs::read_link(format!("/proc/{}/cwd", pid.as_raw_nonzero())).ok()?;
+    (works_in == folder.canonicalize().ok()?).then_some(pid)
+}
+
+/// Ends the server that runs in `folder`, if one does, and waits for that.
+fn stop(folder: &Path) -> Result<(), SourceError> {
+    let Some(pid) = pid(folder) else { return Ok(()) };
+    let failed = |error: rustix::io::Errno| SourceError::Io {
+        attempt: "stop the cluster in",
+        path: folder.display().to_string(),
+        error: error.into(),
+    };
+    let process = match pidfd_open(pid, PidfdFlags::empty()) {
+        Ok(process) => process,
+        Err(rustix::io::Errno::SRCH) => return Ok(()),
+        Err(error) => return Err(failed(error)),
+    };
+    // At once, and without a word to the disk: nothing of it is needed any more.
+    for signal in [Signal::QUIT, Signal::KILL] {
+        match pidfd_send_signal(&process, signal) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::SRCH) => return Ok(()),
+            Err(error) => return Err(failed(error)),
+        }
+        if poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&STOP)).map_err(failed)? > 0 {
+            return Ok(());
+        }
+    }
+    Err(failed(rustix::io::Errno::TIMEDOUT))
+}
+
+/// Stops every cluster in a scratch folder.
+pub(in crate::source) fn stop_clusters(scratch: &Path) -> Result<(), SourceError> {
+    let Ok(entries) = std::fs::read_dir(scratch) else { return Ok(()) };
+    for entry in entries.flatten() {
+        let folder = entry.path().join(FOLDER);
+        if folder.is_dir() {
+            stop(&folder)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cluster_does_not_run_as_root() {
+        assert!(user(Some("root")).is_err_and(|error| error.to_string().contains("`root`")));
+        assert!(user(Some("nobody")).is_ok_and(|(uid, _)| uid != 0));
+    }
+
+    #[test]
+    fn a_note_of_another_process_is_not_believed() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(pid(folder.path()), None);
+        // This process works elsewhere; the other is none yet.
+        for note in [format!("{}\n", std::process::id()), "-17\n".to_owned(), String::new()] {
+            std::fs::write(folder.path().join("postmaster.pid"), note).unwrap();
+            assert_eq!(pid(folder.path()), None);
+        }
+        stop(folder.path()).unwrap();
+    }
+}

@@ -1,0 +1,288 @@
+//! Where a drill restores to: never to a source, and nothing of it stays, however the drill ends.
+
+use std::path::Path;
+
+use rustix::process::Signal;
+
+use crate::support::daemon::{Daemon, WallClock, until};
+use crate::support::postgres::Server;
+use crate::support::shop::{Shop, assert_passed};
+use crate::support::{sh, told};
+
+const SERVER: &str = "postgres = { url = \"${SCRATCH_15}\", on_source_server = true }\n";
+
+/// A check that waits for the test, and how it is seen to wait.
+fn waits(shop: &Shop) -> String {
+    let begun = shop.site.path("begun");
+    format!(
+        "[[strategies.daily.drill.checks]]\ntype = \"command\"\ncommand = [\"sh\", \"-c\", \"touch {}; sleep 1000\"]\n",
+        begun.display()
+    )
+}
+
+fn databases(server: &Server, like: &str) -> i64 {
+    let mut connection = server.connect("postgres");
+    let sql = format!("SELECT count(*) FROM pg_database WHERE datname LIKE '{like}%'");
+    server.runtime.block_on(sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_one(&mut connection)).unwrap()
+}
+
+#[test]
+fn a_drill_that_is_aimed_at_a_source_is_refused_by_any_name_of_it() {
+    let shop = Shop::new(15);
+    shop.run();
+    let other_name = shop.database.url().replace("127.0.0.1", "localhost");
+    for (drill, scratch, words) in [
+        ("postgres = { url = \"${SCRATCH_15}\" }\n", shop.database.url(), "is the source `db` itself"),
+        ("postgres = { url = \"${SCRATCH_15}\", on_source_server = true }\n", other_name, "is the source `db` itself"),
+        (
+            "postgres = { url = \"${SCRATCH_15}\" }\n",
+            shop.server().url("postgres").to_string(),
+            "on the same server as the source `db`",
+        ),
+        ("work_dir = \"@/files/drills\"\n", String::new(), "is in the place of the source `files`"),
+        ("work_dir = \"@/store\"\n", String::new(), "is in the place of the storage `local`"),
+    ] {
+        shop.configure(drill);
+        let refused = shop.backup(&["drill", "--strategy", "daily"]).env("SCRATCH_15", scratch).expect(2);
+        assert!(refused.err().contains(words) && refused.err().contains("Nothing was written"), "{drill}: {refused}");
+        assert!(!refused.err().contains("s3cret-pg"), "{refused}");
+    }
+    assert_eq!(databases(shop.server(), &shop.prefix()), 0);
+    assert!(!shop.site.path("files/drills").exists());
+    // Of a drill elsewhere, whose configuration has no sources, the facts tell which they were.
+    let text = format!(
+        "[storages.local]\ntype = \"local\"\npath = \"@/store\"\n[strategies.daily]\nstorages = [\"local\"]\n[strategies.daily.drill]\n{}",
+        "postgres = { url = \"${SCRATCH_15}\" }\n"
+    );
+    shop.site.configure(&text);
+    let refused = shop.backup(&["drill", "--strategy", "daily"]).env("SCRATCH_15", shop.database.url()).expect(2);
+    assert!(refused.err().contains("is the source `db` itself"), "{refused}");
+}
+
+#[test]
+fn a_drill_with_a_configuration_and_key_of_its_own_needs_no_source() {
+    let shop = Shop::of(crate::support::shop::Kind { major: 16, encrypted: true, s3: false });
+    shop.run();
+    shop.site.configure(
+        "[storages.local]\ntype = \"local\"\npath = \"@/store\"\n[strategies.daily]\nstorages = [\"local\"]\n\
+         [strategies.daily.drill]\nidentity_file = \"@/key\"\n[[strategies.daily.drill.checks]]\ntype = \"query\"\nsource = \"db\"\n\
+         query = \"SELECT count(*) FROM item\"\nexpect = 500\n",
+    );
+    let report = shop.backup(&["drill", "--strategy", "daily", "--json"]).env("DB_URL", "").expect(0).json();
+    assert_passed(&report);
+}
+
+/// Kills a drill once it is seen at a step, and drills again.
+fn nothing_is_left(drill: &str, seen: impl Fn(&Shop) -> bool) {
+    let shop = Shop::new(15);
+    shop.configure(drill);
+    shop.run();
+    shop.configure(&format!("{drill}{}", waits(&shop)));
+    let killed = shop.backup(&["drill", "--strategy", "daily"]).spawn();
+    until("the drill is at that step", || seen(&shop));
+    killed.signal(Signal::KILL);
+    killed.wait();
+    shop.configure(drill);
+    assert_passed(&shop.drill(0, &[]).json());
+    assert_eq!(shop.leftovers(&[shop.server()]), [""; 0]);
+    assert_eq!(clusters(&shop), 0);
+}
+
+/// Servers that run in a scratch folder of this shop.
+fn clusters(shop: &Shop) -> usize {
+    let script = r#"for p in /proc/[0-9]*; do case "$(readlink $p/cwd)" in *"/$1"*) cat $p/comm;; esac; done 2>/dev/null | grep -c postgres || true"#;
+    sh(shop.site.dir.path(), script, &[shop.prefix().as_ref()]).trim().parse().unwrap()
+}
+
+#[test]
+fn killed_when_its_folder_was_made_nothing_is_left_after_the_next() {
+    nothing_is_left(SERVER, |shop| shop.site.path("state/node").exists() && !shop.leftovers(&[]).is_empty());
+}
+
+#[test]
+fn killed_when_its_database_was_made_nothing_is_left_after_the_next() {
+    nothing_is_left(SERVER, |shop| {
+        shop.site.path("state/node").exists() && databases(shop.server(), &shop.prefix()) > 0
+    });
+}
+
+#[test]
+fn killed_while_it_checks_nothing_is_left_after_the_next() {
+    nothing_is_left(SERVER, |shop| shop.site.path("begun").exists());
+}
+
+#[test]
+fn killed_when_its_cluster_was_made_nothing_is_left_after_the_next() {
+    let known = |shop: &Shop| shop.site.path("state/node").exists();
+    let made = |path: &String| Path::new(path).join("db/cluster/PG_VERSION").exists();
+    nothing_is_left("", |shop| known(shop) && shop.leftovers(&[]).iter().any(made));
+    nothing_is_left("", |shop| known(shop) && clusters(shop) > 0);
+    nothing_is_left("", |shop| shop.site.path("begun").exists());
+}
+
+#[test]
+fn asked_to_stop_it_cleans_up_and_judges_nothing() {
+    for drill in [SERVER, ""] {
+        let shop = Shop::new(15);
+        shop.configure(&format!("{drill}{}", waits(&shop)));
+        shop.run();
+        let stopped = shop.backup(&["drill", "--strategy", "daily"]).spawn();
+        until("the drill checks", || shop.site.path("begun").exists());
+        stopped.signal(Signal::TERM);
+        stopped.wait().expect(1);
+        assert_eq!(shop.leftovers(&[shop.server()]), [""; 0]);
+        assert_eq!(clusters(&shop), 0);
+        assert!(!shop.site.path("store/app/marks").exists());
+        shop.backup(&["drill", "report"]).expect(1);
+    }
+}
+
+#[test]
+fn what_is_to_be_kept_stays_until_somebody_removes_it() {
+    let shop = Shop::new(15);
+    shop.configure(SERVER);
+    shop.run();
+    let report = shop.drill(0, &["--keep"]).json();
+    let left = report["left"].as_array().unwrap();
+    assert!(left.iter().any(|line| line.as_str().unwrap().contains("DROP DATABASE")), "{left:#?}");
+    assert_eq!(databases(shop.server(), &shop.prefix()), 1);
+    shop.drill(0, &[]);
+    assert_eq!(databases(shop.server(), &shop.prefix()), 1, "the next drill leaves it");
+    assert!(shop.leftovers(&[]).iter().any(|path| Path::new(path).join("files/config.json").exists()));
+    let prefix = shop.prefix();
+    let sql = format!("SELECT datname::text FROM pg_database WHERE datname LIKE '{prefix}%'");
+    for name in shop.database.texts(&sql) {
+        shop.server().run("postgres", &format!("DROP DATABASE {name}"));
+    }
+}
+
+#[test]
+fn what_could_not_be_judged_is_inconclusive_and_says_nothing_of_the_snapshot() {
+    let shop = Shop::of(crate::support::shop::Kind { major: 15, encrypted: true, s3: false });
+    shop.run();
+    for (drill, words) in [
+        ("postgres = { url = \"postgresql://127.0.0.1:1/postgres?user=drill\" }\n", "Look whether the server runs"),
+        ("max_bytes = \"1KiB\"\n", "`max_bytes` allows 1.0 KiB"),
+        (
+            "timeout = \"1s\"\n[[strategies.daily.drill.checks]]\ntype = \"command\"\ncommand = [\"sleep\", \"1000\"]\n",
+            "took longer than its `timeout` of 1",
+        ),
+        ("postgres = { server_dir = \"@/nothing\" }\n", "No `initdb` is new enough"),
+    ] {
+        shop.configure(drill);
+        let report = shop.drill(1, &[]).json();
+        assert_eq!(report["verdict"], "inconclusive", "{drill}: {report:#}");
+        assert!(report["problem"].as_str().unwrap().contains(words), "{drill}: {report:#}");
+        assert_eq!(shop.leftovers(&[]), [""; 0]);
+    }
+    // Without the key, and with another.
+    shop.configure("");
+    let text = std::fs::read_to_string(shop.site.config()).unwrap();
+    let key = text.lines().find(|line| line.starts_with("identity_file")).unwrap().to_owned();
+    std::fs::write(shop.site.config(), text.replace(&key, "")).unwrap();
+    let report = shop.drill(1, &[]).json();
+    assert!(report["problem"].as_str().unwrap().contains("no key was given"), "{report:#}");
+    sh(shop.site.dir.path(), "age-keygen -o other 2>/dev/null", &[]);
+    let other = shop.site.path("other");
+    let report = shop.drill(1, &["--identity-file", other.to_str().unwrap()]).json();
+    assert_eq!(report["verdict"], "inconclusive", "{report:#}");
+    assert!(!shop.site.path("store/app/marks").exists());
+    let list = shop.backup(&["list", "--json"]).expect(0).json();
+    assert_eq!(list["snapshots"][0]["drilled"], serde_json::Value::Null);
+    // There is nothing to drill, and there is no such snapshot.
+    std::fs::remove_dir_all(shop.site.path("store/app/daily")).unwrap();
+    assert!(shop.drill(1, &[]).json()["problem"].as_str().unwrap().contains("no snapshot"), "none");
+    assert!(
+        shop.backup(&["drill", "--strategy", "daily", "--snapshot", "20200101"])
+            .expect(1)
+            .err()
+            .contains("There is no snapshot `20200101`")
+    );
+}
+
+#[test]
+fn the_evidence_is_a_page_a_document_or_text() {
+    let shop = Shop::new(15);
+    shop.configure(SERVER);
+    let id = shop.run();
+    let none = shop.backup(&["drill", "report"]).expect(1);
+    assert!(none.err().contains("No drill is recorded"), "{none}");
+    let drilled = shop.drill(0, &[]).json();
+    let report = |args: &[&str]| shop.backup(&["drill", "report"]).args(args).expect(0).out().to_owned();
+    let page = report(&["--format", "html"]);
+    assert!(page.starts_with("<!DOCTYPE html>") && page.trim_end().ends_with("</html>"));
+    for part in [
+        "Restore drill of app/daily",
+        "passed",
+        id.as_str(),
+        "PostgreSQL 15",
+        "rows of &quot;public&quot;.&quot;item&quot;",
+        "sha256:",
+    ] {
+        assert!(page.contains(part), "{part}");
+    }
+    assert!(!page.contains("<script") && !page.contains("src=") && !page.contains("href="), "it needs nothing else");
+    let document: serde_json::Value = serde_json::from_str(&report(&["--format", "json", &id])).unwrap();
+    assert_eq!(document["id"], drilled["id"]);
+    assert_eq!(document["checks"], drilled["checks"]);
+    let text = report(&[drilled["id"].as_str().unwrap()]);
+    assert!(text.contains("drill passed") && text.contains("rows of \"public\".\"item\""), "{text}");
+    assert!(!page.contains("s3cret-pg") && !text.contains("s3cret-pg"));
+}
+
+#[test]
+fn a_drill_that_is_under_way_is_not_begun_twice() {
+    let shop = Shop::new(15);
+    shop.configure(&format!("{SERVER}{}", waits(&shop)));
+    shop.run();
+    let first = shop.backup(&["drill", "--strategy", "daily"]).spawn();
+    until("the drill checks", || shop.site.path("begun").exists());
+    shop.backup(&["drill", "--strategy", "daily"]).expect(5);
+    first.signal(Signal::TERM);
+    first.wait();
+}
+
+#[test]
+fn the_scheduler_drills_on_time_and_tells_what_it_found() {
+    let site = crate::support::site::Site::new("");
+    let hook = told::Listener::new();
+    std::fs::create_dir_all(site.path("files")).unwrap();
+    std::fs::write(site.path("files/a"), "alpha").unwrap();
+    let config = format!(
+        "[sources.files]\ntype = \"directory\"\npath = \"@/files\"\n[storages.local]\ntype = \"local\"\npath = \"@/store\"\n\
+             [notify.hook]\ntype = \"webhook\"\nurl = \"{}\"\non = [\"drill_passed\", \"drill_failed\", \"drill_inconclusive\"]\n\
+             [strategies.daily]\nsources = [\"files\"]\nstorages = [\"local\"]\nretry = {{ attempts = 2, backoff = \"1s\" }}\n\
+             [strategies.daily.drill]\nschedule = \"0 5 * * 0\"\n",
+        hook.address
+    );
+    site.configure(&config);
+    let at = |text: &str| text.parse::<chrono::DateTime<chrono::Utc>>().unwrap();
+    let clock = WallClock::at(at("2026-05-03T01:30:00Z"));
+    clock.shown_to(site.backup(["--strategy", "daily"])).expect(0);
+    let mut daemon = Daemon::start_at(&site, &clock);
+    until("it looks after the strategy", || site.path("state/scheduler.lock").exists());
+    clock.set(at("2026-05-03T04:59:59Z"));
+    daemon.says("drill passed");
+    let status = clock.shown_to(site.backup(["status", "--json"])).expect(0).json();
+    let drills = &status["strategies"][0]["drills"];
+    assert_eq!(drills["verdict"], "passed", "{status:#}");
+    assert_eq!(drills["next"], "2026-05-10T05:00:00Z");
+    // The next finds that the content was changed under it.
+    let newest = site.newest().join("files.tar.zst");
+    let mut bytes = std::fs::read(&newest).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&newest, bytes).unwrap();
+    clock.set(at("2026-05-10T04:59:59Z"));
+    daemon.says("drill failed");
+    daemon.stop();
+    let status = clock.shown_to(site.backup(["status", "--json"])).expect(1).json();
+    assert_eq!(status["strategies"][0]["state"], "unproven", "{status:#}");
+    assert!(status["strategies"][0]["reason"].as_str().unwrap().contains("files.tar"), "{status:#}");
+    let events: Vec<serde_json::Value> = hook.take().iter().map(told::Got::json).collect();
+    let kinds: Vec<&str> = events.iter().map(|event| event["event"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["drill_passed", "drill_failed"], "{events:#?}");
+    assert_eq!(events[1]["of"], "drill");
+    assert_eq!(events[1]["drill"]["verdict"], "failed");
+    assert!(events[1]["reason"].as_str().unwrap().contains("files.tar"));
+}
