@@ -11,7 +11,7 @@ use super::run::settings_text;
 use super::setup::{IdentityArgs, Setup};
 use crate::config::Instance;
 use crate::engine::{self, CheckReport, StrategyCheck};
-use crate::model::Name;
+use crate::model::{Name, Span};
 use crate::source::{Finding, Level};
 
 #[derive(Debug, Args)]
@@ -127,7 +127,7 @@ fn strategy_text(strategy: &StrategyCheck, instance: &Instance) -> String {
             line(if number == 0 { "next" } else { "" }, &local_time(*next, &known.timezone));
         }
     }
-    let heads = ["active", "schedule", "timezone"];
+    let heads = ["active", "schedule", "timezone", "drill"];
     for (key, value) in settings.into_iter().flatten() {
         if heads.contains(&key.as_str()) {
             continue;
@@ -140,6 +140,19 @@ fn strategy_text(strategy: &StrategyCheck, instance: &Instance) -> String {
             serde_json::Value::Object(_) => line(key, shown.trim_matches(['{', '}', ' '])),
             _ => line(key, &shown.replace('"', "")),
         }
+    }
+    if let Some(known) = known.filter(|known| known.drill.is_configured()) {
+        let drill = &known.drill;
+        let when = drill.schedule.as_ref().map_or_else(|| "by hand only".to_owned(), ToString::to_string);
+        line("drill", &when);
+        if let Some(next) = strategy.next_drill.filter(|_| known.active) {
+            line("", &format!("next {}", local_time(next, &known.timezone)));
+        }
+        let objective =
+            |name: &str, span: Option<Span>| span.map(|span| format!(", {name} {span}")).unwrap_or_default();
+        let own = count(drill.checks.len() as u64, "check");
+        let objectives = format!("{}{}", objective("rto", drill.rto), objective("rpo", drill.rpo));
+        line("", &format!("reads {}, {own} of its own{objectives}", drill.storage));
     }
     text.push_str(&findings_text(&strategy.findings));
     text

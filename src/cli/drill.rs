@@ -168,7 +168,7 @@ fn text(report: &DrillReport, all: bool) -> String {
     let steps: Vec<String> = report
         .steps
         .iter()
-        .filter(|step| step.seconds >= 0.005)
+        .filter(|step| step.seconds >= 0.05)
         .map(|step| format!("{} {}", step.name, seconds(step.seconds)))
         .collect();
     line("recovery", format!("{}{objective}: {}", seconds(report.recovery_seconds), steps.join(", ")));
@@ -218,11 +218,12 @@ fn checks_text(report: &DrillReport, all: bool) -> String {
     let source = |check: &Check| check.source.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string);
     let row = |check: &Check| {
         let outcome = check.outcome.as_str();
-        let shown = |text: &Option<String>| shortened(text.as_deref().unwrap_or("-"));
+        let most = if all { MOST } else { MOST / 2 };
+        let shown = |text: &Option<String>| shortened(text.as_deref().unwrap_or("-"), most);
         vec![
             check.kind.as_str().into(),
             source(check).into(),
-            shortened(&check.what).into(),
+            shortened(&check.what, MOST).into(),
             shown(&check.expected).into(),
             shown(&check.found).into(),
             match check.outcome {
@@ -250,7 +251,7 @@ fn checks_text(report: &DrillReport, all: bool) -> String {
         table.row(vec![
             check.kind.as_str().into(),
             source(check).into(),
-            shortened(&format!("{}, ... ({} in all)", some.join(", "), passed.len())).into(),
+            shortened(&format!("{}, ... ({} in all)", some.join(", "), passed.len()), MOST).into(),
             "-".into(),
             "as expected".into(),
             Cell::styled("passed", GOOD),
@@ -266,9 +267,10 @@ fn checks_text(report: &DrillReport, all: bool) -> String {
     text
 }
 
-/// What fits in a table.
-fn shortened(text: &str) -> String {
-    const MOST: usize = 60;
+/// What fits in a table, in characters.
+const MOST: usize = 56;
+
+fn shortened(text: &str, most: usize) -> String {
     let text: String = text.chars().map(|one| if one.is_control() { ' ' } else { one }).collect();
-    if text.chars().count() <= MOST { text } else { text.chars().take(MOST - 1).chain(['…']).collect() }
+    if text.chars().count() <= most { text } else { text.chars().take(most - 1).chain(['…']).collect() }
 }

@@ -250,7 +250,7 @@ pub(super) fn age(time: DateTime<Utc>, now: DateTime<Utc>) -> String {
 }
 
 /// Settings that are durations, besides the timeouts.
-const SPANS: [&str; 4] = ["retain_for", "jitter", "backoff", "stale_after"];
+const SPANS: [&str; 6] = ["retain_for", "jitter", "backoff", "stale_after", "rto", "rpo"];
 
 /// A setting as the configuration file would have it: `key = value`.
 pub(super) fn setting(key: &str, value: &Value) -> String {
@@ -264,7 +264,7 @@ fn literal(key: &str, value: &Value) -> String {
             .as_f64()
             .and_then(|seconds| std::time::Duration::try_from_secs_f64(seconds).ok())
             .map_or_else(|| number.to_string(), |span| format!("\"{}\"", Span::from(span))),
-        Value::Number(number) if key.ends_with("_size") => {
+        Value::Number(number) if key.ends_with("_size") || key == "max_bytes" => {
             number.as_u64().map_or_else(|| number.to_string(), |bytes| format!("\"{}\"", ByteSize(bytes)))
         }
         Value::Array(items) => {

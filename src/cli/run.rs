@@ -138,9 +138,9 @@ fn plan_text(plan: &RunPlan) -> String {
     text
 }
 
-/// The settings of one part of a configuration, one a line: not its type and name, which head it, nor other parts.
+/// The settings of one part of a configuration, one a line: not its type and name, which head it, nor other parts, nor what is no part of a run.
 pub(super) fn settings_text(part: &serde_json::Value, indent: usize) -> String {
-    let heads = ["type", "instance", "sources", "storages", "strategies"];
+    let heads = ["type", "instance", "sources", "storages", "strategies", "drill"];
     let mut text = String::new();
     for (key, value) in part.as_object().into_iter().flatten().filter(|(key, _)| !heads.contains(&key.as_str())) {
         let _ = writeln!(text, "{:indent$}{DIM}{}{DIM:#}", "", setting(key, value));

@@ -83,6 +83,11 @@ pub struct Drill {
 }
 
 impl Drill {
+    /// Whether anything is said of it.
+    pub fn is_configured(&self) -> bool {
+        self.table.is_some()
+    }
+
     /// As the table says, paths counted from `base`; with the defaults where there is none. `storage` is read unless the table names one.
     pub(super) fn new(table: Option<DrillTable>, schedule: Option<Schedule>, storage: Name, base: &Path) -> Self {
         let absolute = |path: &PathBuf| crate::model::counted_from(base, path);

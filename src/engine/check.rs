@@ -8,12 +8,13 @@ use futures::TryStreamExt as _;
 use serde::Serialize;
 use tokio::runtime::Handle;
 
+use super::drill::read_identities;
 use super::prune::rests;
 use super::{Engine, OpenStorage, Selection, chain, find, list, make_private_folder, read_facts};
 use crate::config::{Instance, Strategy};
 use crate::model::{ByteSize, Name};
 use crate::pipeline::Identity;
-use crate::source::{Context, Finding, Level};
+use crate::source::{Context, Finding, Level, ScratchConfig, SourceConfig, check_scratch, refuse_sources};
 use crate::storage::{Storage, StorageError};
 
 /// How many fire times are told.
@@ -62,6 +63,8 @@ pub struct StrategyCheck {
     pub schedule: Option<String>,
     /// The next times it fires.
     pub next: Vec<DateTime<Utc>>,
+    /// When it is drilled next, by its schedule.
+    pub next_drill: Option<DateTime<Utc>>,
     /// The strategy with its sources and storages, secrets masked.
     pub configuration: serde_json::Value,
     /// Advice.
@@ -159,6 +162,11 @@ pub async fn check(engine: &Engine, instance: &Instance, identities: &[Identity]
             }),
         }
     }
+    for strategy in instance.strategies.values().filter(|strategy| strategy.drill.is_configured()) {
+        engine.progress.begin(format!("checking the drill of {}", strategy.name), None);
+        let mut found = check_drill(engine, instance, strategy).await;
+        findings.append(&mut found);
+    }
     if !identities.is_empty() {
         findings.extend(check_identities(engine, instance, &opened, identities).await);
     }
@@ -185,9 +193,46 @@ fn check_strategy(instance: &Instance, strategy: &Strategy, now: DateTime<Utc>) 
         active: strategy.active,
         schedule: strategy.schedule.as_ref().map(ToString::to_string),
         next,
+        next_drill: strategy.drill.schedule.as_ref().and_then(|schedule| schedule.next_after(now)),
         configuration: instance.masked(strategy),
         findings,
     }
+}
+
+/// Whether a drill of the strategy could begin: its key, its targets.
+async fn check_drill(engine: &Engine, instance: &Instance, strategy: &Strategy) -> Vec<Finding> {
+    let subject = format!("drill: {}", strategy.name);
+    let mut findings = Vec::new();
+    findings.extend(strategy.drill.identity_file.as_ref().map(|path| match read_identities(path) {
+        Ok(_) => Finding::new(Level::Ok, &subject, format!("The key is `{}`", path.display())),
+        Err(error) => Finding::new(Level::Error, &subject, chain(&error)),
+    }));
+    let context = Context {
+        name: strategy.name.clone(),
+        cancel: engine.cancel.clone(),
+        runtime: Handle::current(),
+        no_progress_timeout: std::time::Duration::from_secs(30),
+        work_dir: instance.work_dir.clone(),
+        environment: engine.environment.clone(),
+    };
+    let scratch = ScratchConfig { postgres: strategy.drill.postgres.clone() };
+    let folder = strategy.drill.work_dir.clone().unwrap_or_else(|| instance.work_dir.clone());
+    let sources = instance.sources.clone();
+    let of_strategy = strategy.sources.clone();
+    let looked = tokio::task::spawn_blocking(move || {
+        let all: Vec<(&Name, &SourceConfig)> = sources.iter().collect();
+        let refused = refuse_sources(&context, &scratch, &folder, &all).err().map(|error| error.to_string());
+        let wanted: Vec<&SourceConfig> = of_strategy.iter().filter_map(|name| sources.get(name)).collect();
+        (refused, check_scratch(&context, &scratch, &wanted))
+    });
+    match looked.await {
+        Ok((refused, found)) => {
+            findings.extend(refused.map(|problem| Finding::new(Level::Error, &subject, problem)));
+            findings.extend(found.into_iter().map(|found| Finding { subject: subject.clone(), ..found }));
+        }
+        Err(error) => findings.push(Finding::new(Level::Error, &subject, format!("Internal error: {error}"))),
+    }
+    findings
 }
 
 /// Whether this configuration deletes snapshots of the strategy in the storage.

@@ -215,6 +215,16 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
         .map_err(|error| EngineError::Internal(error.to_string()))
 }
 
+/// Bytes that are free where `folder` lies, for who is not root.
+fn free_bytes(folder: &Path) -> Result<u64, EngineError> {
+    let space = rustix::fs::statvfs(folder).map_err(|error| EngineError::File {
+        attempt: "measure the free space of",
+        path: folder.to_owned(),
+        error: error.into(),
+    })?;
+    Ok(space.f_bavail.saturating_mul(space.f_frsize))
+}
+
 /// Makes a folder, with its parents, that only its owner may look into.
 fn make_private_folder(path: &Path) -> Result<(), EngineError> {
     use std::os::unix::fs::{DirBuilderExt as _, lchown};

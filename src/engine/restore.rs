@@ -13,7 +13,7 @@ use super::fetch::reading_failed;
 use super::lock::ReadLock;
 use super::streams::{ArtifactStreams, beside};
 use super::verify::ensure_undamaged;
-use super::{Engine, EngineError, OpenStorage, Snapshot, blocking, make_private_folder, read_facts};
+use super::{Engine, EngineError, OpenStorage, Snapshot, blocking, free_bytes, make_private_folder, read_facts};
 use crate::model::{
     Artifact, ArtifactKind, ByteSize, Compression, DatabaseUrl, Encryption, Facts, Manifest, Name, SnapshotId, Warnings,
 };
@@ -489,12 +489,7 @@ fn ensure_room(folder: &Path, plan: &RestorePlan) -> Result<(), EngineError> {
     let needed: u64 = plan.artifacts.iter().filter_map(|planned| planned.plain_bytes).sum();
     let existing = folder.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(Path::new("/"));
     let existing = if existing.as_os_str().is_empty() { Path::new(".") } else { existing };
-    let space = rustix::fs::statvfs(existing).map_err(|error| EngineError::State {
-        attempt: "measure the free space of",
-        path: existing.to_owned(),
-        error: error.into(),
-    })?;
-    let free = space.f_bavail.saturating_mul(space.f_frsize);
+    let free = free_bytes(existing)?;
     if free < needed {
         return Err(EngineError::Request(format!(
             "The restore needs {}, and `{}` has {} free. Nothing was written",

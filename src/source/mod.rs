@@ -144,6 +144,13 @@ pub fn refuse_dumped(
     }
 }
 
+/// Looks whether the scratch targets for `sources` could be made.
+pub fn check_scratch(cx: &Context, config: &ScratchConfig, sources: &[&SourceConfig]) -> Vec<Finding> {
+    let postgres = sources.iter().any(|source| matches!(source, SourceConfig::Postgres(_)));
+    let found = (postgres || config.postgres.url.is_some()).then(|| postgres::check_scratch(cx, &config.postgres));
+    found.into_iter().collect()
+}
+
 /// Removes what drills made and did not remove: everything whose name begins with `prefix`, in `folders` and on servers, other than what is to stay. What
 /// was removed, and what could not be, in words.
 pub fn sweep_scratch(

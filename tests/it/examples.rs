@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use crate::support::shop::{assert_passed, outcomes};
 use crate::support::{backup, files, repository, sh, temp};
 
 /// The lines of a README's `sh` blocks.
@@ -95,6 +96,20 @@ fn the_demo_is_backed_up_and_comes_back_byte_for_byte() {
     assert_eq!(at("restored/attachments").len(), 12);
     let databases: Vec<Vec<u8>> = at("restored/db").into_values().collect();
     assert!(databases == [std::fs::read(repository().join("examples/demo/app.sqlite")).unwrap()]);
+}
+
+#[test]
+fn the_demo_passes_its_drill_and_fails_it_when_an_attachment_is_gone() {
+    let folder = demo();
+    let drill = |code| {
+        let args = ["drill", "--config", "strategies/demo.toml", "--strategy", "daily", "--json"];
+        backup(args).dir(folder.path()).expect(code).json()
+    };
+    assert_passed(&drill(0));
+    sh(folder.path(), "rm -r examples/demo/attachments/0a", &[]);
+    backup(["--config", "strategies/demo.toml", "--strategy", "daily"]).dir(folder.path()).expect(0);
+    let failed = outcomes(&drill(4), "failed");
+    assert!(failed.len() == 1 && failed[0].contains("every attachment has its file"), "{failed:#?}");
 }
 
 /// The one line of `docs/format.md` that begins so, without its indentation.

@@ -410,7 +410,7 @@ fn command(rehearsal: &Rehearsal, command: &CommandCheck, targets: &mut Targets)
     timer.abort();
     match ended {
         Ok(_) => check.judged(true, expected, expected),
-        Err(SourceError::Cancelled) if late.load(Ordering::SeqCst) => check.ended(
+        Err(_) if late.load(Ordering::SeqCst) => check.ended(
             CheckOutcome::Inconclusive,
             format!("it took longer than {}", Span::from(command.timeout.duration())),
         ),

@@ -18,11 +18,11 @@ use tracing::Instrument as _;
 use super::fetch::read_facts;
 use super::lock::{DrillLock, ReadLock, node};
 use super::snapshots::{Snapshot, list_one, read_whole};
-use super::{Engine, EngineError, OpenStorage, Selection, blocking, chain, make_private_folder};
+use super::{Engine, EngineError, OpenStorage, Selection, blocking, chain, free_bytes, make_private_folder};
 use crate::config::{Instance, Strategy, temporary_dir};
 use crate::model::{
     ByteSize, Cancel, Check, CheckOutcome, Completeness, Digest, Facts, MANIFEST_KEY, Manifest, Name, Program,
-    SnapshotId, Verdict, verdict,
+    SnapshotId, Span, Verdict, verdict,
 };
 use crate::pipeline::{Identity, Step, Stopwatch};
 use crate::report::{DrillReport, DrillStep, DrilledSnapshot};
@@ -258,6 +258,11 @@ impl Drill<'_> {
         };
         for (name, storage) in &self.instance.storages {
             if let StorageConfig::Local(config) = storage {
+                // What begins with a dot is not of the storage: no instance has such a name.
+                let apart = place.folder.strip_prefix(&config.path).ok().and_then(|rest| rest.iter().next());
+                if apart.is_some_and(|first| first.as_encoded_bytes().starts_with(b".")) {
+                    continue;
+                }
                 refuse_overlap(&place.folder, &config.path, &format!("the storage `{name}`")).map_err(refused)?;
             }
         }
@@ -404,10 +409,7 @@ impl Drill<'_> {
         if !self.request.identities.is_empty() {
             return Ok(self.request.identities.clone());
         }
-        let Some(path) = &self.strategy.drill.identity_file else { return Ok(Vec::new()) };
-        let failed = |error| EngineError::File { attempt: "use the identity file", path: path.clone(), error };
-        let text = std::fs::read_to_string(path).map_err(failed)?;
-        Identity::parse_file(&text).map_err(|error| failed(std::io::Error::other(error.to_string())))
+        self.strategy.drill.identity_file.as_deref().map_or_else(|| Ok(Vec::new()), read_identities)
     }
 
     /// The facts. None when they are damaged: then that is in the report, and the rest is looked at all the same.
@@ -465,12 +467,7 @@ impl Drill<'_> {
             vec![(parent(&place.folder), needs.folder), (place.shared_folder.clone(), needs.cluster)]
         };
         for (folder, needed) in wanted {
-            let space = rustix::fs::statvfs(&folder).map_err(|error| EngineError::File {
-                attempt: "measure the free space of",
-                path: folder.clone(),
-                error: error.into(),
-            })?;
-            let free = space.f_bavail.saturating_mul(space.f_frsize);
+            let free = free_bytes(&folder)?;
             if free < needed {
                 return Err(EngineError::Undrilled(format!(
                     "it needs {} in `{}`, which has {} free. Make room, or set the drill's `work_dir`",
@@ -503,9 +500,9 @@ impl Drill<'_> {
             ];
             for (kind, what, objective, found) in objectives {
                 if let (Some(objective), Some(found)) = (objective, found) {
-                    let span = |seconds: f64| {
-                        crate::model::Span::from(std::time::Duration::from_secs_f64(seconds.max(0.0).round()))
-                            .to_string()
+                    let span = |seconds: f64| match seconds {
+                        ..10.0 => format!("{seconds:.1}s"),
+                        _ => Span::from(std::time::Duration::from_secs_f64(seconds.round())).to_string(),
                     };
                     let holds = found <= objective.duration().as_secs_f64();
                     let check = Check::new(kind, None, what);
@@ -532,6 +529,16 @@ impl Drill<'_> {
         };
         report
     }
+}
+
+/// The keys in a file.
+///
+/// # Errors
+/// When it cannot be read, or has none.
+pub(super) fn read_identities(path: &Path) -> Result<Vec<Identity>, EngineError> {
+    let failed = |error| EngineError::File { attempt: "use the identity file", path: path.to_owned(), error };
+    let text = std::fs::read_to_string(path).map_err(failed)?;
+    Identity::parse_file(&text).map_err(|error| failed(std::io::Error::other(error.to_string())))
 }
 
 /// The snapshot that `wanted` means. `latest` is the newest that is not known to be partial: one that is damaged is not passed over.

@@ -327,8 +327,14 @@ impl Rehearsal {
             return Err(EngineError::Cancelled);
         }
         if let SourceError::Stream(error) = error {
-            let error = reading_failed(&self.storage, &self.manifest.id, &artifact.name, error);
-            return self.reading_fate(artifact, error);
+            // Read by itself it says what is wrong without what that means for a restore.
+            return Ok(match self.read(artifact)? {
+                Fate::Sound => {
+                    let error = reading_failed(&self.storage, &self.manifest.id, &artifact.name, error);
+                    self.reading_fate(artifact, error)?
+                }
+                other => other,
+            });
         }
         let problem = chain(error);
         let is_to_blame = target.scratch.is_to_blame(cx, error);

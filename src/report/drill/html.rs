@@ -16,17 +16,24 @@ p{margin:.25rem 0}.dim{color:var(--dim)}code{font:.9em ui-monospace,monospace;ov
 .passed{color:var(--good)}.failed{color:var(--bad)}.inconclusive{color:var(--warn)}.skipped{color:var(--dim)}
 table{border-collapse:collapse;width:100%;font-size:.93rem}th{text-align:left;font-weight:600;color:var(--dim)}
 th,td{padding:.3rem .75rem .3rem 0;border-bottom:1px solid var(--line);vertical-align:top;overflow-wrap:anywhere}
-td.n,th.n{text-align:right;white-space:nowrap}td.o{white-space:nowrap;font-weight:600}
+td:first-child{white-space:nowrap}td.n,th.n{text-align:right;white-space:nowrap}td.o{white-space:nowrap;font-weight:600}
 ul{margin:.2rem 0;padding-left:1.2rem}dl{display:grid;grid-template-columns:max-content 1fr;gap:.2rem 1.25rem;margin:0}dt{color:var(--dim)}dd{margin:0;overflow-wrap:anywhere}
 @media print{body{margin:0;max-width:none}tr{break-inside:avoid}}";
 
-/// A text that is shown as it is, whatever is in it.
+/// A text that is shown as it is, whatever is in it; what stands between two backticks as code.
 struct Plain<T>(T);
 
 impl<T: Display> Display for Plain<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for character in self.0.to_string().chars() {
+        let text = self.0.to_string();
+        let in_pairs = text.matches('`').count().is_multiple_of(2);
+        let mut in_code = false;
+        for character in text.chars() {
             match character {
+                '`' if in_pairs => {
+                    f.write_str(if in_code { "</code>" } else { "<code>" })?;
+                    in_code = !in_code;
+                }
                 '&' => f.write_str("&amp;")?,
                 '<' => f.write_str("&lt;")?,
                 '>' => f.write_str("&gt;")?,
@@ -258,5 +265,7 @@ mod tests {
         let text = "<script>alert('x & \"y\"')</script>\u{1b}[31m";
         let shown = Plain(text).to_string();
         assert_eq!(shown, "&lt;script&gt;alert(&#39;x &amp; &quot;y&quot;&#39;)&lt;/script&gt;\\u{1b}[31m");
+        assert_eq!(Plain("a `<b>` c").to_string(), "a <code>&lt;b&gt;</code> c");
+        assert_eq!(Plain("one ` <b>").to_string(), "one ` &lt;b&gt;");
     }
 }

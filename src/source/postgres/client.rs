@@ -49,7 +49,7 @@ impl fmt::Display for Major {
 /// An installed tool.
 #[derive(Debug, Clone)]
 pub(super) struct Client {
-    folder: PathBuf,
+    pub(super) folder: PathBuf,
     tool: &'static str,
     pub(super) major: Major,
     /// The whole version: `15.20`.

@@ -23,7 +23,7 @@ use self::client::Client;
 pub(super) use self::cluster::stop_clusters;
 pub use self::restore::PostgresRestorer;
 pub use self::scratch::ScratchServer;
-pub(super) use self::scratch::{refuse_dumped, refuse_source, sweep};
+pub(super) use self::scratch::{check_scratch, refuse_dumped, refuse_source, sweep};
 use super::{ArtifactSpec, Context, Dumped, Finding, Level, Output, Outputs, Source, SourceError};
 use crate::model::{ArtifactKind, DatabaseUrl, Secret, Span, Warning, Warnings};
 

@@ -12,13 +12,13 @@ use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 
 use super::address::Address;
 use super::census::{self, Census, Server, Session, quoted};
-use super::client::Major;
+use super::client::{Client, Major};
 use super::cluster::Cluster;
 use super::{PostgresConfig, block, default_lock_timeout};
 use crate::model::{ArtifactKind, Check, CheckOutcome, DatabaseUrl, Name, Secret};
 use crate::source::process::ProcessError;
 use crate::source::scratch::{Each, Row, Scratch, ScratchPlace};
-use crate::source::{Context, RestoreArtifact, RestoreOptions, SourceError, Streams, Target};
+use crate::source::{Context, Finding, Level, RestoreArtifact, RestoreOptions, SourceError, Streams, Target};
 
 /// How long to wait before looking again whether the sessions of a drill that was killed have ended.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
@@ -79,6 +79,50 @@ impl ScratchServer {
             }
             _ => self.address().map(drop),
         }
+    }
+}
+
+/// Looks whether scratch databases could be made.
+pub(in crate::source) fn check_scratch(cx: &Context, config: &ScratchServer) -> Finding {
+    let subject = "postgres";
+    let asked = config.address().and_then(|address| {
+        let Some(address) = address else { return Ok(None) };
+        let attempt = "ask whether databases may be created";
+        let asking = async {
+            let mut connection = address.connect().await?;
+            let server = Server::ask(&mut connection, &address).await?;
+            let sql = "SELECT rolsuper OR rolcreatedb FROM pg_roles WHERE rolname = current_user";
+            let may = sqlx::query_scalar::<_, bool>(sql).persistent(false).fetch_one(&mut connection).await;
+            Ok((server.version, may.map_err(|error| address.failed(attempt, &error))?))
+        };
+        Ok(Some((address.masked.clone(), block(cx, address.within(attempt, asking))?)))
+    });
+    match asked {
+        Err(error) => Finding::new(Level::Error, subject, error.to_string()),
+        Ok(Some((address, (version, true)))) => {
+            Finding::new(Level::Ok, subject, format!("Databases go to PostgreSQL {version} at `{address}`"))
+        }
+        Ok(Some((address, _))) => Finding::new(
+            Level::Error,
+            subject,
+            format!("The user at `{address}` may not create databases: `ALTER ROLE ... CREATEDB`"),
+        ),
+        Ok(None) => match Client::choose_server(cx, config.server_dir.as_deref(), Major::OLDEST) {
+            Ok(client) => Finding::new(
+                Level::Ok,
+                subject,
+                format!(
+                    "Databases go to a cluster of the drill's own, of the binaries in `{}`",
+                    client.folder.display()
+                ),
+            ),
+            Err(_) => Finding::new(
+                Level::Error,
+                subject,
+                "No server of PostgreSQL is installed here for a cluster of the drill's own: install `postgresql`, or name a server for scratch \
+                 databases (`postgres.url` of the drill)",
+            ),
+        },
     }
 }
 
