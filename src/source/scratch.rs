@@ -47,7 +47,7 @@ pub trait Scratch: Send {
     fn target(&self, artifact: &RestoreArtifact) -> Result<Target, String>;
 
     /// How it is restored.
-    fn options(&self) -> RestoreOptions {
+    fn options(&self, _artifact: &RestoreArtifact) -> RestoreOptions {
         RestoreOptions::default()
     }
 

@@ -286,3 +286,78 @@ fn the_scheduler_drills_on_time_and_tells_what_it_found() {
     assert_eq!(events[1]["drill"]["verdict"], "failed");
     assert!(events[1]["reason"].as_str().unwrap().contains("files.tar"));
 }
+
+#[test]
+fn roles_and_what_is_theirs_come_back_in_a_cluster_of_the_drills_own() {
+    let shop = Shop::new(15);
+    let role = crate::support::stores::fresh("hf_role").replace('-', "_");
+    shop.server().run("postgres", &format!("CREATE ROLE {role}"));
+    shop.database.run(&format!(
+        "ALTER TABLE item OWNER TO {role}; ALTER TABLE item ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY; \
+         CREATE POLICY few ON item TO {role} USING (id < 10); GRANT SELECT ON \"user\" TO {role}"
+    ));
+    // Without the roles the policy has nobody to be for: that says nothing about the backup.
+    let id = shop.run();
+    let report = shop.drill(1, &["--snapshot", &id]).json();
+    assert!(report["problem"].as_str().unwrap().contains(&format!("role \"{role}\" does not exist")), "{report:#}");
+    let text = std::fs::read_to_string(shop.site.config()).unwrap();
+    std::fs::write(shop.site.config(), text.replace("[sources.settings]", "globals = true\n[sources.settings]"))
+        .unwrap();
+    shop.run();
+    let check = format!(
+        "[[strategies.daily.drill.checks]]\ntype = \"query\"\nsource = \"db\"\nquery = \"SELECT tableowner FROM pg_tables WHERE tablename = 'item'\"\n\
+         expect = \"{role}\"\n"
+    );
+    let text = std::fs::read_to_string(shop.site.config()).unwrap();
+    std::fs::write(shop.site.config(), text + &check).unwrap();
+    let report = shop.drill(0, &[]).json();
+    shop.server().run("postgres", &format!("DROP DATABASE {} WITH (FORCE)", shop.database.name));
+    shop.server().run("postgres", &format!("DROP ROLE {role}"));
+    assert_passed(&report);
+    let restored: Vec<&str> =
+        report["artifacts"].as_array().unwrap().iter().map(|one| one["done"].as_str().unwrap()).collect();
+    assert_eq!(&restored[..2], ["restored", "restored"], "roles, then the database: {report:#}");
+}
+
+#[test]
+fn a_verdict_outlives_the_machine_and_retention_heeds_it() {
+    let shop = Shop::new(15);
+    shop.configure(SERVER);
+    let drilled = shop.run();
+    shop.drill(0, &[]);
+    // Another machine sees it once it has looked into the storage.
+    let text = std::fs::read_to_string(shop.site.config()).unwrap();
+    let text =
+        text.replace("state_dir = ", "state_dir = \"@/other\" # ").replace('@', shop.site.dir.path().to_str().unwrap());
+    let text = text.replace("retry = {", "retention = { keep_last = 1 }\nmax_delete_percent = 100\nretry = {");
+    std::fs::write(shop.site.config(), text).unwrap();
+    let list = shop.backup(&["list", "--json"]).expect(0).json();
+    assert_eq!(list["snapshots"][0]["drilled"]["verdict"], "passed", "{list:#}");
+    let drills = shop.backup(&["status", "--json"]).expect(0).json()["strategies"][0]["drills"].clone();
+    assert_eq!(drills["verdict"], "passed", "{drills:#}");
+    assert!(drills["last_passed"].is_string() && drills["last"].is_null(), "{drills:#}");
+    // The newest that passed stays, whatever the rules say.
+    let (second, third) = (shop.run(), shop.run());
+    let left: Vec<String> = shop.backup(&["list", "--json"]).expect(0).json()["snapshots"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| row["id"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(left, [drilled, third], "{second} is gone");
+}
+
+#[test]
+fn without_room_for_it_a_drill_does_not_begin() {
+    let shop = Shop::new(15);
+    std::fs::write(shop.site.path("files/large"), crate::support::site::noise(6 << 20)).unwrap();
+    shop.configure(&format!("work_dir = \"@/small\"\n{SERVER}"));
+    shop.run();
+    std::fs::create_dir(shop.site.path("small")).unwrap();
+    sh(shop.site.dir.path(), "mount -t tmpfs -o size=4m tmpfs small", &[]);
+    let unmount = crate::support::Mounted(shop.site.path("small"));
+    let report = shop.drill(1, &[]).json();
+    assert!(report["problem"].as_str().unwrap().contains("which has 4.0 MiB free"), "{report:#}");
+    assert_eq!(std::fs::read_dir(shop.site.path("small")).unwrap().count(), 0);
+    drop(unmount);
+}

@@ -346,3 +346,39 @@ fn over_a_month_with_failures_snapshots_status_metrics_and_what_is_told_agree() 
     assert!(good > 10 && failed > 5, "{good} {failed}");
     assert_eq!(site.ids().len() as u64, good);
 }
+
+#[test]
+fn the_page_knows_how_old_the_last_passed_drill_is_and_is_not_ready_without_one() {
+    let (site, port) = site("[strategies.daily.drill]\nschedule = \"0 5 * * *\"\n");
+    let clock = WallClock::at(at("2026-05-02T00:30:00Z"));
+    let mut daemon = Daemon::start_at(&site, &clock);
+    daemon.next("app/daily");
+    clock.set(at("2026-05-02T01:29:59Z"));
+    daemon.says("run committed");
+    assert_eq!(get(port, "/readyz").0, 200);
+    clock.set(at("2026-05-02T04:59:59Z"));
+    daemon.says("drill passed");
+    let read = metrics(&site, port);
+    let passed = read["holdfast_last_passed_drill_timestamp_seconds{strategy=daily}"];
+    assert!((passed - at("2026-05-02T05:00:00Z").timestamp() as f64).abs() < 60.0, "{passed}");
+    assert_eq!(read["holdfast_last_drill_success{strategy=daily}"], 1.0);
+    assert_eq!(read["holdfast_last_drill_recovery_point_seconds{strategy=daily}"].round(), 12_600.0);
+    assert!(read["holdfast_last_drill_recovery_seconds{strategy=daily}"] > 0.0);
+    // The next day the stored file is damaged: the run is fresh, and the backup is not proved.
+    clock.set(at("2026-05-03T01:29:59Z"));
+    daemon.says("run committed");
+    let dump = site.newest().join("dump.out.zst");
+    let mut bytes = std::fs::read(&dump).unwrap();
+    bytes[5] ^= 1;
+    std::fs::write(&dump, bytes).unwrap();
+    clock.set(at("2026-05-03T04:59:59Z"));
+    daemon.says("drill failed");
+    let (code, why) = get(port, "/readyz");
+    assert_eq!(code, 503);
+    assert!(why.contains("app/daily is unproven") && why.contains("dump.out"), "{why}");
+    let read = metrics(&site, port);
+    assert_eq!(read["holdfast_last_drill_success{strategy=daily}"], 0.0);
+    assert_eq!(read["holdfast_ready{}"], 0.0);
+    assert_eq!(read["holdfast_last_passed_drill_timestamp_seconds{strategy=daily}"], passed);
+    daemon.stop();
+}

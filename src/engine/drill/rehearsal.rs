@@ -279,7 +279,7 @@ impl Rehearsal {
             self.facts.as_ref(),
             &self.engine.progress,
         );
-        let options = target.scratch.options();
+        let options = target.scratch.options(wanted);
         match restorer.restore_from(cx, wanted, &streams, &place, &options) {
             Ok(done) => {
                 let source = artifact.source.as_ref().map(Name::as_str).unwrap_or_default();

@@ -409,8 +409,10 @@ impl Scratch for ScratchDatabase {
         Ok(Target::Database(self.url.clone()))
     }
 
-    fn options(&self) -> RestoreOptions {
-        RestoreOptions { no_owner: !self.roles, no_tablespaces: true, ..RestoreOptions::default() }
+    fn options(&self, artifact: &RestoreArtifact) -> RestoreOptions {
+        // Without the roles of the snapshot there is nobody to give anything to.
+        let no_owner = artifact.kind != ArtifactKind::PgGlobals && !self.roles;
+        RestoreOptions { no_owner, no_tablespaces: true, ..RestoreOptions::default() }
     }
 
     fn inspect(
