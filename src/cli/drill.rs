@@ -171,7 +171,11 @@ fn text(report: &DrillReport, all: bool) -> String {
         .filter(|step| step.seconds >= 0.05)
         .map(|step| format!("{} {}", step.name, seconds(step.seconds)))
         .collect();
-    line("recovery", format!("{}{objective}: {}", seconds(report.recovery_seconds), steps.join(", ")));
+    let all_of_it = seconds(report.seconds);
+    line(
+        "recovery",
+        format!("{}{objective}; the drill took {all_of_it}: {}", seconds(report.recovery_seconds), steps.join(", ")),
+    );
     text.push_str(&checks_text(report, all));
     let _ = writeln!(
         text,
@@ -271,6 +275,11 @@ fn checks_text(report: &DrillReport, all: bool) -> String {
 const MOST: usize = 56;
 
 fn shortened(text: &str, most: usize) -> String {
-    let text: String = text.chars().map(|one| if one.is_control() { ' ' } else { one }).collect();
+    let text: String = text
+        .chars()
+        .map(|one| {
+            if one.is_control() || matches!(one, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}') { ' ' } else { one }
+        })
+        .collect();
     if text.chars().count() <= most { text } else { text.chars().take(most - 1).chain(['…']).collect() }
 }

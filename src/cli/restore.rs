@@ -132,7 +132,7 @@ pub(super) async fn run(setup: &Setup, args: RestoreArgs, printer: &Printer) -> 
             overwrite: args.overwrite,
             jobs: args.jobs,
             no_owner: args.no_owner,
-            no_tablespaces: false,
+            scratch: false,
             owners: args.owner,
             paths: args.path,
             delete: args.delete,

@@ -9,7 +9,7 @@ use super::Exit;
 use super::output::{BAD, BOLD, Cell, DIM, GOOD, Printer, Table, WARN, age, count, seconds};
 use super::setup::Setup;
 use crate::engine::{self, Scheduler};
-use crate::model::ByteSize;
+use crate::model::{ByteSize, Verdict};
 use crate::report::{State, Status, StrategyStatus};
 
 #[derive(Debug, Args)]
@@ -102,9 +102,13 @@ fn text(status: &Status) -> String {
     for (one, drills) in status.strategies.iter().filter_map(|one| Some((one, one.drills.as_ref()?))) {
         let passed = drills.last_passed.map_or_else(|| "never".to_owned(), |at| age(at, now));
         let next = drills.next.map(|next| format!(", next {}", next.format("%Y-%m-%d %H:%M"))).unwrap_or_default();
-        let took = drills.last.as_ref().and_then(|last| last.recovery_seconds).map(seconds);
+        let of_passed = drills.last.as_ref().filter(|last| last.verdict == "passed");
+        let took = of_passed.and_then(|last| last.recovery_seconds).map(seconds);
         let took = took.map(|took| format!(", recovery in {took}")).unwrap_or_default();
-        let _ = writeln!(text, "{DIM}{}/{}:{DIM:#} last drill passed {passed}{took}{next}", one.instance, one.strategy);
+        let failed = (drills.verdict == Some(Verdict::Failed)).then_some(drills.last_judged).flatten();
+        let failed = failed.map(|at| format!("{BAD}last drill failed{BAD:#} {}, ", age(at, now))).unwrap_or_default();
+        let name = format!("{}/{}", one.instance, one.strategy);
+        let _ = writeln!(text, "{DIM}{name}:{DIM:#} {failed}last drill that passed {passed}{took}{next}");
     }
     for problem in &status.problems {
         let _ = writeln!(text, "{BAD}not known:{BAD:#} {problem}");

@@ -210,6 +210,19 @@ fn drill_check(check: &mut Check<'_>, document: &Node, sources: Option<&[&str]>,
             (true, true) => check.problem(place, place.at, "`expect` and a bound are set at once", hint),
             _ => {}
         }
+        let number = |key: &str| match one.get(key).map(|node| &node.value) {
+            Some(Value::Integer(number)) => Some(*number as f64),
+            Some(Value::Float(number)) => Some(*number),
+            _ => None,
+        };
+        if number("min").zip(number("max")).is_some_and(|(min, max)| min > max) {
+            let hint = "exchange them".to_owned();
+            check.problem(place, place.at, "`min` is larger than `max`: no answer can be right", Some(hint));
+        }
+    }
+    if kind == "shrink" && has("tables") && has("of") {
+        let hint = "remove one of them".to_owned();
+        check.problem(place, place.at, "`tables` compares their rows, and `of` something else", Some(hint));
     }
 }
 

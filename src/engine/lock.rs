@@ -1,7 +1,7 @@
 //! One writer at a time of an instance's strategy: locks on this machine, heartbeats across machines.
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::Write as _;
+use std::io::{Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -82,7 +82,8 @@ impl ReadLock {
 
 /// Held by a drill of a strategy while it lives: what another drill of it left behind has no owner any more.
 pub(super) struct DrillLock {
-    _file: File,
+    file: File,
+    path: PathBuf,
 }
 
 impl DrillLock {
@@ -92,8 +93,38 @@ impl DrillLock {
     /// [`EngineError::Locked`] while another drill of the strategy is under way.
     pub(super) fn take(state_dir: &Path, instance: &Name, strategy: &Name) -> Result<Self, EngineError> {
         let (file, path) = open_lock(state_dir, &format!("{instance}.{strategy}.drill.lock"))?;
-        taken(file.try_lock(), path, strategy, "a drill")?;
-        Ok(Self { _file: file })
+        taken(file.try_lock(), path.clone(), strategy, "a drill")?;
+        Ok(Self { file, path })
+    }
+
+    /// Where drills before this one were: folders, and servers by their masked addresses.
+    pub(super) fn noted(&mut self) -> (Vec<PathBuf>, Vec<String>) {
+        let (mut folders, mut servers) = (Vec::new(), Vec::new());
+        let mut text = String::new();
+        // What cannot be read is as good as not written.
+        let _ = self.file.rewind().and_then(|()| self.file.read_to_string(&mut text));
+        for line in text.lines() {
+            match line.split_once(' ') {
+                Some(("folder", path)) => folders.push(PathBuf::from(path)),
+                Some(("server", address)) => servers.push(address.to_owned()),
+                _ => {}
+            }
+        }
+        (folders, servers)
+    }
+
+    /// Notes where this one is, for those after it.
+    ///
+    /// # Errors
+    /// [`EngineError::State`].
+    pub(super) fn note(&mut self, folders: &[&Path], server: Option<&str>) -> Result<(), EngineError> {
+        let mut lines: Vec<String> = folders.iter().map(|folder| format!("folder {}", folder.display())).collect();
+        lines.extend(server.map(|server| format!("server {server}")));
+        lines.dedup();
+        let text = lines.join("\n") + "\n";
+        let written =
+            self.file.set_len(0).and_then(|()| self.file.rewind()).and_then(|()| self.file.write_all(text.as_bytes()));
+        written.map_err(|error| EngineError::State { attempt: "write", path: self.path.clone(), error })
     }
 }
 

@@ -57,16 +57,16 @@ async fn drills(
     let allowance = Allowance { jitter: TimeDelta::zero(), stale_after: None, last_took: took };
     let from = known.passed.or(since).map(|from| from.min(now));
     let overdue = schedule.zip(from).and_then(|(schedule, from)| schedule.overdue(from, now, allowance));
-    let wrong = match (schedule, known.judged, overdue) {
-        (None, ..) => None,
-        (_, Some((at, Verdict::Failed)), _) => {
+    let wrong = match (known.judged, overdue) {
+        // Scheduled or not: the newest that is known of the backup is that it is bad.
+        (Some((at, Verdict::Failed)), _) => {
             let why = problem
                 .as_deref()
                 .filter(|_| last.is_some_and(|last| last.verdict == "failed"))
                 .unwrap_or("see `backup drill report`");
             Some(format!("the drill of {} failed: {why}", at.to_rfc3339()))
         }
-        (_, _, Some(overdue)) => {
+        (_, Some(overdue)) => {
             let passed = known.passed.map_or_else(|| "none".to_owned(), |at| at.to_rfc3339());
             let why = last.filter(|last| last.verdict == "inconclusive").and(problem.as_deref());
             let why = why.map(|why| format!("; the last could not judge: {why}")).unwrap_or_default();

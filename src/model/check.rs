@@ -4,6 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Name, Verdict};
 
+/// How long a text of a check is at most, in characters: what it tells may come from what was backed up.
+const LONGEST: usize = 2_000;
 /// How many differences one check tells by name; the others are counted.
 pub const TOLD_DIFFERENCES: usize = 20;
 
@@ -74,7 +76,7 @@ impl Check {
     #[must_use]
     #[expect(clippy::needless_pass_by_value, reason = "mostly numbers")]
     pub fn compared(self, expected: impl ToString, found: impl ToString) -> Self {
-        let (expected, found) = (expected.to_string(), found.to_string());
+        let (expected, found) = (cut(expected.to_string()), cut(found.to_string()));
         let outcome = if expected == found { CheckOutcome::Passed } else { CheckOutcome::Failed };
         Self { outcome, expected: Some(expected), found: Some(found), ..self }
     }
@@ -83,14 +85,14 @@ impl Check {
     #[must_use]
     pub fn judged(self, holds: bool, expected: impl Into<String>, found: impl Into<String>) -> Self {
         let outcome = if holds { CheckOutcome::Passed } else { CheckOutcome::Failed };
-        Self { outcome, expected: Some(expected.into()), found: Some(found.into()), ..self }
+        Self { outcome, expected: Some(cut(expected.into())), found: Some(cut(found.into())), ..self }
     }
 
     /// It came out so, for this reason.
     #[must_use]
     pub fn ended(mut self, outcome: CheckOutcome, reason: impl Into<String>) -> Self {
         self.outcome = outcome;
-        self.details.push(reason.into());
+        self.details.push(cut(reason.into()));
         self
     }
 
@@ -98,7 +100,7 @@ impl Check {
     #[must_use]
     pub fn detailed(mut self, differences: Vec<String>, all: u64) -> Self {
         let told = differences.len().min(TOLD_DIFFERENCES);
-        self.details.extend(differences.into_iter().take(TOLD_DIFFERENCES));
+        self.details.extend(differences.into_iter().take(TOLD_DIFFERENCES).map(cut));
         if all > told as u64 {
             self.details.push(format!("and {} more", all - told as u64));
         }
@@ -116,6 +118,14 @@ impl Check {
             text = format!("{text} ({first})");
         }
         text
+    }
+}
+
+/// What is cut off is shown as `…`.
+fn cut(text: String) -> String {
+    match text.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
+        None => text,
     }
 }
 

@@ -38,6 +38,11 @@ impl Step {
         Self::CleanUp,
     ];
 
+    /// Whether it is a part of getting something back, and not of looking at it and removing it again, which a drill does besides.
+    pub fn is_recovery(self) -> bool {
+        !matches!(self, Self::Checks | Self::CleanUp)
+    }
+
     /// Its name.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -418,8 +418,8 @@ pub struct RestoreOptions {
     pub jobs: usize,
     /// Do not restore owners (nor, in databases, privileges): everything belongs to who restores.
     pub no_owner: bool,
-    /// Databases only: everything lies in the default tablespace.
-    pub no_tablespaces: bool,
+    /// Databases only: the target is thrown away again. Everything lies in the default tablespace, and nothing subscribes to other servers.
+    pub scratch: bool,
     /// Files only: to whom entries belong; the first rule that fits an entry counts, and none leaves it its owner.
     pub owners: Vec<directory::OwnerRule>,
     /// Files only: restore what these patterns match, with the folders that lead there, which stay as they are where they are there

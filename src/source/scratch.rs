@@ -4,8 +4,12 @@
 //! holds the lock of its drills may remove whatever begins so.
 
 use std::ops::ControlFlow;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -32,8 +36,38 @@ pub struct ScratchPlace {
     pub config: ScratchConfig,
 }
 
-/// A row of a query: the columns by name, as JSON.
-pub type Row = serde_json::Map<String, serde_json::Value>;
+/// A row of a query: the columns with their names, as JSON. Two columns may have one name.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Row(pub Vec<(String, serde_json::Value)>);
+
+impl Row {
+    /// The first column of that name.
+    pub fn get(&self, name: &str) -> Option<&serde_json::Value> {
+        self.0.iter().find(|(column, _)| column == name).map(|(_, value)| value)
+    }
+}
+
+impl<'de> Deserialize<'de> for Row {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Columns;
+        impl<'de> Visitor<'de> for Columns {
+            type Value = Row;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a row")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut columns: A) -> Result<Row, A::Error> {
+                let mut row = Row::default();
+                while let Some(column) = columns.next_entry()? {
+                    row.0.push(column);
+                }
+                Ok(row)
+            }
+        }
+        deserializer.deserialize_map(Columns)
+    }
+}
 
 /// Takes the rows of a query one by one, until it breaks off.
 pub type Each<'a> = dyn FnMut(Row) -> ControlFlow<()> + 'a;
@@ -66,6 +100,11 @@ pub trait Scratch: Send {
     /// must bring along.
     fn is_to_blame(&mut self, _cx: &Context, error: &SourceError) -> bool {
         !matches!(error, SourceError::Damaged(_) | SourceError::Stream(_))
+    }
+
+    /// What went wrong when something was restored to it, in words that hold nothing of what was restored, as far as that can be told: they are kept and sent.
+    fn in_words(&self, error: &SourceError) -> String {
+        error.to_string()
     }
 
     /// Asks the restored database, reading only.
@@ -152,9 +191,17 @@ pub(super) fn remove_folders(folder: &Path, prefix: &str, stop: Stop) -> Result<
     let mut removed = Vec::new();
     for entry in entries {
         let entry = entry.map_err(failed("look into", folder))?;
-        let is_ours = entry.file_name().to_str().is_some_and(|name| name.starts_with(prefix));
-        let is_folder = entry.file_type().map_err(failed("look at", &entry.path()))?.is_dir();
-        if is_ours && is_folder && !entry.path().join(KEPT).exists() {
+        if !entry.file_name().to_str().is_some_and(|name| name.starts_with(prefix)) {
+            continue;
+        }
+        // In a folder for everybody anybody may make something of such a name, a link say. Of the one who made it, `lstat` does not lie.
+        let found = match entry.path().symlink_metadata() {
+            Ok(found) => found,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(failed("look at", &entry.path())(error)),
+        };
+        let is_ours = found.is_dir() && found.uid() == rustix::process::geteuid().as_raw();
+        if is_ours && entry.path().join(KEPT).symlink_metadata().is_err() {
             remove_folder(&entry.path(), stop)?;
             removed.push(entry.path());
         }
@@ -168,7 +215,7 @@ pub(super) fn remove_folder(folder: &Path, stop: Stop) -> Result<(), SourceError
     stop(folder)?;
     end_processes(folder)?;
     match std::fs::remove_dir_all(folder) {
-        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied && !rustix::process::geteuid().is_root() => {
             // A restored folder may forbid its own owner to look into it.
             make_removable(folder);
             std::fs::remove_dir_all(folder).map_err(failed)

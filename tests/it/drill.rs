@@ -55,7 +55,10 @@ fn passes(kind: Kind, to: &To) {
     let steps = report["steps"].as_array().unwrap();
     let seconds = |name: &str| steps.iter().find(|step| step["name"] == name).unwrap()["seconds"].as_f64().unwrap();
     let sum: f64 = steps.iter().map(|step| step["seconds"].as_f64().unwrap()).sum();
-    assert!((sum - report["recovery_seconds"].as_f64().unwrap()).abs() < 0.001);
+    let is =
+        |key: &str, wanted: f64| assert!((report[key].as_f64().unwrap() - wanted).abs() < 0.001, "{key}: {report:#}");
+    is("seconds", sum);
+    is("recovery_seconds", sum - seconds("checks") - seconds("clean-up"));
     for step in ["fetch", "digest", "decompress", "restore", "checks", "clean-up"] {
         assert!(seconds(step) > 0.0, "{step}: {steps:#?}");
     }

@@ -296,10 +296,16 @@ fn roles_and_what_is_theirs_come_back_in_a_cluster_of_the_drills_own() {
         "ALTER TABLE item OWNER TO {role}; ALTER TABLE item ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY; \
          CREATE POLICY few ON item TO {role} USING (id < 10); GRANT SELECT ON \"user\" TO {role}"
     ));
-    // Without the roles the policy has nobody to be for: that says nothing about the backup.
-    let id = shop.run();
-    let report = shop.drill(1, &["--snapshot", &id]).json();
+    // Without the roles everything belongs to who restores; whom the policy is for is known.
+    shop.run();
+    assert_passed(&shop.drill(0, &[]).json());
+    // On a server that has no such role nothing can be said about the backup.
+    let elsewhere = Server::new(16);
+    shop.configure("postgres = { url = \"${SCRATCH_16}\" }\n");
+    let report = shop.drill(1, &[]).json();
     assert!(report["problem"].as_str().unwrap().contains(&format!("role \"{role}\" does not exist")), "{report:#}");
+    assert_eq!(shop.leftovers(&[&elsewhere]), [""; 0]);
+    shop.configure("");
     let text = std::fs::read_to_string(shop.site.config()).unwrap();
     std::fs::write(shop.site.config(), text.replace("[sources.settings]", "globals = true\n[sources.settings]"))
         .unwrap();
@@ -360,4 +366,60 @@ fn without_room_for_it_a_drill_does_not_begin() {
     assert!(report["problem"].as_str().unwrap().contains("which has 4.0 MiB free"), "{report:#}");
     assert_eq!(std::fs::read_dir(shop.site.path("small")).unwrap().count(), 0);
     drop(unmount);
+}
+
+#[test]
+fn what_others_put_where_drills_leave_things_is_not_touched() {
+    assert!(crate::support::is_root(), "another user is needed");
+    let shop = Shop::new(15);
+    shop.run();
+    shop.drill(0, &[]);
+    // A server of somebody, and in the folder for everybody a link to it under a name of ours.
+    let server = shop.site.path("server");
+    std::fs::create_dir(&server).unwrap();
+    let mut process = std::process::Command::new("sleep").arg("1000").current_dir(&server).spawn().unwrap();
+    std::fs::write(server.join("postmaster.pid"), format!("{}\n", process.id())).unwrap();
+    let evil = std::env::temp_dir().join(format!("{}evil_pg", shop.prefix()));
+    std::fs::create_dir_all(evil.join("db")).unwrap();
+    std::os::unix::fs::symlink(&server, evil.join("db/cluster")).unwrap();
+    let linked = std::env::temp_dir().join(format!("{}link", shop.prefix()));
+    std::os::unix::fs::symlink(&server, &linked).unwrap();
+    std::os::unix::fs::chown(&evil, Some(65_534), Some(65_534)).unwrap();
+    shop.drill(0, &[]);
+    let alive = process.try_wait().unwrap().is_none();
+    process.kill().unwrap();
+    process.wait().unwrap();
+    assert!(alive, "it was not stopped");
+    assert!(evil.join("db/cluster").exists() && linked.exists());
+    std::fs::remove_dir_all(evil).unwrap();
+    std::fs::remove_file(linked).unwrap();
+}
+
+#[test]
+fn what_a_killed_drill_left_is_found_where_it_was_whatever_is_configured_now() {
+    let shop = Shop::new(15);
+    let drill = format!("work_dir = \"@/before\"\n{SERVER}");
+    std::fs::create_dir(shop.site.path("before")).unwrap();
+    shop.configure(&format!("{drill}{}", waits(&shop)));
+    shop.run();
+    let killed = shop.backup(&["drill", "--strategy", "daily"]).spawn();
+    until("the drill checks", || shop.site.path("begun").exists());
+    killed.signal(Signal::KILL);
+    killed.wait();
+    assert!(std::fs::read_dir(shop.site.path("before")).unwrap().count() > 0);
+    shop.configure(SERVER);
+    shop.drill(0, &[]);
+    assert_eq!(std::fs::read_dir(shop.site.path("before")).unwrap().count(), 0);
+    assert_eq!(shop.leftovers(&[shop.server()]), [""; 0]);
+}
+
+#[test]
+fn a_cluster_is_not_made_in_a_source_or_storage_that_is_the_temporary_folder() {
+    assert!(crate::support::is_root(), "elsewhere it is in the drill's own folder");
+    let shop = Shop::new(15);
+    shop.run();
+    for folder in ["files", "store"] {
+        let refused = shop.backup(&["drill", "--strategy", "daily"]).env("TMPDIR", shop.site.path(folder)).expect(2);
+        assert!(refused.err().contains("Nothing was written"), "{refused}");
+    }
 }

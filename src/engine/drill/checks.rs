@@ -109,8 +109,8 @@ fn query(rehearsal: &Rehearsal, query: &QueryCheck, targets: &mut Targets) -> Ch
     }
     let value = match rows.as_slice() {
         [] => return check.judged(false, expected, "no row"),
-        [row] => match row.values().collect::<Vec<_>>().as_slice() {
-            [value] => (*value).clone(),
+        [row] => match row.0.as_slice() {
+            [(_, value)] => value.clone(),
             several => {
                 return check.judged(false, expected, format!("{} columns, where one is compared", several.len()));
             }
@@ -180,6 +180,9 @@ fn references(rehearsal: &Rehearsal, references: &ReferencesCheck, targets: &mut
     });
     if let Err(error) = asked {
         return query_failed(check, "files by name", &error);
+    }
+    if tally.named == 0 {
+        return check.ended(CheckOutcome::Skipped, "the query names no file");
     }
     let found = match tally.absent {
         0 => format!("{}", tally.named - tally.wrong),

@@ -63,11 +63,12 @@ pub async fn drill(
     strategy: &Strategy,
     request: &DrillRequest,
 ) -> Result<DrillReport, EngineError> {
-    let _drilling = DrillLock::take(&engine.state_dir, &instance.name, &strategy.name)?;
+    let drilling = DrillLock::take(&engine.state_dir, &instance.name, &strategy.name)?;
     let started = engine.clock.now_seconds();
     let mut salt = [0; 3];
     getrandom::fill(&mut salt).map_err(|error| EngineError::Internal(format!("No random bytes: {error}")))?;
     let mut drill = Drill {
+        lock: drilling,
         instance,
         strategy,
         request,
@@ -113,6 +114,7 @@ pub async fn drill(
 }
 
 struct Drill<'a> {
+    lock: DrillLock,
     instance: &'a Instance,
     strategy: &'a Strategy,
     request: &'a DrillRequest,
@@ -141,6 +143,7 @@ fn empty_report(
         program: Program { name: "holdfast".to_owned(), version: env!("CARGO_PKG_VERSION").to_owned() },
         started,
         finished: started,
+        seconds: 0.0,
         recovery_seconds: 0.0,
         rto_seconds: strategy.drill.rto.map(|span| span.duration().as_secs_f64()),
         recovery_point_seconds: None,
@@ -182,6 +185,8 @@ impl Drill<'_> {
         self.refuse_targets(engine, &place, None).await?;
         make_private_folder(&work_dir)?;
         self.sweep(engine, &place, &work_dir).await?;
+        let server = place.config.postgres.url.as_ref().map(ToString::to_string);
+        self.lock.note(&[&work_dir, &place.shared_folder], server.as_deref())?;
         let Some(subject) = self.find(engine).await? else { return Ok(()) };
         let _reading = ReadLock::share(&engine.state_dir, &self.instance.name, &self.strategy.name)?;
         let identities = self.identities()?;
@@ -256,14 +261,16 @@ impl Drill<'_> {
             SourceError::Unsuitable(problem) => EngineError::Request(problem),
             error => EngineError::Restore { artifact: "scratch target".to_owned(), error: Box::new(error) },
         };
+        let name = place.folder.file_name().unwrap_or_default();
+        let folders = [place.folder.clone(), place.shared_folder.join(name)];
         for (name, storage) in &self.instance.storages {
-            if let StorageConfig::Local(config) = storage {
+            let StorageConfig::Local(config) = storage else { continue };
+            for folder in &folders {
                 // What begins with a dot is not of the storage: no instance has such a name.
-                let apart = place.folder.strip_prefix(&config.path).ok().and_then(|rest| rest.iter().next());
-                if apart.is_some_and(|first| first.as_encoded_bytes().starts_with(b".")) {
-                    continue;
+                let apart = folder.strip_prefix(&config.path).ok().and_then(|rest| rest.iter().next());
+                if !apart.is_some_and(|first| first.as_encoded_bytes().starts_with(b".")) {
+                    refuse_overlap(folder, &config.path, &format!("the storage `{name}`")).map_err(refused)?;
                 }
-                refuse_overlap(&place.folder, &config.path, &format!("the storage `{name}`")).map_err(refused)?;
             }
         }
         let (context, place) = (self.context(engine), place.clone());
@@ -278,7 +285,7 @@ impl Drill<'_> {
                 refuse_dumped(&context, &place.config, name, facts)?;
             }
             let sources: Vec<(&Name, &SourceConfig)> = sources.iter().collect();
-            refuse_sources(&context, &place.config, &place.folder, &sources)
+            folders.iter().try_for_each(|folder| refuse_sources(&context, &place.config, folder, &sources))
         })
         .await?
         .map_err(refused)
@@ -298,8 +305,19 @@ impl Drill<'_> {
     /// Removes what an earlier drill left.
     async fn sweep(&mut self, engine: &Engine, place: &ScratchPlace, work_dir: &Path) -> Result<(), EngineError> {
         let (context, place, work_dir) = (self.context(engine), place.clone(), work_dir.to_owned());
+        // Where those before were, whatever the configuration says now.
+        let (noted, servers) = self.lock.noted();
+        let server = place.config.postgres.url.as_ref().map(ToString::to_string);
+        for other in servers.iter().filter(|other| Some(*other) != server.as_ref()) {
+            tracing::warn!(
+                "drills before were on `{other}`, which is not configured any more: should one have been killed, a database whose name begins with `{}` may be there",
+                place.prefix
+            );
+        }
         let (removed, failed) = blocking(move || {
             let mut folders = vec![work_dir.as_path(), place.shared_folder.as_path()];
+            folders.extend(noted.iter().map(PathBuf::as_path));
+            folders.sort();
             folders.dedup();
             sweep_scratch(&context, &place.config, &folders, &place.prefix)
         })
@@ -484,13 +502,11 @@ impl Drill<'_> {
     fn conclude(self, engine: &Engine, unjudged: Option<String>) -> DrillReport {
         let mut report = self.report;
         report.finished = engine.clock.now_seconds();
-        report.steps = self
-            .watch
-            .seconds()
-            .into_iter()
-            .map(|(step, seconds)| DrillStep { name: step.as_str().to_owned(), seconds })
-            .collect();
-        report.recovery_seconds = report.steps.iter().map(|step| step.seconds).sum();
+        let spent = self.watch.seconds();
+        report.recovery_seconds = spent.iter().filter(|(step, _)| step.is_recovery()).map(|(_, seconds)| seconds).sum();
+        report.seconds = spent.iter().map(|(_, seconds)| seconds).sum();
+        let step = |(step, seconds): (Step, f64)| DrillStep { name: step.as_str().to_owned(), seconds };
+        report.steps = spent.into_iter().map(step).collect();
         let age = report.snapshot.as_ref().map(|snapshot| (report.started - snapshot.taken).num_seconds() as f64);
         report.recovery_point_seconds = age;
         if unjudged.is_none() && report.snapshot.is_some() {

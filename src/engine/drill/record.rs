@@ -27,12 +27,18 @@ pub(super) async fn record(engine: &Engine, instance: &Instance, strategy: &Stra
                 Err(error) => {
                     let error = chain(&error);
                     tracing::error!(storage = %name, "the verdict of the drill could not be put there: {error}");
-                    report.unrecorded.push((name, error));
+                    report.unrecorded.push((name.to_string(), error));
                 }
             }
         }
     }
-    let Some(catalog) = engine.catalog().await else { return };
+    let catalog = match engine.try_catalog().await {
+        Ok(catalog) => catalog,
+        Err(error) => {
+            report.unrecorded.push(("catalog".to_owned(), chain(&error)));
+            return;
+        }
+    };
     let record = DrillRecord {
         id: report.id.clone(),
         instance: instance.name.clone(),
@@ -44,7 +50,7 @@ pub(super) async fn record(engine: &Engine, instance: &Instance, strategy: &Stra
         report: serde_json::to_string(report).unwrap_or_default(),
     };
     if let Err(error) = catalog.record_drill(&record).await {
-        tracing::warn!("{error}");
+        report.unrecorded.push(("catalog".to_owned(), error.to_string()));
     }
 }
 

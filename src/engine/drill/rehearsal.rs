@@ -336,7 +336,7 @@ impl Rehearsal {
                 other => other,
             });
         }
-        let problem = chain(error);
+        let problem = target.scratch.in_words(error);
         let is_to_blame = target.scratch.is_to_blame(cx, error);
         // What does not restore may be damaged further on: then that is the reason.
         Ok(match (self.read(artifact)?, is_to_blame) {

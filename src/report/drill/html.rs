@@ -40,12 +40,18 @@ impl<T: Display> Display for Plain<T> {
                 '"' => f.write_str("&quot;")?,
                 '\'' => f.write_str("&#39;")?,
                 // Of text from elsewhere only what can be seen is shown as it is.
-                other if other.is_control() && other != '\n' => write!(f, "{}", other.escape_debug())?,
+                other if is_odd(other) => write!(f, "{}", other.escape_debug())?,
                 other => f.write_char(other)?,
             }
         }
         Ok(())
     }
+}
+
+/// Whether it is not seen, or lets others be seen as they are not.
+fn is_odd(character: char) -> bool {
+    let turns = matches!(character, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    turns || (character.is_control() && character != '\n')
 }
 
 fn seconds(seconds: f64) -> String {
@@ -145,7 +151,7 @@ fn times(page: &mut String, report: &DrillReport) -> fmt::Result {
     let objective = |seconds_of: Option<f64>| seconds_of.map_or_else(|| "none set".to_owned(), seconds);
     writeln!(
         page,
-        "<tr><td>Recovery time: all steps together</td><td class=\"n\">{}</td><td class=\"n\">{}</td></tr>",
+        "<tr><td>Recovery time: all steps but checks and clean-up</td><td class=\"n\">{}</td><td class=\"n\">{}</td></tr>",
         seconds(report.recovery_seconds),
         objective(report.rto_seconds)
     )?;

@@ -39,7 +39,9 @@ pub struct DrillReport {
     pub started: DateTime<Utc>,
     /// When it ended.
     pub finished: DateTime<Utc>,
-    /// How long getting everything back took: all steps together, in seconds.
+    /// How long all of it took, in seconds.
+    pub seconds: f64,
+    /// How long getting everything back took: all steps but the checks and the clean-up, which only a drill has; in seconds.
     pub recovery_seconds: f64,
     /// How long it might have taken, in seconds.
     pub rto_seconds: Option<f64>,
@@ -63,8 +65,8 @@ pub struct DrillReport {
     pub left: Vec<String>,
     /// Storages where the verdict stands beside the snapshot.
     pub recorded: Vec<Name>,
-    /// Storages where it could not be put, and why.
-    pub unrecorded: Vec<(Name, String)>,
+    /// Where it could not be put, and why: names of storages, and `catalog`.
+    pub unrecorded: Vec<(String, String)>,
 }
 
 /// The snapshot that was drilled.

@@ -139,6 +139,8 @@ pub(super) struct Census {
     pub(super) tables: Vec<Table>,
     pub(super) counts: serde_json::Map<String, serde_json::Value>,
     pub(super) extensions: Vec<serde_json::Value>,
+    /// Roles that must be there for a restore, whoever owns what: those that row policies and user mappings are for.
+    pub(super) roles: Vec<String>,
     pub(super) warnings: Warnings,
 }
 
@@ -325,6 +327,9 @@ async fn list(session: &mut Session, census: &mut Census) -> Result<(), sqlx::Er
         let (name, version): (String, String) = (row.try_get("name")?, row.try_get("version")?);
         census.extensions.push(serde_json::json!({ "name": name, "version": version }));
     }
+    let sql = "SELECT DISTINCT r.rolname::text FROM pg_roles r WHERE r.rolname !~ '^pg_' AND \
+        (r.oid IN (SELECT unnest(polroles) FROM pg_policy) OR r.rolname IN (SELECT usename FROM pg_user_mappings)) ORDER BY 1";
+    census.roles = sqlx::query_scalar(sql).persistent(false).fetch_all(&mut session.connection).await?;
     census.tables = tables(&mut session.connection).await?;
     census.counts.insert("tables".to_owned(), census.tables.len().into());
     Ok(())

@@ -1,12 +1,13 @@
 //! A throwaway cluster: made from installed binaries in a private folder, reached by a socket in it only, and gone with it.
 
-use std::fs::DirBuilder;
+use std::fs::{DirBuilder, Permissions};
 use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom};
-use std::os::unix::fs::{DirBuilderExt as _, chown};
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _, lchown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::client::{Client, Major};
@@ -27,21 +28,21 @@ const START_SECONDS: &str = "120";
 /// How long a server may take to end at once, before it is killed.
 const STOP: Timespec = Timespec { tv_sec: 15, tv_nsec: 0 };
 /// No write-ahead log is kept for a crash, which this cluster does not outlive. It listens on its socket only.
-const SETTINGS: &str = "\
-listen_addresses = ''
-port = 5432
-unix_socket_permissions = 0700
-fsync = off
-full_page_writes = off
-synchronous_commit = off
-wal_level = minimal
-max_wal_senders = 0
-max_wal_size = 2GB
-max_connections = 40
-maintenance_work_mem = 128MB
-autovacuum = off
-logging_collector = off
-";
+const SETTINGS: [&str; 13] = [
+    "listen_addresses=",
+    "port=5432",
+    "unix_socket_permissions=0700",
+    "fsync=off",
+    "full_page_writes=off",
+    "synchronous_commit=off",
+    "wal_level=minimal",
+    "max_wal_senders=0",
+    "max_wal_size=2GB",
+    "max_connections=40",
+    "maintenance_work_mem=128MB",
+    "autovacuum=off",
+    "logging_collector=off",
+];
 
 /// A server that was started for one drill. It runs on until it is stopped, by this process or by the next drill.
 pub(super) struct Cluster {
@@ -95,11 +96,16 @@ impl Cluster {
                 folder.display()
             )));
         }
-        for path in self.apart.iter().map(PathBuf::as_path).chain([parent, folder]) {
-            DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io("create", path))?;
-            if let Some((uid, gid)) = user {
-                chown(path, Some(uid), Some(gid)).map_err(io("give away", path))?;
+        // Of all but the innermost nobody else may change anything: there a name could be given to something else while we are at work.
+        for path in self.apart.iter().map(PathBuf::as_path).chain([parent]) {
+            DirBuilder::new().mode(0o700).create(path).map_err(io("create", path))?;
+            if user.is_some() {
+                std::fs::set_permissions(path, Permissions::from_mode(0o711)).map_err(io("open", path))?;
             }
+        }
+        DirBuilder::new().mode(0o700).create(folder).map_err(io("create", folder))?;
+        if let Some((uid, gid)) = user {
+            lchown(folder, Some(uid), Some(gid)).map_err(io("give away", folder))?;
         }
         let call = |tool: &'static str, attempt: &str| {
             Call::new(cx, initdb.sibling(tool).file(), attempt.to_owned())
@@ -113,18 +119,15 @@ impl Cluster {
             .args(["--username", SUPERUSER, "--pgdata"])
             .args([folder.as_os_str()])
             .capture(cx, 1 << 20)?;
-        let settings =
-            format!("{SETTINGS}unix_socket_directories = '{}'\n", folder.display().to_string().replace('\'', "''"));
-        let file = folder.join("postgresql.conf");
-        let write = || {
-            use std::io::Write as _;
-            std::fs::OpenOptions::new().append(true).open(&file)?.write_all(settings.as_bytes())
-        };
-        write().map_err(io("write", &file))?;
+        // As options, and not in its file: that is another user's, and may lead anywhere by the time we write.
+        let sockets = format!("unix_socket_directories=\"{}\"", folder.display().to_string().replace('"', "\"\""));
+        let options = SETTINGS.iter().map(|setting| (*setting).to_owned()).chain([sockets]);
+        let options: Vec<String> = options.map(|setting| format!("-c {}", shell_quoted(&setting))).collect();
         let log = folder.join("log");
         let started = call("pg_ctl", "start the drill's cluster")
             .args(["start", "--wait", "--silent", "--timeout", START_SECONDS])
             .args(["--pgdata".as_ref(), folder.as_os_str(), "--log".as_ref(), log.as_os_str()])
+            .args(["--options", &options.join(" ")])
             .silent_for(Some(Duration::from_secs(180)))
             .capture(cx, 1 << 20);
         started.map(drop).map_err(|error| with_log(error, &log))
@@ -186,11 +189,19 @@ fn user(wanted: Option<&str>) -> Result<(u32, u32), SourceError> {
     })
 }
 
+/// A text as one word of the shell by which `pg_ctl` starts the server.
+fn shell_quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
 /// The error with the end of what the server said.
 fn with_log(error: SourceError, log: &Path) -> SourceError {
     let tail = || {
-        let mut file = std::fs::File::open(log).ok()?;
-        let length = file.metadata().ok()?.len();
+        // It is another user's, and may have become a link to something that is not theirs to read.
+        let opened =
+            openat(CWD, log, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty());
+        let mut file = std::fs::File::from(opened.ok()?);
+        let length = file.metadata().ok().filter(std::fs::Metadata::is_file)?.len();
         file.seek(SeekFrom::Start(length.saturating_sub(2_000))).ok()?;
         let mut text = Vec::new();
         file.take(2_000).read_to_end(&mut text).ok()?;
@@ -246,7 +257,7 @@ pub(in crate::source) fn stop_clusters(scratch: &Path) -> Result<(), SourceError
     let Ok(entries) = std::fs::read_dir(scratch) else { return Ok(()) };
     for entry in entries.flatten() {
         let folder = entry.path().join(FOLDER);
-        if folder.is_dir() {
+        if folder.symlink_metadata().is_ok_and(|found| found.is_dir()) {
             stop(&folder)?;
         }
     }

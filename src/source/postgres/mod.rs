@@ -207,6 +207,7 @@ impl Source for Postgres {
             "tables": census.tables,
             "counts": census.counts,
             "extensions": census.extensions,
+            "roles": census.roles,
         });
         Ok(Dumped { outputs: written, consistency, facts, warnings })
     }

@@ -163,7 +163,7 @@ impl PostgresRestorer {
             let named = |name: &&String| rest == name.as_str() || rest.starts_with(&format!("{name} "));
             let found = existing.iter().filter(|(kind, _)| kind == object).map(|(_, name)| name).find(named);
             match (verb, found) {
-                _ if options.no_tablespaces && (object == "TABLESPACE" || text.contains(" ON TABLESPACE ")) => {}
+                _ if options.scratch && (object == "TABLESPACE" || text.contains(" ON TABLESPACE ")) => {}
                 (Some("CREATE"), Some(name)) => {
                     if !options.overwrite {
                         let reason = format!("The {} {name} exists and was left as it is", object.to_lowercase());
@@ -202,8 +202,8 @@ fn restore_args(prepared: &Prepared, options: &RestoreOptions) -> Vec<String> {
     if options.no_owner {
         args.extend(["--no-owner".to_owned(), "--no-privileges".to_owned()]);
     }
-    if options.no_tablespaces {
-        args.push("--no-tablespaces".to_owned());
+    if options.scratch {
+        args.extend(["--no-tablespaces".to_owned(), "--no-subscriptions".to_owned()]);
     }
     args.push(dbname_argument(&prepared.server.database));
     args

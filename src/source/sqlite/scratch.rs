@@ -103,6 +103,10 @@ impl Scratch for ScratchDatabase {
             .map_err(|error| super::explain(error, attempt, file, BUSY_TIMEOUT))?
             .set_progress_handler(INSTRUCTIONS, move || !cancel.is_cancelled() && Instant::now() < deadline);
         let failed = |error: Fault| match super::explain(error, attempt, file, BUSY_TIMEOUT) {
+            // No query: that says nothing about what is asked.
+            SourceError::Database { problem, .. } if problem.contains("syntax error") => {
+                SourceError::Unsuitable(format!("The query cannot be asked: {problem}"))
+            }
             SourceError::Database { attempt, target, .. } if Instant::now() >= deadline => {
                 let problem = format!("it took longer than {}", crate::model::Span::from(timeout));
                 SourceError::Database { attempt, target, problem, transient: true }
@@ -185,19 +189,19 @@ fn rows(source: &Name, facts: &Value, found: &Value, uncounted: &[String]) -> Ve
     checks
 }
 
-/// A row as JSON, by the types that SQLite gives its values. Bytes are hexadecimal.
+/// A row as JSON, by the types that SQLite gives its values. Bytes are hexadecimal digits after `\x`.
 fn json_row(row: &SqliteRow) -> Result<Row, sqlx::Error> {
-    let mut answer = Row::new();
+    let mut answer = Row::default();
     for column in row.columns() {
         let raw = row.try_get_raw(column.ordinal())?;
         let value = match raw.type_info().name() {
             _ if raw.is_null() => Value::Null,
             "INTEGER" => json!(row.try_get_unchecked::<i64, _>(column.ordinal())?),
             "REAL" => json!(row.try_get_unchecked::<f64, _>(column.ordinal())?),
-            "BLOB" => json!(hex::encode(row.try_get_unchecked::<Vec<u8>, _>(column.ordinal())?)),
+            "BLOB" => json!(format!("\\x{}", hex::encode(row.try_get_unchecked::<Vec<u8>, _>(column.ordinal())?))),
             _ => json!(row.try_get_unchecked::<String, _>(column.ordinal())?),
         };
-        answer.insert(column.name().to_owned(), value);
+        answer.0.push((column.name().to_owned(), value));
     }
     Ok(answer)
 }

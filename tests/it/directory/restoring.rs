@@ -13,7 +13,7 @@ const OVERWRITE: RestoreOptions = RestoreOptions {
     overwrite: true,
     jobs: 0,
     no_owner: false,
-    no_tablespaces: false,
+    scratch: false,
     owners: Vec::new(),
     paths: Vec::new(),
     delete: false,
