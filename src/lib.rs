@@ -15,7 +15,7 @@
 //! | 1 | [`catalog`] | the local index of runs and snapshots |
 //! | 1 | [`report`] | what happens in a run, for whoever shows it or is told |
 //! | 2 | [`config`] | the configuration file, validated |
-//! | 3 | [`engine`] | run, verify, restore; the locks |
+//! | 3 | [`engine`] | run, verify, restore, drill, prune; the locks |
 //! | 4 | [`daemon`] | running every strategy on time |
 //! | 5 | [`cli`] | the commands; the only room that prints |
 

@@ -1,7 +1,8 @@
-//! The local index of runs and snapshots, in SQLite.
+//! The local index of runs, snapshots and drills, in SQLite.
 //!
 //! A cache: what it says of snapshots is copied from manifests and can be rebuilt from the storages, and losing it loses no
-//! backup. What it remembers of runs, and of what a scheduler looked after and told (`watch`), begins anew then. It knows rows; it does not
+//! backup. What it remembers of runs, of what a scheduler looked after and told (`watch`), and the evidence of drills (`drill`; their verdicts stand in the storages), begins
+//! anew then. It knows rows; it does not
 //! know how they came about, and never decides whether a snapshot exists.
 
 mod cached;

@@ -7,7 +7,8 @@
 //!
 //! One way through: the text becomes a tree with places (`document`), variables and secrets are put in (`values`), the tree is
 //! walked along the JSON Schema of the types (`check`, `format`), what only the whole can tell is checked (what retention comes to on a
-//! schedule by `on_schedule`), and then it is read into its types (`resolve`). What works and is rarely meant is told by `advice`. To add a setting: a field in `file`, with its comment, and here.
+//! schedule by `on_schedule`), and then it is read into its types (`resolve`). What works and is rarely meant is told by `advice`. To add a setting: a field in `file` (of a drill
+//! in `drill`), with its comment, and here.
 
 mod advice;
 mod check;

@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 
 use super::check::{Check, Place, Problem};
 use super::document::{self, Node, Value};
-use super::drill::Drill;
+use super::drill::{Drill, DrillTable};
 use super::error::suggest;
 use super::file::{DaemonFile, File, NotifyTable, SourceTable, StorageTable};
 use super::{
@@ -173,6 +173,7 @@ fn drills(check: &mut Check<'_>, document: &Node) {
         // Where nothing is backed up, the sources are those of another configuration.
         let sources: Option<Vec<&str>> =
             strategy.get("sources").map(|list| list.items().iter().filter_map(Node::as_str).collect());
+        section(check, &place, drill, |_: &DrillTable| Ok::<(), String>(()));
         for (place, one) in items(&place, drill, "checks") {
             drill_check(check, document, sources.as_deref(), &place, one);
         }
@@ -219,6 +220,11 @@ fn drill_check(check: &mut Check<'_>, document: &Node, sources: Option<&[&str]>,
             let hint = "exchange them".to_owned();
             check.problem(place, place.at, "`min` is larger than `max`: no answer can be right", Some(hint));
         }
+    }
+    if let Some((place, node)) = field(place, one, "command")
+        && node.items().first().and_then(Node::as_str) == Some("")
+    {
+        check.problem(&place, Some(node.at), "Names no program", None);
     }
     if kind == "shrink" && has("tables") && has("of") {
         let hint = "remove one of them".to_owned();

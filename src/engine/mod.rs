@@ -1,4 +1,4 @@
-//! The verbs: run, list, status, hold, prune, copy, export, import, files, diff, dump, verify, restore, check; and the locks.
+//! The verbs: run, list, status, hold, prune, copy, export, import, files, diff, dump, verify, restore, drill, check; and the locks.
 //!
 //! This room puts the others together: sources write through the pipeline into the storages, and a manifest commits what they wrote.
 //! It does not parse the command line, does not print, and reads no configuration file; it is handed validated settings.

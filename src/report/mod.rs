@@ -1,6 +1,7 @@
 //! What happens in a run, for whoever shows it: a terminal, a log, a machine.
 //!
-//! This room has the words of a run, how far it is and how it ended; those of how a strategy fares, and the same as metrics; and it carries what
+//! This room has the words of a run, how far it is and how it ended; the evidence of a drill, also as a page to be filed; those of how a strategy
+//! fares, and the same as metrics; and it carries what
 //! happened to who is not looking ([`notify`]). It does not print, and does not know what a run does, nor find out how a strategy fares.
 
 mod drill;

@@ -423,3 +423,22 @@ fn a_cluster_is_not_made_in_a_source_or_storage_that_is_the_temporary_folder() {
         assert!(refused.err().contains("Nothing was written"), "{refused}");
     }
 }
+
+#[test]
+fn a_snapshot_that_is_pruned_elsewhere_while_it_is_drilled_is_not_called_bad() {
+    let shop = Shop::new(15);
+    shop.configure(SERVER);
+    shop.database.run(
+        "CREATE FUNCTION slow() RETURNS boolean LANGUAGE sql AS 'SELECT pg_sleep(3) IS NOT NULL'; CREATE TABLE late (x int, CHECK (slow())); \
+         INSERT INTO late VALUES (1)",
+    );
+    let id = shop.run();
+    let drilling = shop.backup(&["drill", "--strategy", "daily", "--json"]).spawn();
+    until("the database is restored", || databases(shop.server(), &shop.prefix()) > 0);
+    std::fs::remove_file(shop.snapshot(&id).join("manifest.json")).unwrap();
+    std::fs::remove_dir_all(shop.snapshot(&id)).unwrap();
+    let report = drilling.wait().expect(1).json();
+    assert_eq!(report["verdict"], "inconclusive", "{report:#}");
+    assert!(report["problem"].as_str().unwrap().contains("deleted while it was drilled"), "{report:#}");
+    assert!(!shop.site.path("store/app/marks").exists());
+}

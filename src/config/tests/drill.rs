@@ -123,6 +123,30 @@ fn what_is_wrong_with_a_drill_is_told_at_its_key() {
             vec!["1:40: strategies.daily.drill.checks[0].percent: Out of range: expected a number from 0 to 99"],
         ),
         (
+            "postgres = { run_as = \"root\" }",
+            vec![
+                "1:1: strategies.daily.drill.postgres: `run_as` is `root`, as which PostgreSQL does not run: name another user",
+            ],
+        ),
+        (
+            "checks = [{ type = \"query\", source = \"db\", query = \"SELECT 1\", min = 2, max = 1 }]",
+            vec![
+                "1:11: strategies.daily.drill.checks[0]: `min` is larger than `max`: no answer can be right",
+                "hint: exchange them",
+            ],
+        ),
+        (
+            "checks = [{ type = \"command\", command = [\"\"] }]",
+            vec!["1:41: strategies.daily.drill.checks[0].command: Names no program"],
+        ),
+        (
+            "checks = [{ type = \"shrink\", percent = 1, tables = [\"a\"], of = [\"files\"] }]",
+            vec![
+                "1:11: strategies.daily.drill.checks[0]: `tables` compares their rows, and `of` something else",
+                "hint: remove one of them",
+            ],
+        ),
+        (
             "checks = [{ type = \"qery\" }]",
             vec![
                 "1:20: strategies.daily.drill.checks[0].type: `qery` is not a known type",

@@ -320,6 +320,9 @@ fn file(rehearsal: &Rehearsal, file: &FileCheck, targets: &mut Targets) -> Check
     let opened = match opened {
         Ok(opened) => std::fs::File::from(opened),
         Err(Errno::NOENT | Errno::NOTDIR) => return check.judged(false, expected, "nothing of that name"),
+        Err(Errno::XDEV | Errno::LOOP) => {
+            return check.judged(false, expected, "a link that leads out of the folder");
+        }
         Err(error) => return check.judged(false, expected, error.to_string()),
     };
     let size = match opened.metadata() {

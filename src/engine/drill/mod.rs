@@ -28,7 +28,7 @@ use crate::pipeline::{Identity, Step, Stopwatch};
 use crate::report::{DrillReport, DrillStep, DrilledSnapshot};
 use crate::source::scratch::{ScratchPlace, refuse_overlap};
 use crate::source::{Context, ScratchConfig, SourceConfig, SourceError, refuse_dumped, refuse_sources, sweep_scratch};
-use crate::storage::StorageConfig;
+use crate::storage::{StorageConfig, StorageError};
 use rehearsal::{Rehearsal, Rehearsed};
 
 pub use record::{LastDrills, drill_reports, last_drilled, last_drills, to_report};
@@ -223,6 +223,7 @@ impl Drill<'_> {
         self.report.left.extend(left);
         self.report.fetched_bytes = subject.storage.fetched_bytes();
         ended?;
+        self.ensure_still_there(&subject).await?;
         self.watch.turn(Step::Checks);
         if let Some(facts) = &facts {
             let shrunk = shrink::checks(engine, self.instance, self.strategy, &subject, facts, &identities).await?;
@@ -394,6 +395,21 @@ impl Drill<'_> {
         let check = Check::new("completeness", None, "completeness, by the manifest");
         self.report.checks.push(check.compared(words(Completeness::Whole), words(manifest.completeness)));
         Ok(Some(Subject { storage: open, folder, manifest, others: snapshots }))
+    }
+
+    /// Whoever prunes elsewhere does not know of this drill. What was deleted meanwhile is not bad.
+    async fn ensure_still_there(&mut self, subject: &Subject) -> Result<(), EngineError> {
+        let failed = |check: &&mut Check| check.outcome == CheckOutcome::Failed;
+        let manifest = format!("{}{MANIFEST_KEY}", subject.folder);
+        if !self.report.checks.iter().any(|check| check.outcome == CheckOutcome::Failed)
+            || !matches!(subject.storage.storage.stat(&manifest).await, Err(StorageError::NotFound { .. }))
+        {
+            return Ok(());
+        }
+        for check in self.report.checks.iter_mut().filter(failed) {
+            check.outcome = CheckOutcome::Inconclusive;
+        }
+        Err(EngineError::Undrilled("it was deleted while it was drilled".to_owned()))
     }
 
     fn bad_manifest(&mut self, id: &SnapshotId, problem: &str) {

@@ -132,8 +132,12 @@ impl Rehearsal {
     fn work(&mut self, targets: &mut Targets, rehearsed: &mut Rehearsed) -> Result<(), EngineError> {
         self.watch.turn(Step::Prepare);
         make_private_folder(&self.place.folder)?;
-        let mut sources: Vec<Name> = self.manifest.artifacts.iter().filter_map(|one| one.source.clone()).collect();
-        sources.dedup();
+        let mut sources: Vec<Name> = Vec::new();
+        for source in self.manifest.artifacts.iter().filter_map(|one| one.source.as_ref()) {
+            if !sources.contains(source) {
+                sources.push(source.clone());
+            }
+        }
         for source in &sources {
             self.source(source, targets, rehearsed)?;
         }

@@ -66,6 +66,9 @@ impl ScratchServer {
         match &self.url {
             Some(_) if self.server_dir.is_some() => both("server_dir"),
             Some(_) if self.run_as.is_some() => both("run_as"),
+            None if self.run_as.as_deref() == Some("root") => Err(SourceError::Unsuitable(
+                "`run_as` is `root`, as which PostgreSQL does not run: name another user".to_owned(),
+            )),
             None if self.password.is_some() => {
                 Err(SourceError::Unsuitable("`password` is for a server, and no `url` names one".to_owned()))
             }
