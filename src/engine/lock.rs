@@ -117,9 +117,10 @@ impl DrillLock {
     ///
     /// # Errors
     /// [`EngineError::State`].
-    pub(super) fn note(&mut self, folders: &[&Path], server: Option<&str>) -> Result<(), EngineError> {
+    pub(super) fn note(&mut self, folders: &[PathBuf], server: Option<&str>) -> Result<(), EngineError> {
         let mut lines: Vec<String> = folders.iter().map(|folder| format!("folder {}", folder.display())).collect();
         lines.extend(server.map(|server| format!("server {server}")));
+        lines.sort();
         lines.dedup();
         let text = lines.join("\n") + "\n";
         let written =

@@ -184,9 +184,10 @@ impl Drill<'_> {
         let place = self.place(engine, &work_dir, shared)?;
         self.refuse_targets(engine, &place, None).await?;
         make_private_folder(&work_dir)?;
-        self.sweep(engine, &place, &work_dir).await?;
+        let mut folders = self.sweep(engine, &place, &work_dir).await?;
+        folders.extend([work_dir.clone(), place.shared_folder.clone()]);
         let server = place.config.postgres.url.as_ref().map(ToString::to_string);
-        self.lock.note(&[&work_dir, &place.shared_folder], server.as_deref())?;
+        self.lock.note(&folders, server.as_deref())?;
         let Some(subject) = self.find(engine).await? else { return Ok(()) };
         let _reading = ReadLock::share(&engine.state_dir, &self.instance.name, &self.strategy.name)?;
         let identities = self.identities()?;
@@ -303,8 +304,13 @@ impl Drill<'_> {
         }
     }
 
-    /// Removes what an earlier drill left.
-    async fn sweep(&mut self, engine: &Engine, place: &ScratchPlace, work_dir: &Path) -> Result<(), EngineError> {
+    /// Removes what an earlier drill left. The folders where something of it may still be.
+    async fn sweep(
+        &mut self,
+        engine: &Engine,
+        place: &ScratchPlace,
+        work_dir: &Path,
+    ) -> Result<Vec<PathBuf>, EngineError> {
         let (context, place, work_dir) = (self.context(engine), place.clone(), work_dir.to_owned());
         // Where those before were, whatever the configuration says now.
         let (noted, servers) = self.lock.noted();
@@ -315,6 +321,7 @@ impl Drill<'_> {
                 place.prefix
             );
         }
+        let before = noted.clone();
         let (removed, failed) = blocking(move || {
             let mut folders = vec![work_dir.as_path(), place.shared_folder.as_path()];
             folders.extend(noted.iter().map(PathBuf::as_path));
@@ -326,10 +333,10 @@ impl Drill<'_> {
         for what in removed {
             tracing::warn!("an earlier drill left {what}, which was removed");
         }
-        for problem in failed {
+        for problem in &failed {
             tracing::warn!("what an earlier drill may have left could not be removed: {problem}");
         }
-        Ok(())
+        Ok(if failed.is_empty() { Vec::new() } else { before })
     }
 
     /// The snapshot that is meant. None when its manifest is bad: then that is in the report.
