@@ -372,6 +372,27 @@ fn a_database_that_subscribes_to_another_does_not_do_so_in_a_drill() {
 }
 
 #[test]
+fn files_and_bytes_that_fell_are_suspect_too() {
+    let shop = Shop::new(15);
+    for (name, of) in [("files", "files"), ("files", "bytes"), ("keys", "bytes")] {
+        let check = format!(
+            "[[strategies.daily.drill.checks]]\ntype = \"shrink\"\nsource = \"{name}\"\nof = [\"{of}\"]\npercent = 20\n"
+        );
+        shop.configure(&format!("{SERVER}{check}"));
+        if of == "files" {
+            shop.run();
+            shop.drill(0, &[]);
+            sh(shop.site.dir.path(), "rm -r files/attachments", &[]);
+            shop.run();
+        }
+        // The stream of the command is as long as it was.
+        let report = shop.drill(if name == "keys" { 0 } else { 4 }, &[]).json();
+        let expected: &[&str] = if name == "keys" { &[] } else { &["shrink"] };
+        assert_eq!(kinds(&report), expected, "{name} {of}: {report:#}");
+    }
+}
+
+#[test]
 fn objectives_of_time_fail_a_drill_that_misses_them() {
     let shop = Shop::new(15);
     shop.configure(&format!("rto = \"2h\"\nrpo = \"1h\"\n{SERVER}"));

@@ -442,3 +442,70 @@ fn a_snapshot_that_is_pruned_elsewhere_while_it_is_drilled_is_not_called_bad() {
     assert!(report["problem"].as_str().unwrap().contains("deleted while it was drilled"), "{report:#}");
     assert!(!shop.site.path("store/app/marks").exists());
 }
+
+#[test]
+fn killed_while_it_cleans_up_nothing_is_left_after_the_next() {
+    let shop = Shop::new(15);
+    let (begun, go) = (shop.site.path("begun"), shop.site.path("go"));
+    let waits = format!(
+        "[[strategies.daily.drill.checks]]\ntype = \"command\"\ncommand = [\"sh\", \"-c\", \"touch {}; until [ -e {} ]; do sleep 0.02; done\"]\n",
+        begun.display(),
+        go.display()
+    );
+    shop.configure(&format!("{SERVER}{waits}"));
+    shop.run();
+    let killed = shop.backup(&["drill", "--strategy", "daily"]).spawn();
+    until("the drill checks", || begun.exists());
+    // Nobody drops a database while this is locked.
+    let server = shop.server();
+    let mut lock = server.connect("postgres");
+    let run = |connection: &mut sqlx::PgConnection, sql: &'static str| {
+        server.runtime.block_on(sqlx::raw_sql(sql).execute(connection)).unwrap();
+    };
+    run(&mut lock, "BEGIN; LOCK TABLE pg_database IN SHARE MODE");
+    std::fs::write(&go, "").unwrap();
+    let dropping = format!(
+        "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'DROP DATABASE%{}%' AND wait_event_type = 'Lock'",
+        shop.prefix()
+    );
+    until("it drops the database", || shop.database.number(&dropping) > 0);
+    killed.signal(Signal::KILL);
+    killed.wait();
+    run(&mut lock, "ROLLBACK");
+    assert_passed(&shop.drill(0, &[]).json());
+    assert_eq!(shop.leftovers(&[shop.server()]), [""; 0]);
+}
+
+#[test]
+fn on_a_schedule_what_could_not_be_judged_is_tried_again_and_then_told() {
+    let site = crate::support::site::Site::new("");
+    let hook = told::Listener::new();
+    std::fs::create_dir_all(site.path("files")).unwrap();
+    std::fs::write(site.path("files/a"), "alpha").unwrap();
+    site.configure(&format!(
+        "[sources.files]\ntype = \"directory\"\npath = \"@/files\"\n[storages.local]\ntype = \"local\"\npath = \"@/store\"\n\
+         [notify.hook]\ntype = \"webhook\"\nurl = \"{}\"\n\
+         [strategies.daily]\nsources = [\"files\"]\nstorages = [\"local\"]\nretry = {{ attempts = 2, backoff = \"1s\" }}\n\
+         [strategies.daily.drill]\nschedule = \"0 5 * * 0\"\nmax_bytes = \"1KiB\"\n",
+        hook.address
+    ));
+    let at = |text: &str| text.parse::<chrono::DateTime<chrono::Utc>>().unwrap();
+    let clock = WallClock::at(at("2026-05-03T01:30:00Z"));
+    clock.shown_to(site.backup(["--strategy", "daily"])).expect(0);
+    hook.take();
+    let mut daemon = Daemon::start_at(&site, &clock);
+    until("it looks after the strategy", || site.path("state/scheduler.lock").exists());
+    clock.set(at("2026-05-03T04:59:59Z"));
+    daemon.says("drill inconclusive");
+    daemon.says("trying again");
+    daemon.says("drill inconclusive");
+    daemon.stop();
+    let events: Vec<serde_json::Value> = hook.take().iter().map(told::Got::json).collect();
+    assert_eq!(events.len(), 1, "once, after the last attempt: {events:#?}");
+    assert_eq!(events[0]["event"], "drill_inconclusive");
+    // It never counts as passed: an hour after it was due the strategy is not proved.
+    clock.set(at("2026-05-03T06:30:00Z"));
+    let status = clock.shown_to(site.backup(["status", "--json"])).expect(1).json();
+    assert_eq!(status["strategies"][0]["state"], "unproven", "{status:#}");
+    assert!(status["strategies"][0]["drills"]["last_passed"].is_null(), "{status:#}");
+}

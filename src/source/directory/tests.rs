@@ -265,3 +265,74 @@ fn in_several_passes_the_same_is_removed_as_in_one() {
         }
     }
 }
+
+#[test]
+fn a_drill_sees_every_way_in_which_a_restored_folder_is_not_what_was_backed_up() {
+    use std::os::unix::fs::{PermissionsExt as _, lchown, symlink};
+
+    use crate::model::CheckOutcome;
+    use crate::source::scratch::ScratchPlace;
+
+    let world = World::new();
+    let root = world.path("root");
+    fs::create_dir_all(root.join("folder")).unwrap();
+    for (name, content) in [("one", "alpha"), ("two", "beta"), ("folder/three", "gamma")] {
+        fs::write(root.join(name), content).unwrap();
+    }
+    fs::hard_link(root.join("one"), root.join("zwei")).unwrap();
+    symlink("one", root.join("link")).unwrap();
+    let dump = world.dump(root);
+    let is_root = rustix::process::geteuid().is_root();
+    type Tamper<'a> = &'a dyn Fn(&Path);
+    let cases: [(&str, Tamper<'_>); 8] = [
+        ("", &|_| ()),
+        ("each entry there", &|place| fs::remove_file(place.join("folder/three")).unwrap()),
+        ("each entry there", &|place| {
+            fs::remove_file(place.join("zwei")).unwrap();
+            fs::write(place.join("zwei"), "alpha").unwrap();
+        }),
+        ("size of each file", &|place| fs::write(place.join("two"), "longer than it was").unwrap()),
+        ("content of each file", &|place| fs::write(place.join("two"), "BETA").unwrap()),
+        ("content of each file", &|place| {
+            fs::remove_file(place.join("link")).unwrap();
+            symlink("two", place.join("link")).unwrap();
+        }),
+        ("mode of each entry", &|place| {
+            fs::set_permissions(place.join("two"), fs::Permissions::from_mode(0o1600)).unwrap();
+        }),
+        ("owner of each entry", &|place| {
+            if is_root {
+                lchown(place.join("two"), Some(4_711), Some(4_711)).unwrap();
+            }
+        }),
+    ];
+    for (number, (what, tamper)) in cases.into_iter().enumerate() {
+        let folder = world.path(&format!("drill-{number}"));
+        let place = ScratchPlace {
+            folder: folder.clone(),
+            shared_folder: folder,
+            prefix: String::new(),
+            config: crate::source::ScratchConfig::default(),
+        };
+        let (cx, artifact) = (world.context(), artifact());
+        let mut scratch = DirectoryRestorer.scratch(&cx, &artifact, &place).unwrap();
+        let target = scratch.target(&artifact).unwrap();
+        fs::create_dir_all(&place.folder).unwrap();
+        DirectoryRestorer.restore_from(&cx, &artifact, &dump, &target, &RestoreOptions::default()).unwrap();
+        let Target::Folder(restored) = target else { panic!("a folder") };
+        tamper(&restored);
+        let checks = scratch.inspect(&cx, &artifact, &dump).unwrap();
+        let failed: Vec<&str> = checks
+            .iter()
+            .filter(|check| check.outcome == CheckOutcome::Failed)
+            .map(|check| check.what.as_str())
+            // What is written anew has another time.
+            .filter(|what| !what.starts_with("time of each entry"))
+            .collect();
+        if what.is_empty() || (what.starts_with("owner") && !is_root) {
+            assert_eq!(failed, [""; 0], "{number}");
+        } else {
+            assert!(failed.len() == 1 && failed[0].starts_with(what), "{number}: {what}: {failed:?}");
+        }
+    }
+}
