@@ -100,9 +100,9 @@ async fn mark(
     Ok(true)
 }
 
-/// When the last drill of the strategy began, as far as is recorded here.
+/// When the last drill of the strategy began that came to a verdict, as far as is recorded here. One that did not is made up for at the next start.
 pub async fn last_drilled(engine: &Engine, instance: &Instance, strategy: &Strategy) -> Option<DateTime<Utc>> {
-    match engine.catalog().await?.last_drill(&instance.name, &strategy.name, &[]).await {
+    match engine.catalog().await?.last_drill(&instance.name, &strategy.name, &["passed", "failed"]).await {
         Ok(last) => last.map(|last| last.started),
         Err(error) => {
             tracing::warn!("{error}");
