@@ -1,5 +1,6 @@
 //! The scheduler as a process: it runs what is due, once, survives what goes wrong, and ends when it is asked to.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -292,12 +293,18 @@ fn a_configuration_that_cannot_be_used_is_refused_and_the_old_one_goes_on() {
     daemon.stop();
 }
 
-#[test]
-fn a_run_that_is_under_way_ends_with_the_old_configuration() {
-    let site = site("* * * * * *");
+/// Makes the site's dump wait: it makes the first file when it has begun, and ends once the second exists.
+fn held_dump(site: &Site) -> (PathBuf, PathBuf) {
     let (begun, go) = (site.path("begun"), site.path("go"));
     let script = format!("touch {}; while [ ! -e {} ]; do sleep 0.05; done; echo data", begun.display(), go.display());
     std::fs::write(site.path("dump.sh"), script).unwrap();
+    (begun, go)
+}
+
+#[test]
+fn a_run_that_is_under_way_ends_with_the_old_configuration() {
+    let site = site("* * * * * *");
+    let (begun, go) = held_dump(&site);
     let mut daemon = Daemon::start(&site);
     until("the run has begun", || begun.exists());
     site.configure(&scheduled("30 1 1 1 *"));
@@ -509,9 +516,7 @@ fn a_strategy_that_is_run_by_hand_may_be_verified_on_a_schedule() {
 #[test]
 fn a_strategy_that_is_removed_and_brought_back_while_it_runs_is_not_run_twice() {
     let site = site("* * * * * *");
-    let (begun, go) = (site.path("begun"), site.path("go"));
-    let script = format!("touch {}; while [ ! -e {} ]; do sleep 0.05; done; echo data", begun.display(), go.display());
-    std::fs::write(site.path("dump.sh"), script).unwrap();
+    let (begun, go) = held_dump(&site);
     let mut daemon = Daemon::start(&site);
     until("the run has begun", || begun.exists());
     for configuration in [scheduled("0 0 1 1 *").replace("daily", "other"), scheduled("0 0 1 1 *")] {
