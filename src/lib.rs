@@ -1,8 +1,8 @@
-//! Scheduled backups of applications: their databases and their files together, by named strategies, to local or S3
-//! storage, and back.
+//! Scheduled backups of applications: their databases and their files together, by named
+//! strategies, to local or S3 storage, and back.
 //!
-//! The rooms, lowest layer first. A room imports only lower layers, and the rooms of one layer do not import each other;
-//! `tests/it/layers.rs` holds that.
+//! The rooms, lowest layer first. A room imports only lower layers, and the rooms of one layer do
+//! not import each other; `tests/it/layers.rs` holds that.
 //!
 //! | Layer | Room | Knows |
 //! |---|---|---|

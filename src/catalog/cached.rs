@@ -1,4 +1,5 @@
-//! What was read from the storages: their manifests and marks, so that a listing need not read them again.
+//! What was read from the storages: their manifests and marks, so that a listing need not read them
+//! again.
 
 use chrono::{DateTime, Utc};
 use sqlx::sqlite::SqliteRow;
@@ -38,20 +39,23 @@ pub struct CachedMark {
 }
 
 impl Catalog {
-    /// The manifests that were read from the storage at `address` and were there when it was last listed.
+    /// The manifests that were read from the storage at `address` and were there when it was last
+    /// listed.
     ///
     /// # Errors
     /// When they could not be read.
     pub async fn manifests(&self, address: &str) -> Result<Vec<CachedManifest>, CatalogError> {
         let query = sqlx::query(
-            "SELECT instance, strategy, id, size, modified, body FROM manifest WHERE address = ? AND gone IS NULL",
+            "SELECT instance, strategy, id, size, modified, body FROM manifest WHERE address = ? \
+             AND gone IS NULL",
         )
         .bind(address);
         self.all(query, cached_manifest).await
     }
 
-    /// Takes in manifests of the storage at `address`, and notes which are `gone` from it, all or nothing. What is gone stays known, until
-    /// [`Catalog::forget`] or until it is seen again: nobody has said yet why it is gone.
+    /// Takes in manifests of the storage at `address`, and notes which are `gone` from it, all or
+    /// nothing. What is gone stays known, until [`Catalog::forget`] or until it is seen again:
+    /// nobody has said yet why it is gone.
     ///
     /// # Errors
     /// When it could not be written.
@@ -70,7 +74,8 @@ impl Catalog {
             let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
             for (instance, strategy, id) in gone {
                 sqlx::query(
-                    "UPDATE manifest SET gone = ? WHERE address = ? AND instance = ? AND strategy = ? AND id = ?",
+                    "UPDATE manifest SET gone = ? WHERE address = ? AND instance = ? AND strategy \
+                     = ? AND id = ?",
                 )
                 .bind(now.to_rfc3339())
                 .bind(address)
@@ -82,7 +87,8 @@ impl Catalog {
             }
             for manifest in added {
                 sqlx::query(
-                    "INSERT OR REPLACE INTO manifest (address, instance, strategy, id, size, modified, body) \
+                    "INSERT OR REPLACE INTO manifest (address, instance, strategy, id, size, \
+                     modified, body) \
                      VALUES (?, ?, ?, ?, ?, ?, ?)",
                 )
                 .bind(address)
@@ -100,7 +106,8 @@ impl Catalog {
         write.await.map_err(self.failed("write"))
     }
 
-    /// The manifests of the strategy that were in the storage at `address` once, are not there any more, and were not forgotten; oldest first.
+    /// The manifests of the strategy that were in the storage at `address` once, are not there any
+    /// more, and were not forgotten; oldest first.
     ///
     /// # Errors
     /// When they could not be read.
@@ -132,11 +139,14 @@ impl Catalog {
         id: &SnapshotId,
     ) -> Result<(), CatalogError> {
         self.execute(
-            sqlx::query("DELETE FROM manifest WHERE address = ? AND instance = ? AND strategy = ? AND id = ?")
-                .bind(address)
-                .bind(instance.as_str())
-                .bind(strategy.as_str())
-                .bind(id.as_str()),
+            sqlx::query(
+                "DELETE FROM manifest WHERE address = ? AND instance = ? AND strategy = ? \
+                AND id = ?",
+            )
+            .bind(address)
+            .bind(instance.as_str())
+            .bind(strategy.as_str())
+            .bind(id.as_str()),
         )
         .await
     }
@@ -146,7 +156,8 @@ impl Catalog {
     /// # Errors
     /// When they could not be read.
     pub async fn marks(&self, address: &str) -> Result<Vec<CachedMark>, CatalogError> {
-        let query = sqlx::query("SELECT key, size, modified, body FROM mark WHERE address = ?").bind(address);
+        let query = sqlx::query("SELECT key, size, modified, body FROM mark WHERE address = ?")
+            .bind(address);
         self.all(query, |row| {
             Ok(CachedMark {
                 key: row.try_get("key")?,
@@ -182,14 +193,17 @@ impl Catalog {
                     .await?;
             }
             for mark in added {
-                sqlx::query("INSERT OR REPLACE INTO mark (address, key, size, modified, body) VALUES (?, ?, ?, ?, ?)")
-                    .bind(address)
-                    .bind(&mark.key)
-                    .bind(i64::try_from(mark.size).unwrap_or(i64::MAX))
-                    .bind(mark.modified.to_rfc3339())
-                    .bind(mark.body.as_slice())
-                    .execute(&mut *transaction)
-                    .await?;
+                sqlx::query(
+                    "INSERT OR REPLACE INTO mark (address, key, size, modified, body) \
+                    VALUES (?, ?, ?, ?, ?)",
+                )
+                .bind(address)
+                .bind(&mark.key)
+                .bind(i64::try_from(mark.size).unwrap_or(i64::MAX))
+                .bind(mark.modified.to_rfc3339())
+                .bind(mark.body.as_slice())
+                .execute(&mut *transaction)
+                .await?;
             }
             transaction.commit().await
         };
@@ -209,7 +223,8 @@ impl Catalog {
             .map_err(self.failed("write"))
     }
 
-    /// The manifests of the strategy that were in the storage at `address` when it was last listed, oldest first.
+    /// The manifests of the strategy that were in the storage at `address` when it was last listed,
+    /// oldest first.
     ///
     /// # Errors
     /// When they could not be read.
@@ -272,7 +287,10 @@ mod tests {
         let now = DateTime::UNIX_EPOCH;
         catalog.update_manifests("/a", &[manifest(1), manifest(2)], &[], now).await.unwrap();
         catalog.update_manifests("/b", &[manifest(3)], &[], now).await.unwrap();
-        catalog.update_manifests("/a", &[], &[(name("ella"), name("daily"), id(1))], now).await.unwrap();
+        catalog
+            .update_manifests("/a", &[], &[(name("ella"), name("daily"), id(1))], now)
+            .await
+            .unwrap();
         drop(catalog);
         let catalog = Catalog::open(folder.path()).await.unwrap();
         assert_eq!(catalog.manifests("/a").await.unwrap(), [manifest(2)]);
@@ -288,11 +306,17 @@ mod tests {
         let (instance, strategy) = (name("ella"), name("daily"));
         let place = |salt| (instance.clone(), strategy.clone(), id(salt));
         let now = DateTime::UNIX_EPOCH;
-        catalog.update_manifests("/a", &[manifest(1), manifest(2), manifest(3)], &[], now).await.unwrap();
+        catalog
+            .update_manifests("/a", &[manifest(1), manifest(2), manifest(3)], &[], now)
+            .await
+            .unwrap();
         assert!(catalog.gone("/a", &instance, &strategy).await.unwrap().is_empty());
         catalog.update_manifests("/a", &[], &[place(1), place(2)], now).await.unwrap();
         assert_eq!(catalog.manifests("/a").await.unwrap(), [manifest(3)]);
-        assert_eq!(catalog.gone("/a", &instance, &strategy).await.unwrap(), [manifest(1), manifest(2)]);
+        assert_eq!(
+            catalog.gone("/a", &instance, &strategy).await.unwrap(),
+            [manifest(1), manifest(2)]
+        );
         assert!(catalog.gone("/b", &instance, &strategy).await.unwrap().is_empty());
         assert!(catalog.gone("/a", &instance, &name("weekly")).await.unwrap().is_empty());
         catalog.forget("/a", &instance, &strategy, &id(1)).await.unwrap();
@@ -305,8 +329,12 @@ mod tests {
     async fn marks_are_kept_by_storage() {
         let folder = tempfile::tempdir().unwrap();
         let catalog = Catalog::open(folder.path()).await.unwrap();
-        let mark =
-            |key: &str| CachedMark { key: key.to_owned(), size: 1, modified: DateTime::UNIX_EPOCH, body: vec![1] };
+        let mark = |key: &str| CachedMark {
+            key: key.to_owned(),
+            size: 1,
+            modified: DateTime::UNIX_EPOCH,
+            body: vec![1],
+        };
         catalog.update_marks("/a", &[mark("x"), mark("y")], &[]).await.unwrap();
         catalog.update_marks("/a", &[mark("z")], &["x".to_owned()]).await.unwrap();
         assert_eq!(catalog.marks("/a").await.unwrap(), [mark("y"), mark("z")]);

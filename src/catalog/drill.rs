@@ -7,10 +7,12 @@ use sqlx::{Connection as _, Row as _};
 use super::{Catalog, CatalogError, parsed};
 use crate::model::{Name, SnapshotId};
 
-/// How many drills of a strategy are remembered, besides the last that passed and the last that failed.
+/// How many drills of a strategy are remembered, besides the last that passed and the last that
+/// failed.
 const REMEMBERED_DRILLS: i64 = 200;
 
-const COLUMNS: &str = "SELECT id, instance, strategy, snapshot, started, finished, verdict, report FROM drill";
+const COLUMNS: &str =
+    "SELECT id, instance, strategy, snapshot, started, finished, verdict, report FROM drill";
 
 /// A drill as recorded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,7 +59,8 @@ impl Catalog {
         let write = async {
             let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
             sqlx::query(
-                "INSERT INTO drill (id, instance, strategy, snapshot, started, finished, verdict, report) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO drill (id, instance, strategy, snapshot, started, finished, verdict, \
+                 report) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             )
             .bind(drill.id.as_str())
             .bind(drill.instance.as_str())
@@ -71,8 +74,10 @@ impl Catalog {
             .await?;
             sqlx::query(
                 "DELETE FROM drill WHERE instance = ?1 AND strategy = ?2 \
-                 AND number <= (SELECT number FROM drill WHERE instance = ?1 AND strategy = ?2 ORDER BY number DESC LIMIT 1 OFFSET ?3) \
-                 AND number NOT IN (SELECT max(number) FROM drill WHERE instance = ?1 AND strategy = ?2 GROUP BY verdict)",
+                 AND number <= (SELECT number FROM drill WHERE instance = ?1 AND strategy = ?2 \
+                 ORDER BY number DESC LIMIT 1 OFFSET ?3) \
+                 AND number NOT IN (SELECT max(number) FROM drill WHERE instance = ?1 AND strategy \
+                 = ?2 GROUP BY verdict)",
             )
             .bind(drill.instance.as_str())
             .bind(drill.strategy.as_str())
@@ -84,7 +89,8 @@ impl Catalog {
         write.await.map_err(self.failed("write"))
     }
 
-    /// The last drill of the strategy that came to one of `verdicts`; any drill when there are none.
+    /// The last drill of the strategy that came to one of `verdicts`; any drill when there are
+    /// none.
     ///
     /// # Errors
     /// When it could not be read.
@@ -95,7 +101,8 @@ impl Catalog {
         verdicts: &[&str],
     ) -> Result<Option<DrillRecord>, CatalogError> {
         let sql = format!(
-            "{COLUMNS} WHERE instance = ? AND strategy = ? AND (? OR verdict IN (SELECT value FROM json_each(?))) ORDER BY number DESC LIMIT 1"
+            "{COLUMNS} WHERE instance = ? AND strategy = ? AND (? OR verdict IN (SELECT value FROM \
+             json_each(?))) ORDER BY number DESC LIMIT 1"
         );
         let query = sqlx::query(sqlx::AssertSqlSafe(sql))
             .bind(instance.as_str())
@@ -130,7 +137,8 @@ mod tests {
                 id: SnapshotId::new(at, [0, (number >> 8) as u8, number as u8]),
                 instance: shop.clone(),
                 strategy: daily.clone(),
-                snapshot: (verdict != "inconclusive").then(|| SnapshotId::new(DateTime::UNIX_EPOCH, [0; 3])),
+                snapshot: (verdict != "inconclusive")
+                    .then(|| SnapshotId::new(DateTime::UNIX_EPOCH, [0; 3])),
                 started: at,
                 finished: at,
                 verdict: verdict.to_owned(),
@@ -141,8 +149,14 @@ mod tests {
         for number in 1..250 {
             catalog.record_drill(&drill(number, "inconclusive")).await.unwrap();
         }
-        assert_eq!(catalog.last_drill(&shop, &daily, &["passed"]).await.unwrap(), Some(drill(0, "passed")));
-        assert_eq!(catalog.last_drill(&shop, &daily, &[]).await.unwrap(), Some(drill(249, "inconclusive")));
+        assert_eq!(
+            catalog.last_drill(&shop, &daily, &["passed"]).await.unwrap(),
+            Some(drill(0, "passed"))
+        );
+        assert_eq!(
+            catalog.last_drill(&shop, &daily, &[]).await.unwrap(),
+            Some(drill(249, "inconclusive"))
+        );
         assert_eq!(catalog.last_drill(&shop, &daily, &["failed"]).await.unwrap(), None);
         assert_eq!(catalog.last_drill(&shop, &shop, &[]).await.unwrap(), None);
         assert_eq!(catalog.drills(&shop).await.unwrap().len(), 201);

@@ -1,9 +1,10 @@
 //! The local index of runs, snapshots and drills, in SQLite.
 //!
-//! A cache: what it says of snapshots is copied from manifests and can be rebuilt from the storages, and losing it loses no
-//! backup. What it remembers of runs, of what a scheduler looked after and told (`watch`), and the evidence of drills (`drill`; their verdicts stand in the storages), begins
-//! anew then. It knows rows; it does not
-//! know how they came about, and never decides whether a snapshot exists.
+//! A cache: what it says of snapshots is copied from manifests and can be rebuilt from the
+//! storages, and losing it loses no backup. What it remembers of runs, of what a scheduler looked
+//! after and told (`watch`), and the evidence of drills (`drill`; their verdicts stand in the
+//! storages), begins anew then. It knows rows; it does not know how they came about, and never
+//! decides whether a snapshot exists.
 
 mod cached;
 mod drill;
@@ -18,7 +19,8 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use sqlx::query::Query;
 use sqlx::sqlite::{
-    SqliteArguments, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteRow, SqliteSynchronous,
+    SqliteArguments, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteRow,
+    SqliteSynchronous,
 };
 use sqlx::{ConnectOptions, Connection, Row, Sqlite};
 use tokio::sync::Mutex;
@@ -32,7 +34,8 @@ use crate::model::{Name, SnapshotId};
 /// The file in the state folder.
 pub const FILE: &str = "catalog.db";
 
-/// Each step brings the schema from the version of its position to the next. Steps are only ever added.
+/// Each step brings the schema from the version of its position to the next. Steps are only ever
+/// added.
 const MIGRATIONS: [&str; 4] = [
     "
     CREATE TABLE run (
@@ -79,7 +82,8 @@ const MIGRATIONS: [&str; 4] = [
         runs INTEGER NOT NULL,
         PRIMARY KEY (instance, strategy, outcome)
     ) STRICT, WITHOUT ROWID;
-    INSERT INTO tally SELECT instance, strategy, outcome, count(*) FROM run GROUP BY instance, strategy, outcome;
+    INSERT INTO tally SELECT instance, strategy, outcome, count(*) FROM run GROUP BY instance, \
+     strategy, outcome;
     CREATE TABLE watched (
         instance TEXT NOT NULL,
         strategy TEXT NOT NULL,
@@ -121,14 +125,16 @@ const MIGRATIONS: [&str; 4] = [
 ",
 ];
 
-/// How many runs of a strategy are remembered, and the last that committed. Of all others only how they ended is counted.
+/// How many runs of a strategy are remembered, and the last that committed. Of all others only how
+/// they ended is counted.
 const REMEMBERED_RUNS: usize = 500;
 
 /// Why the catalog could not be used. It never fails a committed run.
 #[derive(Debug, thiserror::Error)]
 pub enum CatalogError {
     /// SQLite said no.
-    #[error("Could not {attempt} the catalog `{}`: {problem}. It is a cache: move it away and run `backup catalog rebuild`", .path.display())]
+    #[error("Could not {attempt} the catalog `{}`: {problem}. It is a cache: move it away and run \
+        `backup catalog rebuild`", .path.display())]
     Failed {
         /// What was attempted.
         attempt: &'static str,
@@ -138,7 +144,8 @@ pub enum CatalogError {
         problem: String,
     },
     /// A later version of the program wrote it.
-    #[error("The catalog `{}` was written by a newer version of the program (schema {found}, known {known}). Use that version, or move the file away: it is a cache", .path.display())]
+    #[error("The catalog `{}` was written by a newer version of the program (schema {found}, known \
+        {known}). Use that version, or move the file away: it is a cache", .path.display())]
     Newer {
         /// The file.
         path: PathBuf,
@@ -189,9 +196,14 @@ impl Catalog {
         let path = state_dir.join(FILE);
         let failed = |attempt: &'static str| {
             let path = path.clone();
-            move |error: sqlx::Error| CatalogError::Failed { attempt, path, problem: error.to_string() }
+            move |error: sqlx::Error| CatalogError::Failed {
+                attempt,
+                path,
+                problem: error.to_string(),
+            }
         };
-        // SQLite would make it readable by all; what it puts beside the file gets the mode of the file.
+        // SQLite would make it readable by all; what it puts beside the file gets the mode of the
+        // file.
         let made = OpenOptions::new().append(true).create(true).mode(0o600).open(&path);
         made.map_err(|error| failed("create")(sqlx::Error::Io(error)))?;
         let mut connection = SqliteConnectOptions::new()
@@ -200,17 +212,20 @@ impl Catalog {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Normal)
             .busy_timeout(Duration::from_secs(30))
-            // Rows come from a thread of SQLite's; with the usual 50 the two wait for one another more than they work.
+            // Rows come from a thread of SQLite's; with the usual 50 the two wait for one another
+            // more than they work.
             .row_buffer_size(1_000)
             .disable_statement_logging()
             .connect()
             .await
             .map_err(failed("open"))?;
-        // What reads only should not write here either: as a rule the schema is the one that it should be.
+        // What reads only should not write here either: as a rule the schema is the one that it
+        // should be.
         let found = schema(&mut connection).await.map_err(failed("read"))?;
         if found != MIGRATIONS.len() {
             // An exclusive transaction, so that two processes do not migrate at once.
-            let mut migration = connection.begin_with("BEGIN IMMEDIATE").await.map_err(failed("migrate"))?;
+            let mut migration =
+                connection.begin_with("BEGIN IMMEDIATE").await.map_err(failed("migrate"))?;
             let found = schema(&mut migration).await.map_err(failed("read"))?;
             if found > MIGRATIONS.len() {
                 return Err(CatalogError::Newer { path, found, known: MIGRATIONS.len() });
@@ -218,7 +233,8 @@ impl Catalog {
             for step in MIGRATIONS.iter().skip(found) {
                 sqlx::raw_sql(*step).execute(&mut *migration).await.map_err(failed("migrate"))?;
             }
-            let version = sqlx::AssertSqlSafe(format!("PRAGMA user_version = {}", MIGRATIONS.len()));
+            let version =
+                sqlx::AssertSqlSafe(format!("PRAGMA user_version = {}", MIGRATIONS.len()));
             sqlx::raw_sql(version).execute(&mut *migration).await.map_err(failed("migrate"))?;
             migration.commit().await.map_err(failed("migrate"))?;
         }
@@ -227,7 +243,11 @@ impl Catalog {
 
     fn failed(&self, attempt: &'static str) -> impl Fn(sqlx::Error) -> CatalogError {
         let path = self.path.clone();
-        move |error| CatalogError::Failed { attempt, path: path.clone(), problem: error.to_string() }
+        move |error| CatalogError::Failed {
+            attempt,
+            path: path.clone(),
+            problem: error.to_string(),
+        }
     }
 
     /// What every row that `query` finds reads as.
@@ -266,7 +286,8 @@ impl Catalog {
         let write = async {
             let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
             sqlx::query(
-                "INSERT INTO run (id, instance, strategy, started, finished, outcome, plain_bytes, stored_bytes, report) \
+                "INSERT INTO run (id, instance, strategy, started, finished, outcome, plain_bytes, \
+                 stored_bytes, report) \
                  VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             )
             .bind(run.id.as_str())
@@ -291,8 +312,10 @@ impl Catalog {
             .await?;
             sqlx::query(
                 "DELETE FROM run WHERE instance = ?1 AND strategy = ?2 \
-                 AND number <= (SELECT number FROM run WHERE instance = ?1 AND strategy = ?2 ORDER BY number DESC LIMIT 1 OFFSET ?3) \
-                 AND number IS NOT (SELECT max(number) FROM run WHERE instance = ?1 AND strategy = ?2 AND outcome IN ('success', 'problems'))",
+                 AND number <= (SELECT number FROM run WHERE instance = ?1 AND strategy = ?2 ORDER \
+                 BY number DESC LIMIT 1 OFFSET ?3) \
+                 AND number IS NOT (SELECT max(number) FROM run WHERE instance = ?1 AND strategy = \
+                 ?2 AND outcome IN ('success', 'problems'))",
             )
             .bind(run.instance.as_str())
             .bind(run.strategy.as_str())
@@ -316,7 +339,8 @@ impl Catalog {
     ) -> Result<Option<RunRecord>, CatalogError> {
         let query = sqlx::query(
             "SELECT id, started, finished, outcome, plain_bytes, stored_bytes, report FROM run \
-             WHERE instance = ? AND strategy = ? AND (NOT ? OR outcome IN ('success', 'problems')) ORDER BY number DESC LIMIT 1",
+             WHERE instance = ? AND strategy = ? AND (NOT ? OR outcome IN ('success', 'problems')) \
+             ORDER BY number DESC LIMIT 1",
         )
         .bind(instance.as_str())
         .bind(strategy.as_str())
@@ -340,7 +364,8 @@ impl Catalog {
 
 /// How many of the migrations the file has been through.
 async fn schema(connection: &mut SqliteConnection) -> Result<usize, sqlx::Error> {
-    let version: i64 = sqlx::query("PRAGMA user_version").fetch_one(connection).await?.try_get(0)?;
+    let version: i64 =
+        sqlx::query("PRAGMA user_version").fetch_one(connection).await?.try_get(0)?;
     Ok(usize::try_from(version).unwrap_or(usize::MAX))
 }
 
@@ -394,8 +419,14 @@ mod tests {
     async fn a_catalog_of_a_newer_version_is_left_alone() {
         let folder = tempfile::tempdir().unwrap();
         let catalog = Catalog::open(folder.path()).await.unwrap();
-        sqlx::raw_sql("PRAGMA user_version = 99").execute(&mut *catalog.connection.lock().await).await.unwrap();
+        sqlx::raw_sql("PRAGMA user_version = 99")
+            .execute(&mut *catalog.connection.lock().await)
+            .await
+            .unwrap();
         drop(catalog);
-        assert!(matches!(Catalog::open(folder.path()).await, Err(CatalogError::Newer { found: 99, .. })));
+        assert!(matches!(
+            Catalog::open(folder.path()).await,
+            Err(CatalogError::Newer { found: 99, .. })
+        ));
     }
 }

@@ -1,5 +1,5 @@
-//! What a scheduler has to remember of a strategy beyond its runs: since when it looks after it, whether it called it stale, how often its runs
-//! ended how, and what the verifications found.
+//! What a scheduler has to remember of a strategy beyond its runs: since when it looks after it,
+//! whether it called it stale, how often its runs ended how, and what the verifications found.
 
 use std::collections::BTreeMap;
 
@@ -54,10 +54,12 @@ impl Catalog {
             return Ok(watched.since);
         }
         self.execute(
-            sqlx::query("INSERT OR IGNORE INTO watched (instance, strategy, since) VALUES (?, ?, ?)")
-                .bind(instance.as_str())
-                .bind(strategy.as_str())
-                .bind(now.to_rfc3339()),
+            sqlx::query(
+                "INSERT OR IGNORE INTO watched (instance, strategy, since) VALUES (?, ?, ?)",
+            )
+            .bind(instance.as_str())
+            .bind(strategy.as_str())
+            .bind(now.to_rfc3339()),
         )
         .await?;
         Ok(now)
@@ -67,10 +69,15 @@ impl Catalog {
     ///
     /// # Errors
     /// When it could not be read.
-    pub async fn watched(&self, instance: &Name, strategy: &Name) -> Result<Option<Watched>, CatalogError> {
-        let query = sqlx::query("SELECT since, stale FROM watched WHERE instance = ? AND strategy = ?")
-            .bind(instance.as_str())
-            .bind(strategy.as_str());
+    pub async fn watched(
+        &self,
+        instance: &Name,
+        strategy: &Name,
+    ) -> Result<Option<Watched>, CatalogError> {
+        let query =
+            sqlx::query("SELECT since, stale FROM watched WHERE instance = ? AND strategy = ?")
+                .bind(instance.as_str())
+                .bind(strategy.as_str());
         self.one(query, |row| {
             let stale: Option<String> = row.try_get("stale")?;
             let stale = stale.map(|_| parsed(row, "stale")).transpose()?;
@@ -79,7 +86,8 @@ impl Catalog {
         .await
     }
 
-    /// Notes since when a strategy is stale, or that it is not. One that was not looked after before is from `now` on.
+    /// Notes since when a strategy is stale, or that it is not. One that was not looked after
+    /// before is from `now` on.
     ///
     /// # Errors
     /// When it could not be written.
@@ -90,11 +98,17 @@ impl Catalog {
         stale: Option<DateTime<Utc>>,
         now: DateTime<Utc>,
     ) -> Result<(), CatalogError> {
-        self.execute(sqlx::query("INSERT INTO watched (instance, strategy, since, stale) VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET stale = excluded.stale")
+        self.execute(
+            sqlx::query(
+                "INSERT INTO watched (instance, strategy, since, stale) VALUES \
+            (?, ?, ?, ?) ON CONFLICT DO UPDATE SET stale = excluded.stale",
+            )
             .bind(instance.as_str())
             .bind(strategy.as_str())
             .bind(now.to_rfc3339())
-            .bind(stale.map(|stale| stale.to_rfc3339()))).await
+            .bind(stale.map(|stale| stale.to_rfc3339())),
+        )
+        .await
     }
 
     /// Notes that the storage at `address` was listed, if it is for the first time.
@@ -126,15 +140,24 @@ impl Catalog {
     ///
     /// # Errors
     /// When it could not be read.
-    pub async fn tally(&self, instance: &Name, strategy: &Name) -> Result<BTreeMap<String, u64>, CatalogError> {
-        let query = sqlx::query("SELECT outcome, runs FROM tally WHERE instance = ? AND strategy = ?")
-            .bind(instance.as_str())
-            .bind(strategy.as_str());
-        self.all(query, |row| Ok((row.try_get("outcome")?, row.try_get::<i64, _>("runs")?.unsigned_abs()))).await
+    pub async fn tally(
+        &self,
+        instance: &Name,
+        strategy: &Name,
+    ) -> Result<BTreeMap<String, u64>, CatalogError> {
+        let query =
+            sqlx::query("SELECT outcome, runs FROM tally WHERE instance = ? AND strategy = ?")
+                .bind(instance.as_str())
+                .bind(strategy.as_str());
+        self.all(query, |row| {
+            Ok((row.try_get("outcome")?, row.try_get::<i64, _>("runs")?.unsigned_abs()))
+        })
+        .await
     }
 
-    /// When the last run of the strategy began that need not be made up for. A run that was cancelled is, and one that failed for a reason that may pass
-    /// while fewer than `attempts` in a row did so.
+    /// When the last run of the strategy began that need not be made up for. A run that was
+    /// cancelled is, and one that failed for a reason that may pass while fewer than `attempts` in
+    /// a row did so.
     ///
     /// # Errors
     /// When it could not be read.
@@ -146,7 +169,8 @@ impl Catalog {
     ) -> Result<Option<DateTime<Utc>>, CatalogError> {
         let mut connection = self.connection.lock().await;
         let rows = sqlx::query(
-            "SELECT started, outcome = 'cancelled' AS cancelled, outcome = 'failed' AND json_valid(report) \
+            "SELECT started, outcome = 'cancelled' AS cancelled, outcome = 'failed' AND \
+             json_valid(report) \
              AND coalesce(json_extract(report, '$.may_pass'), 0) AS may_pass \
              FROM run WHERE instance = ? AND strategy = ? ORDER BY number DESC",
         )
@@ -174,15 +198,22 @@ impl Catalog {
         conclude().map_err(self.failed("read"))
     }
 
-    /// How many runs of the strategy failed since the last that committed something, of those that are remembered.
+    /// How many runs of the strategy failed since the last that committed something, of those that
+    /// are remembered.
     ///
     /// # Errors
     /// When it could not be read.
-    pub async fn failures_in_a_row(&self, instance: &Name, strategy: &Name) -> Result<u64, CatalogError> {
+    pub async fn failures_in_a_row(
+        &self,
+        instance: &Name,
+        strategy: &Name,
+    ) -> Result<u64, CatalogError> {
         let mut connection = self.connection.lock().await;
         sqlx::query(
-            "SELECT count(*) AS failures FROM run WHERE instance = ?1 AND strategy = ?2 AND outcome = 'failed' AND number > coalesce(\
-             (SELECT max(number) FROM run WHERE instance = ?1 AND strategy = ?2 AND outcome IN ('success', 'problems')), 0)",
+            "SELECT count(*) AS failures FROM run WHERE instance = ?1 AND strategy = ?2 AND \
+             outcome = 'failed' AND number > coalesce(\
+             (SELECT max(number) FROM run WHERE instance = ?1 AND strategy = ?2 AND outcome IN \
+             ('success', 'problems')), 0)",
         )
         .bind(instance.as_str())
         .bind(strategy.as_str())
@@ -196,11 +227,15 @@ impl Catalog {
     ///
     /// # Errors
     /// When it could not be written.
-    pub async fn record_verification(&self, verification: &VerificationRecord) -> Result<(), CatalogError> {
+    pub async fn record_verification(
+        &self,
+        verification: &VerificationRecord,
+    ) -> Result<(), CatalogError> {
         let mut connection = self.connection.lock().await;
         let write = async {
             sqlx::query(
-                "INSERT INTO verification (instance, strategy, started, finished, outcome, snapshots, read_bytes, problem) \
+                "INSERT INTO verification (instance, strategy, started, finished, outcome, \
+                 snapshots, read_bytes, problem) \
                  VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             )
             .bind(verification.instance.as_str())
@@ -215,7 +250,8 @@ impl Catalog {
             .await?;
             sqlx::query(
                 "DELETE FROM verification WHERE instance = ?1 AND strategy = ?2 AND number NOT IN \
-                 (SELECT number FROM verification WHERE instance = ?1 AND strategy = ?2 ORDER BY number DESC LIMIT 100)",
+                 (SELECT number FROM verification WHERE instance = ?1 AND strategy = ?2 ORDER BY \
+                 number DESC LIMIT 100)",
             )
             .bind(verification.instance.as_str())
             .bind(verification.strategy.as_str())
@@ -237,7 +273,8 @@ impl Catalog {
     ) -> Result<Option<VerificationRecord>, CatalogError> {
         let query = sqlx::query(
             "SELECT started, finished, outcome, snapshots, read_bytes, problem FROM verification \
-             WHERE instance = ? AND strategy = ? AND (NOT ? OR outcome != 'failed') ORDER BY number DESC LIMIT 1",
+             WHERE instance = ? AND strategy = ? AND (NOT ? OR outcome != 'failed') ORDER BY \
+             number DESC LIMIT 1",
         )
         .bind(instance.as_str())
         .bind(strategy.as_str())
@@ -289,7 +326,10 @@ mod tests {
         let watched = Watched { since: at(5), stale: Some(at(7)) };
         assert_eq!(catalog.watched(&shop, &daily).await.unwrap(), Some(watched));
         catalog.set_stale(&shop, &daily, None, at(99)).await.unwrap();
-        assert_eq!(catalog.watched(&shop, &daily).await.unwrap(), Some(Watched { stale: None, ..watched }));
+        assert_eq!(
+            catalog.watched(&shop, &daily).await.unwrap(),
+            Some(Watched { stale: None, ..watched })
+        );
     }
 
     #[tokio::test]
@@ -313,7 +353,10 @@ mod tests {
             catalog.record_run(&run).await.unwrap();
         }
         let tally = catalog.tally(&shop, &daily).await.unwrap();
-        assert_eq!(tally, BTreeMap::from([("failed".to_owned(), runs as u64 - 1), ("problems".to_owned(), 1)]));
+        assert_eq!(
+            tally,
+            BTreeMap::from([("failed".to_owned(), runs as u64 - 1), ("problems".to_owned(), 1)])
+        );
         let good = catalog.last_run(&shop, &daily, true).await.unwrap().unwrap();
         assert_eq!(good.started, at(3), "however long ago it was");
         assert_eq!(catalog.failures_in_a_row(&shop, &daily).await.unwrap(), REMEMBERED_RUNS as u64);
@@ -344,7 +387,11 @@ mod tests {
             catalog.record_run(&run).await.unwrap();
         }
         assert_eq!(catalog.last_concluded(&shop, &daily, 2).await.unwrap(), Some(at(2)));
-        assert_eq!(catalog.last_concluded(&shop, &daily, 1).await.unwrap(), Some(at(3)), "no attempt is left");
+        assert_eq!(
+            catalog.last_concluded(&shop, &daily, 1).await.unwrap(),
+            Some(at(3)),
+            "no attempt is left"
+        );
         assert_eq!(catalog.last_concluded(&shop, &name("weekly"), 2).await.unwrap(), None);
     }
 
@@ -371,6 +418,10 @@ mod tests {
         catalog.record_verification(&record(151, "failed")).await.unwrap();
         let last = |concluded| catalog.last_verification(&shop, &daily, concluded);
         assert_eq!(last(false).await.unwrap(), Some(record(151, "failed")));
-        assert_eq!(last(true).await.unwrap(), Some(record(150, "damaged")), "damage is not forgotten over it");
+        assert_eq!(
+            last(true).await.unwrap(),
+            Some(record(150, "damaged")),
+            "damage is not forgotten over it"
+        );
     }
 }

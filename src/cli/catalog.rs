@@ -13,20 +13,30 @@ pub(super) enum CatalogCommand {
     #[command(after_help = "\
 Examples:
   backup catalog rebuild")]
-    /// Read every manifest anew from the storages. The catalog is a cache: nothing else depends on it
+    /// Read every manifest anew from the storages. The catalog is a cache: nothing else depends on
+    /// it
     Rebuild,
 }
 
-pub(super) async fn run(setup: &Setup, command: CatalogCommand, printer: &Printer) -> anyhow::Result<Exit> {
+pub(super) async fn run(
+    setup: &Setup,
+    command: CatalogCommand,
+    printer: &Printer,
+) -> anyhow::Result<Exit> {
     let CatalogCommand::Rebuild = command;
     let reading = setup.reading(&StorageArgs { storage: None }, None).await?;
     reading.engine.forget_manifests().await?;
     let listing = engine::list(&reading.engine, &reading.storages, &reading.selection).await;
     drop(reading);
     if printer.is_json() {
-        printer.document(&json!({ "snapshots": listing.snapshots.len(), "unlisted": listing.unlisted }));
+        printer.document(
+            &json!({ "snapshots": listing.snapshots.len(), "unlisted": listing.unlisted }),
+        );
     } else {
-        printer.text(&format!("The catalog has {} now.\n", count(listing.snapshots.len() as u64, "manifest")));
+        printer.text(&format!(
+            "The catalog has {} now.\n",
+            count(listing.snapshots.len() as u64, "manifest")
+        ));
         for (storage, error) in &listing.unlisted {
             printer.note(&format!("`{storage}` could not be listed: {error}"));
         }

@@ -30,8 +30,11 @@ pub(super) async fn run(setup: &Setup, args: CheckArgs, printer: &Printer) -> an
     let identities = args.identities.load()?;
     let wanted = setup.global.instance.as_deref();
     let mut reports = Vec::new();
-    let chosen: Vec<&Instance> =
-        settings.instances.iter().filter(|one| wanted.is_none_or(|name| name == one.name.as_str())).collect();
+    let chosen: Vec<&Instance> = settings
+        .instances
+        .iter()
+        .filter(|one| wanted.is_none_or(|name| name == one.name.as_str()))
+        .collect();
     for instance in &chosen {
         let (engine, display) = setup.engine(&instance.state_dir);
         reports.push(engine::check(&engine, instance, &identities).await);
@@ -45,8 +48,11 @@ pub(super) async fn run(setup: &Setup, args: CheckArgs, printer: &Printer) -> an
     if printer.is_json() {
         printer.document(&Document { instances: reports });
     } else {
-        let texts: Vec<String> =
-            reports.iter().zip(chosen).map(|(report, instance)| report_text(report, instance)).collect();
+        let texts: Vec<String> = reports
+            .iter()
+            .zip(chosen)
+            .map(|(report, instance)| report_text(report, instance))
+            .collect();
         printer.text(&texts.join("\n"));
     }
     Ok(if worst == Level::Error { Exit::Failed } else { Exit::Done })
@@ -72,12 +78,19 @@ fn report_text(report: &CheckReport, instance: &Instance) -> String {
         let _ = writeln!(text, "\nstrategy {BOLD}{}{BOLD:#}", strategy.name);
         text.push_str(&strategy_text(strategy, instance));
     }
-    // What no strategy uses is looked at too, but its settings are resolved with those of a strategy.
+    // What no strategy uses is looked at too, but its settings are resolved with those of a
+    // strategy.
     let part = |table: &str, name: &Name| {
-        report.strategies.iter().find_map(|strategy| strategy.configuration.get(table)?.get(name.as_str()))
+        report
+            .strategies
+            .iter()
+            .find_map(|strategy| strategy.configuration.get(table)?.get(name.as_str()))
     };
     let settings = |table: &str, name: &Name| {
-        part(table, name).map_or_else(|| "  not used by any strategy\n".to_owned(), |part| settings_text(part, 2))
+        part(table, name).map_or_else(
+            || "  not used by any strategy\n".to_owned(),
+            |part| settings_text(part, 2),
+        )
     };
     for source in &report.sources {
         let _ = writeln!(text, "\nsource {BOLD}{}{BOLD:#}  {}", source.name, source.kind);
@@ -102,12 +115,18 @@ fn report_text(report: &CheckReport, instance: &Instance) -> String {
         Level::Warning => WARN,
         Level::Error => BAD,
     };
-    let _ = writeln!(text, "\n{style}{}, {}{style:#}", count(errors, "error"), count(warnings, "warning"));
+    let _ = writeln!(
+        text,
+        "\n{style}{}, {}{style:#}",
+        count(errors, "error"),
+        count(warnings, "warning")
+    );
     text
 }
 
 fn strategy_text(strategy: &StrategyCheck, instance: &Instance) -> String {
-    let settings = strategy.configuration.get("strategies").and_then(|all| all.get(strategy.name.as_str()));
+    let settings =
+        strategy.configuration.get("strategies").and_then(|all| all.get(strategy.name.as_str()));
     let settings = settings.and_then(serde_json::Value::as_object);
     let width = settings.into_iter().flatten().map(|(key, _)| key.len()).max().unwrap_or(0);
     let mut text = String::new();
@@ -136,20 +155,24 @@ fn strategy_text(strategy: &StrategyCheck, instance: &Instance) -> String {
         let setting = setting(key, value);
         let shown = setting.split_once(" = ").map_or(setting.as_str(), |(_, value)| value);
         match value {
-            serde_json::Value::Array(_) => line(key, &shown.trim_matches(['[', ']']).replace('"', "")),
+            serde_json::Value::Array(_) => {
+                line(key, &shown.trim_matches(['[', ']']).replace('"', ""))
+            }
             serde_json::Value::Object(_) => line(key, shown.trim_matches(['{', '}', ' '])),
             _ => line(key, &shown.replace('"', "")),
         }
     }
     if let Some(known) = known.filter(|known| known.drill.is_configured()) {
         let drill = &known.drill;
-        let when = drill.schedule.as_ref().map_or_else(|| "by hand only".to_owned(), ToString::to_string);
+        let when =
+            drill.schedule.as_ref().map_or_else(|| "by hand only".to_owned(), ToString::to_string);
         line("drill", &when);
         if let Some(next) = strategy.next_drill.filter(|_| known.active) {
             line("", &format!("next {}", local_time(next, &known.timezone)));
         }
-        let objective =
-            |name: &str, span: Option<Span>| span.map(|span| format!(", {name} {span}")).unwrap_or_default();
+        let objective = |name: &str, span: Option<Span>| {
+            span.map(|span| format!(", {name} {span}")).unwrap_or_default()
+        };
         let own = count(drill.checks.len() as u64, "check");
         let objectives = format!("{}{}", objective("rto", drill.rto), objective("rpo", drill.rpo));
         line("", &format!("reads {}, {own} of its own{objectives}", drill.storage));

@@ -12,7 +12,11 @@ pub(super) struct CompletionsArgs {
     shell: Shell,
 }
 
-pub(super) fn run(args: &CompletionsArgs, printer: &Printer, command: &mut clap::Command) -> anyhow::Result<Exit> {
+pub(super) fn run(
+    args: &CompletionsArgs,
+    printer: &Printer,
+    command: &mut clap::Command,
+) -> anyhow::Result<Exit> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, command, "backup", &mut script);
     printer.text(&String::from_utf8_lossy(&script));

@@ -13,7 +13,8 @@ use crate::model::ByteSize;
 
 #[derive(Debug, Args)]
 pub(super) struct CopyArgs {
-    /// The storage that has the snapshots: a name of the configuration, or a path or s3://bucket/prefix. It may be read-only
+    /// The storage that has the snapshots: a name of the configuration, or a path or
+    /// s3://bucket/prefix. It may be read-only
     #[arg(long, value_name = "STORAGE")]
     from: String,
     /// The storage that shall have them, given in the same way
@@ -51,7 +52,10 @@ pub(super) async fn run(setup: &Setup, args: CopyArgs, printer: &Printer) -> any
         strategy: args.strategy.as_deref().map(parse_name).transpose()?,
     };
     if selection.strategy.is_some() && selection.instance.is_none() {
-        return Err(UsageError("`--strategy` between two addresses needs `--instance` too".to_owned()).into());
+        return Err(UsageError(
+            "`--strategy` between two addresses needs `--instance` too".to_owned(),
+        )
+        .into());
     }
     let state_dir = match &instance {
         Some(instance) => instance.state_dir.clone(),
@@ -116,8 +120,11 @@ fn report_text(report: &CopyReport) -> String {
             state,
         ]);
     }
-    let mut text =
-        if table.is_empty() { format!("`{}` has no such snapshots.\n", report.from_address) } else { table.render() };
+    let mut text = if table.is_empty() {
+        format!("`{}` has no such snapshots.\n", report.from_address)
+    } else {
+        table.render()
+    };
     for one in &report.snapshots {
         if let Some(error) = &one.error {
             let _ = writeln!(text, "{BAD}{}:{BAD:#} {error}", one.id);
@@ -129,12 +136,18 @@ fn report_text(report: &CopyReport) -> String {
     let (from, to) = (&report.from_address, &report.to_address);
     if report.dry_run {
         let planned = count(report.count(CopyState::Planned) as u64, "snapshot");
-        let _ = writeln!(text, "{DIM}{planned} would be copied from `{from}` to `{to}`. Nothing was done.{DIM:#}");
+        let _ = writeln!(
+            text,
+            "{DIM}{planned} would be copied from `{from}` to `{to}`. Nothing was done.{DIM:#}"
+        );
     } else if !report.snapshots.is_empty() {
         let copied = count(report.count(CopyState::Copied) as u64, "snapshot");
         let taken_up: u64 = report.snapshots.iter().map(|one| one.taken_up_bytes).sum();
         let taken_up = if taken_up > 0 {
-            format!("; {} of that were there from a copy that was broken off, and were read back", ByteSize(taken_up))
+            format!(
+                "; {} of that were there from a copy that was broken off, and were read back",
+                ByteSize(taken_up)
+            )
         } else {
             String::new()
         };

@@ -10,7 +10,9 @@ use super::Exit;
 use super::files::{kind_name, shown_path};
 use super::output::{BAD, BOLD, DIM, GOOD, LongDocument, Printer, Stream, WARN};
 use super::setup::{IdentityArgs, Setup, StorageArgs};
-use crate::engine::{self, Aspect, Change, DiffSummary, Difference, FileDifference, FileState, Side};
+use crate::engine::{
+    self, Aspect, Change, DiffSummary, Difference, FileDifference, FileState, Side,
+};
 use crate::model::ByteSize;
 use crate::source::directory::{self, Kind};
 
@@ -40,16 +42,28 @@ pub(super) async fn run(setup: &Setup, args: DiffArgs, printer: &Printer) -> any
     let after = reading.copy(&listing, &args.after)?;
     reading.end_display();
     if printer.is_json() {
-        let head = Map::from_iter([("before".to_owned(), described(&before)), ("after".to_owned(), described(&after))]);
+        let head = Map::from_iter([
+            ("before".to_owned(), described(&before)),
+            ("after".to_owned(), described(&after)),
+        ]);
         // Shared, as the verb keeps what it gives the differences to.
         let document = Arc::new(Mutex::new(LongDocument::begin(head, "differences")));
         let list = Arc::clone(&document);
-        let summary = engine::diff(&reading.engine, &before, &after, &identities, args.metadata, move |difference| {
-            list.lock().unwrap_or_else(PoisonError::into_inner).item(&value_of(&difference))
-        })
+        let summary = engine::diff(
+            &reading.engine,
+            &before,
+            &after,
+            &identities,
+            args.metadata,
+            move |difference| {
+                list.lock().unwrap_or_else(PoisonError::into_inner).item(&value_of(&difference))
+            },
+        )
         .await?;
         drop(reading);
-        if let Some(document) = Arc::into_inner(document).and_then(|document| document.into_inner().ok()) {
+        if let Some(document) =
+            Arc::into_inner(document).and_then(|document| document.into_inner().ok())
+        {
             document.end(Map::from_iter([("summary".to_owned(), serde_json::to_value(summary)?)]));
         }
         return Ok(Exit::Done);
@@ -59,9 +73,14 @@ pub(super) async fn run(setup: &Setup, args: DiffArgs, printer: &Printer) -> any
     let put = move |text: &str| lines.lock().unwrap_or_else(PoisonError::into_inner).put(text);
     let _ = put(&format!("{BOLD}{} -> {}{BOLD:#}\n", name_of(&before), name_of(&after)));
     let each = put.clone();
-    let summary = engine::diff(&reading.engine, &before, &after, &identities, args.metadata, move |difference| {
-        each(&line_of(&difference))
-    })
+    let summary = engine::diff(
+        &reading.engine,
+        &before,
+        &after,
+        &identities,
+        args.metadata,
+        move |difference| each(&line_of(&difference)),
+    )
     .await?;
     drop(reading);
     let _ = put(&summary_text(summary, args.metadata));
@@ -76,7 +95,8 @@ fn name_of(side: &Side) -> String {
 fn described(side: &Side) -> Value {
     let snapshot = &side.snapshot;
     json!({
-        "instance": snapshot.instance, "strategy": snapshot.strategy, "id": snapshot.id, "storage": snapshot.storage,
+        "instance": snapshot.instance, "strategy": snapshot.strategy, "id": snapshot.id,
+        "storage": snapshot.storage,
     })
 }
 
@@ -117,7 +137,9 @@ fn line_of(difference: &Difference) -> String {
     let bytes = |bytes: &Option<u64>| bytes.map(|bytes| ByteSize(bytes).to_string());
     let rows = |rows: &Option<u64>| rows.map(|rows| rows.to_string());
     match difference {
-        Difference::Stream { artifact, before, after } => line(bytes(before), bytes(after), artifact, ""),
+        Difference::Stream { artifact, before, after } => {
+            line(bytes(before), bytes(after), artifact, "")
+        }
         Difference::Table { source, table, before, after } => {
             line(rows(before), rows(after), &format!("{source}: {table}"), "rows")
         }
@@ -125,9 +147,12 @@ fn line_of(difference: &Difference) -> String {
             let name = format!("{}/{}", file.source, shown_path(&file.path));
             let states = (&file.before, &file.after);
             match states {
-                (Some(before), Some(after)) if !file.aspects.contains(&Aspect::Content) => {
-                    line(Some(String::new()), Some(String::new()), &name, &aspects(file, before, after))
-                }
+                (Some(before), Some(after)) if !file.aspects.contains(&Aspect::Content) => line(
+                    Some(String::new()),
+                    Some(String::new()),
+                    &name,
+                    &aspects(file, before, after),
+                ),
                 _ => line(file.before.as_ref().map(size), file.after.as_ref().map(size), &name, ""),
             }
         }
@@ -147,13 +172,16 @@ fn aspects(file: &FileDifference, before: &FileState, after: &FileState) -> Stri
         Aspect::Kind => format!("{} -> {}", kind_name(before.kind), kind_name(after.kind)),
         Aspect::Content => "content".to_owned(),
         Aspect::Mode => format!("mode {:04o} -> {:04o}", before.mode, after.mode),
-        Aspect::Owner => format!("owner {}:{} -> {}:{}", before.uid, before.gid, after.uid, after.gid),
+        Aspect::Owner => {
+            format!("owner {}:{} -> {}:{}", before.uid, before.gid, after.uid, after.gid)
+        }
         Aspect::Mtime => "mtime".to_owned(),
     };
     file.aspects.iter().map(of).collect::<Vec<_>>().join(", ")
 }
 
-/// Two states are joined by an arrow; equal ones are said once. The middle column is as wide as two sizes.
+/// Two states are joined by an arrow; equal ones are said once. The middle column is as wide as two
+/// sizes.
 fn line(before: Option<String>, after: Option<String>, name: &str, note: &str) -> String {
     let (sign, style, states) = match (before, after) {
         (None, after) => ('+', GOOD, after.unwrap_or_default()),
@@ -167,7 +195,9 @@ fn line(before: Option<String>, after: Option<String>, name: &str, note: &str) -
 
 fn summary_text(summary: DiffSummary, metadata: bool) -> String {
     let mut text = String::new();
-    let part = |counted: engine::Tally, what: &str| format!("{} {what} ({})", counted.entries, ByteSize(counted.bytes));
+    let part = |counted: engine::Tally, what: &str| {
+        format!("{} {what} ({})", counted.entries, ByteSize(counted.bytes))
+    };
     let _ = write!(
         text,
         "  {}, {}, {}; {} the same",

@@ -94,7 +94,9 @@ pub(super) async fn run(setup: &Setup, args: DrillArgs, printer: &Printer) -> an
     Ok(match report.verdict {
         Verdict::Failed => Exit::Damaged,
         Verdict::Inconclusive => Exit::Failed,
-        Verdict::Passed if !report.unrecorded.is_empty() || (!request.keep && !report.left.is_empty()) => {
+        Verdict::Passed
+            if !report.unrecorded.is_empty() || (!request.keep && !report.left.is_empty()) =>
+        {
             Exit::Problems
         }
         Verdict::Passed => Exit::Done,
@@ -110,14 +112,17 @@ async fn report(setup: &Setup, args: &ReportArgs, printer: &Printer) -> anyhow::
     };
     let engine = setup.quiet_engine(&instance.state_dir);
     let records = engine::drill_reports(&engine, &instance.name).await?;
-    let of_strategy =
-        records.iter().filter(|record| args.strategy.as_deref().is_none_or(|name| name == record.strategy.as_str()));
+    let of_strategy = records.iter().filter(|record| {
+        args.strategy.as_deref().is_none_or(|name| name == record.strategy.as_str())
+    });
     let meant = |id: &str| {
         let wanted = args.id.as_deref().unwrap_or_default();
         id.starts_with(wanted) || id.rsplit('-').next().is_some_and(|end| end.starts_with(wanted))
     };
     let mut found = of_strategy.filter(|record| {
-        args.id.is_none() || meant(record.id.as_str()) || record.snapshot.as_ref().is_some_and(|id| meant(id.as_str()))
+        args.id.is_none()
+            || meant(record.id.as_str())
+            || record.snapshot.as_ref().is_some_and(|id| meant(id.as_str()))
     });
     // The newest of several that are meant.
     let Some(record) = found.next() else {
@@ -130,7 +135,10 @@ async fn report(setup: &Setup, args: &ReportArgs, printer: &Printer) -> anyhow::
     };
     let report = engine::to_report(record)?;
     if printer.is_json() && args.format == Format::Html {
-        return Err(UsageError("`--json` and `--format html` ask for two formats: choose one".to_owned()).into());
+        return Err(UsageError(
+            "`--json` and `--format html` ask for two formats: choose one".to_owned(),
+        )
+        .into());
     }
     match args.format {
         Format::Html => printer.text(&html(&report)),
@@ -145,26 +153,48 @@ async fn report(setup: &Setup, args: &ReportArgs, printer: &Printer) -> anyhow::
 fn text(report: &DrillReport, all: bool) -> String {
     let (style, words) = match report.verdict {
         Verdict::Passed => (GOOD, "passed: it was restored, and is what it was when it was taken"),
-        Verdict::Failed if report.suspect => (BAD, "failed: it has much less than the last good one"),
+        Verdict::Failed if report.suspect => {
+            (BAD, "failed: it has much less than the last good one")
+        }
         Verdict::Failed => (BAD, "failed: it is bad"),
         Verdict::Inconclusive => (WARN, "inconclusive: it could not be judged"),
     };
-    let subject = report.snapshot.as_ref().map(|snapshot| format!(" {}", snapshot.id)).unwrap_or_default();
-    let mut text =
-        format!("{BOLD}{}/{}{subject}{BOLD:#}  drill {style}{words}{style:#}\n", report.instance, report.strategy);
+    let subject =
+        report.snapshot.as_ref().map(|snapshot| format!(" {}", snapshot.id)).unwrap_or_default();
+    let mut text = format!(
+        "{BOLD}{}/{}{subject}{BOLD:#}  drill {style}{words}{style:#}\n",
+        report.instance, report.strategy
+    );
     let mut line = |name: &str, value: String| {
         let _ = writeln!(text, "  {DIM}{name:10}{DIM:#}  {value}");
     };
     line("drill", format!("{}, at {}, on {}", report.id, time(report.started), report.host));
-    line("read from", format!("{} ({}), {} fetched", report.storage, report.address, ByteSize(report.fetched_bytes)));
+    line(
+        "read from",
+        format!(
+            "{} ({}), {} fetched",
+            report.storage,
+            report.address,
+            ByteSize(report.fetched_bytes)
+        ),
+    );
     for target in &report.targets {
         line("restored", format!("{} to {}", target.source, target.place));
     }
     if let Some(snapshot) = &report.snapshot {
-        let objective = report.rpo_seconds.map(|rpo| format!(" of at most {}", span(rpo))).unwrap_or_default();
-        line("data", format!("{}, taken {}{objective}", age(snapshot.taken, report.started), time(snapshot.taken)));
+        let objective =
+            report.rpo_seconds.map(|rpo| format!(" of at most {}", span(rpo))).unwrap_or_default();
+        line(
+            "data",
+            format!(
+                "{}, taken {}{objective}",
+                age(snapshot.taken, report.started),
+                time(snapshot.taken)
+            ),
+        );
     }
-    let objective = report.rto_seconds.map(|rto| format!(" of at most {}", span(rto))).unwrap_or_default();
+    let objective =
+        report.rto_seconds.map(|rto| format!(" of at most {}", span(rto))).unwrap_or_default();
     let steps: Vec<String> = report
         .steps
         .iter()
@@ -174,7 +204,11 @@ fn text(report: &DrillReport, all: bool) -> String {
     let all_of_it = seconds(report.seconds);
     line(
         "recovery",
-        format!("{}{objective}; the drill took {all_of_it}: {}", seconds(report.recovery_seconds), steps.join(", ")),
+        format!(
+            "{}{objective}; the drill took {all_of_it}: {}",
+            seconds(report.recovery_seconds),
+            steps.join(", ")
+        ),
     );
     text.push_str(&checks_text(report, all));
     let _ = writeln!(
@@ -188,7 +222,11 @@ fn text(report: &DrillReport, all: bool) -> String {
     if !report.warnings.is_empty() {
         let _ = writeln!(text, "  {WARN}{}{WARN:#}", count(report.warnings.count(), "warning"));
         for warning in report.warnings.kept().iter().take(10) {
-            let place: Vec<&str> = [&warning.source, &warning.path].into_iter().flatten().map(String::as_str).collect();
+            let place: Vec<&str> = [&warning.source, &warning.path]
+                .into_iter()
+                .flatten()
+                .map(String::as_str)
+                .collect();
             let _ = writeln!(text, "    {}: {}", place.join("/"), warning.reason);
         }
     }
@@ -203,7 +241,8 @@ fn text(report: &DrillReport, all: bool) -> String {
     {
         let _ = writeln!(
             text,
-            "  Nothing of this strategy is deleted until somebody has looked. When it is as it should be: backup release {}",
+            "  Nothing of this strategy is deleted until somebody has looked. When it is as it \
+             should be: backup release {}",
             snapshot.id
         );
     }
@@ -219,7 +258,8 @@ fn span(seconds: f64) -> String {
 
 fn checks_text(report: &DrillReport, all: bool) -> String {
     let mut table = Table::new(&["CHECK", "SOURCE", "WHAT", "EXPECTED", "FOUND", ""]).indented(2);
-    let source = |check: &Check| check.source.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string);
+    let source =
+        |check: &Check| check.source.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string);
     let row = |check: &Check| {
         let outcome = check.outcome.as_str();
         let most = if all { MOST } else { MOST / 2 };
@@ -250,7 +290,8 @@ fn checks_text(report: &DrillReport, all: bool) -> String {
             continue;
         }
         told.push((&check.kind, source(check)));
-        let passed: Vec<&&Check> = of_kind.iter().filter(|one| one.outcome == CheckOutcome::Passed).collect();
+        let passed: Vec<&&Check> =
+            of_kind.iter().filter(|one| one.outcome == CheckOutcome::Passed).collect();
         let some: Vec<&str> = passed.iter().take(2).map(|one| one.what.as_str()).collect();
         table.row(vec![
             check.kind.as_str().into(),
@@ -278,8 +319,17 @@ fn shortened(text: &str, most: usize) -> String {
     let text: String = text
         .chars()
         .map(|one| {
-            if one.is_control() || matches!(one, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}') { ' ' } else { one }
+            if one.is_control() || matches!(one, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+            {
+                ' '
+            } else {
+                one
+            }
         })
         .collect();
-    if text.chars().count() <= most { text } else { text.chars().take(most - 1).chain(['…']).collect() }
+    if text.chars().count() <= most {
+        text
+    } else {
+        text.chars().take(most - 1).chain(['…']).collect()
+    }
 }

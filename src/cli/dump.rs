@@ -19,10 +19,11 @@ use crate::model::ByteSize;
 pub(super) struct DumpArgs {
     /// An id, the beginning or end of one, or `latest`
     snapshot: String,
-    /// A source, for its dump, tarball or stream; or an artifact as `show` names it: `db.globals.sql`, `files.index`, `facts.json`
+    /// A source, for its dump, tarball or stream; or an artifact as `show` names it:
+    /// `db.globals.sql`, `files.index`, `facts.json`
     source: String,
-    /// Of a folder of files, one file as it was, or one folder as a tarball. It is counted from the folder that was backed up; only
-    /// the parts of the snapshot that it lies in are fetched
+    /// Of a folder of files, one file as it was, or one folder as a tarball. It is counted from the
+    /// folder that was backed up; only the parts of the snapshot that it lies in are fetched
     path: Option<OsString>,
     /// Of this strategy
     #[arg(long, value_name = "NAME")]
@@ -38,12 +39,17 @@ pub(super) struct DumpArgs {
 
 pub(super) async fn run(setup: &Setup, args: DumpArgs, printer: &Printer) -> anyhow::Result<Exit> {
     if printer.is_json() {
-        return Err(UsageError("`dump` writes bytes as they were, so there is no `--json` of it".to_owned()).into());
+        return Err(UsageError(
+            "`dump` writes bytes as they were, so there is no `--json` of it".to_owned(),
+        )
+        .into());
     }
     let stdout = std::io::stdout();
     if stdout.is_terminal() && !args.force {
         return Err(UsageError(
-            "Binary data does not belong on a terminal: send stdout to a file or a pipe, or pass `--force`".to_owned(),
+            "Binary data does not belong on a terminal: send stdout to a file or a pipe, or pass \
+             `--force`"
+                .to_owned(),
         )
         .into());
     }
@@ -56,31 +62,44 @@ pub(super) async fn run(setup: &Setup, args: DumpArgs, printer: &Printer) -> any
     // The first copy whose manifest can be read, in the order of the storages.
     let snapshot = copies.iter().find(|copy| copy.manifest.is_ok()).or(copies.first());
     let found = snapshot.and_then(|snapshot| {
-        reading.storages.iter().find(|storage| storage.name == snapshot.storage).map(|storage| (snapshot, storage))
+        reading
+            .storages
+            .iter()
+            .find(|storage| storage.name == snapshot.storage)
+            .map(|storage| (snapshot, storage))
     });
     let Some((snapshot, storage)) = found else {
-        return Err(EngineError::NotFound(format!("There is no snapshot `{}`", args.snapshot)).into());
+        return Err(
+            EngineError::NotFound(format!("There is no snapshot `{}`", args.snapshot)).into()
+        );
     };
     if args.snapshot == "latest" {
         for doubt in listing.doubts() {
             tracing::warn!("{doubt}");
         }
     }
-    let request = DumpRequest { what: args.source, path: args.path.map(OsString::into_vec), identities };
+    let request =
+        DumpRequest { what: args.source, path: args.path.map(OsString::into_vec), identities };
     let dumped = engine::dump(&reading.engine, storage, snapshot, &request, Box::new(out)).await;
     drop(reading);
     match dumped {
         Ok(report) => {
             if !setup.global.quiet {
                 let (bytes, fetched) = (ByteSize(report.bytes), ByteSize(report.fetched_bytes));
-                printer.note(&format!("{} of {}: {bytes} written, {fetched} fetched", report.artifact, snapshot.id));
+                printer.note(&format!(
+                    "{} of {}: {bytes} written, {fetched} fetched",
+                    report.artifact, snapshot.id
+                ));
             }
             Ok(Exit::Done)
         }
         // Who reads has enough, as with `| head`.
-        Err(EngineError::Output(error)) if error.kind() == ErrorKind::BrokenPipe => Ok(Exit::Failed),
+        Err(EngineError::Output(error)) if error.kind() == ErrorKind::BrokenPipe => {
+            Ok(Exit::Failed)
+        }
         Err(error @ EngineError::Damaged { .. }) => {
-            Err(anyhow::Error::from(error).context("What was written is incomplete and not to be used"))
+            Err(anyhow::Error::from(error)
+                .context("What was written is incomplete and not to be used"))
         }
         Err(error) => Err(error.into()),
     }

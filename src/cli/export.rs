@@ -19,10 +19,12 @@ pub(super) struct ExportArgs {
     /// The strategy whose sources are backed up into the file
     #[arg(long, value_name = "NAME")]
     strategy: String,
-    /// The file: `NAME.tar`, or `NAME.tar.age` to encrypt it as a whole to the configured recipients
+    /// The file: `NAME.tar`, or `NAME.tar.age` to encrypt it as a whole to the configured
+    /// recipients
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
-    /// Instead of a fresh snapshot, one that a storage has: an id, the beginning or end of one, or `latest`
+    /// Instead of a fresh snapshot, one that a storage has: an id, the beginning or end of one, or
+    /// `latest`
     #[arg(long, value_name = "ID")]
     snapshot: Option<String>,
     #[command(flatten)]
@@ -39,7 +41,11 @@ struct Document<'a> {
     run: Option<&'a RunReport>,
 }
 
-pub(super) async fn run(setup: &Setup, args: ExportArgs, printer: &Printer) -> anyhow::Result<Exit> {
+pub(super) async fn run(
+    setup: &Setup,
+    args: ExportArgs,
+    printer: &Printer,
+) -> anyhow::Result<Exit> {
     let name = args.output.to_string_lossy();
     let sealed = name.ends_with(".tar.age");
     if !sealed && !name.ends_with(".tar") {
@@ -54,8 +60,8 @@ pub(super) async fn run(setup: &Setup, args: ExportArgs, printer: &Printer) -> a
     let request = |recipients: Option<Vec<Recipient>>| -> anyhow::Result<ExportRequest> {
         let recipients = if sealed { recipients.unwrap_or_default() } else { Vec::new() };
         if sealed && recipients.is_empty() {
-            let problem =
-                "There is nobody to encrypt the file to: set `recipients` in `[encryption]`, or write a `.tar`";
+            let problem = "There is nobody to encrypt the file to: set `recipients` in \
+                `[encryption]`, or write a `.tar`";
             return Err(UsageError(problem.to_owned()).into());
         }
         Ok(ExportRequest { output: args.output.clone(), overwrite: args.overwrite, recipients })
@@ -70,7 +76,8 @@ pub(super) async fn run(setup: &Setup, args: ExportArgs, printer: &Printer) -> a
     } else {
         let (instance, strategy) = setup.strategy(&args.strategy)?;
         strategy.check_runnable()?;
-        let request = request(instance.encryption.as_ref().map(|encryption| encryption.recipients.clone()))?;
+        let request =
+            request(instance.encryption.as_ref().map(|encryption| encryption.recipients.clone()))?;
         let (engine, _display) = setup.engine(&instance.state_dir);
         let (run, exported) = engine::export_fresh(&engine, &instance, &strategy, &request).await?;
         (exported, Some(run))
@@ -93,7 +100,11 @@ pub(super) async fn run(setup: &Setup, args: ExportArgs, printer: &Printer) -> a
 }
 
 fn text(exported: &ExportReport, run: Option<&RunReport>) -> String {
-    let partial = if exported.completeness == Completeness::Partial { ", partial: content is missing" } else { "" };
+    let partial = if exported.completeness == Completeness::Partial {
+        ", partial: content is missing"
+    } else {
+        ""
+    };
     let mut text = format!(
         "{BOLD}{}/{} {}{BOLD:#}  {GOOD}exported{GOOD:#}{partial}\n  {DIM}{} in `{}`{DIM:#}\n",
         exported.instance,
@@ -107,7 +118,9 @@ fn text(exported: &ExportReport, run: Option<&RunReport>) -> String {
         text.push_str(&format!("  {WARN}{warnings}{WARN:#}; the facts in it have them\n"));
     }
     if !exported.sealed && !exported.encrypted {
-        text.push_str(&format!("  {WARN}It is not encrypted:{WARN:#} whoever has the file can read it\n"));
+        text.push_str(&format!(
+            "  {WARN}It is not encrypted:{WARN:#} whoever has the file can read it\n"
+        ));
     }
     text
 }

@@ -53,7 +53,9 @@ impl Out {
     fn put(&mut self, source: &Name, entry: Entry) -> ControlFlow<()> {
         match self {
             Self::Json(document) => {
-                let Ok(mut value) = serde_json::to_value(&entry) else { return ControlFlow::Break(()) };
+                let Ok(mut value) = serde_json::to_value(&entry) else {
+                    return ControlFlow::Break(());
+                };
                 if let Some(fields) = value.as_object_mut() {
                     fields.insert("source".to_owned(), source.as_str().into());
                 }
@@ -70,7 +72,8 @@ impl Out {
 /// An entry, as `ls -l` has it.
 fn line(source: &Name, entry: Entry) -> String {
     let target = entry.target.as_ref().map(|target| format!(" -> {}", shown_path(target)));
-    let time = chrono::DateTime::from_timestamp(entry.mtime.seconds, entry.mtime.nanos).unwrap_or_default();
+    let time = chrono::DateTime::from_timestamp(entry.mtime.seconds, entry.mtime.nanos)
+        .unwrap_or_default();
     format!(
         "{} {:04o} {:>8} {:>8} {:>12} {} {source}/{}{}\n",
         kind_letter(entry.kind),

@@ -20,7 +20,8 @@ pub(super) struct HoldArgs {
     /// Why it is held
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
-    /// Until when; until it is released, where none is given: `2027-01-31`, `2027-01-31 12:00` (UTC) or RFC 3339
+    /// Until when; until it is released, where none is given: `2027-01-31`, `2027-01-31 12:00`
+    /// (UTC) or RFC 3339
     #[arg(long, value_name = "TIME")]
     until: Option<String>,
     /// Of this strategy
@@ -66,14 +67,19 @@ pub(super) async fn hold(setup: &Setup, args: HoldArgs, printer: &Printer) -> an
     let reading = setup.reading(&args.storage, args.strategy.as_deref()).await?;
     let listing = engine::list(&reading.engine, &reading.storages, &reading.selection).await;
     let copies = engine::find(&listing, &args.snapshot, None)?;
-    let mut report = engine::hold(&reading.engine, &reading.storages, &copies, args.reason, until).await?;
+    let mut report =
+        engine::hold(&reading.engine, &reading.storages, &copies, args.reason, until).await?;
     drop(reading);
     report.failed.extend(listing.unlisted);
     let until = until.map(|until| format!(" until {}", until.to_rfc3339())).unwrap_or_default();
     Ok(show(printer, &report, &format!("held{until}"), "not held"))
 }
 
-pub(super) async fn release(setup: &Setup, args: ReleaseArgs, printer: &Printer) -> anyhow::Result<Exit> {
+pub(super) async fn release(
+    setup: &Setup,
+    args: ReleaseArgs,
+    printer: &Printer,
+) -> anyhow::Result<Exit> {
     let reading = setup.reading(&args.storage, args.strategy.as_deref()).await?;
     let listing = engine::list(&reading.engine, &reading.storages, &reading.selection).await;
     let copies = engine::find(&listing, &args.snapshot, None)?;
@@ -87,7 +93,8 @@ fn show(printer: &Printer, report: &MarkReport, done: &str, failed: &str) -> Exi
         printer.document(report);
     } else {
         let names: Vec<&str> = report.done.iter().map(Name::as_str).collect();
-        let mut text = format!("{BOLD}{}/{} {}{BOLD:#}", report.instance, report.strategy, report.id);
+        let mut text =
+            format!("{BOLD}{}/{} {}{BOLD:#}", report.instance, report.strategy, report.id);
         if names.is_empty() {
             text.push('\n');
         } else {
@@ -105,13 +112,19 @@ fn show(printer: &Printer, report: &MarkReport, done: &str, failed: &str) -> Exi
     }
 }
 
-pub(super) async fn forget(setup: &Setup, args: ForgetArgs, printer: &Printer) -> anyhow::Result<Exit> {
+pub(super) async fn forget(
+    setup: &Setup,
+    args: ForgetArgs,
+    printer: &Printer,
+) -> anyhow::Result<Exit> {
     let mut work = setup.deleting(args.strategy.as_deref(), args.storage.as_deref()).await?;
     let listing = work.list().await;
     let mut wanted: Vec<(Name, SnapshotId)> = Vec::new();
     for snapshot in &args.snapshots {
         if snapshot == "latest" {
-            return Err(UsageError("`latest` is not deleted by that name: give its id".to_owned()).into());
+            return Err(
+                UsageError("`latest` is not deleted by that name: give its id".to_owned()).into()
+            );
         }
         let copies = engine::find(&listing, snapshot, None)?;
         wanted.extend(copies.into_iter().map(|copy| (copy.strategy, copy.id)));
@@ -120,7 +133,8 @@ pub(super) async fn forget(setup: &Setup, args: ForgetArgs, printer: &Printer) -
     wanted.dedup();
     work.end_display();
     if !args.yes {
-        let names: Vec<String> = wanted.iter().map(|(strategy, id)| format!("{strategy}/{id}")).collect();
+        let names: Vec<String> =
+            wanted.iter().map(|(strategy, id)| format!("{strategy}/{id}")).collect();
         let count = count(wanted.len() as u64, "snapshot");
         if !confirmed(&format!("Delete {count} for ever: {}?", names.join(", "))) {
             printer.note("Nothing was deleted.");

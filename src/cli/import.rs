@@ -16,19 +16,26 @@ pub(super) struct ImportArgs {
     /// The file that `export` wrote
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// The storage that shall have it: a name of the configuration, or, with no configuration at all, a path or
-    /// s3://bucket/prefix
+    /// The storage that shall have it: a name of the configuration, or, with no configuration at
+    /// all, a path or s3://bucket/prefix
     #[arg(long, value_name = "STORAGE")]
     storage: String,
     #[command(flatten)]
     identities: IdentityArgs,
 }
 
-pub(super) async fn run(setup: &Setup, args: ImportArgs, printer: &Printer) -> anyhow::Result<Exit> {
+pub(super) async fn run(
+    setup: &Setup,
+    args: ImportArgs,
+    printer: &Printer,
+) -> anyhow::Result<Exit> {
     let identities = args.identities.load()?;
     let wanted = setup.global.instance.as_deref();
-    let instance =
-        if is_address(&args.storage) { None } else { Some(pick_instance(&setup.settings()?, wanted)?.clone()) };
+    let instance = if is_address(&args.storage) {
+        None
+    } else {
+        Some(pick_instance(&setup.settings()?, wanted)?.clone())
+    };
     let state_dir = match &instance {
         Some(instance) => instance.state_dir.clone(),
         None => config::default_state_dir(&setup.environment),

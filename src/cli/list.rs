@@ -63,7 +63,8 @@ pub(super) async fn run(setup: &Setup, args: ListArgs, printer: &Printer) -> any
     let reading = setup.reading(&args.storage, args.strategy.as_deref()).await?;
     let listing = engine::list(&reading.engine, &reading.storages, &reading.selection).await;
     let (standings, unread) =
-        engine::standings(&reading.engine, &reading.storages, &listing, reading.instance.as_ref()).await;
+        engine::standings(&reading.engine, &reading.storages, &listing, reading.instance.as_ref())
+            .await;
     let now = reading.engine.clock.now();
     let rows = rows(&listing, standings, now, reading.instance.as_ref());
     drop(reading);
@@ -71,19 +72,27 @@ pub(super) async fn run(setup: &Setup, args: ListArgs, printer: &Printer) -> any
     let told = |(storage, error)| Unlisted { storage, error };
     let unlisted: Vec<Unlisted> = listing.unlisted.into_iter().map(told).collect();
     // Of a storage that could not be listed the marks are not known either.
-    let unread: Vec<Unlisted> =
-        unread.into_iter().filter(|(name, _)| unlisted.iter().all(|one| one.storage != *name)).map(told).collect();
+    let unread: Vec<Unlisted> = unread
+        .into_iter()
+        .filter(|(name, _)| unlisted.iter().all(|one| one.storage != *name))
+        .map(told)
+        .collect();
     let failed = !unlisted.is_empty();
     if printer.is_json() {
         printer.document(&Document { snapshots: rows, unlisted, unread_marks: unread });
     } else {
         printer.text(&text(&rows, now));
         for unlisted in &unlisted {
-            printer.note(&format!("{BAD}{} could not be listed:{BAD:#} {}", unlisted.storage, unlisted.error));
+            printer.note(&format!(
+                "{BAD}{} could not be listed:{BAD:#} {}",
+                unlisted.storage, unlisted.error
+            ));
         }
         for unread in &unread {
             let Unlisted { storage, error } = unread;
-            printer.note(&format!("{BAD}marks in {storage} cannot be read, so nothing is pruned:{BAD:#} {error}"));
+            printer.note(&format!(
+                "{BAD}marks in {storage} cannot be read, so nothing is pruned:{BAD:#} {error}"
+            ));
         }
     }
     Ok(match (damaged, failed) {
@@ -93,8 +102,15 @@ pub(super) async fn run(setup: &Setup, args: ListArgs, printer: &Printer) -> any
     })
 }
 
-fn rows(listing: &Listing, standings: Vec<Standing>, now: DateTime<Utc>, configured: Option<&Instance>) -> Vec<Row> {
-    let same = |a: &Snapshot, b: &Snapshot| (&a.instance, &a.strategy, &a.id) == (&b.instance, &b.strategy, &b.id);
+fn rows(
+    listing: &Listing,
+    standings: Vec<Standing>,
+    now: DateTime<Utc>,
+    configured: Option<&Instance>,
+) -> Vec<Row> {
+    let same = |a: &Snapshot, b: &Snapshot| {
+        (&a.instance, &a.strategy, &a.id) == (&b.instance, &b.strategy, &b.id)
+    };
     let mut standings = standings.into_iter();
     let mut rows = Vec::new();
     for copies in listing.snapshots.chunk_by(same) {
@@ -152,7 +168,11 @@ fn text(rows: &[Row], now: DateTime<Utc>) -> String {
         }
         let active = if first.active == Some(false) { ", not active" } else { "" };
         let totals = totals(group);
-        let _ = writeln!(text, "{BOLD}{} / {}{BOLD:#}  {DIM}{totals}{active}{DIM:#}", first.instance, first.strategy);
+        let _ = writeln!(
+            text,
+            "{BOLD}{} / {}{BOLD:#}  {DIM}{totals}{active}{DIM:#}",
+            first.instance, first.strategy
+        );
         let retained = group.iter().any(|row| !row.retention.is_empty());
         let mut columns = vec!["ID", "TAKEN (UTC)", ">AGE", ">SIZE", "STATE", "STORAGES"];
         if retained {
@@ -170,7 +190,9 @@ fn text(rows: &[Row], now: DateTime<Utc>) -> String {
                 row.id.as_str().into(),
                 row.taken.format("%Y-%m-%d %H:%M").to_string().into(),
                 age(row.taken, now).trim_end_matches(" ago").into(),
-                row.stored_bytes.map_or_else(|| "-".to_owned(), |bytes| ByteSize(bytes).to_string()).into(),
+                row.stored_bytes
+                    .map_or_else(|| "-".to_owned(), |bytes| ByteSize(bytes).to_string())
+                    .into(),
                 state(row),
                 storages.join(", ").into(),
             ];
@@ -185,7 +207,11 @@ fn text(rows: &[Row], now: DateTime<Utc>) -> String {
                 let _ = writeln!(text, "  {DIM}{} is held: {reason}{DIM:#}", row.id);
             }
             for damaged in &row.damaged {
-                let _ = writeln!(text, "  {BAD}{} in {}:{BAD:#} {}", row.id, damaged.storage, damaged.error);
+                let _ = writeln!(
+                    text,
+                    "  {BAD}{} in {}:{BAD:#} {}",
+                    row.id, damaged.storage, damaged.error
+                );
             }
         }
     }
@@ -206,8 +232,9 @@ fn totals(group: &[Row]) -> String {
     match by_storage.iter().collect::<Vec<_>>().as_slice() {
         [(_, (_, bytes))] => format!("{all}, {}", ByteSize(*bytes)),
         several => {
-            let each =
-                several.iter().map(|(name, (snapshots, bytes))| format!("{name} {snapshots}, {}", ByteSize(*bytes)));
+            let each = several.iter().map(|(name, (snapshots, bytes))| {
+                format!("{name} {snapshots}, {}", ByteSize(*bytes))
+            });
             std::iter::once(all).chain(each).collect::<Vec<_>>().join("; ")
         }
     }
@@ -221,12 +248,13 @@ fn state(row: &Row) -> Cell {
             false => Cell::styled("one copy is damaged", BAD),
         };
     }
-    let (mut words, style) = match (row.completeness, row.drilled.as_ref().map(|drilled| drilled.verdict)) {
-        (_, Some(Verdict::Failed)) => ("drill failed".to_owned(), BAD),
-        (Some(Completeness::Partial), _) => ("partial".to_owned(), WARN),
-        (_, Some(Verdict::Passed)) => ("whole, drilled".to_owned(), GOOD),
-        _ => ("whole".to_owned(), GOOD),
-    };
+    let (mut words, style) =
+        match (row.completeness, row.drilled.as_ref().map(|drilled| drilled.verdict)) {
+            (_, Some(Verdict::Failed)) => ("drill failed".to_owned(), BAD),
+            (Some(Completeness::Partial), _) => ("partial".to_owned(), WARN),
+            (_, Some(Verdict::Passed)) => ("whole, drilled".to_owned(), GOOD),
+            _ => ("whole".to_owned(), GOOD),
+        };
     if let Some(hold) = &row.held {
         words.push_str(", held");
         if let Some(until) = hold.until {
@@ -238,14 +266,20 @@ fn state(row: &Row) -> Cell {
 
 /// What keeps it, by storage where that differs.
 fn kept_by(row: &Row) -> Cell {
-    let said: Vec<(&Name, bool, String)> =
-        row.retention.iter().map(|(name, retention)| (name, retention.keep, words(retention))).collect();
+    let said: Vec<(&Name, bool, String)> = row
+        .retention
+        .iter()
+        .map(|(name, retention)| (name, retention.keep, words(retention)))
+        .collect();
     let Some((_, keep, first)) = said.first() else { return "-".into() };
     let same = said.iter().all(|(_, _, words)| words == first) && said.len() == row.storages.len();
     let text = if same {
         first.clone()
     } else {
-        said.iter().map(|(name, _, words)| format!("{name}: {words}")).collect::<Vec<_>>().join("; ")
+        said.iter()
+            .map(|(name, _, words)| format!("{name}: {words}"))
+            .collect::<Vec<_>>()
+            .join("; ")
     };
     if *keep || !same { text.into() } else { Cell::styled(text, WARN) }
 }
@@ -275,9 +309,10 @@ fn words(retention: &Retention) -> String {
             Reason::NothingWhole => Some("no newer whole one".to_owned()),
             Reason::Future => Some("dated in the future".to_owned()),
             Reason::NoPolicy => Some("no rule".to_owned()),
-            Reason::Locked { until } => Some(
-                until.map_or_else(|| "lock".to_owned(), |until| format!("lock until {}", until.format("%Y-%m-%d"))),
-            ),
+            Reason::Locked { until } => Some(until.map_or_else(
+                || "lock".to_owned(),
+                |until| format!("lock until {}", until.format("%Y-%m-%d")),
+            )),
             Reason::Unmatched | Reason::Superseded { .. } => None,
         })
         .collect();

@@ -1,9 +1,10 @@
 //! The commands. The only room that parses the command line and prints.
 //!
-//! Data goes to stdout, everything else to stderr. A command resolves what was typed, calls a verb of the engine and shows what it
-//! returns; it decides nothing about backups.
+//! Data goes to stdout, everything else to stderr. A command resolves what was typed, calls a verb
+//! of the engine and shows what it returns; it decides nothing about backups.
 //!
-//! To add a command: a file here with its arguments and a `run` function, and a variant of [`Command`].
+//! To add a command: a file here with its arguments and a `run` function, and a variant of
+//! [`Command`].
 
 mod catalog;
 mod check;
@@ -70,8 +71,8 @@ struct Cli {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "General options")]
 struct Global {
-    /// Configuration file, or a folder of them [default: $BACKUP_CONFIG, else /etc/backup/backup.toml, else
-    /// /etc/backup/strategies/]
+    /// Configuration file, or a folder of them [default: $BACKUP_CONFIG, else
+    /// /etc/backup/backup.toml, else /etc/backup/strategies/]
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     /// The instance that is meant, where several are configured or stored
@@ -172,7 +173,8 @@ Examples:
   backup restore --strategy daily --source uploads --path '/2026/11/*.pdf' --to /restore
   backup restore --strategy daily --source uploads --to /srv --overwrite --delete --dry-run
   backup restore --strategy daily --source db --into postgresql://postgres@localhost/shop
-  backup restore --storage s3://bucket/prefix --instance shop --identity-file key.txt --to /restore")]
+  backup restore --storage s3://bucket/prefix --instance shop --identity-file key.txt --to \
+        /restore")]
     /// Get a snapshot back
     Restore(restore::RestoreArgs),
     #[command(after_help = "\
@@ -306,9 +308,10 @@ pub fn main() -> ExitCode {
 fn dispatch(cli: Cli, printer: &Printer) -> anyhow::Result<Exit> {
     let Cli { global, run: top, command } = cli;
     if top.is_given() && command.is_some() {
-        return Err(
-            UsageError("`--strategy` before a command is not understood. Put it after the command".to_owned()).into()
-        );
+        return Err(UsageError(
+            "`--strategy` before a command is not understood. Put it after the command".to_owned(),
+        )
+        .into());
     }
     match command {
         // These need no runtime and no configuration.
@@ -316,34 +319,40 @@ fn dispatch(cli: Cli, printer: &Printer) -> anyhow::Result<Exit> {
         Some(Command::Completions(args)) => completions::run(&args, printer, &mut Cli::command()),
         Some(Command::Strategies) => strategies::run(&global, printer),
         Some(command) => {
-            setup::with_runtime(&global, matches!(command, Command::Schedule), async |setup| match command {
-                Command::Run(args) => run::run(setup, args, printer).await,
-                Command::Schedule => schedule::run(setup).await,
-                Command::Reload => schedule::reload(setup, printer),
-                Command::Status(args) => status::run(setup, args, printer).await,
-                Command::Check(args) => check::run(setup, args, printer).await,
-                Command::List(args) => list::run(setup, args, printer).await,
-                Command::Show(args) => show::run(setup, args, printer).await,
-                Command::Diff(args) => diff::run(setup, args, printer).await,
-                Command::Verify(args) => verify::run(setup, args, printer).await,
-                Command::Restore(args) => restore::run(setup, args, printer).await,
-                Command::Drill(args) => drill::run(setup, args, printer).await,
-                Command::Dump(args) => dump::run(setup, args, printer).await,
-                Command::Copy(args) => copy::run(setup, args, printer).await,
-                Command::Export(args) => export::run(setup, args, printer).await,
-                Command::Import(args) => import::run(setup, args, printer).await,
-                Command::Stats(args) => stats::run(setup, args, printer).await,
-                Command::Prune(args) => prune::run(setup, args, printer).await,
-                Command::Hold(args) => hold::hold(setup, args, printer).await,
-                Command::Release(args) => hold::release(setup, args, printer).await,
-                Command::Forget(args) => hold::forget(setup, args, printer).await,
-                Command::Notify(command) => notify::run(setup, command, printer).await,
-                Command::Catalog(command) => catalog::run(setup, command, printer).await,
-                Command::Config(_) | Command::Completions(_) | Command::Strategies => Ok(Exit::Done),
+            setup::with_runtime(&global, matches!(command, Command::Schedule), async |setup| {
+                match command {
+                    Command::Run(args) => run::run(setup, args, printer).await,
+                    Command::Schedule => schedule::run(setup).await,
+                    Command::Reload => schedule::reload(setup, printer),
+                    Command::Status(args) => status::run(setup, args, printer).await,
+                    Command::Check(args) => check::run(setup, args, printer).await,
+                    Command::List(args) => list::run(setup, args, printer).await,
+                    Command::Show(args) => show::run(setup, args, printer).await,
+                    Command::Diff(args) => diff::run(setup, args, printer).await,
+                    Command::Verify(args) => verify::run(setup, args, printer).await,
+                    Command::Restore(args) => restore::run(setup, args, printer).await,
+                    Command::Drill(args) => drill::run(setup, args, printer).await,
+                    Command::Dump(args) => dump::run(setup, args, printer).await,
+                    Command::Copy(args) => copy::run(setup, args, printer).await,
+                    Command::Export(args) => export::run(setup, args, printer).await,
+                    Command::Import(args) => import::run(setup, args, printer).await,
+                    Command::Stats(args) => stats::run(setup, args, printer).await,
+                    Command::Prune(args) => prune::run(setup, args, printer).await,
+                    Command::Hold(args) => hold::hold(setup, args, printer).await,
+                    Command::Release(args) => hold::release(setup, args, printer).await,
+                    Command::Forget(args) => hold::forget(setup, args, printer).await,
+                    Command::Notify(command) => notify::run(setup, command, printer).await,
+                    Command::Catalog(command) => catalog::run(setup, command, printer).await,
+                    Command::Config(_) | Command::Completions(_) | Command::Strategies => {
+                        Ok(Exit::Done)
+                    }
+                }
             })
         }
         None => match top.into_args() {
-            Some(args) => setup::with_runtime(&global, false, async |setup| run::run(setup, args, printer).await),
+            Some(args) => setup::with_runtime(&global, false, async |setup| {
+                run::run(setup, args, printer).await
+            }),
             None => {
                 printer.note(&Cli::command().render_help().ansi().to_string());
                 Ok(Exit::Usage)

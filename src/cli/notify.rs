@@ -19,7 +19,8 @@ Examples:
   backup notify test chat")]
     /// Send a test message to every notifier, or to the named one, and show whether it was taken
     ///
-    /// A `ping` is told a failure, so that the alarm is seen to come; the next run that succeeds ends it.
+    /// A `ping` is told a failure, so that the alarm is seen to come; the next run that succeeds
+    /// ends it.
     Test(TestArgs),
 }
 
@@ -47,11 +48,16 @@ struct Row {
     seconds: f64,
 }
 
-pub(super) async fn run(setup: &Setup, command: NotifyCommand, printer: &Printer) -> anyhow::Result<Exit> {
+pub(super) async fn run(
+    setup: &Setup,
+    command: NotifyCommand,
+    printer: &Printer,
+) -> anyhow::Result<Exit> {
     let NotifyCommand::Test(args) = command;
     let settings = setup.settings()?;
     let chosen = choose(&settings, setup.global.instance.as_deref(), args.name.as_deref())?;
-    let tests = join_all(chosen.into_iter().map(|(instance, name, notify)| test(instance, name, notify)));
+    let tests =
+        join_all(chosen.into_iter().map(|(instance, name, notify)| test(instance, name, notify)));
     let rows = tokio::select! {
         rows = tests => rows,
         () = setup.cancel.cancelled() => anyhow::bail!("Cancelled: not every notifier was told"),
@@ -77,10 +83,15 @@ fn choose<'a>(
     };
     let all: Vec<_> = instances
         .into_iter()
-        .flat_map(|instance| instance.notify.iter().map(move |(name, notify)| (instance, name, notify)))
+        .flat_map(|instance| {
+            instance.notify.iter().map(move |(name, notify)| (instance, name, notify))
+        })
         .collect();
     if all.is_empty() {
-        return Err(UsageError("No notifier is configured: there is no `[notify.NAME]`".to_owned()).into());
+        return Err(UsageError(
+            "No notifier is configured: there is no `[notify.NAME]`".to_owned(),
+        )
+        .into());
     }
     let Some(wanted) = name else { return Ok(all) };
     let known = all.iter().map(|(_, name, _)| name.to_string()).collect();

@@ -50,7 +50,9 @@ impl Printer {
         let body = match serde_json::to_value(value) {
             Ok(Value::Object(fields)) => fields,
             Ok(other) => serde_json::Map::from_iter([("data".to_owned(), other)]),
-            Err(error) => serde_json::Map::from_iter([("error".to_owned(), error.to_string().into())]),
+            Err(error) => {
+                serde_json::Map::from_iter([("error".to_owned(), error.to_string().into())])
+            }
         };
         let mut document = serde_json::Map::from_iter([("format".to_owned(), 1.into())]);
         document.extend(body);
@@ -67,7 +69,9 @@ impl Printer {
     pub(super) fn error(&self, error: &anyhow::Error, exit: Exit) {
         let text = chain(error);
         if self.json {
-            let document = serde_json::json!({ "format": 1, "error": { "message": text, "exit": exit as u8 } });
+            let document = serde_json::json!({
+                "format": 1, "error": { "message": text, "exit": exit as u8 },
+            });
             self.note(&document.to_string());
         } else {
             self.note(&format!("{BAD}error:{BAD:#} {text}"));
@@ -100,8 +104,9 @@ impl Drop for Stream {
     }
 }
 
-/// A JSON document that has one long list, written as it comes: `{"format": 1, HEAD..., "LIST": [...], TAIL...}`. It is a document only once it
-/// was ended: what stopped in the middle cannot be taken for the whole.
+/// A JSON document that has one long list, written as it comes:
+/// `{"format": 1, HEAD..., "LIST": [...], TAIL...}`. It is a document only once it was ended: what
+/// stopped in the middle cannot be taken for the whole.
 pub(super) struct LongDocument {
     stream: Stream,
     empty: bool,
@@ -182,10 +187,12 @@ impl Cell {
 }
 
 impl Table {
-    /// A table of these columns; a name that begins with `>` is of a column of numbers, which is aligned at the right.
+    /// A table of these columns; a name that begins with `>` is of a column of numbers, which is
+    /// aligned at the right.
     pub(super) fn new(columns: &[&str]) -> Self {
         let right = columns.iter().map(|name| name.starts_with('>')).collect();
-        let header = columns.iter().map(|name| Cell::styled(name.trim_start_matches('>'), DIM)).collect();
+        let header =
+            columns.iter().map(|name| Cell::styled(name.trim_start_matches('>'), DIM)).collect();
         Self { rows: vec![header], right, indent: 0 }
     }
 
@@ -204,7 +211,12 @@ impl Table {
 
     pub(super) fn render(&self) -> String {
         let width = |column: usize| {
-            self.rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.text.chars().count()).max().unwrap_or(0)
+            self.rows
+                .iter()
+                .filter_map(|row| row.get(column))
+                .map(|cell| cell.text.chars().count())
+                .max()
+                .unwrap_or(0)
         };
         let widths: Vec<usize> = (0..self.right.len()).map(width).collect();
         let mut text = String::new();
@@ -215,7 +227,11 @@ impl Table {
                 let pad = " ".repeat(width.saturating_sub(cell.text.chars().count()));
                 let styled = format!("{}{}{:#}", cell.style, cell.text, cell.style);
                 let right = self.right.get(column).copied().unwrap_or(false);
-                line.push_str(&if right { format!("{pad}{styled}") } else { format!("{styled}{pad}") });
+                line.push_str(&if right {
+                    format!("{pad}{styled}")
+                } else {
+                    format!("{styled}{pad}")
+                });
                 if column + 1 < row.len() {
                     line.push_str("  ");
                 }
@@ -232,7 +248,10 @@ pub(super) fn time(time: DateTime<Utc>) -> String {
 }
 
 /// A time to come, as the clocks of its strategy's zone will show it.
-pub(super) fn local_time<Z: TimeZone<Offset: std::fmt::Display>>(time: DateTime<Utc>, zone: &Z) -> String {
+pub(super) fn local_time<Z: TimeZone<Offset: std::fmt::Display>>(
+    time: DateTime<Utc>,
+    zone: &Z,
+) -> String {
     time.with_timezone(zone).format("%Y-%m-%d %H:%M:%S %Z").to_string()
 }
 
@@ -264,14 +283,18 @@ fn literal(key: &str, value: &Value) -> String {
             .as_f64()
             .and_then(|seconds| std::time::Duration::try_from_secs_f64(seconds).ok())
             .map_or_else(|| number.to_string(), |span| format!("\"{}\"", Span::from(span))),
-        Value::Number(number) if key.ends_with("_size") || key == "max_bytes" => {
-            number.as_u64().map_or_else(|| number.to_string(), |bytes| format!("\"{}\"", ByteSize(bytes)))
-        }
+        Value::Number(number) if key.ends_with("_size") || key == "max_bytes" => number
+            .as_u64()
+            .map_or_else(|| number.to_string(), |bytes| format!("\"{}\"", ByteSize(bytes))),
         Value::Array(items) => {
-            format!("[{}]", items.iter().map(|item| literal(key, item)).collect::<Vec<_>>().join(", "))
+            format!(
+                "[{}]",
+                items.iter().map(|item| literal(key, item)).collect::<Vec<_>>().join(", ")
+            )
         }
         Value::Object(fields) => {
-            let fields: Vec<String> = fields.iter().map(|(key, value)| setting(key, value)).collect();
+            let fields: Vec<String> =
+                fields.iter().map(|(key, value)| setting(key, value)).collect();
             format!("{{ {} }}", fields.join(", "))
         }
         other => other.to_string(),
@@ -298,13 +321,17 @@ mod tests {
         table.row(vec!["a".into(), "1.0 KiB".into(), Cell::styled("ok", GOOD)]);
         table.row(vec!["längst".into(), "12 B".into(), "damaged".into()]);
         let plain = anstream::adapter::strip_str(&table.render()).to_string();
-        assert_eq!(plain, "NAME       SIZE  STATE\na       1.0 KiB  ok\nlängst     12 B  damaged\n");
+        assert_eq!(
+            plain,
+            "NAME       SIZE  STATE\na       1.0 KiB  ok\nlängst     12 B  damaged\n"
+        );
     }
 
     #[test]
     fn settings_are_shown_as_the_file_has_them() {
-        let value =
-            serde_json::json!({ "timeout": 5400.0, "part_size": 16_777_216, "on": true, "list": ["a", "b\"c"] });
+        let value = serde_json::json!({
+            "timeout": 5400.0, "part_size": 16_777_216, "on": true, "list": ["a", "b\"c"],
+        });
         assert_eq!(
             setting("strategy", &value),
             r#"strategy = { timeout = "1h 30m", part_size = "16.0 MiB", on = true, list = ["a", "b\"c"] }"#
@@ -313,8 +340,10 @@ mod tests {
 
     #[test]
     fn ages_are_whole() {
-        let at = |seconds: i64| DateTime::from_timestamp(1_800_000_000 + seconds, 900_000_000).unwrap();
-        for (then, expected) in [(0, "now"), (-1, "1s ago"), (-75, "1m 15s ago"), (-90_000, "1d 1h ago"), (7, "in 7s")]
+        let at =
+            |seconds: i64| DateTime::from_timestamp(1_800_000_000 + seconds, 900_000_000).unwrap();
+        for (then, expected) in
+            [(0, "now"), (-1, "1s ago"), (-75, "1m 15s ago"), (-90_000, "1d 1h ago"), (7, "in 7s")]
         {
             assert_eq!(age(at(then), at(0)), expected);
         }

@@ -26,7 +26,9 @@ impl Display {
         if !wanted || !io::stderr().is_terminal() {
             return Self { task: None };
         }
-        let bar = BAR.get_or_init(|| ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr())).clone();
+        let bar = BAR
+            .get_or_init(|| ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr()))
+            .clone();
         let progress = progress.clone();
         let task = tokio::spawn(async move {
             let mut shown = None;
@@ -41,11 +43,13 @@ impl Display {
                         let template = match stage.expected_bytes {
                             Some(expected) if expected > 0 => {
                                 bar.set_length(expected);
-                                "{spinner} {msg:16!} [{wide_bar}] {binary_bytes:>10} of ~{binary_total_bytes} {binary_bytes_per_sec:>12} {eta:>4} left"
+                                "{spinner} {msg:16!} [{wide_bar}] {binary_bytes:>10} of \
+                                 ~{binary_total_bytes} {binary_bytes_per_sec:>12} {eta:>4} left"
                             }
                             _ => {
                                 bar.unset_length();
-                                "{spinner} {msg:24} {binary_bytes:>10} {binary_bytes_per_sec:>12} {elapsed:>4}"
+                                "{spinner} {msg:24} {binary_bytes:>10} {binary_bytes_per_sec:>12} \
+                                 {elapsed:>4}"
                             }
                         };
                         bar.set_style(
@@ -88,7 +92,8 @@ impl Drop for Display {
 pub(super) struct LogWriter;
 
 impl io::Write for LogWriter {
-    /// A log that nobody takes (its disk is full, its reader has gone) must not end a backup: what cannot be written is lost.
+    /// A log that nobody takes (its disk is full, its reader has gone) must not end a backup: what
+    /// cannot be written is lost.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let _ = match BAR.get() {
             Some(bar) => bar.suspend(|| io::stderr().write_all(bytes)),

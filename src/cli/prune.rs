@@ -31,7 +31,8 @@ pub(super) struct PruneArgs {
     /// Carry out the plan with this digest, and none other
     #[arg(long, value_name = "DIGEST")]
     apply: Option<String>,
-    /// Delete more than `max_delete_percent`, or although snapshots are gone that nobody is known to have deleted
+    /// Delete more than `max_delete_percent`, or although snapshots are gone that nobody is known
+    /// to have deleted
     #[arg(long)]
     force: bool,
     /// Do not ask
@@ -60,16 +61,24 @@ pub(super) async fn run(setup: &Setup, args: PruneArgs, printer: &Printer) -> an
                 let (delete, freed_bytes) = (plan.delete_count(), plan.freed_bytes());
                 printer.document(&PlanDocument { plan: &plan, delete, freed_bytes });
             } else if !printer.is_json() {
-                printer.text(&plan_text(&plan, work.instance.name.as_str(), work.engine.clock.now(), args.force));
+                printer.text(&plan_text(
+                    &plan,
+                    work.instance.name.as_str(),
+                    work.engine.clock.now(),
+                    args.force,
+                ));
             }
             if args.plan {
                 if !printer.is_json() && plan.delete_count() > 0 {
                     let short = digest.get(..SHOWN_DIGEST).unwrap_or(&digest);
-                    printer.text(&format!("{DIM}Carried out by `backup prune --apply {short}`{DIM:#}\n"));
+                    printer.text(&format!(
+                        "{DIM}Carried out by `backup prune --apply {short}`{DIM:#}\n"
+                    ));
                 }
                 return Ok(if plan.is_refused(args.force) { Exit::Failed } else { Exit::Done });
             }
-            let (delete, freed) = (count(plan.delete_count() as u64, "snapshot"), ByteSize(plan.freed_bytes()));
+            let (delete, freed) =
+                (count(plan.delete_count() as u64, "snapshot"), ByteSize(plan.freed_bytes()));
             if plan.delete_count() > 0 && !confirmed(&format!("Delete {delete} ({freed})?")) {
                 printer.note("Nothing was deleted.");
                 return Ok(Exit::Done);
@@ -99,11 +108,14 @@ pub(super) fn exit(pruned: &[Pruned]) -> Exit {
 
 fn parse_digest(text: &str) -> Result<String, UsageError> {
     let hex = text.strip_prefix("sha256:").unwrap_or(text).to_ascii_lowercase();
-    if (SHORTEST_DIGEST..=64).contains(&hex.len()) && hex.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+    if (SHORTEST_DIGEST..=64).contains(&hex.len())
+        && hex.bytes().all(|byte| byte.is_ascii_hexdigit())
+    {
         Ok(hex)
     } else {
         Err(UsageError(format!(
-            "`{text}` is not the digest of a plan: expected {SHORTEST_DIGEST} hex digits or more, as `backup prune --plan` prints them"
+            "`{text}` is not the digest of a plan: expected {SHORTEST_DIGEST} hex digits or more, \
+             as `backup prune --plan` prints them"
         )))
     }
 }
@@ -127,7 +139,11 @@ fn plan_text(plan: &PrunePlan, instance: &str, now: DateTime<Utc>, force: bool) 
 fn place_text(place: &PlacePlan, now: DateTime<Utc>, force: bool) -> String {
     let mut text = String::new();
     if let Some(rests) = &place.rests {
-        let _ = writeln!(text, "  {DIM}{}: {rests}{DIM:#}", count(place.snapshots.len() as u64, "snapshot"));
+        let _ = writeln!(
+            text,
+            "  {DIM}{}: {rests}{DIM:#}",
+            count(place.snapshots.len() as u64, "snapshot")
+        );
     } else if !place.snapshots.is_empty() {
         let mut table = Table::new(&["", "ID", "TAKEN (UTC)", ">AGE", ">SIZE", "WHY"]).indented(2);
         for snapshot in &place.snapshots {
@@ -137,7 +153,11 @@ fn place_text(place: &PlacePlan, now: DateTime<Utc>, force: bool) -> String {
                 why.push("partial".to_owned());
             }
             table.row(vec![
-                if decision.keep { Cell::styled("keep", GOOD) } else { Cell::styled("delete", WARN) },
+                if decision.keep {
+                    Cell::styled("keep", GOOD)
+                } else {
+                    Cell::styled("delete", WARN)
+                },
                 decision.id.as_str().into(),
                 decision.id.time().format("%Y-%m-%d %H:%M").to_string().into(),
                 age(decision.id.time(), now).trim_end_matches(" ago").into(),
@@ -148,12 +168,17 @@ fn place_text(place: &PlacePlan, now: DateTime<Utc>, force: bool) -> String {
         text.push_str(&table.render());
         let delete = place.to_delete().count();
         let kept = place.snapshots.len() - delete;
-        let _ = writeln!(text, "  {DIM}{kept} kept, {delete} deleted, {} freed{DIM:#}", ByteSize(place.freed_bytes()));
+        let _ = writeln!(
+            text,
+            "  {DIM}{kept} kept, {delete} deleted, {} freed{DIM:#}",
+            ByteSize(place.freed_bytes())
+        );
     } else if place.refusals.is_empty() {
         let _ = writeln!(text, "  {DIM}no snapshots{DIM:#}");
     }
     for refusal in &place.refusals {
-        let (style, word) = if force && refusal.yields() { (WARN, "overruled") } else { (BAD, "refused") };
+        let (style, word) =
+            if force && refusal.yields() { (WARN, "overruled") } else { (BAD, "refused") };
         let _ = writeln!(text, "  {style}{word}:{style:#} {refusal}");
     }
     text

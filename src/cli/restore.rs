@@ -16,7 +16,8 @@ use crate::source::directory::{OwnerRule, Pattern};
 use crate::source::process::Environment;
 use crate::source::{Action, RestoreOptions, SourceConfig};
 
-/// A child that makes no progress for this long during a restore is killed, where no configuration says otherwise.
+/// A child that makes no progress for this long during a restore is killed, where no configuration
+/// says otherwise.
 const NO_PROGRESS: Duration = Duration::from_secs(3600);
 
 #[derive(Debug, Args)]
@@ -27,7 +28,8 @@ pub(super) struct RestoreArgs {
     /// An id, the beginning or end of one, or `latest`: the newest whole one
     #[arg(long, value_name = "ID", default_value = "latest")]
     snapshot: String,
-    /// With `latest`: the newest begun at or before this time (`2026-11-21`, `2026-11-21 01:30` in UTC, or RFC 3339)
+    /// With `latest`: the newest begun at or before this time (`2026-11-21`, `2026-11-21 01:30` in
+    /// UTC, or RFC 3339)
     #[arg(long, value_name = "TIME", value_parser = engine::parse_at)]
     at: Option<chrono::DateTime<chrono::Utc>>,
     /// Only this source; may be repeated
@@ -35,22 +37,24 @@ pub(super) struct RestoreArgs {
     source: Vec<Name>,
     #[command(flatten)]
     destination: DestinationArgs,
-    /// Restore only the files and folders that this matches, as `exclude` in the configuration does: `*.pdf` at any depth,
-    /// `/a/b` from the folder that was backed up. May be repeated. Only the parts of the snapshot that they lie in are fetched
+    /// Restore only the files and folders that this matches, as `exclude` in the configuration
+    /// does: `*.pdf` at any depth, `/a/b` from the folder that was backed up. May be repeated. Only
+    /// the parts of the snapshot that they lie in are fetched
     #[arg(long, value_name = "GLOB", requires = "to", value_parser = Pattern::new)]
     path: Vec<Pattern>,
-    /// Replace what is there. The snapshot is read through and found undamaged first; with `--path` only what leads to its
-    /// files is, and each file is found undamaged before it replaces another
+    /// Replace what is there. The snapshot is read through and found undamaged first; with `--path`
+    /// only what leads to its files is, and each file is found undamaged before it replaces another
     #[arg(long)]
     overwrite: bool,
-    /// Remove what is there and the snapshot does not have; with `--path`, in the folders that it matches
+    /// Remove what is there and the snapshot does not have; with `--path`, in the folders that it
+    /// matches
     #[arg(long, requires = "overwrite", requires = "to")]
     delete: bool,
     /// Say what would be new, replaced and removed, and touch nothing
     #[arg(long)]
     dry_run: bool,
-    /// Give files to another owner: `USER[:GROUP]` for all of them, or `OLD=NEW` for those of an owner. May be repeated; the first
-    /// that fits counts
+    /// Give files to another owner: `USER[:GROUP]` for all of them, or `OLD=NEW` for those of an
+    /// owner. May be repeated; the first that fits counts
     #[arg(long, value_name = "RULE", requires = "to", conflicts_with = "no_owner")]
     owner: Vec<OwnerRule>,
     /// Do not restore owners and privileges: everything belongs to who restores
@@ -59,7 +63,8 @@ pub(super) struct RestoreArgs {
     /// Restore a PostgreSQL database with this many jobs. It is not one transaction then
     #[arg(short, long, value_name = "N", default_value_t = 1)]
     jobs: usize,
-    /// Private folder for what cannot be streamed [default: the configuration's `work_dir`, else $TMPDIR]
+    /// Private folder for what cannot be streamed [default: the configuration's `work_dir`, else
+    /// $TMPDIR]
     #[arg(long, value_name = "DIR")]
     work_dir: Option<PathBuf>,
     #[command(flatten)]
@@ -74,8 +79,9 @@ struct DestinationArgs {
     /// Restore each source to DIR/<source>
     #[arg(long, value_name = "DIR")]
     to: Option<PathBuf>,
-    /// Restore the database to this one: `postgresql://user@host/name` or `sqlite:///path`. A password is better put into
-    /// the environment as PGPASSWORD than into the address, which other users can see
+    /// Restore the database to this one: `postgresql://user@host/name` or `sqlite:///path`. A
+    /// password is better put into the environment as PGPASSWORD than into the address, which other
+    /// users can see
     // Parsed later: what is said of a value that is wrong repeats it, and a password may be in it.
     #[arg(long, value_name = "URL")]
     into: Option<String>,
@@ -84,7 +90,11 @@ struct DestinationArgs {
     to_command: bool,
 }
 
-pub(super) async fn run(setup: &Setup, args: RestoreArgs, printer: &Printer) -> anyhow::Result<Exit> {
+pub(super) async fn run(
+    setup: &Setup,
+    args: RestoreArgs,
+    printer: &Printer,
+) -> anyhow::Result<Exit> {
     let identities = args.identities.load()?;
     let reading = setup.reading(&args.storage, args.strategy.as_deref()).await?;
     let listing = engine::list(&reading.engine, &reading.storages, &reading.selection).await;
@@ -97,7 +107,8 @@ pub(super) async fn run(setup: &Setup, args: RestoreArgs, printer: &Printer) -> 
         strategies.dedup();
         if strategies.len() > 1 {
             return Err(UsageError(format!(
-                "Which strategy's latest? There are {}: choose with `--strategy`, and with `--instance` where needed",
+                "Which strategy's latest? There are {}: choose with `--strategy`, and with \
+                 `--instance` where needed",
                 strategies.join(", ")
             ))
             .into());
@@ -107,10 +118,16 @@ pub(super) async fn run(setup: &Setup, args: RestoreArgs, printer: &Printer) -> 
     // The first copy whose manifest can be read, in the order of the storages.
     let snapshot = copies.iter().find(|copy| copy.manifest.is_ok()).or(copies.first());
     let found = snapshot.and_then(|snapshot| {
-        reading.storages.iter().find(|storage| storage.name == snapshot.storage).map(|storage| (snapshot, storage))
+        reading
+            .storages
+            .iter()
+            .find(|storage| storage.name == snapshot.storage)
+            .map(|storage| (snapshot, storage))
     });
     let Some((snapshot, storage)) = found else {
-        return Err(EngineError::NotFound(format!("There is no snapshot `{}`", args.snapshot)).into());
+        return Err(
+            EngineError::NotFound(format!("There is no snapshot `{}`", args.snapshot)).into()
+        );
     };
     if args.snapshot == "latest" {
         for doubt in listing.doubts() {
@@ -142,15 +159,22 @@ pub(super) async fn run(setup: &Setup, args: RestoreArgs, printer: &Printer) -> 
         no_progress_timeout: no_progress,
     };
     let advised = |error: EngineError| {
-        let other = copies.iter().find(|copy| copy.manifest.is_ok() && copy.storage != storage.name);
+        let other =
+            copies.iter().find(|copy| copy.manifest.is_ok() && copy.storage != storage.name);
         match (&error, other) {
-            (EngineError::Damaged { .. } | EngineError::Storage { .. }, Some(other)) => anyhow::Error::from(error)
-                .context(format!("Could not restore. There is another copy: try `--storage {}`", other.storage)),
+            (EngineError::Damaged { .. } | EngineError::Storage { .. }, Some(other)) => {
+                anyhow::Error::from(error).context(format!(
+                    "Could not restore. There is another copy: try `--storage {}`",
+                    other.storage
+                ))
+            }
             _ => error.into(),
         }
     };
     if args.dry_run {
-        let plan = engine::plan_restore(&reading.engine, storage, snapshot, &request).await.map_err(advised)?;
+        let plan = engine::plan_restore(&reading.engine, storage, snapshot, &request)
+            .await
+            .map_err(advised)?;
         drop(reading);
         if printer.is_json() {
             printer.document(&plan);
@@ -159,7 +183,8 @@ pub(super) async fn run(setup: &Setup, args: RestoreArgs, printer: &Printer) -> 
         }
         return Ok(Exit::Done);
     }
-    let report = engine::restore(&reading.engine, storage, snapshot, &request).await.map_err(advised)?;
+    let report =
+        engine::restore(&reading.engine, storage, snapshot, &request).await.map_err(advised)?;
     drop(reading);
     if printer.is_json() {
         printer.document(&report);
@@ -172,26 +197,36 @@ pub(super) async fn run(setup: &Setup, args: RestoreArgs, printer: &Printer) -> 
 /// The address with the password of `PGPASSWORD`, unless it has one.
 fn with_password(url: DatabaseUrl, environment: &Environment) -> anyhow::Result<DatabaseUrl> {
     let address = url.expose();
-    let has_one = address.password().is_some() || address.query_pairs().any(|(key, _)| key == "password");
-    let Some(password) = environment.get("PGPASSWORD").filter(|_| address.scheme().starts_with("postgres") && !has_one)
+    let has_one =
+        address.password().is_some() || address.query_pairs().any(|(key, _)| key == "password");
+    let Some(password) = environment
+        .get("PGPASSWORD")
+        .filter(|_| address.scheme().starts_with("postgres") && !has_one)
     else {
         return Ok(url);
     };
-    let password = password.to_str().ok_or_else(|| UsageError("`PGPASSWORD` is not UTF-8".to_owned()))?;
+    let password =
+        password.to_str().ok_or_else(|| UsageError("`PGPASSWORD` is not UTF-8".to_owned()))?;
     Ok(url.with_password(password))
 }
 
-fn destination(setup: &Setup, args: DestinationArgs, reading: &Reading) -> anyhow::Result<Destination> {
+fn destination(
+    setup: &Setup,
+    args: DestinationArgs,
+    reading: &Reading,
+) -> anyhow::Result<Destination> {
     if let Some(folder) = args.to {
         return Ok(Destination::Folder(std::path::absolute(folder)?));
     }
     if let Some(url) = args.into {
-        let url = DatabaseUrl::try_from(url).map_err(|problem| UsageError(format!("`--into`: {problem}")))?;
+        let url = DatabaseUrl::try_from(url)
+            .map_err(|problem| UsageError(format!("`--into`: {problem}")))?;
         return Ok(Destination::Database(with_password(url, &setup.environment)?));
     }
     let Some(instance) = &reading.instance else {
         return Err(UsageError(
-            "`--to-command` takes the command from the configuration: name one with `--config`".to_owned(),
+            "`--to-command` takes the command from the configuration: name one with `--config`"
+                .to_owned(),
         )
         .into());
     };
@@ -199,12 +234,17 @@ fn destination(setup: &Setup, args: DestinationArgs, reading: &Reading) -> anyho
         .sources
         .iter()
         .filter_map(|(name, config)| match config {
-            SourceConfig::Command(config) if config.restore_command.is_some() => Some((name.clone(), config.clone())),
+            SourceConfig::Command(config) if config.restore_command.is_some() => {
+                Some((name.clone(), config.clone()))
+            }
             _ => None,
         })
         .collect();
     if commands.is_empty() {
-        return Err(UsageError("No source of the configuration has a `restore_command`".to_owned()).into());
+        return Err(UsageError(
+            "No source of the configuration has a `restore_command`".to_owned(),
+        )
+        .into());
     }
     Ok(Destination::Commands(commands))
 }
@@ -214,10 +254,13 @@ fn plan_text(plan: &RestorePlan) -> String {
         "{BOLD}{}/{} {}{BOLD:#}  would be restored from {}\n",
         plan.instance, plan.strategy, plan.id, plan.storage
     );
-    let mut table = Table::new(&["ARTIFACT", ">SIZE", ">NEW", ">REPLACED", ">REMOVED", "PLACE"]).indented(2);
+    let mut table =
+        Table::new(&["ARTIFACT", ">SIZE", ">NEW", ">REPLACED", ">REMOVED", "PLACE"]).indented(2);
     for planned in &plan.artifacts {
         let preview = planned.preview.as_ref();
-        let number = |number: Option<u64>| number.map_or_else(|| "-".to_owned(), |number| number.to_string());
+        let number = |number: Option<u64>| {
+            number.map_or_else(|| "-".to_owned(), |number| number.to_string())
+        };
         let bytes = preview.map_or(planned.plain_bytes, |preview| Some(preview.bytes));
         table.row(vec![
             planned.name.as_str().into(),
@@ -230,7 +273,10 @@ fn plan_text(plan: &RestorePlan) -> String {
     }
     text.push_str(&table.render());
     for planned in &plan.artifacts {
-        let Some(preview) = planned.preview.as_ref().filter(|preview| !preview.changes.is_empty()) else { continue };
+        let Some(preview) = planned.preview.as_ref().filter(|preview| !preview.changes.is_empty())
+        else {
+            continue;
+        };
         let _ = writeln!(text, "  {BOLD}{}{BOLD:#}", planned.name);
         for change in &preview.changes {
             let (style, action) = match change.action {
@@ -238,7 +284,8 @@ fn plan_text(plan: &RestorePlan) -> String {
                 Action::Replace => (WARN, "replace"),
                 Action::Delete => (BAD, "remove"),
             };
-            let _ = writeln!(text, "    {style}{action:7}{style:#}  {}", change.path.escape_debug());
+            let _ =
+                writeln!(text, "    {style}{action:7}{style:#}  {}", change.path.escape_debug());
         }
         let all = preview.creates + preview.replaces + preview.deletes;
         let more = all.saturating_sub(preview.changes.len() as u64);
@@ -280,8 +327,14 @@ fn report_text(report: &RestoreReport) -> String {
         ]);
     }
     text.push_str(&table.render());
-    for (name, files) in report.restored.iter().filter_map(|restored| Some((&restored.name, restored.files?))) {
-        let removed = if files.deleted > 0 { format!(", {} removed", entries(files.deleted)) } else { String::new() };
+    for (name, files) in
+        report.restored.iter().filter_map(|restored| Some((&restored.name, restored.files?)))
+    {
+        let removed = if files.deleted > 0 {
+            format!(", {} removed", entries(files.deleted))
+        } else {
+            String::new()
+        };
         let _ = writeln!(text, "  {name}: {} restored{removed}", entries(files.entries));
     }
     left_out_text(&mut text, &report.left_out);

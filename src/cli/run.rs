@@ -7,7 +7,9 @@ use std::time::Duration;
 use clap::Args;
 
 use super::Exit;
-use super::output::{BAD, BOLD, Cell, DIM, GOOD, Printer, Table, WARN, count, seconds, setting, time};
+use super::output::{
+    BAD, BOLD, Cell, DIM, GOOD, Printer, Table, WARN, count, seconds, setting, time,
+};
 use super::setup::Setup;
 use crate::engine::{self, EngineError, RunPlan};
 use crate::model::{ByteSize, Cancel, Completeness, Rate};
@@ -107,7 +109,8 @@ pub(super) async fn settle(notifiers: &Notifiers, cancel: &Cancel) {
     }
     tokio::select! {
         () = notifiers.settle(SETTLE) => {}
-        () = cancel.cancelled() => tracing::warn!("not every notifier was told: it was asked to stop"),
+        () = cancel.cancelled() => tracing::warn!("not every notifier was told: it was asked to \
+            stop"),
     }
 }
 
@@ -122,7 +125,10 @@ fn plan_text(plan: &RunPlan) -> String {
             text.push_str(&settings_text(part, 4));
         }
     }
-    if let Some(own) = configuration.get("strategies").and_then(|strategies| strategies.get(plan.strategy.as_str())) {
+    if let Some(own) = configuration
+        .get("strategies")
+        .and_then(|strategies| strategies.get(plan.strategy.as_str()))
+    {
         let _ = writeln!(text, "  strategy {BOLD}{}{BOLD:#}", plan.strategy);
         text.push_str(&settings_text(own, 4));
     }
@@ -132,17 +138,21 @@ fn plan_text(plan: &RunPlan) -> String {
         (plan.last_plain_bytes, plan.last_stored_bytes, plan.last_started)
     {
         let (plain, stored) = (ByteSize(plain), ByteSize(stored));
-        let _ = writeln!(text, "The last run, of {}, read {plain} and stored {stored}.", time(started));
+        let _ =
+            writeln!(text, "The last run, of {}, read {plain} and stored {stored}.", time(started));
     }
     text.push_str("Nothing was done.\n");
     text
 }
 
-/// The settings of one part of a configuration, one a line: not its type and name, which head it, nor other parts, nor what is no part of a run.
+/// The settings of one part of a configuration, one a line: not its type and name, which head it,
+/// nor other parts, nor what is no part of a run.
 pub(super) fn settings_text(part: &serde_json::Value, indent: usize) -> String {
     let heads = ["type", "instance", "sources", "storages", "strategies", "drill"];
     let mut text = String::new();
-    for (key, value) in part.as_object().into_iter().flatten().filter(|(key, _)| !heads.contains(&key.as_str())) {
+    for (key, value) in
+        part.as_object().into_iter().flatten().filter(|(key, _)| !heads.contains(&key.as_str()))
+    {
         let _ = writeln!(text, "{:indent$}{DIM}{}{DIM:#}", "", setting(key, value));
     }
     text
@@ -160,7 +170,11 @@ pub(super) fn report_text(report: &RunReport) -> String {
         report.instance,
         report.strategy,
         report.id,
-        if report.completeness == Some(Completeness::Partial) { ", partial: content is missing" } else { "" },
+        if report.completeness == Some(Completeness::Partial) {
+            ", partial: content is missing"
+        } else {
+            ""
+        },
     );
     if !report.sources.is_empty() {
         let mut table = Table::new(&["SOURCE", "TYPE", ">READ", ">STORED", ">TIME"]).indented(2);
@@ -198,7 +212,11 @@ pub(super) fn report_text(report: &RunReport) -> String {
             if !pruned.deleted.is_empty() {
                 let deleted = count(pruned.deleted.len() as u64, "snapshot");
                 let freed = ByteSize(pruned.freed_bytes);
-                let _ = writeln!(text, "  {DIM}{}: {deleted} pruned, {freed} freed{DIM:#}", storage.name);
+                let _ = writeln!(
+                    text,
+                    "  {DIM}{}: {deleted} pruned, {freed} freed{DIM:#}",
+                    storage.name
+                );
             }
             if let Some(problem) = &pruned.problem {
                 let _ = writeln!(text, "  {WARN}{}: not pruned:{WARN:#} {problem}", storage.name);
@@ -224,8 +242,10 @@ pub(super) fn report_text(report: &RunReport) -> String {
         let _ = writeln!(text, "  {BAD}error:{BAD:#} {error}");
     }
     if report.completeness.is_some() {
-        let rate = if report.seconds > 0.0 { report.plain_bytes as f64 / report.seconds } else { 0.0 };
-        let rate = format!("{}/s", ByteSize(rate as u64)).parse::<Rate>().map(|rate| rate.to_string());
+        let rate =
+            if report.seconds > 0.0 { report.plain_bytes as f64 / report.seconds } else { 0.0 };
+        let rate =
+            format!("{}/s", ByteSize(rate as u64)).parse::<Rate>().map(|rate| rate.to_string());
         let _ = writeln!(
             text,
             "  {DIM}{} read, {} stored, in {}{}{DIM:#}",

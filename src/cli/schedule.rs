@@ -33,7 +33,10 @@ fn load(setup: &Setup) -> anyhow::Result<Scheduled> {
     if let Some(wanted) = wanted {
         settings.find_instance(wanted)?;
     }
-    let chosen = settings.instances.iter().filter(|one| wanted.is_none_or(|wanted| wanted == one.name.as_str()));
+    let chosen = settings
+        .instances
+        .iter()
+        .filter(|one| wanted.is_none_or(|wanted| wanted == one.name.as_str()));
     // No display: what a scheduler has to say is in its log.
     let instances = chosen.map(|instance| LookedAfter {
         engine: setup.quiet_engine(&instance.state_dir),
@@ -63,7 +66,8 @@ pub(super) fn reload(setup: &Setup, printer: &Printer) -> anyhow::Result<Exit> {
             printer.document(&Asked { pid });
         } else {
             printer.text(&format!(
-                "The scheduler (process {pid}) reads its configuration again; its log says what came of it.\n"
+                "The scheduler (process {pid}) reads its configuration again; its log says what \
+                 came of it.\n"
             ));
         }
     }

@@ -1,4 +1,5 @@
-//! What commands need before they begin: the runtime, the log, the configuration, the storages, the keys.
+//! What commands need before they begin: the runtime, the log, the configuration, the storages, the
+//! keys.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -29,7 +30,8 @@ pub(super) struct Setup {
 /// Threads that may block: beyond so many, work waits for others to end.
 const MOST_THREADS: usize = 8_192;
 
-/// Runs an async command with the log on and signals watched. What a `scheduler` does stands in its log, on a terminal too.
+/// Runs an async command with the log on and signals watched. What a `scheduler` does stands in its
+/// log, on a terminal too.
 pub(super) fn with_runtime(
     global: &Global,
     scheduler: bool,
@@ -43,7 +45,8 @@ pub(super) fn with_runtime(
         .enable_all()
         .build()
         .context("Could not start the runtime")?;
-    let setup = Setup { global: global.clone(), environment: config::environment(), cancel: Cancel::new() };
+    let setup =
+        Setup { global: global.clone(), environment: config::environment(), cancel: Cancel::new() };
     let exit = runtime.block_on(async {
         watch_signals(&setup.cancel)?;
         command(&setup).await
@@ -87,17 +90,18 @@ fn start_log(global: &Global, scheduler: bool) {
         // They would be printed, and printing what cannot be printed panics.
         .log_internal_errors(false)
         .with_writer(|| LogWriter);
-    // A second call in one process changes nothing.
-    // What a scheduler says is read by machines where no terminal is: each line an object, with the run that it belongs to.
+    // A second call in one process changes nothing. What a scheduler says is read by machines where
+    // no terminal is: each line an object, with the run that it belongs to.
     let machine = global.json || (scheduler && !terminal);
-    let _ = if machine { builder.json().flatten_event(true).try_init() } else { builder.try_init() };
+    let _ =
+        if machine { builder.json().flatten_event(true).try_init() } else { builder.try_init() };
 }
 
 /// Which storages a reading command looks into.
 #[derive(Debug, Clone, Args)]
 pub(super) struct StorageArgs {
-    /// Look into this storage only: a name of the configuration, or, with no configuration at all, a path or
-    /// s3://bucket/prefix (endpoint, region and credentials as the AWS tools take them)
+    /// Look into this storage only: a name of the configuration, or, with no configuration at all,
+    /// a path or s3://bucket/prefix (endpoint, region and credentials as the AWS tools take them)
     #[arg(long, value_name = "STORAGE")]
     pub(super) storage: Option<String>,
 }
@@ -105,7 +109,8 @@ pub(super) struct StorageArgs {
 /// The keys that open encrypted snapshots.
 #[derive(Debug, Clone, Args)]
 pub(super) struct IdentityArgs {
-    /// File with the age identity (`age-keygen -o FILE`) that opens encrypted snapshots; may be repeated
+    /// File with the age identity (`age-keygen -o FILE`) that opens encrypted snapshots; may be
+    /// repeated
     #[arg(long, value_name = "FILE")]
     pub(super) identity_file: Vec<PathBuf>,
 }
@@ -114,9 +119,12 @@ impl IdentityArgs {
     pub(super) fn load(&self) -> anyhow::Result<Vec<Identity>> {
         let mut identities = Vec::new();
         for path in &self.identity_file {
-            let read =
-                || -> anyhow::Result<Vec<Identity>> { Ok(Identity::parse_file(&std::fs::read_to_string(path)?)?) };
-            identities.extend(read().with_context(|| format!("Could not use the identity file `{}`", path.display()))?);
+            let read = || -> anyhow::Result<Vec<Identity>> {
+                Ok(Identity::parse_file(&std::fs::read_to_string(path)?)?)
+            };
+            identities.extend(read().with_context(|| {
+                format!("Could not use the identity file `{}`", path.display())
+            })?);
         }
         Ok(identities)
     }
@@ -146,10 +154,14 @@ impl Reading {
             Some(Side { storage: storage.clone(), snapshot: copy.clone() })
         });
         usable.ok_or_else(|| {
-            let problem =
-                |copy: &Snapshot| copy.manifest.as_ref().err().map(|error| format!("in `{}`: {error}", copy.storage));
+            let problem = |copy: &Snapshot| {
+                copy.manifest.as_ref().err().map(|error| format!("in `{}`: {error}", copy.storage))
+            };
             let problems: Vec<String> = copies.iter().filter_map(problem).collect();
-            anyhow::anyhow!("No copy of `{wanted}` has a readable manifest: {}", problems.join("; "))
+            anyhow::anyhow!(
+                "No copy of `{wanted}` has a readable manifest: {}",
+                problems.join("; ")
+            )
         })
     }
 }
@@ -176,8 +188,12 @@ impl Deleting {
 
     /// The snapshots of the scope, in every storage that could be opened.
     pub(super) async fn list(&self) -> Listing {
-        let opened: Vec<OpenStorage> = self.storages.iter().filter_map(|open| open.as_ref().ok()).cloned().collect();
-        let selection = Selection { instance: Some(self.instance.name.clone()), strategy: self.strategy.clone() };
+        let opened: Vec<OpenStorage> =
+            self.storages.iter().filter_map(|open| open.as_ref().ok()).cloned().collect();
+        let selection = Selection {
+            instance: Some(self.instance.name.clone()),
+            strategy: self.strategy.clone(),
+        };
         engine::list(&self.engine, &opened, &selection).await
     }
 
@@ -195,7 +211,8 @@ pub(super) fn confirmed(question: &str) -> bool {
     let mut err = std::io::stderr().lock();
     let _ = write!(err, "{question} [y/N] ").and_then(|()| err.flush());
     let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer).is_ok() && matches!(answer.trim(), "y" | "Y" | "yes" | "Yes")
+    std::io::stdin().read_line(&mut answer).is_ok()
+        && matches!(answer.trim(), "y" | "Y" | "yes" | "Yes")
 }
 
 impl Setup {
@@ -224,12 +241,18 @@ impl Setup {
     /// The instance and strategy that `--strategy` means.
     pub(super) fn strategy(&self, strategy: &str) -> anyhow::Result<(Instance, Strategy)> {
         let settings = self.settings()?;
-        let (instance, strategy) = settings.find_strategy(strategy, self.global.instance.as_deref())?;
+        let (instance, strategy) =
+            settings.find_strategy(strategy, self.global.instance.as_deref())?;
         Ok((instance.clone(), strategy.clone()))
     }
 
-    /// What a command works on that deletes: the instance that is meant, and all of its storages, opened or with the reason why not.
-    pub(super) async fn deleting(&self, strategy: Option<&str>, storage: Option<&str>) -> anyhow::Result<Deleting> {
+    /// What a command works on that deletes: the instance that is meant, and all of its storages,
+    /// opened or with the reason why not.
+    pub(super) async fn deleting(
+        &self,
+        strategy: Option<&str>,
+        storage: Option<&str>,
+    ) -> anyhow::Result<Deleting> {
         let settings = self.settings()?;
         let instance = match strategy {
             Some(strategy) => settings.find_strategy(strategy, self.global.instance.as_deref())?.0,
@@ -237,7 +260,9 @@ impl Setup {
         };
         let instance = instance.clone();
         let storage = storage.map(parse_name).transpose()?;
-        if let Some(unknown) = storage.as_ref().filter(|name| !instance.storages.contains_key(*name)) {
+        if let Some(unknown) =
+            storage.as_ref().filter(|name| !instance.storages.contains_key(*name))
+        {
             return Err(no_storage(&instance, unknown.as_str()).into());
         }
         let (engine, display) = self.engine(&instance.state_dir);
@@ -251,7 +276,11 @@ impl Setup {
     }
 
     /// Opens what a reading command works on, with the configuration or without.
-    pub(super) async fn reading(&self, storage: &StorageArgs, strategy: Option<&str>) -> anyhow::Result<Reading> {
+    pub(super) async fn reading(
+        &self,
+        storage: &StorageArgs,
+        strategy: Option<&str>,
+    ) -> anyhow::Result<Reading> {
         if let Some(address) = storage.storage.as_deref().filter(|text| is_address(text)) {
             return self.reading_address(address, strategy).await;
         }
@@ -269,15 +298,30 @@ impl Setup {
             }
         }
         if storages.is_empty() {
-            return Err(no_storage(&instance, storage.storage.as_deref().unwrap_or_default()).into());
+            return Err(
+                no_storage(&instance, storage.storage.as_deref().unwrap_or_default()).into()
+            );
         }
-        let selection =
-            Selection { instance: Some(instance.name.clone()), strategy: strategy.map(parse_name).transpose()? };
-        Ok(Reading { engine, storages, selection, instance: Some(instance), display: Some(display) })
+        let selection = Selection {
+            instance: Some(instance.name.clone()),
+            strategy: strategy.map(parse_name).transpose()?,
+        };
+        Ok(Reading {
+            engine,
+            storages,
+            selection,
+            instance: Some(instance),
+            display: Some(display),
+        })
     }
 
-    /// Works on a storage by its address, as when the host is gone: no configuration, no local state.
-    async fn reading_address(&self, address: &str, strategy: Option<&str>) -> anyhow::Result<Reading> {
+    /// Works on a storage by its address, as when the host is gone: no configuration, no local
+    /// state.
+    async fn reading_address(
+        &self,
+        address: &str,
+        strategy: Option<&str>,
+    ) -> anyhow::Result<Reading> {
         let config = StorageConfig::from_address(address)?;
         let mut engine = Engine::stateless(self.environment.clone());
         engine.cancel = self.cancel.clone();
@@ -287,9 +331,10 @@ impl Setup {
         let instance = self.global.instance.as_deref().map(parse_name).transpose()?;
         let strategy = strategy.map(parse_name).transpose()?;
         if strategy.is_some() && instance.is_none() {
-            return Err(
-                UsageError("`--strategy` with the address of a storage needs `--instance` too".to_owned()).into()
-            );
+            return Err(UsageError(
+                "`--strategy` with the address of a storage needs `--instance` too".to_owned(),
+            )
+            .into());
         }
         let selection = Selection { instance, strategy };
         Ok(Reading { engine, storages, selection, instance: None, display: Some(display) })
@@ -303,22 +348,30 @@ pub(super) async fn open_storage(
     cancel: &Cancel,
 ) -> anyhow::Result<OpenStorage> {
     if is_address(text) {
-        return Ok(OpenStorage::open(&parse_name("storage")?, &StorageConfig::from_address(text)?, cancel).await?);
+        return Ok(OpenStorage::open(
+            &parse_name("storage")?,
+            &StorageConfig::from_address(text)?,
+            cancel,
+        )
+        .await?);
     }
-    let found = instance.and_then(|instance| instance.storages.iter().find(|(name, _)| name.as_str() == text));
+    let found = instance
+        .and_then(|instance| instance.storages.iter().find(|(name, _)| name.as_str() == text));
     match (found, instance) {
         (Some((name, config)), _) => Ok(OpenStorage::open(name, config, cancel).await?),
         (None, Some(instance)) => Err(no_storage(instance, text).into()),
-        (None, None) => {
-            Err(UsageError(format!("`{text}` is not the address of a storage: that has a `/` in it")).into())
-        }
+        (None, None) => Err(UsageError(format!(
+            "`{text}` is not the address of a storage: that has a `/` in it"
+        ))
+        .into()),
     }
 }
 
 fn no_storage(instance: &Instance, text: &str) -> UsageError {
     let known: Vec<&str> = instance.storages.keys().map(Name::as_str).collect();
     UsageError(format!(
-        "There is no storage `{text}` in the configuration; there is {}. An address has a `/` in it",
+        "There is no storage `{text}` in the configuration; there is {}. An address has a `/` in \
+         it",
         known.join(", ")
     ))
 }
@@ -333,16 +386,23 @@ pub(super) fn parse_name(text: &str) -> anyhow::Result<Name> {
 }
 
 /// The instance that is named, or the only one.
-pub(super) fn pick_instance<'a>(settings: &'a Settings, wanted: Option<&str>) -> anyhow::Result<&'a Instance> {
+pub(super) fn pick_instance<'a>(
+    settings: &'a Settings,
+    wanted: Option<&str>,
+) -> anyhow::Result<&'a Instance> {
     if let Some(wanted) = wanted {
         return Ok(settings.find_instance(wanted)?);
     }
     match settings.instances.as_slice() {
         [only] => Ok(only),
         several => {
-            let names: Vec<String> = several.iter().map(|instance| format!("`{}`", instance.name)).collect();
+            let names: Vec<String> =
+                several.iter().map(|instance| format!("`{}`", instance.name)).collect();
             let names = names.join(", ");
-            Err(UsageError(format!("Several instances are configured ({names}): choose one with `--instance`")).into())
+            Err(UsageError(format!(
+                "Several instances are configured ({names}): choose one with `--instance`"
+            ))
+            .into())
         }
     }
 }

@@ -19,8 +19,10 @@ pub(super) struct ShowArgs {
     /// Of this strategy
     #[arg(long, value_name = "NAME")]
     strategy: Option<String>,
-    /// List the files of its folders: all, or what a pattern like those of `exclude` matches; may be repeated
-    #[arg(long, value_name = "GLOB", num_args = 0..=1, default_missing_value = "**", value_parser = Pattern::new)]
+    /// List the files of its folders: all, or what a pattern like those of `exclude` matches; may
+    /// be repeated
+    #[arg(long, value_name = "GLOB", num_args = 0..=1, default_missing_value = "**",
+        value_parser = Pattern::new)]
     files: Option<Vec<Pattern>>,
     #[command(flatten)]
     storage: StorageArgs,
@@ -51,7 +53,8 @@ pub(super) async fn run(setup: &Setup, args: ShowArgs, printer: &Printer) -> any
     let copies = engine::find(&listing, &args.snapshot, None)?;
     let side = reading.copy(&listing, &args.snapshot)?;
     if let Some(patterns) = &args.files {
-        // The pattern that stands for none matches everything, and so would it together with others.
+        // The pattern that stands for none matches everything, and so would it together with
+        // others.
         return files::run(reading, &side, &identities, patterns, printer).await;
     }
     let Side { storage, snapshot } = &side;
@@ -63,7 +66,12 @@ pub(super) async fn run(setup: &Setup, args: ShowArgs, printer: &Printer) -> any
     let manifest = manifest.clone();
     drop(reading);
     if printer.is_json() {
-        printer.document(&Document { storages, manifest: &manifest, facts: facts.as_ref(), commands });
+        printer.document(&Document {
+            storages,
+            manifest: &manifest,
+            facts: facts.as_ref(),
+            commands,
+        });
     } else {
         let mut text = header(&manifest, &storages, now);
         text.push_str(&artifacts(&manifest, facts.as_ref()));
@@ -75,7 +83,8 @@ pub(super) async fn run(setup: &Setup, args: ShowArgs, printer: &Printer) -> any
 }
 
 fn header(manifest: &Manifest, storages: &[Name], now: chrono::DateTime<chrono::Utc>) -> String {
-    let mut text = format!("{BOLD}{}/{} {}{BOLD:#}\n", manifest.instance, manifest.strategy, manifest.id);
+    let mut text =
+        format!("{BOLD}{}/{} {}{BOLD:#}\n", manifest.instance, manifest.strategy, manifest.id);
     let storages: Vec<&str> = storages.iter().map(Name::as_str).collect();
     let completeness = match manifest.completeness {
         Completeness::Whole => "whole".to_owned(),
@@ -83,11 +92,25 @@ fn header(manifest: &Manifest, storages: &[Name], now: chrono::DateTime<chrono::
     };
     let took = (manifest.finished - manifest.started).num_seconds();
     let lines = [
-        ("taken", format!("{} ({}), in {}", time(manifest.started), age(manifest.started, now), seconds(took as f64))),
+        (
+            "taken",
+            format!(
+                "{} ({}), in {}",
+                time(manifest.started),
+                age(manifest.started, now),
+                seconds(took as f64)
+            ),
+        ),
         ("state", completeness),
         ("stored", format!("{} in {}", ByteSize(manifest.stored_bytes()), storages.join(", "))),
         ("encrypted", if manifest.is_encrypted() { "yes, with age" } else { "no" }.to_owned()),
-        ("written by", format!("{} {}, format {}", manifest.program.name, manifest.program.version, manifest.format)),
+        (
+            "written by",
+            format!(
+                "{} {}, format {}",
+                manifest.program.name, manifest.program.version, manifest.format
+            ),
+        ),
     ];
     for (name, value) in lines {
         let _ = writeln!(text, "  {DIM}{name:10}{DIM:#}  {value}");
@@ -98,11 +121,14 @@ fn header(manifest: &Manifest, storages: &[Name], now: chrono::DateTime<chrono::
 fn artifacts(manifest: &Manifest, facts: Option<&Facts>) -> String {
     let mut table = Table::new(&["ARTIFACT", ">PLAIN", ">STORED", "OBJECTS"]).indented(2);
     for artifact in &manifest.artifacts {
-        let plain = facts.and_then(|facts| facts.artifacts.iter().find(|known| known.name == artifact.name));
+        let plain = facts
+            .and_then(|facts| facts.artifacts.iter().find(|known| known.name == artifact.name));
         let keys: Vec<&str> = artifact.objects.iter().map(|object| object.key.as_str()).collect();
         table.row(vec![
             artifact.name.as_str().into(),
-            plain.map_or_else(|| "-".to_owned(), |plain| ByteSize(plain.plain_bytes).to_string()).into(),
+            plain
+                .map_or_else(|| "-".to_owned(), |plain| ByteSize(plain.plain_bytes).to_string())
+                .into(),
             ByteSize(artifact.stored_bytes()).to_string().into(),
             keys.join(" ").into(),
         ]);
@@ -131,16 +157,22 @@ fn facts_text(facts: Option<&Facts>) -> String {
                 serde_json::Value::Array(rows) if name == "tables" => {
                     for row in rows {
                         let schema = row.get("schema").and_then(serde_json::Value::as_str);
-                        let table = row.get("name").and_then(serde_json::Value::as_str).unwrap_or_default();
-                        let full = schema.map_or_else(|| table.to_owned(), |schema| format!("{schema}.{table}"));
+                        let table =
+                            row.get("name").and_then(serde_json::Value::as_str).unwrap_or_default();
+                        let full = schema
+                            .map_or_else(|| table.to_owned(), |schema| format!("{schema}.{table}"));
                         let rows = row.get("rows").filter(|rows| !rows.is_null());
-                        tables.row(vec![full.into(), rows.map_or_else(|| "-".to_owned(), ToString::to_string).into()]);
+                        tables.row(vec![
+                            full.into(),
+                            rows.map_or_else(|| "-".to_owned(), ToString::to_string).into(),
+                        ]);
                     }
                 }
                 // The version of the object, what there is none of, and what is told above.
                 serde_json::Value::Array(none) if none.is_empty() => {}
                 _ if name == "v" || name == "seconds" || value.is_null() => {}
-                value => lines.row(vec![Cell::styled(name.replace('_', " "), DIM), fact(name, value).into()]),
+                value => lines
+                    .row(vec![Cell::styled(name.replace('_', " "), DIM), fact(name, value).into()]),
             }
         }
         text.push_str(lines.render().split_once('\n').map(|(_, lines)| lines).unwrap_or_default());
@@ -153,7 +185,11 @@ fn facts_text(facts: Option<&Facts>) -> String {
         for warning in facts.warnings.kept() {
             let source = warning.source.as_deref().unwrap_or("-");
             let path = warning.path.as_ref().map(|path| format!("`{path}`: ")).unwrap_or_default();
-            let missing = if warning.missing { format!("  {BAD}content is missing{BAD:#}") } else { String::new() };
+            let missing = if warning.missing {
+                format!("  {BAD}content is missing{BAD:#}")
+            } else {
+                String::new()
+            };
             let _ = writeln!(text, "    {source}: {path}{}{missing}", warning.reason);
         }
     }
@@ -164,10 +200,14 @@ fn facts_text(facts: Option<&Facts>) -> String {
 fn fact(name: &str, value: &serde_json::Value) -> String {
     match value {
         serde_json::Value::String(text) => text.clone(),
-        serde_json::Value::Number(number) if name == "bytes" || name.ends_with("_bytes") || name == "page_size" => {
+        serde_json::Value::Number(number)
+            if name == "bytes" || name.ends_with("_bytes") || name == "page_size" =>
+        {
             number.as_u64().map_or_else(|| number.to_string(), |bytes| ByteSize(bytes).to_string())
         }
-        serde_json::Value::Array(items) => items.iter().map(|item| fact(name, item)).collect::<Vec<_>>().join(", "),
+        serde_json::Value::Array(items) => {
+            items.iter().map(|item| fact(name, item)).collect::<Vec<_>>().join(", ")
+        }
         // `{name, version}` of an extension.
         serde_json::Value::Object(fields) if fields.contains_key("name") => {
             fields.values().map(|value| fact(name, value)).collect::<Vec<_>>().join(" ")
@@ -183,8 +223,14 @@ fn fact(name: &str, value: &serde_json::Value) -> String {
     }
 }
 
-/// The commands that get each artifact back from `storage` without this program. `$KEY`, `$DATABASE` and `$DIR` stand for what only the operator knows.
-fn by_hand(storage: &OpenStorage, snapshot: &Snapshot, manifest: &Manifest, facts: Option<&Facts>) -> Vec<ByHand> {
+/// The commands that get each artifact back from `storage` without this program. `$KEY`,
+/// `$DATABASE` and `$DIR` stand for what only the operator knows.
+fn by_hand(
+    storage: &OpenStorage,
+    snapshot: &Snapshot,
+    manifest: &Manifest,
+    facts: Option<&Facts>,
+) -> Vec<ByHand> {
     let address = storage.storage.address();
     let folder = snapshot.folder();
     let fetch = |artifact: &Artifact| {
@@ -195,7 +241,11 @@ fn by_hand(storage: &OpenStorage, snapshot: &Snapshot, manifest: &Manifest, fact
             .collect();
         if address.starts_with("s3://") {
             let copies: Vec<String> = keys.iter().map(|key| format!("aws s3 cp {key} -")).collect();
-            if let [single] = copies.as_slice() { single.clone() } else { format!("({})", copies.join("; ")) }
+            if let [single] = copies.as_slice() {
+                single.clone()
+            } else {
+                format!("({})", copies.join("; "))
+            }
         } else {
             format!("cat {}", keys.join(" "))
         }
@@ -213,12 +263,14 @@ fn by_hand(storage: &OpenStorage, snapshot: &Snapshot, manifest: &Manifest, fact
 fn commands_text(commands: &[ByHand], manifest: &Manifest) -> String {
     let key = if manifest.is_encrypted() { "the identity file in $KEY, " } else { "" };
     let mut text = format!(
-        "\n  {BOLD}Without this program{BOLD:#}  {DIM}{key}the address of the database in $DATABASE, the folder in $DIR{DIM:#}\n"
+        "\n  {BOLD}Without this program{BOLD:#}  {DIM}{key}the address of the database in \
+         $DATABASE, the folder in $DIR{DIM:#}\n"
     );
     if commands.iter().any(|command| command.command.contains("aws s3 cp")) {
         let _ = writeln!(
             text,
-            "    {DIM}`aws` takes the store's address from $AWS_ENDPOINT_URL, its region from $AWS_REGION, the keys from $AWS_ACCESS_KEY_ID and $AWS_SECRET_ACCESS_KEY{DIM:#}"
+            "    {DIM}`aws` takes the store's address from $AWS_ENDPOINT_URL, its region from \
+             $AWS_REGION, the keys from $AWS_ACCESS_KEY_ID and $AWS_SECRET_ACCESS_KEY{DIM:#}"
         );
     }
     for command in commands {

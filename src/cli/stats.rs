@@ -23,7 +23,9 @@ pub(super) struct StatsArgs {
 pub(super) async fn run(setup: &Setup, args: StatsArgs, printer: &Printer) -> anyhow::Result<Exit> {
     let reading = setup.reading(&args.storage, args.strategy.as_deref()).await?;
     let listing = engine::list(&reading.engine, &reading.storages, &reading.selection).await;
-    let stats = engine::stats(&reading.engine, &reading.storages, &listing, reading.instance.as_ref()).await;
+    let stats =
+        engine::stats(&reading.engine, &reading.storages, &listing, reading.instance.as_ref())
+            .await;
     drop(reading);
     if printer.is_json() {
         printer.document(&stats);
@@ -67,12 +69,16 @@ fn text(stats: &Stats) -> String {
         row.extend(forecast(&place.forecast));
         places.row(row);
     }
-    let mut storages = Table::new(&["STORAGE", ">SNAPSHOTS TAKE", ">FREE", &month, &quarter, &year, "FULL"]);
+    let mut storages =
+        Table::new(&["STORAGE", ">SNAPSHOTS TAKE", ">FREE", &month, &quarter, &year, "FULL"]);
     for storage in &stats.storages {
         let mut row: Vec<Cell> = vec![
             storage.storage.as_str().into(),
             ByteSize(storage.stored_bytes).to_string().into(),
-            storage.free_bytes.map_or_else(|| "-".to_owned(), |bytes| ByteSize(bytes).to_string()).into(),
+            storage
+                .free_bytes
+                .map_or_else(|| "-".to_owned(), |bytes| ByteSize(bytes).to_string())
+                .into(),
         ];
         row.extend(forecast(&storage.forecast));
         row.push(match (storage.full_in_days, storage.free_bytes, storage.forecast.is_empty()) {
@@ -86,7 +92,8 @@ fn text(stats: &Stats) -> String {
         storages.row(row);
     }
     format!(
-        "{}\n{}{DIM}What will be is by the schedule, the retention and the growth as they are.{DIM:#}\n",
+        "{}\n{}{DIM}What will be is by the schedule, the retention and the growth as they \
+         are.{DIM:#}\n",
         places.render(),
         storages.render()
     )
@@ -96,7 +103,9 @@ fn forecast(forecast: &[Forecast]) -> impl Iterator<Item = Cell> {
     HORIZONS
         .map(|days| {
             let there = forecast.iter().find(|one| one.days == days);
-            there.map_or_else(|| "-".to_owned(), |one| ByteSize(one.stored_bytes).to_string()).into()
+            there
+                .map_or_else(|| "-".to_owned(), |one| ByteSize(one.stored_bytes).to_string())
+                .into()
         })
         .into_iter()
 }

@@ -19,7 +19,11 @@ pub(super) struct StatusArgs {
     strategy: Option<String>,
 }
 
-pub(super) async fn run(setup: &Setup, args: StatusArgs, printer: &Printer) -> anyhow::Result<Exit> {
+pub(super) async fn run(
+    setup: &Setup,
+    args: StatusArgs,
+    printer: &Printer,
+) -> anyhow::Result<Exit> {
     let settings = setup.settings()?;
     let wanted = setup.global.instance.as_deref();
     if let Some(strategy) = &args.strategy {
@@ -30,7 +34,11 @@ pub(super) async fn run(setup: &Setup, args: StatusArgs, printer: &Printer) -> a
     let (mut strategies, mut problems) = (Vec::new(), Vec::new());
     let mut now = None;
     let mut schedulers = Vec::new();
-    for instance in settings.instances.iter().filter(|one| wanted.is_none_or(|wanted| wanted == one.name.as_str())) {
+    for instance in settings
+        .instances
+        .iter()
+        .filter(|one| wanted.is_none_or(|wanted| wanted == one.name.as_str()))
+    {
         let engine = setup.quiet_engine(&instance.state_dir);
         engine::fill_status(&engine, instance).await;
         let status = engine::status(&engine, instance).await;
@@ -52,10 +60,15 @@ pub(super) async fn run(setup: &Setup, args: StatusArgs, printer: &Printer) -> a
                 Ok(Some(Scheduler { pid, is_here: true })) => {
                     format!("{DIM}The scheduler of {instance} is running (process {pid}).{DIM:#}")
                 }
-                Ok(Some(_)) => format!("{DIM}The scheduler of {instance} is running in another container.{DIM:#}"),
+                Ok(Some(_)) => format!(
+                    "{DIM}The scheduler of {instance} is running in another container.{DIM:#}"
+                ),
                 Ok(None) => format!("{DIM}No scheduler of {instance} is running here.{DIM:#}"),
                 Err(error) => {
-                    format!("{WARN}Whether a scheduler of {instance} is running is not known:{WARN:#} {error}")
+                    format!(
+                        "{WARN}Whether a scheduler of {instance} is running is not known:{WARN:#} \
+                         {error}"
+                    )
                 }
             };
             printer.note(&words);
@@ -66,11 +79,13 @@ pub(super) async fn run(setup: &Setup, args: StatusArgs, printer: &Printer) -> a
 
 fn text(status: &Status) -> String {
     let now = status.at;
-    let mut table = Table::new(&["STRATEGY", "STATE", "LAST SNAPSHOT", "LAST RUN", ">TOOK", ">STORED", "NEXT"]);
+    let mut table =
+        Table::new(&["STRATEGY", "STATE", "LAST SNAPSHOT", "LAST RUN", ">TOOK", ">STORED", "NEXT"]);
     for one in &status.strategies {
         // The storage that is furthest behind tells.
         let all = one.storages.iter().all(|storage| storage.newest_whole.is_some());
-        let newest = one.storages.iter().filter_map(|storage| storage.newest_whole).min().filter(|_| all);
+        let newest =
+            one.storages.iter().filter_map(|storage| storage.newest_whole).min().filter(|_| all);
         let took = one.last_committed.as_ref();
         table.row(vec![
             format!("{}/{}", one.instance, one.strategy).into(),
@@ -78,8 +93,12 @@ fn text(status: &Status) -> String {
             newest.map_or_else(|| Cell::styled("none", DIM), |at| age(at, now).into()),
             last_run(one, now),
             took.map_or_else(|| "-".to_owned(), |run| seconds(run.seconds)).into(),
-            took.map_or_else(|| "-".to_owned(), |run| ByteSize(run.stored_bytes).to_string()).into(),
-            one.next.map_or_else(|| Cell::styled("-", DIM), |next| next.format("%Y-%m-%d %H:%M").to_string().into()),
+            took.map_or_else(|| "-".to_owned(), |run| ByteSize(run.stored_bytes).to_string())
+                .into(),
+            one.next.map_or_else(
+                || Cell::styled("-", DIM),
+                |next| next.format("%Y-%m-%d %H:%M").to_string().into(),
+            ),
         ]);
     }
     let mut text = if table.is_empty() { "No strategies.\n".to_owned() } else { table.render() };
@@ -90,31 +109,50 @@ fn text(status: &Status) -> String {
         }
         if one.failures_in_a_row > 0 {
             let failures = count(one.failures_in_a_row, "run");
-            let error = one.last_run.as_ref().and_then(|run| run.error.as_deref()).unwrap_or_default();
-            let _ =
-                writeln!(text, "{WARN}{name}:{WARN:#} {failures} failed since the last snapshot; the last: {error}");
+            let error =
+                one.last_run.as_ref().and_then(|run| run.error.as_deref()).unwrap_or_default();
+            let _ = writeln!(
+                text,
+                "{WARN}{name}:{WARN:#} {failures} failed since the last snapshot; the last: {error}"
+            );
         }
-        if let Some(verified) = one.verified.as_ref().filter(|verified| verified.outcome == "failed") {
+        if let Some(verified) =
+            one.verified.as_ref().filter(|verified| verified.outcome == "failed")
+        {
             let problem = verified.problem.as_deref().unwrap_or_default();
             let _ = writeln!(text, "{WARN}{name}:{WARN:#} the last verification failed: {problem}");
         }
     }
-    for (one, drills) in status.strategies.iter().filter_map(|one| Some((one, one.drills.as_ref()?))) {
+    for (one, drills) in
+        status.strategies.iter().filter_map(|one| Some((one, one.drills.as_ref()?)))
+    {
         let passed = drills.last_passed.map_or_else(|| "never".to_owned(), |at| age(at, now));
-        let next = drills.next.map(|next| format!(", next {}", next.format("%Y-%m-%d %H:%M"))).unwrap_or_default();
+        let next = drills
+            .next
+            .map(|next| format!(", next {}", next.format("%Y-%m-%d %H:%M")))
+            .unwrap_or_default();
         let of_passed = drills.last.as_ref().filter(|last| last.verdict == "passed");
         let took = of_passed.and_then(|last| last.recovery_seconds).map(seconds);
         let took = took.map(|took| format!(", recovery in {took}")).unwrap_or_default();
-        let failed = (drills.verdict == Some(Verdict::Failed)).then_some(drills.last_judged).flatten();
-        let failed = failed.map(|at| format!("{BAD}last drill failed{BAD:#} {}, ", age(at, now))).unwrap_or_default();
+        let failed =
+            (drills.verdict == Some(Verdict::Failed)).then_some(drills.last_judged).flatten();
+        let failed = failed
+            .map(|at| format!("{BAD}last drill failed{BAD:#} {}, ", age(at, now)))
+            .unwrap_or_default();
         let name = format!("{}/{}", one.instance, one.strategy);
-        let _ = writeln!(text, "{DIM}{name}:{DIM:#} {failed}last drill that passed {passed}{took}{next}");
+        let _ = writeln!(
+            text,
+            "{DIM}{name}:{DIM:#} {failed}last drill that passed {passed}{took}{next}"
+        );
     }
     for problem in &status.problems {
         let _ = writeln!(text, "{BAD}not known:{BAD:#} {problem}");
     }
-    let well =
-        if status.ready { format!("{GOOD}All is fresh.{GOOD:#}") } else { format!("{BAD}Not all is fresh.{BAD:#}") };
+    let well = if status.ready {
+        format!("{GOOD}All is fresh.{GOOD:#}")
+    } else {
+        format!("{BAD}Not all is fresh.{BAD:#}")
+    };
     let _ = writeln!(text, "{BOLD}{well}{BOLD:#}  {DIM}Times are UTC.{DIM:#}");
     text
 }

@@ -32,10 +32,13 @@ pub(super) fn run(global: &Global, printer: &Printer) -> anyhow::Result<Exit> {
     let now = Clock::system().now();
     let wanted = global.instance.as_deref();
     let mut rows = Vec::new();
-    for instance in settings.instances.iter().filter(|one| wanted.is_none_or(|name| name == one.name.as_str())) {
+    for instance in
+        settings.instances.iter().filter(|one| wanted.is_none_or(|name| name == one.name.as_str()))
+    {
         for strategy in instance.strategies.values() {
             let schedule = strategy.schedule.as_ref();
-            let next = schedule.filter(|_| strategy.active).and_then(|schedule| schedule.next_after(now));
+            let next =
+                schedule.filter(|_| strategy.active).and_then(|schedule| schedule.next_after(now));
             rows.push(Row {
                 shown_next: next.map(|next| local_time(next, &strategy.timezone)),
                 instance: instance.name.clone(),
@@ -52,7 +55,8 @@ pub(super) fn run(global: &Global, printer: &Printer) -> anyhow::Result<Exit> {
         printer.document(&Document { strategies: rows });
         return Ok(Exit::Done);
     }
-    let mut table = Table::new(&["INSTANCE", "STRATEGY", "SCHEDULE", "NEXT", "SOURCES", "STORAGES"]);
+    let mut table =
+        Table::new(&["INSTANCE", "STRATEGY", "SCHEDULE", "NEXT", "SOURCES", "STORAGES"]);
     for row in &rows {
         let next = match (row.active, &row.shown_next) {
             (false, _) => Cell::styled("not active", DIM),

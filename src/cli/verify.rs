@@ -18,11 +18,13 @@ pub(super) struct VerifyArgs {
     /// This snapshot only: an id, the beginning or end of one, or `latest`
     #[arg(long, value_name = "ID")]
     snapshot: Option<String>,
-    /// Read every stored byte and hold it against its digest; with an identity, or where nothing is encrypted, decode it too
+    /// Read every stored byte and hold it against its digest; with an identity, or where nothing is
+    /// encrypted, decode it too
     #[arg(long)]
     read_data: bool,
     /// Read so many percent of the stored bytes, whole snapshots that are chosen by lot
-    #[arg(long, value_name = "PERCENT", conflicts_with = "read_data", value_parser = clap::value_parser!(u8).range(1..=100))]
+    #[arg(long, value_name = "PERCENT", conflicts_with = "read_data", value_parser =
+        clap::value_parser!(u8).range(1..=100))]
     read_data_percent: Option<u8>,
     #[command(flatten)]
     storage: StorageArgs,
@@ -30,7 +32,11 @@ pub(super) struct VerifyArgs {
     identities: IdentityArgs,
 }
 
-pub(super) async fn run(setup: &Setup, args: VerifyArgs, printer: &Printer) -> anyhow::Result<Exit> {
+pub(super) async fn run(
+    setup: &Setup,
+    args: VerifyArgs,
+    printer: &Printer,
+) -> anyhow::Result<Exit> {
     let identities = args.identities.load()?;
     let reading = setup.reading(&args.storage, args.strategy.as_deref()).await?;
     let mut listing = engine::list(&reading.engine, &reading.storages, &reading.selection).await;
@@ -43,7 +49,9 @@ pub(super) async fn run(setup: &Setup, args: VerifyArgs, printer: &Printer) -> a
         (false, Some(percent)) => ReadData::Percent(percent),
         (false, None) => ReadData::None,
     };
-    let report = engine::verify(&reading.engine, &reading.storages, &listing, read_data, &identities).await?;
+    let report =
+        engine::verify(&reading.engine, &reading.storages, &listing, read_data, &identities)
+            .await?;
     drop(reading);
     if printer.is_json() {
         printer.document(&report);
@@ -82,13 +90,18 @@ fn report_text(report: &VerifyReport) -> String {
             let _ = writeln!(text, "{BAD}{} in {}:{BAD:#} {problem}", verdict.id, verdict.storage);
         }
         for unread in &verdict.unread {
-            let _ = writeln!(text, "{BAD}{} in {}, not looked at:{BAD:#} {unread}", verdict.id, verdict.storage);
+            let _ = writeln!(
+                text,
+                "{BAD}{} in {}, not looked at:{BAD:#} {unread}",
+                verdict.id, verdict.storage
+            );
         }
     }
     for (storage, error) in &report.unlisted {
         let _ = writeln!(text, "{BAD}{storage} could not be listed:{BAD:#} {error}");
     }
-    let damaged = report.snapshots.iter().filter(|verdict| !verdict.problems.is_empty()).count() as u64;
+    let damaged =
+        report.snapshots.iter().filter(|verdict| !verdict.problems.is_empty()).count() as u64;
     if damaged > 0 {
         let _ = writeln!(text, "{BAD}{} damaged{BAD:#}", count(damaged, "snapshot"));
     } else if report.is_complete()
@@ -106,16 +119,24 @@ fn what_was_looked_at(report: &VerifyReport) -> Option<String> {
     let decoded = sound().all(|verdict| verdict.decoded);
     Some(match (read, decoded) {
         _ if all == 0 => return None,
-        (0, _) => "Manifests, presence and sizes were checked; `--read-data` reads every byte.".to_owned(),
+        (0, _) => {
+            "Manifests, presence and sizes were checked; `--read-data` reads every byte.".to_owned()
+        }
         (some, _) if some < all => {
-            format!("Every byte of {some} of {all} was read; of the others manifests, presence and sizes were checked.")
+            format!(
+                "Every byte of {some} of {all} was read; of the others manifests, presence and \
+                sizes were checked."
+            )
         }
         (_, true) => {
-            "Every byte was read, decoded, and held against the digests of what was stored and what was backed up."
+            "Every byte was read, decoded, and held against the digests of what was stored and \
+             what was backed up."
                 .to_owned()
         }
         (_, false) => {
-            "Every stored byte was read and held against its digest; with `--identity-file`, what is encrypted is decoded too.".to_owned()
+            "Every stored byte was read and held against its digest; with `--identity-file`, what \
+             is encrypted is decoded too."
+                .to_owned()
         }
     })
 }

@@ -1,7 +1,7 @@
 //! Walks a document along the schema and reports everything that does not fit, each with its place.
 //!
-//! Only what the schemas of this program use is understood. What is not understood here passes, and is
-//! found when the value is read into its type, without a place of its own.
+//! Only what the schemas of this program use is understood. What is not understood here passes, and
+//! is found when the value is read into its type, without a place of its own.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -37,7 +37,8 @@ pub(super) struct Place {
 
 impl Place {
     pub(super) fn child(&self, key: &str, at: usize) -> Self {
-        let bare = !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-');
+        let bare = !key.is_empty()
+            && key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-');
         let name = if bare { key.to_owned() } else { format!("{key:?}") };
         let dotted = if self.dotted.is_empty() { name } else { format!("{}.{name}", self.dotted) };
         let pointer = format!("{}/{}", self.pointer, key.replace('~', "~0").replace('/', "~1"));
@@ -45,7 +46,11 @@ impl Place {
     }
 
     pub(super) fn item(&self, index: usize, at: usize) -> Self {
-        Self { dotted: format!("{}[{index}]", self.dotted), pointer: format!("{}/{index}", self.pointer), at: Some(at) }
+        Self {
+            dotted: format!("{}[{index}]", self.dotted),
+            pointer: format!("{}/{index}", self.pointer),
+            at: Some(at),
+        }
     }
 }
 
@@ -57,9 +62,11 @@ pub(super) struct Check<'a> {
     /// The folder that files of secrets are relative to.
     base: &'a Path,
     pub problems: Vec<Problem>,
-    /// Values that must not be repeated in a message: all that came from the environment, and secrets.
+    /// Values that must not be repeated in a message: all that came from the environment, and
+    /// secrets.
     secrets: Vec<String>,
-    /// By JSON pointer, the strings as they were written that variables were put into, where those could be secret.
+    /// By JSON pointer, the strings as they were written that variables were put into, where those
+    /// could be secret.
     pub written: BTreeMap<String, String>,
     /// The dotted keys of secrets that are written in the file itself.
     pub bare_secrets: Vec<String>,
@@ -81,7 +88,8 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// Checks the whole document, puts variables into its strings, and replaces the files of secrets by the secrets.
+    /// Checks the whole document, puts variables into its strings, and replaces the files of
+    /// secrets by the secrets.
     pub(super) fn document(&mut self, document: &mut Node) {
         self.expand(document, &Place::default());
         let root = self.root;
@@ -100,14 +108,16 @@ impl<'a> Check<'a> {
         self.problems.push(Problem { at, key: place.dotted.clone(), message, hint });
     }
 
-    /// Short values are masked only where they are quoted: a message is not to be shredded by every `a` of it.
+    /// Short values are masked only where they are quoted: a message is not to be shredded by every
+    /// `a` of it.
     fn without_secrets(&self, mut message: String) -> String {
         for secret in &self.secrets {
             if secret.chars().count() >= 4 {
                 message = message.replace(secret.as_str(), "***");
             } else {
                 for quote in ['`', '"'] {
-                    message = message.replace(&format!("{quote}{secret}{quote}"), &format!("{quote}***{quote}"));
+                    message = message
+                        .replace(&format!("{quote}{secret}{quote}"), &format!("{quote}***{quote}"));
                 }
             }
         }
@@ -148,7 +158,9 @@ impl<'a> Check<'a> {
             return;
         }
         let found = self.problems.len();
-        if let Some(target) = schema.get("$ref").and_then(Json::as_str).and_then(|name| definition(self.root, name)) {
+        if let Some(target) =
+            schema.get("$ref").and_then(Json::as_str).and_then(|name| definition(self.root, name))
+        {
             self.value(node, target, place);
         }
         self.alternatives(node, schema, place);
@@ -182,7 +194,9 @@ impl<'a> Check<'a> {
 
     /// One of several: of tables told apart by a constant key, of words, or of whatever fits.
     fn alternatives(&mut self, node: &mut Node, schema: &Json, place: &Place) {
-        let Some(options) = schema.get("oneOf").or_else(|| schema.get("anyOf")).and_then(Json::as_array) else {
+        let Some(options) =
+            schema.get("oneOf").or_else(|| schema.get("anyOf")).and_then(Json::as_array)
+        else {
             if let Some(words) = words(schema) {
                 self.word(node, &words, place);
             }
@@ -228,13 +242,14 @@ impl<'a> Check<'a> {
             self.word(node, &all.concat(), place);
             return;
         }
-        // Of several shapes the first that fits; where none does, what is wrong with the first of this type is told.
+        // Of several shapes the first that fits; where none does, what is wrong with the first of
+        // this type is told.
         let before = self.problems.len();
         let mut told: Option<Vec<Problem>> = None;
         for option in options {
             let mut attempt = node.clone();
-            let fits_type =
-                types(self.resolved(option)).is_none_or(|types| types.iter().any(|name| is_type(node, name)));
+            let fits_type = types(self.resolved(option))
+                .is_none_or(|types| types.iter().any(|name| is_type(node, name)));
             self.value(&mut attempt, option, place);
             let wrong = self.problems.split_off(before);
             if wrong.is_empty() {
@@ -248,8 +263,11 @@ impl<'a> Check<'a> {
         match told {
             Some(wrong) => self.problems.extend(wrong),
             None => {
-                let expected: Vec<&str> =
-                    options.iter().filter_map(|option| types(self.resolved(option))).flatten().collect();
+                let expected: Vec<&str> = options
+                    .iter()
+                    .filter_map(|option| types(self.resolved(option)))
+                    .flatten()
+                    .collect();
                 self.wrong_type(node, &expected, place);
             }
         }
@@ -259,7 +277,8 @@ impl<'a> Check<'a> {
     where
         'a: 's,
     {
-        let target = schema.get("$ref").and_then(Json::as_str).and_then(|name| definition(self.root, name));
+        let target =
+            schema.get("$ref").and_then(Json::as_str).and_then(|name| definition(self.root, name));
         target.unwrap_or(schema)
     }
 
@@ -271,7 +290,12 @@ impl<'a> Check<'a> {
                 let list = words.join("`, `");
                 let near = super::error::nearest(text, words.iter().copied());
                 let hint = near.map(|near| format!("did you mean `{near}`?"));
-                self.problem(place, Some(node.at), format!("`{text}` is not one of `{list}`"), hint);
+                self.problem(
+                    place,
+                    Some(node.at),
+                    format!("`{text}` is not one of `{list}`"),
+                    hint,
+                );
             }
             _ => self.wrong_type(node, &["string"], place),
         }
@@ -301,13 +325,16 @@ impl<'a> Check<'a> {
             Value::Unknown => return,
         };
         let hint = match (expected, &node.value) {
-            (["boolean"], Value::String(text)) if text == "true" || text == "false" => Some("write it without quotes"),
+            (["boolean"], Value::String(text)) if text == "true" || text == "false" => {
+                Some("write it without quotes")
+            }
             (["integer" | "number"], Value::String(text)) if text.parse::<f64>().is_ok() => {
                 Some("write it without quotes")
             }
-            (["string"], Value::Integer(_) | Value::Float(_) | Value::Boolean(_) | Value::Datetime) => {
-                Some("write it in quotes")
-            }
+            (
+                ["string"],
+                Value::Integer(_) | Value::Float(_) | Value::Boolean(_) | Value::Datetime,
+            ) => Some("write it in quotes"),
             (["array"], Value::String(_)) => Some("write it in brackets: `[\"…\"]`"),
             _ => None,
         };
@@ -324,14 +351,17 @@ impl<'a> Check<'a> {
             self.secrets.push(text.clone());
         }
         match &node.written {
-            // What has a form of its own masks itself (a secret, an address), or could not be a secret (a duration, a public key).
+            // What has a form of its own masks itself (a secret, an address), or could not be a
+            // secret (a duration, a public key).
             Some(_) if schema.get("format").or_else(|| schema.get("pattern")).is_some() => {}
             Some(written) => {
                 self.written.insert(place.pointer.clone(), written.clone());
             }
             None => {
-                let with_password =
-                    || DatabaseUrl::try_from(text.clone()).is_ok_and(|url| url.masked().contains("***"));
+                let with_password = || {
+                    DatabaseUrl::try_from(text.clone())
+                        .is_ok_and(|url| url.masked().contains("***"))
+                };
                 if is_secret(schema) || is_address && with_password() {
                     self.bare_secrets.push(place.dotted.clone());
                 }
@@ -344,13 +374,20 @@ impl<'a> Check<'a> {
             return;
         }
         let least = schema.get("minLength").and_then(Json::as_u64).unwrap_or(0);
-        // An empty path would mean the folder of the configuration file, and an empty secret is none.
+        // An empty path would mean the folder of the configuration file, and an empty secret is
+        // none.
         let last = place.pointer.rsplit('/').next().unwrap_or_default();
-        let never_empty = is_secret(schema) || ["path", "dir", "file"].iter().any(|end| last.ends_with(end));
+        let never_empty =
+            is_secret(schema) || ["path", "dir", "file"].iter().any(|end| last.ends_with(end));
         if text.is_empty() && (least > 0 || never_empty) {
             self.problem(place, Some(node.at), "Empty: expected a value", None);
         } else if (text.chars().count() as u64) < least {
-            self.problem(place, Some(node.at), format!("Too short: expected at least {least} characters"), None);
+            self.problem(
+                place,
+                Some(node.at),
+                format!("Too short: expected at least {least} characters"),
+                None,
+            );
         }
     }
 
@@ -409,7 +446,13 @@ impl<'a> Check<'a> {
         if (entries.len() as u64) < least {
             self.problem(place, place.at, at_least("entry", "entries", least), None);
         }
-        for required in schema.get("required").and_then(Json::as_array).into_iter().flatten().filter_map(Json::as_str) {
+        for required in schema
+            .get("required")
+            .and_then(Json::as_array)
+            .into_iter()
+            .flatten()
+            .filter_map(Json::as_str)
+        {
             if entries.iter().all(|entry| entry.key != required) {
                 let hint = properties
                     .get(required)
@@ -438,8 +481,11 @@ impl<'a> Check<'a> {
     }
 
     fn unknown_key(&mut self, key: &str, properties: &Map<String, Json>, place: &Place) {
-        let files: Vec<String> =
-            properties.iter().filter(|(_, schema)| is_secret(schema)).map(|(name, _)| file_key(name)).collect();
+        let files: Vec<String> = properties
+            .iter()
+            .filter(|(_, schema)| is_secret(schema))
+            .map(|(name, _)| file_key(name))
+            .collect();
         let known = properties.keys().map(String::as_str).chain(files.iter().map(String::as_str));
         match elsewhere(key) {
             Some(hint) => self.problem(place, place.at, "Unknown key", Some(hint.to_owned())),
@@ -455,12 +501,18 @@ impl<'a> Check<'a> {
             if properties.contains_key(&file) {
                 continue;
             }
-            let Some(position) = entries.iter().position(|entry| entry.key == file) else { continue };
+            let Some(position) = entries.iter().position(|entry| entry.key == file) else {
+                continue;
+            };
             let both = entries.iter().any(|entry| entry.key == *secret);
-            // The entry stays in its place, so that the table is not empty nor the key missing because of an error here.
+            // The entry stays in its place, so that the table is not empty nor the key missing
+            // because of an error here.
             let Some(entry) = entries.get_mut(position) else { continue };
-            let (at, here, written) =
-                (entry.node.at, place.child(&file, entry.at), entry.node.as_str().map(str::to_owned));
+            let (at, here, written) = (
+                entry.node.at,
+                place.child(&file, entry.at),
+                entry.node.as_str().map(str::to_owned),
+            );
             let content = match &entry.node.value {
                 Value::String(name) if name.is_empty() => {
                     self.problem(&here, Some(at), "Empty: expected a value", None);
@@ -495,11 +547,14 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// Notes a file of a secret that every user of this machine can read. Under `/run` the machine's own tools put them, for one container.
+    /// Notes a file of a secret that every user of this machine can read. Under `/run` the
+    /// machine's own tools put them, for one container.
     fn note_permissions(&mut self, path: &Path) {
         if is_open(path) && !path.starts_with("/run") && !path.starts_with("/var/run") {
-            self.notes
-                .push(format!("Every user of this machine can read `{}`: `chmod o-r` takes that away", path.display()));
+            self.notes.push(format!(
+                "Every user of this machine can read `{}`: `chmod o-r` takes that away",
+                path.display()
+            ));
         }
     }
 
@@ -507,7 +562,8 @@ impl<'a> Check<'a> {
     pub(super) fn note_bare_secrets(&mut self, file: &Path) {
         if !self.bare_secrets.is_empty() && is_open(file) {
             self.notes.push(format!(
-                "Every user of this machine can read `{}`, which holds a secret (`{}`): `chmod o-r` takes that away, and `*_file` keeps the secret elsewhere",
+                "Every user of this machine can read `{}`, which holds a secret (`{}`): `chmod \
+                 o-r` takes that away, and `*_file` keeps the secret elsewhere",
                 file.display(),
                 self.bare_secrets.join("`, `"),
             ));
@@ -526,7 +582,8 @@ fn elsewhere(key: &str) -> Option<&'static str> {
     match key {
         "drill" => Some("it belongs to a strategy: `[strategies.NAME.drill]`"),
         "identity" | "identity_file" | "identities" => Some(
-            "private keys stay off this host; pass `--identity-file` where one is needed. Only a drill has one of its own: `[strategies.NAME.drill]`",
+            "private keys stay off this host; pass `--identity-file` where one is needed. Only a \
+             drill has one of its own: `[strategies.NAME.drill]`",
         ),
         _ => None,
     }

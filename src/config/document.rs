@@ -12,7 +12,8 @@ pub(super) struct Node {
     pub value: Value,
     /// Where it begins, in bytes of the text.
     pub at: usize,
-    /// The string as it was written, when environment variables were put into it, or a secret from a file in its place.
+    /// The string as it was written, when environment variables were put into it, or a secret from
+    /// a file in its place.
     pub written: Option<String>,
 }
 
@@ -100,9 +101,13 @@ pub(super) fn parse(file: &Path, text: &str) -> Result<Node, Vec<ConfigError>> {
         return Err(errors
             .into_iter()
             .map(|error| {
-                // Only the message: the error's own print repeats the line, which may hold a secret.
-                let mut wrong =
-                    ConfigError::of_file(file, format!("Not TOML: {}", error.message().trim_end_matches('.')), None);
+                // Only the message: the error's own print repeats the line, which may hold a
+                // secret.
+                let mut wrong = ConfigError::of_file(
+                    file,
+                    format!("Not TOML: {}", error.message().trim_end_matches('.')),
+                    None,
+                );
                 if let Some(span) = error.span() {
                     let (line, column) = place(text, span.start);
                     (wrong.line, wrong.column) = (Some(line), Some(column));
@@ -126,7 +131,11 @@ pub(super) fn place(text: &str, at: usize) -> (usize, usize) {
 fn table(table: DeTable<'_>) -> Value {
     let mut entries: Vec<Entry> = table
         .into_iter()
-        .map(|(key, value)| Entry { at: key.span().start, key: key.into_inner().into_owned(), node: node(value) })
+        .map(|(key, value)| Entry {
+            at: key.span().start,
+            key: key.into_inner().into_owned(),
+            node: node(value),
+        })
         .collect();
     entries.sort_by_key(|entry| entry.at);
     Value::Table(entries)
@@ -142,7 +151,9 @@ fn node(value: Spanned<DeValue<'_>>) -> Node {
             // Beyond any setting; as infinity it is refused where it stands, in words.
             Err(_) => Value::Float(f64::INFINITY),
         },
-        DeValue::Float(number) => number.as_str().parse().map_or(Value::Float(f64::NAN), Value::Float),
+        DeValue::Float(number) => {
+            number.as_str().parse().map_or(Value::Float(f64::NAN), Value::Float)
+        }
         DeValue::Boolean(yes) => Value::Boolean(yes),
         DeValue::Datetime(_) => Value::Datetime,
         DeValue::Array(items) => Value::Array(items.into_iter().map(node).collect()),

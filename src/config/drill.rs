@@ -1,4 +1,5 @@
-//! Drills: when a strategy's snapshots are rehearsed, where to, and what is looked at besides what is always looked at.
+//! Drills: when a strategy's snapshots are rehearsed, where to, and what is looked at besides what
+//! is always looked at.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -16,15 +17,17 @@ use crate::source::postgres::ScratchServer;
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct DrillTable {
-    /// When, as a cron line in the time zone of the strategy. Without it, by hand only: `backup drill --strategy NAME`.
+    /// When, as a cron line in the time zone of the strategy. Without it, by hand only:
+    /// `backup drill --strategy NAME`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "cron"))]
     pub schedule: Option<String>,
-    /// The storage that is read. Unless set, the first of the strategy's storages that is not on this machine, else the first.
+    /// The storage that is read. Unless set, the first of the strategy's storages that is not on
+    /// this machine, else the first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage: Option<Name>,
-    /// The file of the key that opens what is encrypted. Who only takes backups needs none; a drill needs one, and may run elsewhere, with a
-    /// configuration of its own.
+    /// The file of the key that opens what is encrypted. Who only takes backups needs none; a drill
+    /// needs one, and may run elsewhere, with a configuration of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub identity_file: Option<PathBuf>,
     /// The folder that scratch folders are made in. Unless set, the instance's `work_dir`.
@@ -37,13 +40,16 @@ pub(super) struct DrillTable {
     #[serde(default = "twelve_hours")]
     #[schemars(with = "Span", extend("default" = "12h"))]
     pub timeout: Span,
-    /// How long getting everything back may take (the recovery time objective). A drill that takes longer fails.
+    /// How long getting everything back may take (the recovery time objective). A drill that takes
+    /// longer fails.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rto: Option<Span>,
-    /// How old the newest data that can be got back may be (the recovery point objective). A drill that finds it older fails.
+    /// How old the newest data that can be got back may be (the recovery point objective). A drill
+    /// that finds it older fails.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rpo: Option<Span>,
-    /// Where PostgreSQL databases are restored to. Unless set, to a cluster that the drill starts for itself and removes again.
+    /// Where PostgreSQL databases are restored to. Unless set, to a cluster that the drill starts
+    /// for itself and removes again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub postgres: Option<ScratchServer>,
     /// What is looked at besides what always is: digests, rows, counts, each file.
@@ -88,10 +94,17 @@ impl Drill {
         self.table.is_some()
     }
 
-    /// As the table says, paths counted from `base`; with the defaults where there is none. `storage` is read unless the table names one.
-    pub(super) fn new(table: Option<DrillTable>, schedule: Option<Schedule>, storage: Name, base: &Path) -> Self {
+    /// As the table says, paths counted from `base`; with the defaults where there is none.
+    /// `storage` is read unless the table names one.
+    pub(super) fn new(
+        table: Option<DrillTable>,
+        schedule: Option<Schedule>,
+        storage: Name,
+        base: &Path,
+    ) -> Self {
         let absolute = |path: &PathBuf| crate::model::counted_from(base, path);
-        let mut postgres = table.as_ref().and_then(|table| table.postgres.clone()).unwrap_or_default();
+        let mut postgres =
+            table.as_ref().and_then(|table| table.postgres.clone()).unwrap_or_default();
         postgres.resolve(base);
         let of = table.as_ref();
         Self {
@@ -187,8 +200,9 @@ pub struct ReferencesCheck {
     pub name: Option<String>,
     /// The database source.
     pub source: Name,
-    /// One statement with a column `path`, the path of a file from the folder; and, where it is known, `size` in bytes, and `sha256` in hexadecimal
-    /// digits or as bytes. Each row names a file that must be there.
+    /// One statement with a column `path`, the path of a file from the folder; and, where it is
+    /// known, `size` in bytes, and `sha256` in hexadecimal digits or as bytes. Each row names a
+    /// file that must be there.
     #[schemars(length(min = 1))]
     pub query: String,
     /// The directory source that must have them.
@@ -246,8 +260,9 @@ pub struct CommandCheck {
     /// What it shows, in words for the report. Unless set, the program.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// The program and its arguments, without a shell. Where things were restored to is in its environment, by source:
-    /// `HOLDFAST_DB_URL`, `HOLDFAST_UPLOADS_PATH`. When it ends with an exit status other than 0, the backup is bad.
+    /// The program and its arguments, without a shell. Where things were restored to is in its
+    /// environment, by source: `HOLDFAST_DB_URL`, `HOLDFAST_UPLOADS_PATH`. When it ends with an
+    /// exit status other than 0, the backup is bad.
     #[schemars(length(min = 1))]
     pub command: Vec<String>,
     /// How long it may take.

@@ -14,7 +14,8 @@ pub struct ConfigError {
     pub line: Option<usize>,
     /// The column, in characters from 1, where it can be told.
     pub column: Option<usize>,
-    /// The dotted key, such as `strategies.daily.schedule`; empty when it is about the file as a whole.
+    /// The dotted key, such as `strategies.daily.schedule`; empty when it is about the file as a
+    /// whole.
     pub key: String,
     /// What is wrong. It never repeats a secret.
     pub message: String,
@@ -25,7 +26,14 @@ pub struct ConfigError {
 impl ConfigError {
     /// About a file or folder as a whole.
     pub(super) fn of_file(file: &Path, message: impl Into<String>, hint: Option<String>) -> Self {
-        Self { file: file.to_owned(), line: None, column: None, key: String::new(), message: message.into(), hint }
+        Self {
+            file: file.to_owned(),
+            line: None,
+            column: None,
+            key: String::new(),
+            message: message.into(),
+            hint,
+        }
     }
 }
 
@@ -71,7 +79,8 @@ pub enum FindError {
         known: Vec<String>,
     },
     /// More than one instance has it.
-    #[error("The strategy `{name}` is in several instances: `{}`. Say which with `--instance`", .instances.join("`, `"))]
+    #[error("The strategy `{name}` is in several instances: `{}`. Say which with `--instance`",
+        .instances.join("`, `"))]
     Ambiguous {
         /// What was asked for.
         name: String,
@@ -80,7 +89,8 @@ pub enum FindError {
     },
     /// It is there, and cannot be run.
     #[error(
-        "The strategy `{name}` has no `sources` in this configuration, which only prunes, lists, verifies and restores it. Run it where its sources are configured, or list them here"
+        "The strategy `{name}` has no `sources` in this configuration, which only prunes, lists, \
+         verifies and restores it. Run it where its sources are configured, or list them here"
     )]
     PruneOnly {
         /// What was asked for.
@@ -107,8 +117,12 @@ pub(super) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) 
     let lower = word.to_lowercase();
     known
         .into_iter()
-        .map(|candidate| (strsim::damerau_levenshtein(&lower, &candidate.to_lowercase()), candidate))
-        .filter(|(distance, candidate)| *distance <= (candidate.chars().count().min(lower.chars().count()) / 3).max(1))
+        .map(|candidate| {
+            (strsim::damerau_levenshtein(&lower, &candidate.to_lowercase()), candidate)
+        })
+        .filter(|(distance, candidate)| {
+            *distance <= (candidate.chars().count().min(lower.chars().count()) / 3).max(1)
+        })
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
 }

@@ -1,4 +1,5 @@
-//! The formats of the schema that are this program's own: each is checked by the type that reads it.
+//! The formats of the schema that are this program's own: each is checked by the type that reads
+//! it.
 
 use std::net::SocketAddr;
 use std::str::FromStr;
@@ -22,7 +23,8 @@ impl Wrong {
     }
 }
 
-/// Checks a value that may have a format. Values of a type that the format is not about pass: their type is checked elsewhere.
+/// Checks a value that may have a format. Values of a type that the format is not about pass: their
+/// type is checked elsewhere.
 pub(super) fn check(format: &str, value: &Value) -> Result<(), Wrong> {
     match (format, value) {
         ("span", Value::String(text)) => reads::<Span>(text),
@@ -36,20 +38,35 @@ pub(super) fn check(format: &str, value: &Value) -> Result<(), Wrong> {
             message: "A number alone is not a rate".to_owned(),
             hint: Some("give it a unit, in quotes: `\"50MiB/s\"`".to_owned()),
         }),
-        ("count", Value::Integer(number)) => Count::try_from(*number).map(|_| ()).map_err(|error| Wrong::new(&error)),
+        ("count", Value::Integer(number)) => {
+            Count::try_from(*number).map(|_| ()).map_err(|error| Wrong::new(&error))
+        }
         ("count", Value::String(text)) => reads::<Count>(text),
         ("period", Value::String(text)) => reads::<Period>(text),
-        ("cron", Value::String(text)) => {
-            schedule::Schedule::new(text, chrono_tz::UTC).map(|_| ()).map_err(|error| Wrong::new(&error))
+        ("cron", Value::String(text)) => schedule::Schedule::new(text, chrono_tz::UTC)
+            .map(|_| ())
+            .map_err(|error| Wrong::new(&error)),
+        ("time-zone", Value::String(text)) => {
+            schedule::timezone(text).map(|_| ()).map_err(|error| Wrong {
+                message: error.to_string(),
+                hint: nearest(text, schedule::timezones()).map(|near| {
+                    format!(
+                        "did you mean \
+                `{near}`?"
+                    )
+                }),
+            })
         }
-        ("time-zone", Value::String(text)) => schedule::timezone(text).map(|_| ()).map_err(|error| Wrong {
-            message: error.to_string(),
-            hint: nearest(text, schedule::timezones()).map(|near| format!("did you mean `{near}`?")),
-        }),
-        ("listen-address", Value::String(text)) => text.parse::<SocketAddr>().map(|_| ()).map_err(|_| Wrong {
-            message: format!("`{text}` is not an address and a port"),
-            hint: Some("write it like `127.0.0.1:8484`, `0.0.0.0:8484` (every interface) or `[::1]:8484`".to_owned()),
-        }),
+        ("listen-address", Value::String(text)) => {
+            text.parse::<SocketAddr>().map(|_| ()).map_err(|_| Wrong {
+                message: format!("`{text}` is not an address and a port"),
+                hint: Some(
+                    "write it like `127.0.0.1:8484`, `0.0.0.0:8484` (every interface) or \
+                `[::1]:8484`"
+                        .to_owned(),
+                ),
+            })
+        }
         ("recipient", Value::String(text)) => recipient(text),
         // Its errors do not repeat the text.
         ("uri", Value::String(text)) => {
@@ -72,11 +89,17 @@ fn recipient(text: &str) -> Result<(), Wrong> {
     if text.to_ascii_uppercase().starts_with("AGE-SECRET-KEY-") {
         return Err(Wrong {
             message: "This is a private key, which does not belong on this host".to_owned(),
-            hint: Some("put its public key here (`age-keygen -y FILE` prints it), and regard the private key as known to others".to_owned()),
+            hint: Some(
+                "put its public key here (`age-keygen -y FILE` prints it), and regard the \
+                private key as known to others"
+                    .to_owned(),
+            ),
         });
     }
     text.parse::<Recipient>().map(|_| ()).map_err(|_| Wrong {
         message: "Not a public key of age".to_owned(),
-        hint: Some("expected a form like `age1…`, 62 characters, as `age-keygen` prints it".to_owned()),
+        hint: Some(
+            "expected a form like `age1…`, 62 characters, as `age-keygen` prints it".to_owned(),
+        ),
     })
 }

@@ -3,11 +3,13 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// What is started when. Each is a program with its arguments, started without a shell, with the facts of the run in its environment.
+/// What is started when. Each is a program with its arguments, started without a shell, with the
+/// facts of the run in its environment.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Hooks {
-    /// Started before: the program and its arguments, without a shell. When it fails, nothing is dumped.
+    /// Started before: the program and its arguments, without a shell. When it fails, nothing is
+    /// dumped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1))]
     pub before: Option<Vec<String>>,

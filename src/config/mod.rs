@@ -1,14 +1,16 @@
 //! The configuration: TOML files and the environment, to validated instances and strategies.
 //!
-//! This room knows how a configuration is written, and reports everything that is wrong with it at once, with file, line, column and
-//! key. What a source, storage, notifier or compression can be told belongs to their rooms: their types give the schema, the checks
-//! and the reference of their part. It is the door to the environment, and looks at no system that is configured: that is
+//! This room knows how a configuration is written, and reports everything that is wrong with it at
+//! once, with file, line, column and key. What a source, storage, notifier or compression can be
+//! told belongs to their rooms: their types give the schema, the checks and the reference of their
+//! part. It is the door to the environment, and looks at no system that is configured: that is
 //! `backup check`.
 //!
-//! One way through: the text becomes a tree with places (`document`), variables and secrets are put in (`values`), the tree is
-//! walked along the JSON Schema of the types (`check`, `format`), what only the whole can tell is checked (what retention comes to on a
-//! schedule by `on_schedule`), and then it is read into its types (`resolve`). What works and is rarely meant is told by `advice`. To add a setting: a field in `file` (of a drill
-//! in `drill`), with its comment, and here.
+//! One way through: the text becomes a tree with places (`document`), variables and secrets are put
+//! in (`values`), the tree is walked along the JSON Schema of the types (`check`, `format`), what
+//! only the whole can tell is checked (what retention comes to on a schedule by `on_schedule`), and
+//! then it is read into its types (`resolve`). What works and is rarely meant is told by `advice`.
+//! To add a setting: a field in `file` (of a drill in `drill`), with its comment, and here.
 
 mod advice;
 mod check;
@@ -32,7 +34,8 @@ use chrono_tz::Tz;
 use serde_json::{Value, json};
 
 pub use drill::{
-    CommandCheck, Drill, DrillCheck, FileCheck, Measure, Parses, QueryCheck, ReferencesCheck, ShrinkCheck,
+    CommandCheck, Drill, DrillCheck, FileCheck, Measure, Parses, QueryCheck, ReferencesCheck,
+    ShrinkCheck,
 };
 pub use error::{ConfigError, ConfigErrors, FindError};
 pub use hooks::Hooks;
@@ -86,7 +89,8 @@ pub struct Instance {
     pub source_hooks: BTreeMap<Name, Hooks>,
     /// Where snapshots are kept.
     pub storages: BTreeMap<Name, StorageConfig>,
-    /// What each of the storages says of retention; [`Instance::rules`] puts it together with what a strategy says.
+    /// What each of the storages says of retention; [`Instance::rules`] puts it together with what
+    /// a strategy says.
     pub storage_rules: BTreeMap<Name, StorageRules>,
     /// Who can read what is stored; everyone who can read the storage, where it is none.
     pub encryption: Option<Encryption>,
@@ -138,15 +142,17 @@ pub struct Strategy {
     pub jitter: Option<Span>,
     /// The zone of the schedule, and of the periods of the retention.
     pub timezone: Tz,
-    /// The sources, in the order they are taken; each once, all of them in [`Instance::sources`]. Where there are none, the strategy
-    /// cannot be run ([`Strategy::check_runnable`]): this configuration prunes, lists, verifies and restores what another backs up.
+    /// The sources, in the order they are taken; each once, all of them in [`Instance::sources`].
+    /// Where there are none, the strategy cannot be run ([`Strategy::check_runnable`]): this
+    /// configuration prunes, lists, verifies and restores what another backs up.
     pub sources: Vec<Name>,
     /// The storages; at least one, each once, all of them in [`Instance::storages`].
     pub storages: Vec<Name>,
-    /// What is kept, unless a storage says otherwise; everything, where it is none. What holds on a storage, [`Instance::rules`] says.
+    /// What is kept, unless a storage says otherwise; everything, where it is none. What holds on a
+    /// storage, [`Instance::rules`] says.
     pub retention: Option<Policy>,
-    /// The most that one pruning deletes unless it is forced, in percent of a storage's snapshots of this strategy, 1 to 100, unless a
-    /// storage says otherwise.
+    /// The most that one pruning deletes unless it is forced, in percent of a storage's snapshots
+    /// of this strategy, 1 to 100, unless a storage says otherwise.
     pub max_delete_percent: u8,
     /// A run that takes longer is cancelled; more than 0.
     pub timeout: Option<Span>,
@@ -191,8 +197,8 @@ impl Default for Locations {
     }
 }
 
-/// Reads the configuration: the file or folder `config`, else the one that the variable `BACKUP_CONFIG` names, else the default
-/// [`Locations`]. A folder stands for every `*.toml` in it.
+/// Reads the configuration: the file or folder `config`, else the one that the variable
+/// `BACKUP_CONFIG` names, else the default [`Locations`]. A folder stands for every `*.toml` in it.
 ///
 /// # Errors
 /// Everything that is wrong with all of the files.
@@ -205,7 +211,11 @@ impl Locations {
     ///
     /// # Errors
     /// Everything that is wrong with all of the files.
-    pub fn load(&self, config: Option<&Path>, environment: Environment) -> Result<Settings, ConfigErrors> {
+    pub fn load(
+        &self,
+        config: Option<&Path>,
+        environment: Environment,
+    ) -> Result<Settings, ConfigErrors> {
         let mut instances: Vec<Instance> = Vec::new();
         let mut errors: Vec<ConfigError> = Vec::new();
         let mut daemon = None;
@@ -219,13 +229,22 @@ impl Locations {
                     continue;
                 }
                 Err(error) => {
-                    errors.push(ConfigError::of_file(&file, format!("Could not read it: {error}"), None));
+                    errors.push(ConfigError::of_file(
+                        &file,
+                        format!("Could not read it: {error}"),
+                        None,
+                    ));
                     continue;
                 }
             };
             if several && file.file_name().is_some_and(|name| name == DAEMON_FILE) {
                 match resolve::daemon(&file, &text, &environment) {
-                    Ok(read) => daemon = Some(Daemon { max_concurrent: read.max_concurrent, listen: read.listen }),
+                    Ok(read) => {
+                        daemon = Some(Daemon {
+                            max_concurrent: read.max_concurrent,
+                            listen: read.listen,
+                        })
+                    }
                     Err(wrong) => errors.extend(wrong.0),
                 }
                 continue;
@@ -242,8 +261,15 @@ impl Locations {
                     key: "instance".to_owned(),
                     ..ConfigError::of_file(
                         &instance.file,
-                        format!("`{}` is described by `{}` already", instance.name, first.display()),
-                        Some("give each instance a name of its own, or describe it in one file".to_owned()),
+                        format!(
+                            "`{}` is described by `{}` already",
+                            instance.name,
+                            first.display()
+                        ),
+                        Some(
+                            "give each instance a name of its own, or describe it in one file"
+                                .to_owned(),
+                        ),
                     )
                 });
             }
@@ -259,46 +285,66 @@ impl Locations {
                 daemon.unwrap_or(Daemon { max_concurrent: 1, listen: None })
             }
         };
-        if errors.is_empty() { Ok(Settings { instances, daemon, environment }) } else { Err(ConfigErrors(errors)) }
+        if errors.is_empty() {
+            Ok(Settings { instances, daemon, environment })
+        } else {
+            Err(ConfigErrors(errors))
+        }
     }
 
     /// The files to read; at least one.
-    fn files(&self, config: Option<&Path>, environment: &Environment) -> Result<Vec<PathBuf>, ConfigErrors> {
-        let named = config.or_else(|| values::variable(environment, "BACKUP_CONFIG").map(Path::new));
+    fn files(
+        &self,
+        config: Option<&Path>,
+        environment: &Environment,
+    ) -> Result<Vec<PathBuf>, ConfigErrors> {
+        let named =
+            config.or_else(|| values::variable(environment, "BACKUP_CONFIG").map(Path::new));
         let chosen = match named {
             Some(path) => path,
             None if self.file.exists() => &self.file,
             None if self.folder.exists() => &self.folder,
             None => {
-                let message = format!("There is no configuration here, nor in `{}`", self.folder.display());
-                let hint = "write one, or name it with `--config FILE` or the variable `BACKUP_CONFIG`".to_owned();
+                let message =
+                    format!("There is no configuration here, nor in `{}`", self.folder.display());
+                let hint =
+                    "write one, or name it with `--config FILE` or the variable `BACKUP_CONFIG`"
+                        .to_owned();
                 return Err(ConfigError::of_file(&self.file, message, Some(hint)).into());
             }
         };
         if !chosen.is_dir() {
             return Ok(vec![chosen.to_owned()]);
         }
-        let unreadable =
-            |error: std::io::Error| ConfigError::of_file(chosen, format!("Could not read the folder: {error}"), None);
+        let unreadable = |error: std::io::Error| {
+            ConfigError::of_file(chosen, format!("Could not read the folder: {error}"), None)
+        };
         let mut files = Vec::new();
         for entry in std::fs::read_dir(chosen).map_err(unreadable)? {
             let path = entry.map_err(unreadable)?.path();
-            let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+            let hidden =
+                path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
             if path.extension().is_some_and(|extension| extension == "toml") && !hidden {
                 files.push(path);
             }
         }
         files.sort();
         if files.is_empty() {
-            return Err(ConfigError::of_file(chosen, "There is no `*.toml` in this folder", None).into());
+            return Err(
+                ConfigError::of_file(chosen, "There is no `*.toml` in this folder", None).into()
+            );
         }
         Ok(files)
     }
 }
 
-/// What is wrong with settings of the scheduler in the file of an instance, where that is one of several.
+/// What is wrong with settings of the scheduler in the file of an instance, where that is one of
+/// several.
 fn process_settings(instance: &Instance) -> impl Iterator<Item = ConfigError> {
-    let set = [("listen", instance.listen.is_some()), ("max_concurrent", instance.max_concurrent.is_some())];
+    let set = [
+        ("listen", instance.listen.is_some()),
+        ("max_concurrent", instance.max_concurrent.is_some()),
+    ];
     let file = instance.file.clone();
     set.into_iter().filter(|(_, is_set)| *is_set).map(move |(key, _)| ConfigError {
         key: key.to_owned(),
@@ -310,7 +356,8 @@ fn process_settings(instance: &Instance) -> impl Iterator<Item = ConfigError> {
     })
 }
 
-/// Reads the text of one configuration file. Relative paths in it are relative to the folder of `file`.
+/// Reads the text of one configuration file. Relative paths in it are relative to the folder of
+/// `file`.
 ///
 /// # Errors
 /// Everything that is wrong with it.
@@ -318,22 +365,27 @@ pub fn parse(file: &Path, text: &str, environment: &Environment) -> Result<Insta
     resolve::instance(file, text, environment)
 }
 
-/// The folder of the catalog and the locks, unless it is configured: `/var/lib/holdfast` for root; else `holdfast` in `$XDG_STATE_HOME`, or in
-/// `~/.local/state`.
+/// The folder of the catalog and the locks, unless it is configured: `/var/lib/holdfast` for root;
+/// else `holdfast` in `$XDG_STATE_HOME`, or in `~/.local/state`.
 pub fn default_state_dir(environment: &Environment) -> PathBuf {
     const FOR_ROOT: &str = "/var/lib/holdfast";
     if rustix::process::geteuid().is_root() {
         return FOR_ROOT.into();
     }
     // A relative path is not one, by the XDG base directory specification.
-    let folder = |name: &str| values::variable(environment, name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let state = folder("XDG_STATE_HOME").or_else(|| folder("HOME").map(|home| home.join(".local/state")));
+    let folder = |name: &str| {
+        values::variable(environment, name).map(PathBuf::from).filter(|path| path.is_absolute())
+    };
+    let state =
+        folder("XDG_STATE_HOME").or_else(|| folder("HOME").map(|home| home.join(".local/state")));
     state.map_or_else(|| FOR_ROOT.into(), |state| state.join("holdfast"))
 }
 
 /// Where files go that are needed for a moment only: `$TMPDIR`, or `/tmp`.
 pub fn temporary_dir(environment: &Environment) -> PathBuf {
-    let folder = values::variable(environment, "TMPDIR").map(PathBuf::from).filter(|path| path.is_absolute());
+    let folder = values::variable(environment, "TMPDIR")
+        .map(PathBuf::from)
+        .filter(|path| path.is_absolute());
     folder.unwrap_or_else(|| "/tmp".into())
 }
 
@@ -343,10 +395,12 @@ impl Settings {
     /// # Errors
     /// When there is none.
     pub fn find_instance(&self, name: &str) -> Result<&Instance, FindError> {
-        self.instances.iter().find(|instance| instance.name.as_str() == name).ok_or_else(|| FindError::Unknown {
-            what: "instance",
-            name: name.to_owned(),
-            known: self.instances.iter().map(|instance| instance.name.to_string()).collect(),
+        self.instances.iter().find(|instance| instance.name.as_str() == name).ok_or_else(|| {
+            FindError::Unknown {
+                what: "instance",
+                name: name.to_owned(),
+                known: self.instances.iter().map(|instance| instance.name.to_string()).collect(),
+            }
         })
     }
 
@@ -354,7 +408,11 @@ impl Settings {
     ///
     /// # Errors
     /// When there is none, or several have it.
-    pub fn find_strategy(&self, name: &str, instance: Option<&str>) -> Result<(&Instance, &Strategy), FindError> {
+    pub fn find_strategy(
+        &self,
+        name: &str,
+        instance: Option<&str>,
+    ) -> Result<(&Instance, &Strategy), FindError> {
         if let Some(instance) = instance {
             let instance = self.find_instance(instance)?;
             return Ok((instance, instance.find_strategy(name)?));
@@ -362,7 +420,9 @@ impl Settings {
         let found: Vec<(&Instance, &Strategy)> = self
             .instances
             .iter()
-            .filter_map(|instance| instance.strategies.get(name).map(|strategy| (instance, strategy)))
+            .filter_map(|instance| {
+                instance.strategies.get(name).map(|strategy| (instance, strategy))
+            })
             .collect();
         match found.as_slice() {
             [only] => Ok(*only),
@@ -390,7 +450,11 @@ impl Strategy {
     /// # Errors
     /// When it has no sources.
     pub fn check_runnable(&self) -> Result<(), FindError> {
-        if self.sources.is_empty() { Err(FindError::PruneOnly { name: self.name.to_string() }) } else { Ok(()) }
+        if self.sources.is_empty() {
+            Err(FindError::PruneOnly { name: self.name.to_string() })
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -407,14 +471,17 @@ impl Instance {
         })
     }
 
-    /// The strategy with all that it uses, in the shape of a configuration file that had nothing else, for the facts and for an operator to
-    /// look at. Secrets are `***`. A string that variables were put into is shown as it was written: nobody can tell which variables
-    /// are secret.
+    /// The strategy with all that it uses, in the shape of a configuration file that had nothing
+    /// else, for the facts and for an operator to look at. Secrets are `***`. A string that
+    /// variables were put into is shown as it was written: nobody can tell which variables are
+    /// secret.
     pub fn masked(&self, strategy: &Strategy) -> Value {
         let mut sources = serde_json::Map::new();
         for name in &strategy.sources {
             let mut source = json!(self.sources.get(name));
-            if let (Value::Object(keys), Value::Object(hooks)) = (&mut source, json!(self.source_hooks.get(name))) {
+            if let (Value::Object(keys), Value::Object(hooks)) =
+                (&mut source, json!(self.source_hooks.get(name)))
+            {
                 keys.extend(hooks);
             }
             sources.insert(name.to_string(), source);
@@ -422,15 +489,20 @@ impl Instance {
         let mut storages = serde_json::Map::new();
         for name in &strategy.storages {
             let mut storage = json!(self.storages.get(name));
-            if let (Value::Object(keys), Value::Object(rules)) = (&mut storage, json!(self.storage_rules.get(name))) {
+            if let (Value::Object(keys), Value::Object(rules)) =
+                (&mut storage, json!(self.storage_rules.get(name)))
+            {
                 keys.extend(rules);
             }
             storages.insert(name.to_string(), storage);
         }
         // A brake on what is never started is nothing to read about.
-        let prunes = strategy.storages.iter().any(|name| self.rules(strategy, name).policy.is_some());
-        let recipients: Option<Vec<String>> =
-            self.encryption.as_ref().map(|encryption| encryption.recipients.iter().map(ToString::to_string).collect());
+        let prunes =
+            strategy.storages.iter().any(|name| self.rules(strategy, name).policy.is_some());
+        let recipients: Option<Vec<String>> = self
+            .encryption
+            .as_ref()
+            .map(|encryption| encryption.recipients.iter().map(ToString::to_string).collect());
         let mut masked = json!({
             "instance": self.name,
             "state_dir": self.state_dir.display().to_string(),
@@ -459,7 +531,10 @@ impl Instance {
                     "retry": strategy.schedule.as_ref().map(|_| strategy.retry),
                     "stale_after": strategy.stale_after,
                     "verify": strategy.verify.as_ref().map(|verify| {
-                        json!({ "schedule": verify.schedule.line, "read_data_percent": verify.read_data_percent })
+                        json!({
+                            "schedule": verify.schedule.line,
+                            "read_data_percent": verify.read_data_percent,
+                        })
                     }),
                     "drill": strategy.drill.table,
                     "before": strategy.hooks.before,
@@ -470,8 +545,11 @@ impl Instance {
         });
         drop_nulls(&mut masked);
         for (pointer, written) in &self.written {
-            // What hides itself stays hidden: beside the variable there may be something that is secret.
-            if let Some(Value::String(value)) = masked.pointer_mut(pointer).filter(|value| *value != "***") {
+            // What hides itself stays hidden: beside the variable there may be something that is
+            // secret.
+            if let Some(Value::String(value)) =
+                masked.pointer_mut(pointer).filter(|value| *value != "***")
+            {
                 value.clone_from(written);
             }
         }

@@ -12,8 +12,8 @@ use super::drill::{Drill, DrillTable};
 use super::error::suggest;
 use super::file::{DaemonFile, File, NotifyTable, SourceTable, StorageTable};
 use super::{
-    ConfigError, ConfigErrors, Encryption, Hooks, Instance, Strategy, Verification, default_state_dir, on_schedule,
-    schema,
+    ConfigError, ConfigErrors, Encryption, Hooks, Instance, Strategy, Verification,
+    default_state_dir, on_schedule, schema,
 };
 use crate::model::{Name, Span};
 use crate::pipeline::{CompressionConfig, Recipient};
@@ -26,9 +26,14 @@ use crate::storage::StorageConfig;
 /// Threads that compress, unless set.
 const MOST_THREADS: usize = 4;
 
-pub(super) fn instance(file: &Path, text: &str, environment: &Environment) -> Result<Instance, ConfigErrors> {
-    let absolute = std::path::absolute(file)
-        .map_err(|error| ConfigError::of_file(file, format!("Could not make out its folder: {error}"), None))?;
+pub(super) fn instance(
+    file: &Path,
+    text: &str,
+    environment: &Environment,
+) -> Result<Instance, ConfigErrors> {
+    let absolute = std::path::absolute(file).map_err(|error| {
+        ConfigError::of_file(file, format!("Could not make out its folder: {error}"), None)
+    })?;
     let base = absolute.parent().unwrap_or(&absolute);
     // Without links, as `counted_from` wants it.
     let base = base.canonicalize().unwrap_or_else(|_| base.to_owned());
@@ -48,7 +53,9 @@ pub(super) fn instance(file: &Path, text: &str, environment: &Environment) -> Re
     let compression = sections(&mut check, &document);
     if check.problems.is_empty() {
         check.note_bare_secrets(&absolute);
-        if let Some(written) = check.written.get("/state_dir").filter(|_| document.get("work_dir").is_none()) {
+        if let Some(written) =
+            check.written.get("/state_dir").filter(|_| document.get("work_dir").is_none())
+        {
             let written = format!("{written}/work");
             check.written.insert("/work_dir".to_owned(), written);
         }
@@ -71,7 +78,11 @@ pub(super) fn instance(file: &Path, text: &str, environment: &Environment) -> Re
 }
 
 /// Reads the file `daemon.toml` of a folder.
-pub(super) fn daemon(file: &Path, text: &str, environment: &Environment) -> Result<DaemonFile, ConfigErrors> {
+pub(super) fn daemon(
+    file: &Path,
+    text: &str,
+    environment: &Environment,
+) -> Result<DaemonFile, ConfigErrors> {
     let mut document = document::parse(file, text).map_err(ConfigErrors)?;
     let root = schema::daemon();
     let mut check = Check::new(&root, environment, file.parent().unwrap_or(file));
@@ -82,7 +93,9 @@ pub(super) fn daemon(file: &Path, text: &str, environment: &Environment) -> Resu
             Err(error) => check.problem(&Place::default(), None, error.to_string(), None),
         }
     }
-    Err(ConfigErrors(check.problems.into_iter().map(|problem| located(file, text, problem)).collect()))
+    Err(ConfigErrors(
+        check.problems.into_iter().map(|problem| located(file, text, problem)).collect(),
+    ))
 }
 
 fn located(file: &Path, text: &str, problem: Problem) -> ConfigError {
@@ -99,14 +112,24 @@ fn located(file: &Path, text: &str, problem: Problem) -> ConfigError {
 
 /// Each value of a table of the document, with its place.
 fn each<'a>(document: &'a Node, table: &str) -> Vec<(Place, &'a Node)> {
-    let Some(entry) = document.entries().iter().find(|entry| entry.key == table) else { return Vec::new() };
+    let Some(entry) = document.entries().iter().find(|entry| entry.key == table) else {
+        return Vec::new();
+    };
     let place = Place::default().child(table, entry.at);
-    entry.node.entries().iter().map(|entry| (place.child(&entry.key, entry.at), &entry.node)).collect()
+    entry
+        .node
+        .entries()
+        .iter()
+        .map(|entry| (place.child(&entry.key, entry.at), &entry.node))
+        .collect()
 }
 
 /// The value of a key of a table, with its place.
 fn field<'a>(place: &Place, node: &'a Node, key: &str) -> Option<(Place, &'a Node)> {
-    node.entries().iter().find(|entry| entry.key == key).map(|entry| (place.child(key, entry.at), &entry.node))
+    node.entries()
+        .iter()
+        .find(|entry| entry.key == key)
+        .map(|entry| (place.child(key, entry.at), &entry.node))
 }
 
 /// What a strategy or a notifier names must be there.
@@ -134,10 +157,13 @@ fn references(check: &mut Check<'_>, document: &Node) {
     }
 }
 
-/// What a notifier's room finds wrong, each at its key. Tables that the walk found wrong are passed over.
+/// What a notifier's room finds wrong, each at its key. Tables that the walk found wrong are passed
+/// over.
 fn notifiers(check: &mut Check<'_>, document: &Node) {
     for (place, node) in each(document, "notify") {
-        let Some(NotifyTable(notify)) = section(check, &place, node, |_: &NotifyTable| Ok::<(), String>(())) else {
+        let Some(NotifyTable(notify)) =
+            section(check, &place, node, |_: &NotifyTable| Ok::<(), String>(()))
+        else {
             continue;
         };
         for wrong in notify.config.unusable() {
@@ -153,7 +179,11 @@ fn notifiers(check: &mut Check<'_>, document: &Node) {
 /// The values of a list in a table, each with its place.
 fn items<'a>(place: &Place, node: &'a Node, key: &str) -> Vec<(Place, &'a Node)> {
     let Some((place, list)) = field(place, node, key) else { return Vec::new() };
-    list.items().iter().enumerate().map(|(index, item)| (place.item(index, item.at), item)).collect()
+    list.items()
+        .iter()
+        .enumerate()
+        .map(|(index, item)| (place.item(index, item.at), item))
+        .collect()
 }
 
 /// What a drill names must be there, and each of its checks must be able to fail.
@@ -165,14 +195,20 @@ fn drills(check: &mut Check<'_>, document: &Node) {
             && let Some(name) = node.as_str().filter(|name| !storages.contains(name))
         {
             let hint = suggest(name, storages.iter().copied());
-            check.problem(&place, Some(node.at), format!("There is no storage `{name}`"), Some(hint));
+            check.problem(
+                &place,
+                Some(node.at),
+                format!("There is no storage `{name}`"),
+                Some(hint),
+            );
         }
         if let Some((place, node)) = field(&place, drill, "postgres") {
             section(check, &place, node, ScratchServer::validate);
         }
         // Where nothing is backed up, the sources are those of another configuration.
-        let sources: Option<Vec<&str>> =
-            strategy.get("sources").map(|list| list.items().iter().filter_map(Node::as_str).collect());
+        let sources: Option<Vec<&str>> = strategy
+            .get("sources")
+            .map(|list| list.items().iter().filter_map(Node::as_str).collect());
         section(check, &place, drill, |_: &DrillTable| Ok::<(), String>(()));
         for (place, one) in items(&place, drill, "checks") {
             drill_check(check, document, sources.as_deref(), &place, one);
@@ -180,7 +216,13 @@ fn drills(check: &mut Check<'_>, document: &Node) {
     }
 }
 
-fn drill_check(check: &mut Check<'_>, document: &Node, sources: Option<&[&str]>, place: &Place, one: &Node) {
+fn drill_check(
+    check: &mut Check<'_>,
+    document: &Node,
+    sources: Option<&[&str]>,
+    place: &Place,
+    one: &Node,
+) {
     let kind = one.get("type").and_then(Node::as_str).unwrap_or_default();
     let wanted: &[&str] = match kind {
         "query" | "references" => &["postgres", "sqlite"],
@@ -188,17 +230,26 @@ fn drill_check(check: &mut Check<'_>, document: &Node, sources: Option<&[&str]>,
         _ => &[],
     };
     for (key, wanted) in [("source", wanted), ("files", &["directory"])] {
-        let (Some((place, node)), Some(sources)) = (field(place, one, key), sources) else { continue };
+        let (Some((place, node)), Some(sources)) = (field(place, one, key), sources) else {
+            continue;
+        };
         let Some(name) = node.as_str() else { continue };
         if !sources.contains(&name) {
             let hint = suggest(name, sources.iter().copied());
-            check.problem(&place, Some(node.at), format!("The strategy has no source `{name}`"), Some(hint));
+            check.problem(
+                &place,
+                Some(node.at),
+                format!("The strategy has no source `{name}`"),
+                Some(hint),
+            );
             continue;
         }
         let found = document.get("sources").and_then(|all| all.get(name)?.get("type")?.as_str());
         if let Some(found) = found.filter(|found| !wanted.is_empty() && !wanted.contains(found)) {
-            let message =
-                format!("`{name}` is a source of type `{found}`, and `{kind}` looks at {}", wanted.join(" or "));
+            let message = format!(
+                "`{name}` is a source of type `{found}`, and `{kind}` looks at {}",
+                wanted.join(" or ")
+            );
             check.problem(&place, Some(node.at), message, Some("name another source".to_owned()));
         }
     }
@@ -207,8 +258,12 @@ fn drill_check(check: &mut Check<'_>, document: &Node, sources: Option<&[&str]>,
         let bounds = has("min") || has("max");
         let hint = Some("set `expect`, or one of `min` and `max`, or both of those".to_owned());
         match (has("expect"), bounds) {
-            (false, false) => check.problem(place, place.at, "Nothing is expected of the answer", hint),
-            (true, true) => check.problem(place, place.at, "`expect` and a bound are set at once", hint),
+            (false, false) => {
+                check.problem(place, place.at, "Nothing is expected of the answer", hint)
+            }
+            (true, true) => {
+                check.problem(place, place.at, "`expect` and a bound are set at once", hint)
+            }
             _ => {}
         }
         let number = |key: &str| match one.get(key).map(|node| &node.value) {
@@ -218,7 +273,12 @@ fn drill_check(check: &mut Check<'_>, document: &Node, sources: Option<&[&str]>,
         };
         if number("min").zip(number("max")).is_some_and(|(min, max)| min > max) {
             let hint = "exchange them".to_owned();
-            check.problem(place, place.at, "`min` is larger than `max`: no answer can be right", Some(hint));
+            check.problem(
+                place,
+                place.at,
+                "`min` is larger than `max`: no answer can be right",
+                Some(hint),
+            );
         }
     }
     if let Some((place, node)) = field(place, one, "command")
@@ -228,13 +288,24 @@ fn drill_check(check: &mut Check<'_>, document: &Node, sources: Option<&[&str]>,
     }
     if kind == "shrink" && has("tables") && has("of") {
         let hint = "remove one of them".to_owned();
-        check.problem(place, place.at, "`tables` compares their rows, and `of` something else", Some(hint));
+        check.problem(
+            place,
+            place.at,
+            "`tables` compares their rows, and `of` something else",
+            Some(hint),
+        );
     }
 }
 
 /// The keys of a table of the document.
 fn names<'a>(document: &'a Node, table: &str) -> Vec<&'a str> {
-    document.get(table).map(Node::entries).unwrap_or_default().iter().map(|entry| entry.key.as_str()).collect()
+    document
+        .get(table)
+        .map(Node::entries)
+        .unwrap_or_default()
+        .iter()
+        .map(|entry| entry.key.as_str())
+        .collect()
 }
 
 /// A run that may take no time cannot succeed.
@@ -266,7 +337,8 @@ fn more_than_nothing(check: &mut Check<'_>, span: Option<(Place, &Node)>) {
     }
 }
 
-/// Each rule keeps something, which its type sees to; so a policy keeps nothing only when it has none.
+/// Each rule keeps something, which its type sees to; so a policy keeps nothing only when it has
+/// none.
 fn retentions(check: &mut Check<'_>, document: &Node) {
     for table in ["storages", "strategies"] {
         for (place, owner) in each(document, table) {
@@ -275,9 +347,13 @@ fn retentions(check: &mut Check<'_>, document: &Node) {
             {
                 let hint = match table {
                     "storages" => {
-                        "add a rule, such as `keep_daily = 30`, or `keep_last = \"unlimited\"` to keep everything here"
+                        "add a rule, such as `keep_daily = 30`, or `keep_last = \"unlimited\"` to \
+                         keep everything here"
                     }
-                    _ => "add a rule, such as `keep_daily = 30`, or remove `retention` to keep everything",
+                    _ => {
+                        "add a rule, such as `keep_daily = 30`, or remove `retention` to keep \
+                         everything"
+                    }
                 };
                 check.problem(&place, Some(node.at), "Keeps nothing", Some(hint.to_owned()));
             }
@@ -285,8 +361,8 @@ fn retentions(check: &mut Check<'_>, document: &Node) {
     }
 }
 
-/// A strategy without sources is for a configuration that only prunes. Where it has nothing to prune by either, its sources were forgotten; and
-/// a schedule would start what cannot be run.
+/// A strategy without sources is for a configuration that only prunes. Where it has nothing to
+/// prune by either, its sources were forgotten; and a schedule would start what cannot be run.
 fn without_sources(check: &mut Check<'_>, document: &Node) {
     for (place, strategy) in each(document, "strategies") {
         if !matches!(strategy.value, Value::Table(_)) || strategy.get("sources").is_some() {
@@ -298,11 +374,14 @@ fn without_sources(check: &mut Check<'_>, document: &Node) {
             && strategy.get("drill").is_none()
             && !storages.iter().filter_map(Node::as_str).any(|name| of_storage(name).is_some())
         {
-            let hint = "list what is backed up; or, to prune or drill what another configuration backs up, set `retention` or `drill`";
+            let hint = "list what is backed up; or, to prune or drill what another configuration \
+                backs up, set `retention` or `drill`";
             check.problem(&place, place.at, "Missing key `sources`", Some(hint.to_owned()));
         } else if let Some((place, node)) = field(&place, strategy, "schedule") {
-            let hint = "list `sources`; or remove `schedule`, and start `backup prune` with a timer of the system";
-            let message = "Nothing can be run: the strategy has no `sources`, so that it only prunes and drills";
+            let hint = "list `sources`; or remove `schedule`, and start `backup prune` with a \
+                timer of the system";
+            let message = "Nothing can be run: the strategy has no `sources`, so that it only \
+                prunes and drills";
             check.problem(&place, Some(node.at), message, Some(hint.to_owned()));
         }
     }
@@ -314,10 +393,14 @@ fn jitters(check: &mut Check<'_>, document: &Node) {
         let Some(schedule) = schedule(strategy) else { continue };
         if let Some((place, node)) = field(&place, strategy, "jitter")
             && let Some(jitter) = node.as_str().and_then(|text| text.parse::<Span>().ok())
-            && on_schedule::shortest(&schedule).to_std().is_ok_and(|shortest| jitter.duration() >= shortest)
+            && on_schedule::shortest(&schedule)
+                .to_std()
+                .is_ok_and(|shortest| jitter.duration() >= shortest)
         {
-            let message =
-                format!("Too long for the schedule `{}`: the next run is due before this one begins", schedule.line);
+            let message = format!(
+                "Too long for the schedule `{}`: the next run is due before this one begins",
+                schedule.line
+            );
             check.problem(
                 &place,
                 Some(node.at),
@@ -328,11 +411,14 @@ fn jitters(check: &mut Check<'_>, document: &Node) {
     }
 }
 
-/// Two names for one place are no second copy, and each would be in the way of the other: what one deletes is gone from the other too.
+/// Two names for one place are no second copy, and each would be in the way of the other: what one
+/// deletes is gone from the other too.
 fn one_place_each(check: &mut Check<'_>, document: &Node, base: &Path) {
     let mut known: BTreeMap<String, String> = BTreeMap::new();
     for (place, node) in each(document, "storages") {
-        let Ok(mut table) = serde_json::from_value::<StorageTable>(node.to_json()) else { continue };
+        let Ok(mut table) = serde_json::from_value::<StorageTable>(node.to_json()) else {
+            continue;
+        };
         table.config.resolve(base);
         if let Some(other) = known.get(&table.config.place()) {
             let hint = Some("use one of them in its stead".to_owned());
@@ -343,13 +429,16 @@ fn one_place_each(check: &mut Check<'_>, document: &Node, base: &Path) {
     }
 }
 
-/// Rules of retention must keep something on the schedule that they are for. Those of a storage are for every strategy that is kept there, so
-/// they are wrong when they keep nothing for any.
+/// Rules of retention must keep something on the schedule that they are for. Those of a storage are
+/// for every strategy that is kept there, so they are wrong when they keep nothing for any.
 fn rules_on_schedule(check: &mut Check<'_>, document: &Node) {
-    let policy = |node: &Node| serde_json::from_value::<Policy>(node.get("retention")?.to_json()).ok();
+    let policy =
+        |node: &Node| serde_json::from_value::<Policy>(node.get("retention")?.to_json()).ok();
     let strategies = each(document, "strategies");
     for (place, strategy) in &strategies {
-        let (Some(policy), Some(schedule)) = (policy(strategy), schedule(strategy)) else { continue };
+        let (Some(policy), Some(schedule)) = (policy(strategy), schedule(strategy)) else {
+            continue;
+        };
         for (rule, words) in on_schedule::never(&policy, &schedule) {
             keeps_nothing(check, place, strategy, rule, words);
         }
@@ -358,13 +447,21 @@ fn rules_on_schedule(check: &mut Check<'_>, document: &Node) {
         let Some(policy) = policy(storage) else { continue };
         let name = place.pointer.rsplit('/').next().unwrap_or_default();
         let is_kept_here = |strategy: &Node| {
-            strategy.get("storages").map(Node::items).unwrap_or_default().iter().any(|item| item.as_str() == Some(name))
+            strategy
+                .get("storages")
+                .map(Node::items)
+                .unwrap_or_default()
+                .iter()
+                .any(|item| item.as_str() == Some(name))
         };
         let here = strategies.iter().filter(|(_, strategy)| is_kept_here(strategy));
         // One that is run by hand may run at any time.
-        let schedules: Option<Vec<Schedule>> = here.map(|(_, strategy)| schedule(strategy)).collect();
-        let mut wrong =
-            schedules.unwrap_or_default().into_iter().map(|schedule| on_schedule::never(&policy, &schedule));
+        let schedules: Option<Vec<Schedule>> =
+            here.map(|(_, strategy)| schedule(strategy)).collect();
+        let mut wrong = schedules
+            .unwrap_or_default()
+            .into_iter()
+            .map(|schedule| on_schedule::never(&policy, &schedule));
         let Some(first) = wrong.next() else { continue };
         let others: Vec<_> = wrong.collect();
         for (rule, words) in first {
@@ -393,8 +490,9 @@ fn schedule(strategy: &Node) -> Option<Schedule> {
     Schedule::new(strategy.get("schedule")?.as_str()?, timezone(zone).ok()?).ok()
 }
 
-/// Reads the parts that belong to other rooms, each by itself, so that what their types find wrong is reported with the place of the
-/// part, and for all of them at once. Parts that the walk found wrong are passed over.
+/// Reads the parts that belong to other rooms, each by itself, so that what their types find wrong
+/// is reported with the place of the part, and for all of them at once. Parts that the walk found
+/// wrong are passed over.
 fn sections(check: &mut Check<'_>, document: &Node) -> Option<CompressionConfig> {
     for (place, node) in each(document, "sources") {
         section(check, &place, node, |table: &SourceTable| table.config.validate());
@@ -414,8 +512,10 @@ fn section<T: DeserializeOwned, E: ToString>(
     node: &Node,
     validate: impl Fn(&T) -> Result<(), E>,
 ) -> Option<T> {
-    let inside =
-        |key: &str| key.strip_prefix(&place.dotted).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']));
+    let inside = |key: &str| {
+        key.strip_prefix(&place.dotted)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+    };
     if check.problems.iter().any(|problem| inside(&problem.key)) {
         return None;
     }
@@ -454,7 +554,8 @@ fn build(
     let encryption = match read.encryption {
         None => None,
         Some(table) => {
-            let recipients: Result<Vec<Recipient>, _> = table.recipients.iter().map(|key| key.parse()).collect();
+            let recipients: Result<Vec<Recipient>, _> =
+                table.recipients.iter().map(|key| key.parse()).collect();
             Some(Encryption { recipients: recipients.map_err(|error| error.to_string())? })
         }
     };
@@ -463,11 +564,13 @@ fn build(
         let zone = timezone(&table.timezone).map_err(|error| error.to_string())?;
         let schedule = table.schedule.map(|line| Schedule::new(&line, zone)).transpose();
         let verify = table.verify.map(|verify| -> Result<Verification, String> {
-            let schedule = Schedule::new(&verify.schedule, zone).map_err(|error| error.to_string())?;
+            let schedule =
+                Schedule::new(&verify.schedule, zone).map_err(|error| error.to_string())?;
             Ok(Verification { schedule, read_data_percent: verify.read_data_percent })
         });
-        let is_elsewhere =
-            |name: &&Name| storages.get(*name).is_some_and(|config| !matches!(config, StorageConfig::Local(_)));
+        let is_elsewhere = |name: &&Name| {
+            storages.get(*name).is_some_and(|config| !matches!(config, StorageConfig::Local(_)))
+        };
         let drilled = table.storages.iter().find(is_elsewhere).or(table.storages.first());
         let drilled = drilled.ok_or("A strategy has no storage")?.clone();
         let drill_schedule = table.drill.as_ref().and_then(|drill| drill.schedule.as_deref());
@@ -504,10 +607,13 @@ fn build(
         storages,
         storage_rules,
         encryption,
-        compression: read.compression.or(compression).ok_or("The defaults of `compression` cannot be used")?,
-        threads: read
-            .threads
-            .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, NonZero::get).min(MOST_THREADS)),
+        compression: read
+            .compression
+            .or(compression)
+            .ok_or("The defaults of `compression` cannot be used")?,
+        threads: read.threads.unwrap_or_else(|| {
+            std::thread::available_parallelism().map_or(1, NonZero::get).min(MOST_THREADS)
+        }),
         read_rate: read.read_rate,
         upload_rate: read.upload_rate,
         nice: read.nice,

@@ -1,4 +1,5 @@
-//! What of a strategy's snapshots is kept on a storage, and what this configuration may do about the others.
+//! What of a strategy's snapshots is kept on a storage, and what this configuration may do about
+//! the others.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -14,7 +15,8 @@ pub struct StorageRules {
     /// What is kept here of each strategy, instead of what the strategy's own `retention` says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retention: Option<Policy>,
-    /// Whether snapshots are deleted here at all. `false` where the credentials may not delete: another configuration prunes then.
+    /// Whether snapshots are deleted here at all. `false` where the credentials may not delete:
+    /// another configuration prunes then.
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
     #[schemars(extend("default" = true))]
     pub prune: bool,
@@ -47,18 +49,21 @@ impl StorageRules {
 /// What holds for one strategy on one storage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rules<'a> {
-    /// What is kept: what the storage says, else what the strategy says; everything, where neither says anything.
+    /// What is kept: what the storage says, else what the strategy says; everything, where neither
+    /// says anything.
     pub policy: Option<&'a Policy>,
-    /// Whether this configuration may delete snapshots there. Where it may not, its policy is not carried out by it.
+    /// Whether this configuration may delete snapshots there. Where it may not, its policy is not
+    /// carried out by it.
     pub prune: bool,
-    /// The most of the strategy's snapshots there, in percent, that one pruning deletes without being told twice: 1 to 100, and 100 is
-    /// without limit.
+    /// The most of the strategy's snapshots there, in percent, that one pruning deletes without
+    /// being told twice: 1 to 100, and 100 is without limit.
     pub max_delete_percent: u8,
 }
 
 impl Rules<'_> {
-    /// Whether deleting `going` of `all` snapshots is more than is done without being told twice. A single one never is: of three snapshots it
-    /// would be a third, and it is what goes every night.
+    /// Whether deleting `going` of `all` snapshots is more than is done without being told twice. A
+    /// single one never is: of three snapshots it would be a third, and it is what goes every
+    /// night.
     pub fn is_too_much(&self, going: usize, all: usize) -> bool {
         // In 128 bits no count overflows.
         going > 1 && going as u128 * 100 > all as u128 * u128::from(self.max_delete_percent)
@@ -66,13 +71,16 @@ impl Rules<'_> {
 }
 
 impl Instance {
-    /// The rules for `strategy` on `storage`. Those of a storage that is not configured are the strategy's.
+    /// The rules for `strategy` on `storage`. Those of a storage that is not configured are the
+    /// strategy's.
     pub fn rules<'a>(&'a self, strategy: &'a Strategy, storage: &Name) -> Rules<'a> {
         let own = self.storage_rules.get(storage);
         Rules {
             policy: own.and_then(|own| own.retention.as_ref()).or(strategy.retention.as_ref()),
             prune: own.is_none_or(|own| own.prune),
-            max_delete_percent: own.and_then(|own| own.max_delete_percent).unwrap_or(strategy.max_delete_percent),
+            max_delete_percent: own
+                .and_then(|own| own.max_delete_percent)
+                .unwrap_or(strategy.max_delete_percent),
         }
     }
 }

@@ -1,5 +1,5 @@
-//! The JSON Schema of a configuration file: one source of truth for editors, for the documentation, and for the
-//! checks of this room, which walk the same schema.
+//! The JSON Schema of a configuration file: one source of truth for editors, for the documentation,
+//! and for the checks of this room, which walk the same schema.
 
 use schemars::JsonSchema;
 use serde_json::{Map, Value, json};
@@ -14,7 +14,8 @@ pub fn schema() -> Value {
     schema
 }
 
-/// The schema as the types give it, without what TOML cannot say (null), and without the `_file` siblings of secrets.
+/// The schema as the types give it, without what TOML cannot say (null), and without the `_file`
+/// siblings of secrets.
 pub(super) fn base() -> Value {
     of::<super::file::File>()
 }
@@ -76,7 +77,10 @@ fn simplify(schema: &mut Value) {
                 object.insert("default".to_owned(), format!("{seconds}s").into());
             }
             // The numbers' formats say how they are kept, which is nobody's business.
-            let numeric = object.get("format").and_then(Value::as_str).is_some_and(|format| format.contains("int"));
+            let numeric = object
+                .get("format")
+                .and_then(Value::as_str)
+                .is_some_and(|format| format.contains("int"));
             if numeric {
                 object.remove("format");
             }
@@ -93,9 +97,11 @@ fn add_files(schema: &mut Value) {
         Value::Object(object) => {
             object.values_mut().for_each(add_files);
             let secrets: Vec<String> = match object.get("properties") {
-                Some(Value::Object(properties)) => {
-                    properties.iter().filter(|(_, schema)| is_secret(schema)).map(|(name, _)| name.clone()).collect()
-                }
+                Some(Value::Object(properties)) => properties
+                    .iter()
+                    .filter(|(_, schema)| is_secret(schema))
+                    .map(|(name, _)| name.clone())
+                    .collect(),
                 _ => Vec::new(),
             };
             for secret in secrets {
@@ -116,9 +122,13 @@ fn add_file(object: &mut Map<String, Value>, secret: &str) {
         conditions.push(json!({ "anyOf": [{ "required": [secret] }, { "required": [file] }] }));
     }
     if let Some(Value::Object(properties)) = object.get_mut("properties") {
-        let description =
-            format!("A file to read `{secret}` from, instead of writing it here. A newline at its end is cut off.");
-        properties.entry(file).or_insert_with(|| json!({ "type": "string", "description": description }));
+        let description = format!(
+            "A file to read `{secret}` from, instead of writing it here. A newline at its end is \
+             cut off."
+        );
+        properties
+            .entry(file)
+            .or_insert_with(|| json!({ "type": "string", "description": description }));
     }
     if let Value::Array(all) = object.entry("allOf").or_insert_with(|| json!([])) {
         all.append(&mut conditions);

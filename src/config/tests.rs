@@ -1,5 +1,5 @@
-//! What the room promises of whole files: everything that is wrong is reported at once with its place, no secret is repeated, and
-//! what is right is read.
+//! What the room promises of whole files: everything that is wrong is reported at once with its
+//! place, no secret is repeated, and what is right is read.
 
 mod drill;
 mod folder;
@@ -48,8 +48,10 @@ fn bad(file: impl AsRef<Path>, text: &str, environment: &[(&str, &str)]) -> Stri
 fn a_jitter_must_end_before_the_next_run_is_due() {
     let text = |jitter: &str| {
         format!(
-            "instance = \"app\"\n[sources.files]\ntype = \"directory\"\npath = \"/data\"\n[storages.local]\ntype = \"local\"\npath = \"/store\"\n\
-             [strategies.daily]\nsources = [\"files\"]\nstorages = [\"local\"]\nschedule = \"*/20 * * * *\"\njitter = \"{jitter}\"\n"
+            "instance = \"app\"\n[sources.files]\ntype = \"directory\"\npath = \"/data\"\n\
+             [storages.local]\ntype = \"local\"\npath = \"/store\"\n\
+             [strategies.daily]\nsources = [\"files\"]\nstorages = [\"local\"]\n\
+             schedule = \"*/20 * * * *\"\njitter = \"{jitter}\"\n"
         )
     };
     let parsed = |jitter: &str| parse(Path::new("/a.toml"), &text(jitter), &env(&[]));
@@ -153,14 +155,22 @@ fn what_is_wrong_is_said_where_it_is() {
         ("\"small\"", "\"marks\"", "a.toml:2:12: instance: `marks` is not a name"),
         ("\"small\"", "2026-11-21", "a.toml:2:12: instance: Expected a string, found a date"),
         ("\"small\"", "7", "found an integer\n  hint: write it in quotes"),
-        ("path = \"data\"", "path = \"\"", "a.toml:5:8: sources.files.path: Empty: expected a value"),
+        (
+            "path = \"data\"",
+            "path = \"\"",
+            "a.toml:5:8: sources.files.path: Empty: expected a value",
+        ),
         ("path = \"data\"\n", "", "a.toml:3:10: sources.files: Missing key `path`"),
         (
             "path = \"data\"",
             "paht = \"data\"",
             "a.toml:5:1: sources.files.paht: Unknown key\n  hint: did you mean `path`?",
         ),
-        ("path = \"data\"", "path = [\"data\"]", "sources.files.path: Expected a string, found an array"),
+        (
+            "path = \"data\"",
+            "path = [\"data\"]",
+            "sources.files.path: Expected a string, found an array",
+        ),
         (
             "path = \"data\"",
             "path = \"data\"\nexclude = [\"a\", 1]",
@@ -184,14 +194,20 @@ fn what_is_wrong_is_said_where_it_is() {
         (
             "[\"files\"]",
             "[\"fil\"]",
-            "a.toml:10:12: strategies.daily.sources[0]: There is no source `fil`\n  hint: expected one of `files`",
+            "a.toml:10:12: strategies.daily.sources[0]: There is no source `fil`\n  hint: expected \
+             one of `files`",
         ),
         (
             "[\"here\"]",
             "[\"there\"]",
-            "a.toml:11:13: strategies.daily.storages[0]: There is no storage `there`\n  hint: did you mean `here`?",
+            "a.toml:11:13: strategies.daily.storages[0]: There is no storage `there`\n  hint: did \
+             you mean `here`?",
         ),
-        ("[strategies.daily]", "[strategies.\"a b\"]", "a.toml:9:13: strategies.\"a b\": `a b` is not a name"),
+        (
+            "[strategies.daily]",
+            "[strategies.\"a b\"]",
+            "a.toml:9:13: strategies.\"a b\": `a b` is not a name",
+        ),
         (
             "[strategies.daily]",
             "timeout = \"1h\"\n[strategies.daily]",
@@ -207,14 +223,27 @@ fn what_is_wrong_is_said_where_it_is() {
             "\"small\"\nthreads = 99999999999999999999",
             "a.toml:3:11: threads: Expected an integer, found a number beyond all bounds",
         ),
-        ("\"small\"", "\"small\"\nnice = 20", "a.toml:3:8: nice: Out of range: expected a number from 0 to 19"),
+        (
+            "\"small\"",
+            "\"small\"\nnice = 20",
+            "a.toml:3:8: nice: Out of range: expected a number from 0 to 19",
+        ),
         (
             "\"small\"",
             "\"small\"\nread_rate = \"0\"",
-            "a.toml:3:13: read_rate: `0` is not a rate: expected a form like `50MiB/s`, more than 0",
+            "a.toml:3:13: read_rate: `0` is not a rate: expected a form like `50MiB/s`, \
+             more than 0",
         ),
-        ("\"small\"", "\"small\"\nupload_rate = 100", "a.toml:3:15: upload_rate: A number alone is not a rate"),
-        ("\"small\"", "\"small\"\nencryption = {}", "a.toml:3:1: encryption: Missing key `recipients`"),
+        (
+            "\"small\"",
+            "\"small\"\nupload_rate = 100",
+            "a.toml:3:15: upload_rate: A number alone is not a rate",
+        ),
+        (
+            "\"small\"",
+            "\"small\"\nencryption = {}",
+            "a.toml:3:1: encryption: Missing key `recipients`",
+        ),
         (
             "\"small\"",
             "\"small\"\nencryption = { recipients = [] }",
@@ -226,7 +255,11 @@ fn what_is_wrong_is_said_where_it_is() {
             "hint: private keys stay off this host",
         ),
         ("\"small\"", "\"${A\"", "a.toml:2:12: instance: `${` is not closed by `}`"),
-        ("\"small\"", "\"${A-b}\"", "What stands between `${` and `}` is not the name of a variable"),
+        (
+            "\"small\"",
+            "\"${A-b}\"",
+            "What stands between `${` and `}` is not the name of a variable",
+        ),
         (
             "sources = [\"files\"]",
             "schedule = \"@reboot\"\nsources = [\"files\"]",
@@ -237,7 +270,11 @@ fn what_is_wrong_is_said_where_it_is() {
             "schedule = \"1 2 3\"\nsources = [\"files\"]",
             "it has 3 fields; expected minute, hour",
         ),
-        ("sources = [\"files\"]", "retention = { keep_last = \"7\" }\nsources = [\"files\"]", "`7` is not a count"),
+        (
+            "sources = [\"files\"]",
+            "retention = { keep_last = \"7\" }\nsources = [\"files\"]",
+            "`7` is not a count",
+        ),
         (
             "sources = [\"files\"]",
             "retention = { keep_dayly = 7 }\nsources = [\"files\"]",
@@ -284,9 +321,11 @@ storages = ["here"]
     for expected in [
         "a.toml:3:1: compression: `level = 30` is not a level of `zstd`",
         "a.toml:4:10: sources.files: `a[b` is not a pattern",
-        "a.toml:8:10: sources.db: The address `postgresql://u:***@h/db?nonsense=1` cannot be used: the parameter `nonsense`",
+        "a.toml:8:10: sources.db: The address `postgresql://u:***@h/db?nonsense=1` cannot be used: \
+         the parameter `nonsense`",
         "a.toml:13:11: sources.dump.command: Expected at least 1 entry",
-        "a.toml:14:11: storages.here: The storage `s3://b` cannot be used: its `part_size` is 1.0 MiB",
+        "a.toml:14:11: storages.here: The storage `s3://b` cannot be used: its `part_size` is 1.0 \
+         MiB",
     ] {
         assert!(errors.contains(expected), "{errors}\n-- is not --\n{expected}");
     }
@@ -296,7 +335,10 @@ storages = ["here"]
 fn text_that_is_not_toml_is_reported_by_line_without_repeating_it() {
     let errors = bad("a.toml", "a = \npassword = \"hunter2\nc = 1\n", &[]);
     let lines: Vec<&str> = errors.lines().collect();
-    assert!(lines.len() == 2 && lines[0].starts_with("a.toml:1:") && lines[1].starts_with("a.toml:2:"), "{errors}");
+    assert!(
+        lines.len() == 2 && lines[0].starts_with("a.toml:1:") && lines[1].starts_with("a.toml:2:"),
+        "{errors}"
+    );
     assert!(!errors.contains("hunter2"), "{errors}");
 }
 
@@ -332,7 +374,10 @@ storages = ["here"]
         let text = text.replace("Hunter2-Pass", secret);
         let errors = bad("a.toml", &text, &[("PW", secret)]);
         assert!(!errors.contains(secret), "{errors}");
-        assert!(errors.lines().filter(|line| line.starts_with("a.toml:")).count() >= 14, "{errors}");
+        assert!(
+            errors.lines().filter(|line| line.starts_with("a.toml:")).count() >= 14,
+            "{errors}"
+        );
     }
 }
 
@@ -375,11 +420,16 @@ retention = { keep_daily = 30, keep_weekly = 8, keep_monthly = 12, keep_yearly =
 timeout = "6h"
 "#
     .replace("RECIPIENT", RECIPIENT);
-    let variables = [("DB_URL", "postgresql://ella@db/ella"), ("S3_ENDPOINT", "https://s3.internal.example.org")];
+    let variables = [
+        ("DB_URL", "postgresql://ella@db/ella"),
+        ("S3_ENDPOINT", "https://s3.internal.example.org"),
+    ];
     let instance = good(folder.path().join("ella.toml"), &text, &variables);
     let strategy = instance.find_strategy("daily").unwrap();
-    let next =
-        strategy.schedule.as_ref().and_then(|schedule| schedule.next_after("2026-11-21T00:00:00Z".parse().unwrap()));
+    let next = strategy
+        .schedule
+        .as_ref()
+        .and_then(|schedule| schedule.next_after("2026-11-21T00:00:00Z".parse().unwrap()));
     assert_eq!(next.unwrap().to_rfc3339(), "2026-11-21T00:30:00+00:00");
     assert_eq!(instance.work_dir, Path::new("/var/lib/holdfast/work"));
     assert!((1..=4).contains(&instance.threads));
@@ -391,7 +441,9 @@ timeout = "6h"
     for secret in ["hunter2", "s3.internal"] {
         assert!(!text.contains(secret), "{text}");
     }
-    let at = |pointer: &str| masked.pointer(pointer).and_then(|value| value.as_str()).unwrap_or_default().to_owned();
+    let at = |pointer: &str| {
+        masked.pointer(pointer).and_then(|value| value.as_str()).unwrap_or_default().to_owned()
+    };
     assert_eq!(at("/sources/db/url"), "postgresql://ella@db/ella");
     assert_eq!(at("/sources/db/password"), "***");
     assert_eq!(at("/storages/offsite/endpoint"), "${S3_ENDPOINT}");
@@ -414,11 +466,17 @@ fn a_secret_comes_from_its_file_or_is_written_but_not_both() {
     fs::write(folder.path().join("empty"), "\n").unwrap();
     fs::write(folder.path().join("secret"), "hunter2\n").unwrap();
     for (password, expected) in [
-        ("password_file = \"missing\"", "a.toml:6:17: sources.files.password_file: Could not read `"),
+        (
+            "password_file = \"missing\"",
+            "a.toml:6:17: sources.files.password_file: Could not read `",
+        ),
         ("password_file = \"empty\"", "/empty` is empty"),
         ("password_file = \"\"", "sources.files.password_file: Empty: expected a value"),
         ("password_file = 1", "sources.files.password_file: Expected a string, found an integer"),
-        ("password_file = \"${NO}\"", "sources.files.password_file: The environment variable `NO` is not set"),
+        (
+            "password_file = \"${NO}\"",
+            "sources.files.password_file: The environment variable `NO` is not set",
+        ),
         ("password = \"\"", "sources.files.password: Empty: expected a value"),
         (
             "password = \"hunter2\"\npassword_file = \"secret\"",
@@ -431,9 +489,13 @@ fn a_secret_comes_from_its_file_or_is_written_but_not_both() {
         assert_eq!(errors.lines().filter(|line| line.contains("a.toml")).count(), 1, "{errors}");
         assert!(!errors.contains("hunter2"), "{errors}");
     }
-    for password in ["password_file = \"secret\"", "password_file = \"${NAME}\"", "password = \"hunter2\""] {
+    for password in
+        ["password_file = \"secret\"", "password_file = \"${NAME}\"", "password = \"hunter2\""]
+    {
         let instance = good(&file, &text(password), &[("NAME", "secret")]);
-        let crate::source::SourceConfig::Postgres(config) = &instance.sources["files"] else { panic!("{password}") };
+        let crate::source::SourceConfig::Postgres(config) = &instance.sources["files"] else {
+            panic!("{password}")
+        };
         assert_eq!(config.password.as_ref().map(Secret::expose), Some("hunter2"), "{password}");
     }
 }
@@ -455,7 +517,11 @@ fn paths_are_relative_to_the_file_and_its_secrets_are_noticed_when_everyone_can_
         assert_eq!(instance.state_dir, folder.path().join("state"));
         assert_eq!(instance.work_dir, folder.path().join("state/work"));
         let advice = instance.advice(instance.find_strategy("daily").unwrap()).join("\n");
-        assert_eq!(advice.contains("which holds a secret (`sources.files.url`)"), noticed, "{advice}");
+        assert_eq!(
+            advice.contains("which holds a secret (`sources.files.url`)"),
+            noticed,
+            "{advice}"
+        );
         assert!(!advice.contains("hunter2"), "{advice}");
     }
 }
@@ -463,9 +529,17 @@ fn paths_are_relative_to_the_file_and_its_secrets_are_noticed_when_everyone_can_
 #[test]
 fn advice_is_about_what_works_but_is_rarely_meant() {
     let text = SMALL
-        .replacen("[storages.here]", "[sources.app]\ntype = \"command\"\ncommand = [\"true\"]\n[storages.here]", 1)
+        .replacen(
+            "[storages.here]",
+            "[sources.app]\ntype = \"command\"\ncommand = [\"true\"]\n[storages.here]",
+            1,
+        )
         .replacen("[\"files\"]", "[\"files\", \"app\"]", 1)
-        .replacen("[strategies.daily]", "[storages.unused]\ntype = \"local\"\npath = \"x\"\n[strategies.daily]", 1);
+        .replacen(
+            "[strategies.daily]",
+            "[storages.unused]\ntype = \"local\"\npath = \"x\"\n[strategies.daily]",
+            1,
+        );
     let instance = good("a.toml", &text, &[]);
     let advice = instance.advice(instance.find_strategy("daily").unwrap());
     for expected in [
@@ -503,7 +577,9 @@ fn the_files_that_ship_are_right() {
             // It needs no server, so it is run as a whole, as the README says.
             continue;
         }
-        let text = fs::read_to_string(&file).unwrap().replace("/run/secrets", &secrets.path().display().to_string());
+        let text = fs::read_to_string(&file)
+            .unwrap()
+            .replace("/run/secrets", &secrets.path().display().to_string());
         let instance = good(&file, &text, &variables);
         for strategy in instance.strategies.values() {
             let masked = instance.masked(strategy).to_string();

@@ -15,10 +15,15 @@ pub fn environment() -> Environment {
 
 /// A variable that is set to something, as text.
 pub(super) fn variable<'a>(environment: &'a Environment, name: &str) -> Option<&'a OsStr> {
-    environment.0.get(OsStr::new(name)).map(AsRef::as_ref).filter(|value: &&OsStr| !value.is_empty())
+    environment
+        .0
+        .get(OsStr::new(name))
+        .map(AsRef::as_ref)
+        .filter(|value: &&OsStr| !value.is_empty())
 }
 
-/// The text with every `${NAME}` replaced, in one pass, and `$${` by `${`. None when there is nothing to replace.
+/// The text with every `${NAME}` replaced, in one pass, and `$${` by `${`. None when there is
+/// nothing to replace.
 ///
 /// # Errors
 /// One for each variable that is missing or empty, and for what is not a variable.
@@ -45,7 +50,8 @@ pub(super) fn expand(text: &str, environment: &Environment) -> Result<Option<Str
         rest = after;
         if !is_variable(name) {
             // What stands there may be a piece of a password.
-            errors.push("What stands between `${` and `}` is not the name of a variable".to_owned());
+            errors
+                .push("What stands between `${` and `}` is not the name of a variable".to_owned());
             continue;
         }
         match environment.0.get(OsStr::new(name)).map(|value| value.to_str()) {
@@ -70,7 +76,8 @@ const SECRET_BYTES: u64 = 64 << 10;
 /// The secret in a file, without one newline at its end.
 ///
 /// # Errors
-/// When it cannot be read, is empty, or is not what a secret is kept in. Nothing of its content is repeated.
+/// When it cannot be read, is empty, or is not what a secret is kept in. Nothing of its content is
+/// repeated.
 pub(super) fn read_secret(path: &Path) -> Result<String, String> {
     let shown = path.display();
     let mut text = Vec::new();
@@ -98,7 +105,9 @@ mod tests {
     #[test]
     fn variables_are_put_in_once() {
         let environment = Environment(
-            [("A", "1"), ("B_2", "${A}"), ("EMPTY", "")].map(|(key, value)| (key.into(), value.into())).into(),
+            [("A", "1"), ("B_2", "${A}"), ("EMPTY", "")]
+                .map(|(key, value)| (key.into(), value.into()))
+                .into(),
         );
         for (text, expanded) in [
             ("${A}", "1"),
@@ -114,7 +123,9 @@ mod tests {
         for plain in ["", "$A", "{A}", "$$", "a$"] {
             assert_eq!(expand(plain, &environment), Ok(None), "{plain}");
         }
-        for (text, errors) in [("${EMPTY}${MISSING}", 2), ("${A", 1), ("${}", 1), ("${a b}", 1), ("${1}", 1)] {
+        for (text, errors) in
+            [("${EMPTY}${MISSING}", 2), ("${A", 1), ("${}", 1), ("${a b}", 1), ("${1}", 1)]
+        {
             assert_eq!(expand(text, &environment).unwrap_err().len(), errors, "{text}");
         }
     }
@@ -123,7 +134,9 @@ mod tests {
     fn one_newline_is_cut_off_a_secret() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("secret");
-        for (content, secret) in [("a", "a"), ("a\n", "a"), ("a\r\n", "a"), ("a\n\n", "a\n"), (" a ", " a ")] {
+        for (content, secret) in
+            [("a", "a"), ("a\n", "a"), ("a\r\n", "a"), ("a\n\n", "a\n"), (" a ", " a ")]
+        {
             std::fs::write(&path, content).unwrap();
             assert_eq!(read_secret(&path).as_deref(), Ok(secret));
         }

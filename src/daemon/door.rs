@@ -1,4 +1,5 @@
-//! The connections of the status page: so many at a time, each for so long, so that who floods it takes nothing from the backups.
+//! The connections of the status page: so many at a time, each for so long, so that who floods it
+//! takes nothing from the backups.
 
 use std::io;
 use std::net::SocketAddr;
@@ -63,14 +64,22 @@ impl Connection {
 }
 
 impl AsyncRead for Connection {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         self.is_over(cx)?;
         Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }
 
 impl AsyncWrite for Connection {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         self.is_over(cx)?;
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }

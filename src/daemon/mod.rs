@@ -1,10 +1,11 @@
 //! The scheduler: the one process that runs every strategy on time.
 //!
-//! This room knows when to begin, when to try again, and what it tells those who watch it; what a run is, when one is due, and how a strategy fares, it is
-//! told by `engine` and `schedule`. It does not print. tokio-cron-scheduler wakes it, with one job a run; it computes no times.
+//! This room knows when to begin, when to try again, and what it tells those who watch it; what a
+//! run is, when one is due, and how a strategy fares, it is told by `engine` and `schedule`. It
+//! does not print. tokio-cron-scheduler wakes it, with one job a run; it computes no times.
 //!
-//! Nothing here ends the process but the request to stop: a run that fails, a source that hangs, a panic, a configuration that cannot be read are errors in
-//! the log, and the scheduler goes on.
+//! Nothing here ends the process but the request to stop: a run that fails, a source that hangs, a
+//! panic, a configuration that cannot be read are errors in the log, and the scheduler goes on.
 
 mod door;
 mod page;
@@ -43,7 +44,8 @@ const AGAIN: Duration = Duration::from_secs(30);
 pub enum DaemonError {
     /// No strategy has a schedule that is followed.
     #[error(
-        "Nothing is scheduled: no strategy has a `schedule` and is active. Give one a `schedule`, or run it by hand with `backup --strategy NAME`"
+        "Nothing is scheduled: no strategy has a `schedule` and is active. Give one a `schedule`, \
+         or run it by hand with `backup --strategy NAME`"
     )]
     Nothing,
     /// The timer did not start.
@@ -51,7 +53,8 @@ pub enum DaemonError {
     Timer(String),
     /// The status page has nowhere to be.
     #[error(
-        "Could not listen on {address}, where `listen` wants the status page: {error}. Free the port, or set `listen` to another"
+        "Could not listen on {address}, where `listen` wants the status page: {error}. Free the \
+         port, or set `listen` to another"
     )]
     Listen {
         /// The address.
@@ -63,7 +66,8 @@ pub enum DaemonError {
     #[error(transparent)]
     State(#[from] EngineError),
     /// The scheduler is in another container.
-    #[error("The scheduler of `{}` (process {pid}) runs in another container: run `backup reload` in that one", .state_dir.display())]
+    #[error("The scheduler of `{}` (process {pid}) runs in another container: run `backup reload` \
+        in that one", .state_dir.display())]
     Elsewhere {
         /// Its state folder.
         state_dir: PathBuf,
@@ -79,7 +83,8 @@ pub enum DaemonError {
         error: std::io::Error,
     },
     /// There is none.
-    #[error("No scheduler is running with the state folder `{}`. `backup schedule` starts one", .0.display())]
+    #[error("No scheduler is running with the state folder `{}`. `backup schedule` starts one",
+        .0.display())]
     NotRunning(PathBuf),
 }
 
@@ -94,9 +99,10 @@ pub struct Scheduled {
 impl Scheduled {
     fn has_work(&self) -> bool {
         let strategies = self.instances.iter().flat_map(|one| one.instance.strategies.values());
-        strategies
-            .into_iter()
-            .any(|one| one.active && (one.schedule.is_some() || one.verify.is_some() || one.drill.schedule.is_some()))
+        strategies.into_iter().any(|one| {
+            one.active
+                && (one.schedule.is_some() || one.verify.is_some() || one.drill.schedule.is_some())
+        })
     }
 }
 
@@ -111,11 +117,13 @@ pub struct LookedAfter {
 /// Reads the configuration anew; in words why it cannot be used.
 pub type Load<'a> = dyn Fn() -> Result<Scheduled, String> + 'a;
 
-/// Runs every active strategy with a schedule, each at its times, until `stop`. A run that is under way then is cancelled by its engine, and awaited. At each of
-/// `reloads` the configuration is read again; one that is wrong is refused, and the old one goes on.
+/// Runs every active strategy with a schedule, each at its times, until `stop`. A run that is under
+/// way then is cancelled by its engine, and awaited. At each of `reloads` the configuration is read
+/// again; one that is wrong is refused, and the old one goes on.
 ///
 /// # Errors
-/// When there is nothing to run, no timer, another scheduler with the same state folder, or no place for the status page.
+/// When there is nothing to run, no timer, another scheduler with the same state folder, or no
+/// place for the status page.
 pub async fn serve(
     scheduled: Scheduled,
     load: &Load<'_>,
@@ -148,9 +156,11 @@ pub async fn serve(
                         retired.retain(|notifiers| !notifiers.is_done());
                         retired.append(&mut crew.notifiers.clone());
                         crew = Crew::start(next, &timer, crew.retire());
-                        tracing::info!("the new configuration is taken over; a run that is under way ends with the old one");
+                        tracing::info!("the new configuration is taken over; a run that is under \
+                            way ends with the old one");
                     }
-                    Err(error) => tracing::error!("the configuration was not taken over, and the old one goes on: {error}"),
+                    Err(error) => tracing::error!("the configuration was not taken over, and the \
+                        old one goes on: {error}"),
                 }
             }
         }
@@ -158,7 +168,9 @@ pub async fn serve(
     retired.append(&mut crew.notifiers);
     for (name, task) in crew.retire().tasks {
         if let Err(error) = task.await {
-            tracing::error!("internal error: `{name}` was not looked after any more: {error}; please report it");
+            tracing::error!(
+                "internal error: `{name}` was not looked after any more: {error}; please report it"
+            );
         }
     }
     let last_words = retired.iter().map(|notifiers| notifiers.settle(LAST_WORDS));
@@ -184,15 +196,20 @@ async fn take_over(
         None => *page = None,
         Some(address) if page.as_ref().is_some_and(|page| page.address == address) => {}
         Some(address) => {
-            let opened = Page::open(address, present.clone()).await.map_err(|error| error.to_string())?;
+            let opened =
+                Page::open(address, present.clone()).await.map_err(|error| error.to_string())?;
             *page = Some(opened);
         }
     }
     Ok(Arc::new(next))
 }
 
-/// Takes the locks of those state folders that are not in `held` yet. Those that are not needed any more stay: what is under way may need them.
-async fn lock_all(scheduled: &Scheduled, held: &mut BTreeMap<PathBuf, SchedulerLock>) -> Result<(), DaemonError> {
+/// Takes the locks of those state folders that are not in `held` yet. Those that are not needed any
+/// more stay: what is under way may need them.
+async fn lock_all(
+    scheduled: &Scheduled,
+    held: &mut BTreeMap<PathBuf, SchedulerLock>,
+) -> Result<(), DaemonError> {
     for one in &scheduled.instances {
         let folder = &one.engine.state_dir;
         if !held.contains_key(folder) {
@@ -222,7 +239,8 @@ struct Before {
 }
 
 impl Crew {
-    /// Begins to look after all of `scheduled`. A strategy that one of `before` is still at work on is begun when that one is done.
+    /// Begins to look after all of `scheduled`. A strategy that one of `before` is still at work on
+    /// is begun when that one is done.
     fn start(scheduled: Arc<Scheduled>, timer: &Timer, before: Before) -> Self {
         let Before { tasks: mut before, places } = before;
         let retire = Cancel::new();
@@ -258,10 +276,12 @@ impl Crew {
         }
         // Of strategies that are gone.
         tasks.extend(before);
-        let watch = Watch { scheduled, notifiers: notifiers.clone(), ended, places: Arc::clone(&places) };
+        let watch =
+            Watch { scheduled, notifiers: notifiers.clone(), ended, places: Arc::clone(&places) };
         let (watch, until) = (Arc::new(watch), retire.clone());
-        let watching =
-            again("freshness", retire.clone(), AGAIN, move || tokio::spawn(Arc::clone(&watch).go_on(until.clone())));
+        let watching = again("freshness", retire.clone(), AGAIN, move || {
+            tokio::spawn(Arc::clone(&watch).go_on(until.clone()))
+        });
         tasks.insert("freshness".to_owned(), tokio::spawn(watching));
         Self { retire, tasks, notifiers, places, most }
     }
@@ -300,7 +320,8 @@ async fn look_after(work: Arc<Work>, part: Part, earlier: Option<JoinHandle<()>>
     let (name, retire) = (format!("{} ({part})", work.name()), work.retire.clone());
     again(&name, retire, AGAIN, move || {
         let (work, runtime) = (Arc::clone(&work), Handle::current());
-        // A thread of its own, which mostly waits. (What a run is made of is not made to move between threads.)
+        // A thread of its own, which mostly waits. (What a run is made of is not made to move
+        // between threads.)
         tokio::task::spawn_blocking(move || match part {
             Part::Runs => {
                 if let Some(schedule) = &work.strategy.schedule {
@@ -322,12 +343,14 @@ async fn look_after(work: Arc<Work>, part: Part, earlier: Option<JoinHandle<()>>
     .await;
 }
 
-/// Does `work` to its end, and begins it again, `after` a while, when a fault of the program ended it: a scheduler that lives and does not run is worse than none. What is due
-/// it finds in what is recorded, as after a restart.
+/// Does `work` to its end, and begins it again, `after` a while, when a fault of the program ended
+/// it: a scheduler that lives and does not run is worse than none. What is due it finds in what is
+/// recorded, as after a restart.
 async fn again(name: &str, retire: Cancel, after: Duration, work: impl Fn() -> JoinHandle<()>) {
     while let Err(error) = work().await {
         tracing::error!(
-            "internal error: {name} ended with {error}, and begins again in {} seconds; please report it",
+            "internal error: {name} ended with {error}, and begins again in {} seconds; please \
+             report it",
             after.as_secs()
         );
         tokio::select! {

@@ -1,6 +1,8 @@
-//! What a scheduler tells over HTTP: whether it lives, whether all is as fresh as promised, and the figures.
+//! What a scheduler tells over HTTP: whether it lives, whether all is as fresh as promised, and the
+//! figures.
 //!
-//! Whoever reaches the page can read it. It has names, times, sizes and errors, none of which holds a secret.
+//! Whoever reaches the page can read it. It has names, times, sizes and errors, none of which holds
+//! a secret.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -40,7 +42,9 @@ impl Page {
     /// # Errors
     /// When the address cannot be listened on.
     pub(super) async fn open(address: SocketAddr, present: Present) -> Result<Self, DaemonError> {
-        let listener = TcpListener::bind(address).await.map_err(|error| DaemonError::Listen { address, error })?;
+        let listener = TcpListener::bind(address)
+            .await
+            .map_err(|error| DaemonError::Listen { address, error })?;
         let bound = listener.local_addr().unwrap_or(address);
         let routes = Router::new()
             .route("/healthz", get(async || "alive\n"))
@@ -82,12 +86,19 @@ async fn ready(State(present): State<Present>) -> Response {
     let mut text = String::new();
     for strategy in status.strategies.iter().filter(|strategy| !strategy.state.is_well()) {
         let reason = strategy.reason.as_deref().unwrap_or_default();
-        text.push_str(&format!("{}/{} is {}: {reason}\n", strategy.instance, strategy.strategy, strategy.state));
+        text.push_str(&format!(
+            "{}/{} is {}: {reason}\n",
+            strategy.instance, strategy.strategy, strategy.state
+        ));
     }
     for problem in &status.problems {
         text.push_str(&format!("not known: {problem}\n"));
     }
-    if status.ready { "ready\n".into_response() } else { (StatusCode::SERVICE_UNAVAILABLE, text).into_response() }
+    if status.ready {
+        "ready\n".into_response()
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
+    }
 }
 
 async fn figures(State(present): State<Present>) -> Response {

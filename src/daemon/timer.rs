@@ -15,7 +15,8 @@ const SET_BACK: TimeDelta = TimeDelta::seconds(5);
 /// How often the clock is looked at besides.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Wakes who waits. The scheduler looks at the wall clock twice a second, so that a machine that was asleep and a clock that was set are noticed at once.
+/// Wakes who waits. The scheduler looks at the wall clock twice a second, so that a machine that
+/// was asleep and a clock that was set are noticed at once.
 #[derive(Clone)]
 pub(super) struct Timer(Arc<Mutex<JobScheduler>>);
 
@@ -27,9 +28,14 @@ impl Timer {
         Ok(Self(Arc::new(Mutex::new(scheduler))))
     }
 
-    /// Returns true once `clock` has reached `at`, which was found out at `seen`, and never before; false when the clock was set back since then, so
-    /// that what is due has to be found out anew.
-    pub(super) async fn until(&self, at: DateTime<Utc>, mut seen: DateTime<Utc>, clock: &Clock) -> bool {
+    /// Returns true once `clock` has reached `at`, which was found out at `seen`, and never before;
+    /// false when the clock was set back since then, so that what is due has to be found out anew.
+    pub(super) async fn until(
+        &self,
+        at: DateTime<Utc>,
+        mut seen: DateTime<Utc>,
+        clock: &Clock,
+    ) -> bool {
         loop {
             let Ok(left) = (at - clock.now()).to_std() else { return true };
             if left.is_zero() {
@@ -37,7 +43,8 @@ impl Timer {
             }
             let woken = Arc::new(Notify::new());
             let tell = Arc::clone(&woken);
-            // A job's time is cut to whole seconds, so it may come early. Then there is another one, for what is left.
+            // A job's time is cut to whole seconds, so it may come early. Then there is another
+            // one, for what is left.
             let armed = async {
                 let job = Job::new_one_shot_async(left, move |_, _| {
                     let tell = Arc::clone(&tell);
@@ -45,9 +52,12 @@ impl Timer {
                 })?;
                 self.0.lock().await.add(job).await
             };
-            let armed = armed.await.inspect_err(|error| tracing::error!("could not arm the timer: {error}"));
-            // A job is run and deleted by tasks that do not wait for one another, so that on a busy machine one may be deleted before it is run.
-            // A run that nobody began would be missed until the next restart: the clock is looked at all the same.
+            let armed = armed
+                .await
+                .inspect_err(|error| tracing::error!("could not arm the timer: {error}"));
+            // A job is run and deleted by tasks that do not wait for one another, so that on a busy
+            // machine one may be deleted before it is run. A run that nobody began would be missed
+            // until the next restart: the clock is looked at all the same.
             let set_back = loop {
                 tokio::select! {
                     () = woken.notified() => break false,

@@ -15,9 +15,11 @@ use crate::report::{Event, State, StrategyStatus};
 
 /// How often it is looked.
 const EVERY: Duration = Duration::from_secs(5);
-/// For how long nothing is said of a strategy that is found stale: a machine that woke begins the run that makes it good in a moment.
+/// For how long nothing is said of a strategy that is found stale: a machine that woke begins the
+/// run that makes it good in a moment.
 const AT_FIRST: Duration = Duration::from_secs(4);
-/// The same of one of which it is only not known what a storage has: the first listing may take a while.
+/// The same of one of which it is only not known what a storage has: the first listing may take a
+/// while.
 const UNKNOWN: Duration = Duration::from_secs(300);
 /// The same while it runs, or waits for its turn to run. A run that hangs must not keep it secret.
 const AT_WORK: Duration = Duration::from_secs(3_600);
@@ -67,7 +69,8 @@ impl Watch {
                 let status = engine::status(&one.engine, &one.instance).await;
                 for problem in &status.problems {
                     if problem_said.is_none_or(|said| said.elapsed() > AT_WORK) {
-                        tracing::error!(instance = %one.instance.name, "it is not known whether all is fresh: {problem}");
+                        tracing::error!(instance = %one.instance.name, "it is not known whether \
+                            all is fresh: {problem}");
                         problem_said = Some(Instant::now());
                     }
                 }
@@ -80,7 +83,13 @@ impl Watch {
         }
     }
 
-    async fn look(&self, engine: &engine::Engine, strategy: &StrategyStatus, notifiers: &Notifiers, known: &mut Known) {
+    async fn look(
+        &self,
+        engine: &engine::Engine,
+        strategy: &StrategyStatus,
+        notifiers: &Notifiers,
+        known: &mut Known,
+    ) {
         let (of, which) = (&strategy.instance, &strategy.strategy);
         let name = format!("{of}/{which}");
         let told = match known.told {
@@ -104,7 +113,8 @@ impl Watch {
                 tracing::error!(strategy = name, "stale: {reason}");
                 notifiers.tell(&Event::stale(of, which, now, reason.to_owned()));
                 known.told = Some(true);
-                engine::note_stale(engine, strategy, Some(strategy.stale_since.unwrap_or(now))).await
+                engine::note_stale(engine, strategy, Some(strategy.stale_since.unwrap_or(now)))
+                    .await
             }
             State::Fresh | State::Unproven if told => {
                 tracing::info!(strategy = name, "fresh again");
@@ -119,7 +129,11 @@ impl Watch {
         };
         // What was told stays known here as long as this process lives.
         if let Err(error) = noted {
-            tracing::warn!(strategy = name, "{}; what was told is not remembered", engine::chain(&error));
+            tracing::warn!(
+                strategy = name,
+                "{}; what was told is not remembered",
+                engine::chain(&error)
+            );
         }
     }
 }

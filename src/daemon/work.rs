@@ -15,12 +15,14 @@ use crate::report::notify::Notifiers;
 use crate::report::{Event, EventKind, Outcome, RunReport};
 use crate::schedule::{Due, Missed, Schedule, jitter};
 
-/// How long to wait before looking again whether another run of the strategy has ended: at first, and at most.
+/// How long to wait before looking again whether another run of the strategy has ended: at first,
+/// and at most.
 const LOOK_AGAIN: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(30)];
 
 /// How long to wait before a verification that met a pruning begins again.
 const LOCKED: Duration = Duration::from_secs(30);
-/// How long a look into the storages before a run may take. One that hangs must not keep the run from the others.
+/// How long a look into the storages before a run may take. One that hangs must not keep the run
+/// from the others.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// One strategy, looked after.
@@ -51,7 +53,10 @@ enum Waited {
 /// Does what is good to know before a run, and is not worth waiting for.
 async fn in_time<T>(look: impl Future<Output = T>) -> Option<T> {
     let done = tokio::time::timeout(PATIENCE, look).await;
-    done.inspect_err(|_| tracing::warn!("a storage does not answer: going on without having looked into it")).ok()
+    done.inspect_err(|_| {
+        tracing::warn!("a storage does not answer: going on without having looked into it")
+    })
+    .ok()
 }
 
 /// How an attempt ended, and what there is to tell if it was the last.
@@ -74,7 +79,8 @@ impl Work {
         let name = self.name();
         let jitter = jitter(self.strategy.jitter, &name);
         let since = engine::watch(&self.engine, &self.instance, &self.strategy).await;
-        // A restart never resets the clock: what counts is when it last began, or else since when it is looked after.
+        // A restart never resets the clock: what counts is when it last began, or else since when
+        // it is looked after.
         let began = engine::last_began(&self.engine, &self.instance, &self.strategy);
         let mut last = in_time(began).await.flatten().unwrap_or(since);
         let mut alarmed = false;
@@ -94,20 +100,27 @@ impl Work {
             }
             // Asleep over it: then it was missed.
             let now = self.engine.clock.now();
-            if schedule.due(last, now, self.strategy.missed, jitter).is_none_or(|due| due.begins > now) {
+            if schedule
+                .due(last, now, self.strategy.missed, jitter)
+                .is_none_or(|due| due.begins > now)
+            {
                 last = now;
                 continue;
             }
             // Another scheduler, or somebody by hand, may have done it meanwhile.
             if let Some(taken) = self.taken(schedule, jitter).await.filter(|taken| *taken > last) {
-                tracing::info!(strategy = name, %taken, "there is a snapshot of this time already: nothing to do");
+                tracing::info!(strategy = name, %taken, "there is a snapshot of this time already: \
+                    nothing to do");
                 last = taken;
                 continue;
             }
             if due.missed {
-                tracing::warn!(strategy = name, last = %last, "a run was missed, and is made up for now");
+                tracing::warn!(strategy = name, last = %last, "a run was missed, and is made up \
+                    for now");
             }
-            let Some((counted, event)) = self.run_for(&name, schedule, due, jitter).await else { return };
+            let Some((counted, event)) = self.run_for(&name, schedule, due, jitter).await else {
+                return;
+            };
             last = counted;
             if let Some(event) = event {
                 self.tell(&event, &mut alarmed).await;
@@ -116,22 +129,31 @@ impl Work {
         }
     }
 
-    /// When the newest snapshot was begun that every storage has, where no run has been due since then.
+    /// When the newest snapshot was begun that every storage has, where no run has been due since
+    /// then.
     async fn taken(&self, schedule: &Schedule, jitter: TimeDelta) -> Option<DateTime<Utc>> {
-        let newest = in_time(engine::newest_everywhere(&self.engine, &self.instance, &self.strategy)).await??;
+        let newest =
+            in_time(engine::newest_everywhere(&self.engine, &self.instance, &self.strategy))
+                .await??;
         let now = self.engine.clock.now();
         let next = schedule.next_after(newest)?.checked_add_signed(jitter)?;
         (newest <= now && now < next).then_some(newest)
     }
 
-    /// Tells what came of a run, and that all is well again after a failure that was told. (After a strategy was stale, who noticed that tells it.)
+    /// Tells what came of a run, and that all is well again after a failure that was told. (After a
+    /// strategy was stale, who noticed that tells it.)
     async fn tell(&self, event: &Event, alarmed: &mut bool) {
         self.notifiers.tell(event);
         match event.kind {
             EventKind::Failure => *alarmed = true,
             EventKind::Success
                 if std::mem::take(alarmed)
-                    && !engine::is_said_to_be_stale(&self.engine, &self.instance.name, &self.strategy.name).await =>
+                    && !engine::is_said_to_be_stale(
+                        &self.engine,
+                        &self.instance.name,
+                        &self.strategy.name,
+                    )
+                    .await =>
             {
                 let reason = Some("The run before failed, and this one did not".to_owned());
                 let (instance, strategy) = (&self.instance.name, &self.strategy.name);
@@ -141,8 +163,8 @@ impl Work {
         }
     }
 
-    /// Runs until it is done, or no attempt is left, or the next time has come. What the next run is counted from, and what there is to tell; none when
-    /// asked to stop.
+    /// Runs until it is done, or no attempt is left, or the next time has come. What the next run
+    /// is counted from, and what there is to tell; none when asked to stop.
     async fn run_for(
         &self,
         name: &str,
@@ -159,8 +181,9 @@ impl Work {
                 place = self.places.acquire() => place,
             };
             let began = self.engine.clock.now();
-            // What the next one is counted from: the time that this one was for. Where it begins much later, because the clock jumped or a run
-            // before it took long, all that lies between has been made up for.
+            // What the next one is counted from: the time that this one was for. Where it begins
+            // much later, because the clock jumped or a run before it took long, all that lies
+            // between has been made up for.
             let counted = if began - due.begins > TimeDelta::minutes(1) { began } else { due.at };
             let ended = self.run(name).await;
             drop(place);
@@ -172,7 +195,12 @@ impl Work {
                         // While it is tried again, it has not failed yet.
                         Some(wait) => {
                             let seconds = wait.as_secs_f64();
-                            tracing::warn!(strategy = name, attempts, seconds, "it may pass: trying again");
+                            tracing::warn!(
+                                strategy = name,
+                                attempts,
+                                seconds,
+                                "it may pass: trying again"
+                            );
                             (wait, Some(event))
                         }
                         None => return Some((counted, Some(event))),
@@ -189,7 +217,8 @@ impl Work {
                 }
             };
             tokio::select! {
-                // Who goes on after this one finds a run that failed for such a reason, and tries again.
+                // Who goes on after this one finds a run that failed for such a reason, and tries
+                // again.
                 () = self.retire.cancelled() => return None,
                 () = tokio::time::sleep(wait) => {}
             }
@@ -235,7 +264,10 @@ impl Work {
                 Attempt::MayPass(not_run(error))
             }
             Err(error) => {
-                tracing::error!(strategy = name, "internal error: the run ended with {error}; please report it");
+                tracing::error!(
+                    strategy = name,
+                    "internal error: the run ended with {error}; please report it"
+                );
                 Attempt::Over(Some(not_run(format!("Internal error: {error}"))))
             }
         }
@@ -245,11 +277,17 @@ impl Work {
     pub(super) async fn verify_on(&self, verification: &Verification) {
         let name = self.name();
         let since = engine::watch(&self.engine, &self.instance, &self.strategy).await;
-        let mut last = engine::last_verified(&self.engine, &self.instance, &self.strategy).await.unwrap_or(since);
+        let mut last = engine::last_verified(&self.engine, &self.instance, &self.strategy)
+            .await
+            .unwrap_or(since);
         while !self.retire.is_cancelled() {
             let now = self.engine.clock.now();
             last = self.not_future(last);
-            let Some(due) = verification.schedule.due(last, now, Missed::RunOnce, TimeDelta::zero()) else { return };
+            let Some(due) =
+                verification.schedule.due(last, now, Missed::RunOnce, TimeDelta::zero())
+            else {
+                return;
+            };
             match self.wait_until(due.begins, now).await {
                 Waited::Reached => {}
                 Waited::SetBack => continue,
@@ -258,10 +296,13 @@ impl Work {
             let began = self.engine.clock.now();
             let before = last;
             last = if began - due.begins > TimeDelta::minutes(1) { began } else { due.at };
-            let (engine, instance, strategy) = (self.engine.clone(), Arc::clone(&self.instance), self.strategy.clone());
+            let (engine, instance, strategy) =
+                (self.engine.clone(), Arc::clone(&self.instance), self.strategy.clone());
             let (runtime, percent) = (Handle::current(), verification.read_data_percent);
             tracing::info!(strategy = name, percent, "verification begins");
-            let work = move || runtime.block_on(engine::verify_strategy(&engine, &instance, &strategy, percent));
+            let work = move || {
+                runtime.block_on(engine::verify_strategy(&engine, &instance, &strategy, percent))
+            };
             match tokio::task::spawn_blocking(work).await {
                 Ok(None) => {
                     // Snapshots of it are deleted right now.
@@ -274,14 +315,24 @@ impl Work {
                 Ok(Some(done)) => match done.problem {
                     None => {
                         let (snapshots, bytes) = (done.snapshots, done.read_bytes);
-                        tracing::info!(strategy = name, snapshots, read_bytes = bytes, "verified: nothing is wrong");
+                        tracing::info!(
+                            strategy = name,
+                            snapshots,
+                            read_bytes = bytes,
+                            "verified: nothing is wrong"
+                        );
                     }
                     Some(_) if self.engine.cancel.is_cancelled() => return,
                     Some(problem) => {
-                        tracing::error!(strategy = name, "verification {}: {problem}", done.outcome);
+                        tracing::error!(
+                            strategy = name,
+                            "verification {}: {problem}",
+                            done.outcome
+                        );
                         let (instance, strategy) = (&self.instance.name, &self.strategy.name);
                         let now = self.engine.clock.now();
-                        self.notifiers.tell(&Event::verification_failed(instance, strategy, now, problem));
+                        self.notifiers
+                            .tell(&Event::verification_failed(instance, strategy, now, problem));
                     }
                 },
                 Err(error) => {
@@ -298,11 +349,15 @@ impl Work {
     pub(super) async fn drill_on(&self, schedule: &Schedule) {
         let name = self.name();
         let since = engine::watch(&self.engine, &self.instance, &self.strategy).await;
-        let mut last = engine::last_drilled(&self.engine, &self.instance, &self.strategy).await.unwrap_or(since);
+        let mut last = engine::last_drilled(&self.engine, &self.instance, &self.strategy)
+            .await
+            .unwrap_or(since);
         while !self.retire.is_cancelled() {
             let now = self.engine.clock.now();
             last = self.not_future(last);
-            let Some(due) = schedule.due(last, now, Missed::RunOnce, TimeDelta::zero()) else { return };
+            let Some(due) = schedule.due(last, now, Missed::RunOnce, TimeDelta::zero()) else {
+                return;
+            };
             match self.wait_until(due.begins, now).await {
                 Waited::Reached => {}
                 Waited::SetBack => continue,
@@ -320,14 +375,23 @@ impl Work {
                 drop(place);
                 attempts += 1;
                 let Some(event) = event else { return };
-                // What could not be judged now may be a moment later: the server that starts, the network.
-                let wait =
-                    self.strategy.retry.wait_after(attempts).filter(|_| event.kind == EventKind::DrillInconclusive);
+                // What could not be judged now may be a moment later: the server that starts, the
+                // network.
+                let wait = self
+                    .strategy
+                    .retry
+                    .wait_after(attempts)
+                    .filter(|_| event.kind == EventKind::DrillInconclusive);
                 let Some(wait) = wait else {
                     self.notifiers.tell(&event);
                     break;
                 };
-                tracing::warn!(strategy = name, attempts, seconds = wait.as_secs_f64(), "it may pass: trying again");
+                tracing::warn!(
+                    strategy = name,
+                    attempts,
+                    seconds = wait.as_secs_f64(),
+                    "it may pass: trying again"
+                );
                 tokio::select! {
                     () = self.retire.cancelled() => return,
                     () = tokio::time::sleep(wait) => {}
@@ -339,19 +403,34 @@ impl Work {
 
     /// One drill, and what there is to tell of it. None when it was asked to stop.
     async fn drill(&self, name: &str) -> Option<Event> {
-        let (engine, instance, strategy) = (self.engine.clone(), Arc::clone(&self.instance), self.strategy.clone());
+        let (engine, instance, strategy) =
+            (self.engine.clone(), Arc::clone(&self.instance), self.strategy.clone());
         let runtime = Handle::current();
-        let work = move || runtime.block_on(engine::drill(&engine, &instance, &strategy, &DrillRequest::default()));
+        let work = move || {
+            runtime.block_on(engine::drill(&engine, &instance, &strategy, &DrillRequest::default()))
+        };
         let ended = tokio::task::spawn_blocking(work).await;
         let (of, which, now) = (&self.instance.name, &self.strategy.name, self.engine.clock.now());
         match ended {
             Ok(Ok(report)) => {
                 let (id, seconds) = (report.id.as_str(), report.recovery_seconds);
-                let snapshot = report.snapshot.as_ref().map(|snapshot| snapshot.id.to_string()).unwrap_or_default();
+                let snapshot = report
+                    .snapshot
+                    .as_ref()
+                    .map(|snapshot| snapshot.id.to_string())
+                    .unwrap_or_default();
                 let problem = report.problem.as_deref().unwrap_or_default();
                 match report.verdict {
-                    Verdict::Passed => tracing::info!(strategy = name, id, snapshot, seconds, "drill passed"),
-                    verdict => tracing::error!(strategy = name, id, snapshot, seconds, "drill {verdict}: {problem}"),
+                    Verdict::Passed => {
+                        tracing::info!(strategy = name, id, snapshot, seconds, "drill passed")
+                    }
+                    verdict => tracing::error!(
+                        strategy = name,
+                        id,
+                        snapshot,
+                        seconds,
+                        "drill {verdict}: {problem}"
+                    ),
                 }
                 Some(Event::of_drill(&report))
             }
@@ -362,7 +441,10 @@ impl Work {
                 Some(Event::not_drilled(of, which, now, error))
             }
             Err(error) => {
-                tracing::error!(strategy = name, "internal error: the drill ended with {error}; please report it");
+                tracing::error!(
+                    strategy = name,
+                    "internal error: the drill ended with {error}; please report it"
+                );
                 Some(Event::not_drilled(of, which, now, format!("Internal error: {error}")))
             }
         }
@@ -371,7 +453,8 @@ impl Work {
     async fn wait_until(&self, at: DateTime<Utc>, seen: DateTime<Utc>) -> Waited {
         tokio::select! {
             () = self.retire.cancelled() => Waited::Retired,
-            reached = self.timer.until(at, seen, &self.engine.clock) => if reached { Waited::Reached } else { Waited::SetBack },
+            reached = self.timer.until(at, seen, &self.engine.clock) =>
+                if reached { Waited::Reached } else { Waited::SetBack },
         }
     }
 
@@ -380,7 +463,8 @@ impl Work {
         if last > now {
             tracing::warn!(
                 strategy = self.name(),
-                "the last run began at {last}, which is in the future: the clock of this machine was set back"
+                "the last run began at {last}, which is in the future: the clock of this machine \
+                 was set back"
             );
         }
         last.min(now)
@@ -390,7 +474,9 @@ impl Work {
 fn log(name: &str, report: &RunReport) {
     let (id, bytes, seconds) = (report.id.as_str(), report.stored_bytes, report.seconds);
     match report.outcome {
-        Outcome::Success => tracing::info!(strategy = name, id, stored_bytes = bytes, seconds, "run committed"),
+        Outcome::Success => {
+            tracing::info!(strategy = name, id, stored_bytes = bytes, seconds, "run committed")
+        }
         Outcome::Problems => {
             for storage in &report.storages {
                 let pruned = storage.pruned.as_ref().and_then(|pruned| pruned.problem.as_ref());
@@ -398,7 +484,13 @@ fn log(name: &str, report: &RunReport) {
                     tracing::warn!(strategy = name, id, storage = %storage.name, "{problem}");
                 }
             }
-            tracing::warn!(strategy = name, id, stored_bytes = bytes, seconds, "run committed, with problems");
+            tracing::warn!(
+                strategy = name,
+                id,
+                stored_bytes = bytes,
+                seconds,
+                "run committed, with problems"
+            );
         }
         Outcome::Failed | Outcome::Cancelled => {
             let error = report.error.as_deref().unwrap_or_default();
@@ -407,7 +499,12 @@ fn log(name: &str, report: &RunReport) {
                     tracing::error!(strategy = name, id, storage = %storage.name, "{error}");
                 }
             }
-            tracing::error!(strategy = name, id, "run {}, nothing was committed: {error}", report.outcome);
+            tracing::error!(
+                strategy = name,
+                id,
+                "run {}, nothing was committed: {error}",
+                report.outcome
+            );
         }
     }
 }

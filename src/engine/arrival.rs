@@ -1,7 +1,8 @@
-//! A snapshot that is brought into a storage from elsewhere, byte for byte: from another storage, or from an exported file.
+//! A snapshot that is brought into a storage from elsewhere, byte for byte: from another storage,
+//! or from an exported file.
 //!
-//! It arrives under a heartbeat, as a run's does, and its manifest is written last. What an arrival that died has left is taken
-//! up again, object by object, once it was read back and found right.
+//! It arrives under a heartbeat, as a run's does, and its manifest is written last. What an arrival
+//! that died has left is taken up again, object by object, once it was read back and found right.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,8 +13,8 @@ use tokio::task::JoinHandle;
 use super::lock::{Fate, Heartbeat, StateLock, node, read_heartbeat};
 use super::{Engine, EngineError, OpenStorage, sweep, writer};
 use crate::model::{
-    ByteSize, Digest, Digester, MANIFEST_KEY, Manifest, Name, RUN_KEY, RemoteCheck, SnapshotId, StorageNote,
-    StoredObject,
+    ByteSize, Digest, Digester, MANIFEST_KEY, Manifest, Name, RUN_KEY, RemoteCheck, SnapshotId,
+    StorageNote, StoredObject,
 };
 use crate::pipeline::Throttle;
 use crate::storage::{CreateOptions, Storage, StorageError, Upload};
@@ -23,7 +24,8 @@ const SMALL_BYTES: u64 = 16 << 20;
 /// Room that must be left on a storage beyond what arrives.
 const SPARE_BYTES: u64 = 16 << 20;
 
-/// The right to bring snapshots of one strategy into one storage, while it lives: no run of it writes there meanwhile.
+/// The right to bring snapshots of one strategy into one storage, while it lives: no run of it
+/// writes there meanwhile.
 pub(super) struct Gate<'a> {
     engine: &'a Engine,
     to: &'a OpenStorage,
@@ -48,13 +50,14 @@ impl<'a> Gate<'a> {
         let state = StateLock::take(&engine.state_dir, instance, strategy)?;
         let node = node(&engine.state_dir)?;
         let folder = format!("{instance}/{strategy}/");
-        let lock = to.storage.lock(folder.trim_end_matches('/')).await.map_err(|error| match error {
-            StorageError::Busy { address, folder } => EngineError::Locked {
-                strategy: strategy.clone(),
-                holder: format!("it holds the lock of `{folder}` in `{address}`"),
-            },
-            error => EngineError::storage(&to.name, error),
-        })?;
+        let lock =
+            to.storage.lock(folder.trim_end_matches('/')).await.map_err(|error| match error {
+                StorageError::Busy { address, folder } => EngineError::Locked {
+                    strategy: strategy.clone(),
+                    holder: format!("it holds the lock of `{folder}` in `{address}`"),
+                },
+                error => EngineError::storage(&to.name, error),
+            })?;
         Ok(Self { engine, to, folder, node, _state: state, _storage: lock })
     }
 }
@@ -80,7 +83,8 @@ impl<'a> Arrival<'a> {
     /// Makes sure that nobody writes there, and leaves a heartbeat.
     ///
     /// # Errors
-    /// [`StorageError::Busy`] when somebody writes there, or may come back to, [`StorageError::AlreadyExists`] when the snapshot is there.
+    /// [`StorageError::Busy`] when somebody writes there, or may come back to,
+    /// [`StorageError::AlreadyExists`] when the snapshot is there.
     pub(super) async fn begin(
         gate: &'a Gate<'a>,
         id: &SnapshotId,
@@ -98,10 +102,17 @@ impl<'a> Arrival<'a> {
             }
             return Err(error);
         }
-        // Another machine may have begun the same snapshot at the same moment: then the last heartbeat says whose turn it is.
+        // Another machine may have begun the same snapshot at the same moment: then the last
+        // heartbeat says whose turn it is.
         ensure_ours(gate, id, &heartbeat).await?;
         let key = format!("{folder}{RUN_KEY}");
-        let beating = writer::beat(gate.to.clone(), key, gate.engine.clock.clone(), heartbeat.clone(), || true);
+        let beating = writer::beat(
+            gate.to.clone(),
+            key,
+            gate.engine.clock.clone(),
+            heartbeat.clone(),
+            || true,
+        );
         Ok(Self {
             gate,
             id: id.clone(),
@@ -128,7 +139,8 @@ impl<'a> Arrival<'a> {
             && let Some(object) = objects(manifest).find(|object| object.size > largest)
         {
             return Err(StorageError::Unsuitable(format!(
-                "`{}` has {}, and `{}` takes objects of up to {}: raise the `part_size` of that storage",
+                "`{}` has {}, and `{}` takes objects of up to {}: raise the `part_size` of that \
+                 storage",
                 object.key,
                 ByteSize(object.size),
                 self.storage().address(),
@@ -149,13 +161,18 @@ impl<'a> Arrival<'a> {
             Some(free) if free < needed.saturating_add(SPARE_BYTES) => Err(StorageError::Full {
                 attempt: format!("bring in `{}`", self.id),
                 address: self.storage().address(),
-                problem: format!("{} are free, and it has {}. Free some space", ByteSize(free), ByteSize(needed)),
+                problem: format!(
+                    "{} are free, and it has {}. Free some space",
+                    ByteSize(free),
+                    ByteSize(needed)
+                ),
             }),
             _ => Ok(()),
         }
     }
 
-    /// Whether the object is there already, from an earlier arrival, and right: it is read back. What is there and not right is deleted.
+    /// Whether the object is there already, from an earlier arrival, and right: it is read back.
+    /// What is there and not right is deleted.
     pub(super) async fn has(&mut self, object: &StoredObject) -> Result<bool, StorageError> {
         let Some(size) = self.left.remove(&object.key) else { return Ok(false) };
         let key = format!("{}{}", self.folder, object.key);
@@ -212,20 +229,27 @@ impl<'a> Arrival<'a> {
         Ok(())
     }
 
-    /// Looks up every object, then writes the manifest `body`, as read and with a note of this storage: the commit.
+    /// Looks up every object, then writes the manifest `body`, as read and with a note of this
+    /// storage: the commit.
     ///
     /// # Errors
     /// When it is not certain that it is committed.
-    pub(super) async fn commit(&mut self, manifest: &Manifest, body: &[u8]) -> Result<(), StorageError> {
+    pub(super) async fn commit(
+        &mut self,
+        manifest: &Manifest,
+        body: &[u8],
+    ) -> Result<(), StorageError> {
         writer::look_up(self.storage(), &self.folder, objects(manifest)).await?;
         ensure_ours(self.gate, &self.id, &self.heartbeat).await?;
         if self.gate.engine.cancel.is_cancelled() {
             return Err(StorageError::Cancelled);
         }
         let note = StorageNote { name: self.gate.to.name.clone(), remote_check: self.check };
-        let body = Manifest::for_copy(body, &note).map_err(|error| StorageError::Unsuitable(error.to_string()))?;
+        let body = Manifest::for_copy(body, &note)
+            .map_err(|error| StorageError::Unsuitable(error.to_string()))?;
         let options = CreateOptions { small: true, steady: false };
-        let mut upload = self.storage().create(&format!("{}{MANIFEST_KEY}", self.folder), options).await?;
+        let mut upload =
+            self.storage().create(&format!("{}{MANIFEST_KEY}", self.folder), options).await?;
         upload.write(Bytes::from(body)).await?;
         self.attempted = true;
         upload.finish().await?;
@@ -239,15 +263,18 @@ impl<'a> Arrival<'a> {
         let _ = (&mut self.beating).await;
     }
 
-    /// Ends an arrival that was committed. The heartbeat goes; one that stays tells nobody anything.
+    /// Ends an arrival that was committed. The heartbeat goes; one that stays tells nobody
+    /// anything.
     pub(super) async fn leave(mut self) {
         self.hush().await;
         if let Err(error) = writer::leave(self.storage(), &self.folder).await {
-            tracing::warn!(storage = %self.gate.to.name, "the heartbeat could not be taken away: {error}");
+            tracing::warn!(storage = %self.gate.to.name, "the heartbeat could not be taken away: \
+                {error}");
         }
     }
 
-    /// Ends an arrival that was not committed. What it brought is deleted, unless `keep`: then the next one takes it up.
+    /// Ends an arrival that was not committed. What it brought is deleted, unless `keep`: then the
+    /// next one takes it up.
     pub(super) async fn give_up(mut self, keep: bool) {
         self.hush().await;
         // A manifest that was sent may yet come to light, and must find its objects when it does.
@@ -255,13 +282,18 @@ impl<'a> Arrival<'a> {
             return;
         }
         if let Err(error) = sweep::remove(self.storage(), &self.gate.folder, &self.id).await {
-            tracing::warn!(storage = %self.gate.to.name, "could not clean up: {error}; a later run will");
+            tracing::warn!(storage = %self.gate.to.name, "could not clean up: {error}; a later run \
+                will");
         }
     }
 }
 
 /// Refuses to go on where another has taken over.
-async fn ensure_ours(gate: &Gate<'_>, id: &SnapshotId, heartbeat: &Heartbeat) -> Result<(), StorageError> {
+async fn ensure_ours(
+    gate: &Gate<'_>,
+    id: &SnapshotId,
+    heartbeat: &Heartbeat,
+) -> Result<(), StorageError> {
     let storage = gate.to.storage.as_ref();
     let who = match read_heartbeat(storage, &gate.folder, id).await {
         Ok(Some(found)) if found.is_of(heartbeat) => return Ok(()),
@@ -274,7 +306,8 @@ async fn ensure_ours(gate: &Gate<'_>, id: &SnapshotId, heartbeat: &Heartbeat) ->
     Err(writer::busy(storage, &gate.folder, &who))
 }
 
-/// Whether what lies there is ours to delete. When asked to stop, a storage does not read any more; that nobody took over was seen before.
+/// Whether what lies there is ours to delete. When asked to stop, a storage does not read any more;
+/// that nobody took over was seen before.
 async fn may_tidy(gate: &Gate<'_>, id: &SnapshotId, heartbeat: &Heartbeat) -> bool {
     matches!(ensure_ours(gate, id, heartbeat).await, Ok(()) | Err(StorageError::Cancelled))
 }
@@ -283,7 +316,10 @@ async fn may_tidy(gate: &Gate<'_>, id: &SnapshotId, heartbeat: &Heartbeat) -> bo
 pub(super) fn check_keys(manifest: &Manifest) -> Result<(), String> {
     let mut seen = BTreeSet::new();
     for StoredObject { key, .. } in objects(manifest) {
-        let reserved = key == MANIFEST_KEY || key == RUN_KEY || key.starts_with('.') || key.contains(char::is_control);
+        let reserved = key == MANIFEST_KEY
+            || key == RUN_KEY
+            || key.starts_with('.')
+            || key.contains(char::is_control);
         if reserved || !seen.insert(key) {
             return Err(format!(
                 "`manifest.json` lists an object {key:?} {}",
@@ -308,7 +344,10 @@ async fn take_over(
 ) -> Result<BTreeMap<String, u64>, StorageError> {
     let (found, _, snapshots) = sweep::unfinished(storage, folder, &gate.folder).await?;
     if snapshots > 0 {
-        return Err(StorageError::AlreadyExists { address: storage.address(), key: format!("{folder}{MANIFEST_KEY}") });
+        return Err(StorageError::AlreadyExists {
+            address: storage.address(),
+            key: format!("{folder}{MANIFEST_KEY}"),
+        });
     }
     let Some(unfinished) = found.first() else { return Ok(BTreeMap::new()) };
     match unfinished.fate(storage, &gate.folder, &gate.node, storage.now().await?).await? {
@@ -316,7 +355,8 @@ async fn take_over(
         Fate::Alive(who) => return Err(writer::busy(storage, &gate.folder, &who)),
         Fate::Left => {
             let who = format!(
-                "whoever began `{id}` is silent and may come back; it counts as dead after 24 hours, to the machine that it was on after 5 minutes"
+                "whoever began `{id}` is silent and may come back; it counts as dead after 24 \
+                 hours, to the machine that it was on after 5 minutes"
             );
             return Err(writer::busy(storage, &gate.folder, &who));
         }

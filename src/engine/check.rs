@@ -14,7 +14,9 @@ use super::{Engine, OpenStorage, Selection, chain, find, list, make_private_fold
 use crate::config::{Instance, Strategy};
 use crate::model::{ByteSize, Name};
 use crate::pipeline::Identity;
-use crate::source::{Context, Finding, Level, ScratchConfig, SourceConfig, check_scratch, refuse_sources};
+use crate::source::{
+    Context, Finding, Level, ScratchConfig, SourceConfig, check_scratch, refuse_sources,
+};
 use crate::storage::{Storage, StorageError};
 
 /// How many fire times are told.
@@ -94,13 +96,18 @@ pub struct StorageCheck {
     pub findings: Vec<Finding>,
 }
 
-/// Checks `instance`: its sources and storages, its keys (with `identities`, whether they open the newest snapshots), its next fires. Writes a small
-/// object to each storage and deletes it again.
+/// Checks `instance`: its sources and storages, its keys (with `identities`, whether they open the
+/// newest snapshots), its next fires. Writes a small object to each storage and deletes it again.
 pub async fn check(engine: &Engine, instance: &Instance, identities: &[Identity]) -> CheckReport {
     let now = engine.clock.now();
-    let strategies = instance.strategies.values().map(|strategy| check_strategy(instance, strategy, now)).collect();
+    let strategies = instance
+        .strategies
+        .values()
+        .map(|strategy| check_strategy(instance, strategy, now))
+        .collect();
     let mut findings = Vec::new();
-    for (subject, folder) in [("state_dir", &instance.state_dir), ("work_dir", &instance.work_dir)] {
+    for (subject, folder) in [("state_dir", &instance.state_dir), ("work_dir", &instance.work_dir)]
+    {
         findings.push(match make_private_folder(folder) {
             Ok(()) => Finding::new(Level::Ok, subject, format!("`{}`", folder.display())),
             Err(error) => Finding::new(Level::Error, subject, error.to_string()),
@@ -115,7 +122,8 @@ pub async fn check(engine: &Engine, instance: &Instance, identities: &[Identity]
         Some(1) => Finding::new(
             Level::Warning,
             "encryption",
-            "A single recipient: when its key is lost, so are the backups. Add a second one whose key is kept elsewhere",
+            "A single recipient: when its key is lost, so are the backups. Add a second one whose \
+             key is kept elsewhere",
         ),
         Some(count) => Finding::new(Level::Ok, "encryption", format!("On, to {count} recipients")),
     });
@@ -141,8 +149,9 @@ pub async fn check(engine: &Engine, instance: &Instance, identities: &[Identity]
         };
         let source = config.source();
         let found = tokio::task::spawn_blocking(move || source.check(&context)).await;
-        let found =
-            found.unwrap_or_else(|error| vec![Finding::new(Level::Error, "check", format!("Internal error: {error}"))]);
+        let found = found.unwrap_or_else(|error| {
+            vec![Finding::new(Level::Error, "check", format!("Internal error: {error}"))]
+        });
         sources.push(SourceCheck { name: name.clone(), kind: config.kind(), findings: found });
     }
     let mut storages = Vec::new();
@@ -152,7 +161,11 @@ pub async fn check(engine: &Engine, instance: &Instance, identities: &[Identity]
         match OpenStorage::open(name, config, &engine.cancel).await {
             Ok(open) => {
                 let findings = check_storage(Arc::clone(&open.storage), instance, name).await;
-                storages.push(StorageCheck { name: name.clone(), address: open.storage.address(), findings });
+                storages.push(StorageCheck {
+                    name: name.clone(),
+                    address: open.storage.address(),
+                    findings,
+                });
                 opened.push(open);
             }
             Err(error) => storages.push(StorageCheck {
@@ -183,11 +196,15 @@ pub async fn check(engine: &Engine, instance: &Instance, identities: &[Identity]
 fn check_strategy(instance: &Instance, strategy: &Strategy, now: DateTime<Utc>) -> StrategyCheck {
     let mut next = Vec::new();
     if let Some(schedule) = strategy.schedule.as_ref().filter(|_| strategy.active) {
-        let fires = std::iter::successors(schedule.next_after(now), |last| schedule.next_after(*last));
+        let fires =
+            std::iter::successors(schedule.next_after(now), |last| schedule.next_after(*last));
         next.extend(fires.take(FIRES));
     }
-    let findings: Vec<Finding> =
-        instance.advice(strategy).into_iter().map(|advice| Finding::new(Level::Warning, "advice", advice)).collect();
+    let findings: Vec<Finding> = instance
+        .advice(strategy)
+        .into_iter()
+        .map(|advice| Finding::new(Level::Warning, "advice", advice))
+        .collect();
     StrategyCheck {
         name: strategy.name.clone(),
         active: strategy.active,
@@ -203,9 +220,11 @@ fn check_strategy(instance: &Instance, strategy: &Strategy, now: DateTime<Utc>) 
 async fn check_drill(engine: &Engine, instance: &Instance, strategy: &Strategy) -> Vec<Finding> {
     let subject = format!("drill: {}", strategy.name);
     let mut findings = Vec::new();
-    findings.extend(strategy.drill.identity_file.as_ref().map(|path| match read_identities(path) {
-        Ok(_) => Finding::new(Level::Ok, &subject, format!("The key is `{}`", path.display())),
-        Err(error) => Finding::new(Level::Error, &subject, chain(&error)),
+    findings.extend(strategy.drill.identity_file.as_ref().map(|path| {
+        match read_identities(path) {
+            Ok(_) => Finding::new(Level::Ok, &subject, format!("The key is `{}`", path.display())),
+            Err(error) => Finding::new(Level::Error, &subject, chain(&error)),
+        }
     }));
     let context = Context {
         name: strategy.name.clone(),
@@ -221,16 +240,22 @@ async fn check_drill(engine: &Engine, instance: &Instance, strategy: &Strategy) 
     let of_strategy = strategy.sources.clone();
     let looked = tokio::task::spawn_blocking(move || {
         let all: Vec<(&Name, &SourceConfig)> = sources.iter().collect();
-        let refused = refuse_sources(&context, &scratch, &folder, &all).err().map(|error| error.to_string());
-        let wanted: Vec<&SourceConfig> = of_strategy.iter().filter_map(|name| sources.get(name)).collect();
+        let refused =
+            refuse_sources(&context, &scratch, &folder, &all).err().map(|error| error.to_string());
+        let wanted: Vec<&SourceConfig> =
+            of_strategy.iter().filter_map(|name| sources.get(name)).collect();
         (refused, check_scratch(&context, &scratch, &wanted))
     });
     match looked.await {
         Ok((refused, found)) => {
             findings.extend(refused.map(|problem| Finding::new(Level::Error, &subject, problem)));
-            findings.extend(found.into_iter().map(|found| Finding { subject: subject.clone(), ..found }));
+            findings.extend(
+                found.into_iter().map(|found| Finding { subject: subject.clone(), ..found }),
+            );
         }
-        Err(error) => findings.push(Finding::new(Level::Error, &subject, format!("Internal error: {error}"))),
+        Err(error) => {
+            findings.push(Finding::new(Level::Error, &subject, format!("Internal error: {error}")))
+        }
     }
     findings
 }
@@ -241,7 +266,11 @@ fn prunes(instance: &Instance, strategy: &Strategy, storage: &Name) -> bool {
 }
 
 /// Writes, looks up, reads back, lists and deletes a small object.
-async fn check_storage(storage: Arc<dyn Storage>, instance: &Instance, name: &Name) -> Vec<Finding> {
+async fn check_storage(
+    storage: Arc<dyn Storage>,
+    instance: &Instance,
+    name: &Name,
+) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut salt = [0; 8];
     if let Err(error) = getrandom::fill(&mut salt) {
@@ -251,16 +280,23 @@ async fn check_storage(storage: Arc<dyn Storage>, instance: &Instance, name: &Na
     let folder = format!("{}/check-{}/", instance.name, hex::encode(salt));
     let key = format!("{folder}probe");
     let body = Bytes::from_static(b"written by `backup check`; may be deleted\n");
-    let failed = |subject: &str, error: StorageError| Finding::new(Level::Error, subject, error.to_string());
+    let failed =
+        |subject: &str, error: StorageError| Finding::new(Level::Error, subject, error.to_string());
     match storage.probe(&key, body.clone()).await {
         Ok(capabilities) => {
-            let checksums = if capabilities.checksums { "verifies checksums" } else { "compares sizes only" };
+            let checksums =
+                if capabilities.checksums { "verifies checksums" } else { "compares sizes only" };
             let conditions = if capabilities.conditional_writes {
                 "refuses to overwrite"
             } else {
-                "ignores conditional writes (two machines that begin in the same second are told apart by their heartbeats only)"
+                "ignores conditional writes (two machines that begin in the same second are told \
+                 apart by their heartbeats only)"
             };
-            findings.push(Finding::new(Level::Ok, "write", format!("Permitted; {checksums}, {conditions}")));
+            findings.push(Finding::new(
+                Level::Ok,
+                "write",
+                format!("Permitted; {checksums}, {conditions}"),
+            ));
         }
         Err(error) => {
             findings.push(failed("write", error));
@@ -277,22 +313,36 @@ async fn check_storage(storage: Arc<dyn Storage>, instance: &Instance, name: &Na
         Err(StorageError::Denied { .. }) => Finding::new(
             Level::Warning,
             "read",
-            "Not permitted: backups are written, and can be verified and restored with other credentials only",
+            "Not permitted: backups are written, and can be verified and restored with other \
+             credentials only",
         ),
         Err(error) => failed("read", error),
     });
     findings.push(match storage.list(&folder).try_collect::<Vec<_>>().await {
-        Ok(objects) if objects.iter().any(|object| object.key == key) => Finding::new(Level::Ok, "list", "Permitted"),
-        Ok(_) => Finding::new(Level::Error, "list", "An object that was just written is not listed"),
+        Ok(objects) if objects.iter().any(|object| object.key == key) => {
+            Finding::new(Level::Ok, "list", "Permitted")
+        }
+        Ok(_) => {
+            Finding::new(Level::Error, "list", "An object that was just written is not listed")
+        }
         Err(error) => failed("list", error),
     });
     findings.push(match storage.delete(&key).await {
         Ok(()) => Finding::new(Level::Ok, "delete", "Permitted"),
         Err(StorageError::Denied { .. } | StorageError::Locked { .. }) => {
-            let (level, meaning) = if instance.storage_rules.get(name).is_some_and(|rules| !rules.prune) {
+            let (level, meaning) = if instance
+                .storage_rules
+                .get(name)
+                .is_some_and(|rules| !rules.prune)
+            {
                 (Level::Ok, "as `prune = false` says: another configuration prunes")
-            } else if instance.strategies.values().any(|strategy| prunes(instance, strategy, name)) {
-                (Level::Error, "retention cannot be carried out. Permit it, or set `prune = false` and prune with other credentials")
+            } else if instance.strategies.values().any(|strategy| prunes(instance, strategy, name))
+            {
+                (
+                    Level::Error,
+                    "retention cannot be carried out. Permit it, or set `prune = false` \
+                    and prune with other credentials",
+                )
             } else {
                 (Level::Warning, "backups accumulate until other credentials prune them")
             };
@@ -301,7 +351,9 @@ async fn check_storage(storage: Arc<dyn Storage>, instance: &Instance, name: &Na
         Err(error) => failed("delete", error),
     });
     match storage.free_bytes().await {
-        Ok(Some(free)) => findings.push(Finding::new(Level::Ok, "space", format!("{} free", ByteSize(free)))),
+        Ok(Some(free)) => {
+            findings.push(Finding::new(Level::Ok, "space", format!("{} free", ByteSize(free))))
+        }
         Ok(None) => {}
         Err(error) => findings.push(failed("space", error)),
     }
@@ -317,22 +369,37 @@ async fn check_identities(
 ) -> Vec<Finding> {
     let mut findings = Vec::new();
     for strategy in instance.strategies.values() {
-        let selection = Selection { instance: Some(instance.name.clone()), strategy: Some(strategy.name.clone()) };
+        let selection = Selection {
+            instance: Some(instance.name.clone()),
+            strategy: Some(strategy.name.clone()),
+        };
         for open in opened.iter().filter(|open| strategy.storages.contains(&open.name)) {
             let subject = format!("keys: {} in {}", strategy.name, open.name);
             let listing = list(engine, std::slice::from_ref(open), &selection).await;
             let finding = match find(&listing, "latest", None) {
                 Err(error) => Finding::new(Level::Warning, subject, error.to_string()),
-                Ok(copies) => match copies.first().map(|snapshot| (&snapshot.id, &snapshot.manifest)) {
-                    Some((id, Ok(manifest))) => match read_facts(engine, open, manifest, identities).await {
-                        Ok(Some(_)) if manifest.is_encrypted() => {
-                            Finding::new(Level::Ok, subject, format!("They open `{id}`"))
+                Ok(copies) => {
+                    match copies.first().map(|snapshot| (&snapshot.id, &snapshot.manifest)) {
+                        Some((id, Ok(manifest))) => {
+                            match read_facts(engine, open, manifest, identities).await {
+                                Ok(Some(_)) if manifest.is_encrypted() => {
+                                    Finding::new(Level::Ok, subject, format!("They open `{id}`"))
+                                }
+                                Ok(_) => Finding::new(
+                                    Level::Warning,
+                                    subject,
+                                    format!("`{id}` is not encrypted"),
+                                ),
+                                Err(error) => Finding::new(Level::Error, subject, chain(&error)),
+                            }
                         }
-                        Ok(_) => Finding::new(Level::Warning, subject, format!("`{id}` is not encrypted")),
-                        Err(error) => Finding::new(Level::Error, subject, chain(&error)),
-                    },
-                    _ => Finding::new(Level::Error, subject, "The newest snapshot has no readable manifest"),
-                },
+                        _ => Finding::new(
+                            Level::Error,
+                            subject,
+                            "The newest snapshot has no readable manifest",
+                        ),
+                    }
+                }
             };
             findings.push(finding);
         }

@@ -1,7 +1,8 @@
 //! Snapshots from one storage to another, byte for byte and without a key.
 //!
-//! Every object is held against the manifest while it travels, and the manifest is written last, with a note of the storage that it
-//! is in now. So a copy is as good as what a run leaves, or it is nothing.
+//! Every object is held against the manifest while it travels, and the manifest is written last,
+//! with a note of the storage that it is in now. So a copy is as good as what a run leaves, or it
+//! is nothing.
 
 use bytes::Bytes;
 use futures::TryStreamExt as _;
@@ -98,11 +99,12 @@ pub enum CopyState {
     Failed,
 }
 
-/// Copies every snapshot of `request` that `from` has and `to` has not, oldest first. One that fails does not keep the others back, unless a
-/// storage cannot be reached any more.
+/// Copies every snapshot of `request` that `from` has and `to` has not, oldest first. One that
+/// fails does not keep the others back, unless a storage cannot be reached any more.
 ///
 /// # Errors
-/// When a storage cannot be listed, or there is no such snapshot. What happened to each snapshot is in the report.
+/// When a storage cannot be listed, or there is no such snapshot. What happened to each snapshot is
+/// in the report.
 pub async fn copy(
     engine: &Engine,
     from: &OpenStorage,
@@ -110,7 +112,10 @@ pub async fn copy(
     request: &CopyRequest,
 ) -> Result<CopyReport, EngineError> {
     if from.storage.address() == to.storage.address() {
-        return Err(EngineError::Request(format!("`{}` cannot be copied to itself", from.storage.address())));
+        return Err(EngineError::Request(format!(
+            "`{}` cannot be copied to itself",
+            from.storage.address()
+        )));
     }
     let list = async |open: &OpenStorage| {
         engine.progress.begin(format!("listing {}", open.name), None);
@@ -120,7 +125,9 @@ pub async fn copy(
         })
     };
     let mut wanted = Listing { snapshots: list(from).await?, unlisted: Vec::new() };
-    wanted.snapshots.sort_by(|a, b| (&a.instance, &a.strategy, &a.id).cmp(&(&b.instance, &b.strategy, &b.id)));
+    wanted
+        .snapshots
+        .sort_by(|a, b| (&a.instance, &a.strategy, &a.id).cmp(&(&b.instance, &b.strategy, &b.id)));
     if let Some(which) = &request.snapshot {
         wanted.snapshots = find(&wanted, which, None)?;
     }
@@ -135,7 +142,8 @@ pub async fn copy(
         error: None,
     };
     let work = Copy { engine, from, to, rate: request.upload_rate.map(Throttle::new) };
-    let mut strategies = wanted.snapshots.chunk_by(|a, b| (&a.instance, &a.strategy) == (&b.instance, &b.strategy));
+    let mut strategies =
+        wanted.snapshots.chunk_by(|a, b| (&a.instance, &a.strategy) == (&b.instance, &b.strategy));
     let ended = loop {
         let Some(strategy) = strategies.next() else { break Ok(()) };
         let done = work.strategy(strategy, &present, request.dry_run, &mut report.snapshots).await;
@@ -190,7 +198,11 @@ impl Copy<'_> {
             });
         }
         let mine = done.get_mut(first..).unwrap_or_default();
-        let mut planned = mine.iter_mut().zip(snapshots).filter(|(one, _)| one.state == CopyState::Planned).peekable();
+        let mut planned = mine
+            .iter_mut()
+            .zip(snapshots)
+            .filter(|(one, _)| one.state == CopyState::Planned)
+            .peekable();
         let Some((_, any)) = planned.peek() else { return Ok(()) };
         if dry_run {
             return Ok(());
@@ -240,12 +252,17 @@ impl Copy<'_> {
             Ok(body) => body,
             Err(error) => return Err(self.source_failed(snapshot, MANIFEST_KEY, error).await),
         };
-        let manifest = Manifest::from_bytes(&body, &snapshot.instance, &snapshot.strategy, &snapshot.id);
-        let manifest = manifest.map_err(|error| self.damaged(snapshot, format!("`{MANIFEST_KEY}`: {error}")))?;
+        let manifest =
+            Manifest::from_bytes(&body, &snapshot.instance, &snapshot.strategy, &snapshot.id);
+        let manifest = manifest
+            .map_err(|error| self.damaged(snapshot, format!("`{MANIFEST_KEY}`: {error}")))?;
         check_keys(&manifest).map_err(|problem| self.damaged(snapshot, problem))?;
-        let mut arrival =
-            Arrival::begin(gate, &snapshot.id, self.rate.clone()).await.map_err(|error| self.target_failed(error))?;
-        self.engine.progress.begin(format!("copying {}", snapshot.id), Some(manifest.stored_bytes()));
+        let mut arrival = Arrival::begin(gate, &snapshot.id, self.rate.clone())
+            .await
+            .map_err(|error| self.target_failed(error))?;
+        self.engine
+            .progress
+            .begin(format!("copying {}", snapshot.id), Some(manifest.stored_bytes()));
         match self.bring(&mut arrival, snapshot, &manifest, &body).await {
             Ok(taken_up) => {
                 arrival.leave().await;
@@ -272,10 +289,14 @@ impl Copy<'_> {
                 taken_up += object.size;
                 continue;
             }
-            let mut incoming =
-                arrival.open(&object.key, object.size).await.map_err(|error| self.target_failed(error))?;
+            let mut incoming = arrival
+                .open(&object.key, object.size)
+                .await
+                .map_err(|error| self.target_failed(error))?;
             match self.transfer(&mut incoming, snapshot, object).await {
-                Ok(()) => arrival.publish(incoming).await.map_err(|error| self.target_failed(error))?,
+                Ok(()) => {
+                    arrival.publish(incoming).await.map_err(|error| self.target_failed(error))?
+                }
                 Err(failure) => {
                     incoming.abort().await;
                     return Err(failure);
@@ -296,7 +317,8 @@ impl Copy<'_> {
         let key = format!("{}{}", snapshot.folder(), object.key);
         let storage = std::sync::Arc::clone(&self.from.storage);
         let (sender, mut chunks) = mpsc::channel::<Result<Bytes, StorageError>>(QUEUE);
-        // It reads on while what came before is written. It ends when nobody takes the chunks any more.
+        // It reads on while what came before is written. It ends when nobody takes the chunks any
+        // more.
         tokio::spawn(async move {
             let read = async {
                 let mut stream = storage.read(&key, None).await?;
@@ -323,27 +345,40 @@ impl Copy<'_> {
             incoming.write(chunk).await.map_err(|error| self.target_failed(error))?;
         }
         if incoming.size() != object.size {
-            let problem = format!("`{}` has {} bytes of {}", object.key, incoming.size(), object.size);
+            let problem =
+                format!("`{}` has {} bytes of {}", object.key, incoming.size(), object.size);
             return Err(self.damaged(snapshot, problem));
         }
         let digest = incoming.digest();
         if digest != object.digest {
-            let problem = format!("`{}`: its digest is {digest}, and should be {}", object.key, object.digest);
+            let problem = format!(
+                "`{}`: its digest is {digest}, and should be {}",
+                object.key, object.digest
+            );
             return Err(self.damaged(snapshot, problem));
         }
         Ok(())
     }
 
     fn damaged(&self, snapshot: &Snapshot, problem: String) -> Failure {
-        let error =
-            EngineError::Damaged { snapshot: snapshot.id.to_string(), storage: self.from.name.clone(), problem };
+        let error = EngineError::Damaged {
+            snapshot: snapshot.id.to_string(),
+            storage: self.from.name.clone(),
+            problem,
+        };
         Failure { state: CopyState::Damaged, error, gone: false, keep: false }
     }
 
-    /// What a failure to read `what` tells: that it is damaged, or only that it could not be reached.
+    /// What a failure to read `what` tells: that it is damaged, or only that it could not be
+    /// reached.
     async fn source_failed(&self, snapshot: &Snapshot, what: &str, error: StorageError) -> Failure {
         if self.engine.cancel.is_cancelled() {
-            return Failure { state: CopyState::Failed, error: EngineError::Cancelled, gone: true, keep: false };
+            return Failure {
+                state: CopyState::Failed,
+                error: EngineError::Cancelled,
+                gone: true,
+                keep: false,
+            };
         }
         if error.is_about_reaching() {
             let gone = matches!(error, StorageError::Unavailable { .. });
@@ -353,7 +388,8 @@ impl Copy<'_> {
         let manifest = format!("{}{MANIFEST_KEY}", snapshot.folder());
         // Whoever deletes a snapshot takes the manifest away first.
         if let Err(StorageError::NotFound { .. }) = self.from.storage.stat(&manifest).await {
-            let error = EngineError::NotFound(format!("`{}` was deleted while it was copied", snapshot.id));
+            let error =
+                EngineError::NotFound(format!("`{}` was deleted while it was copied", snapshot.id));
             return Failure { state: CopyState::Failed, error, gone: false, keep: false };
         }
         self.damaged(snapshot, format!("`{what}`: {error}"))
@@ -361,9 +397,18 @@ impl Copy<'_> {
 
     fn target_failed(&self, error: StorageError) -> Failure {
         if self.engine.cancel.is_cancelled() {
-            return Failure { state: CopyState::Failed, error: EngineError::Cancelled, gone: true, keep: false };
+            return Failure {
+                state: CopyState::Failed,
+                error: EngineError::Cancelled,
+                gone: true,
+                keep: false,
+            };
         }
-        let state = if matches!(error, StorageError::Busy { .. }) { CopyState::Locked } else { CopyState::Failed };
+        let state = if matches!(error, StorageError::Busy { .. }) {
+            CopyState::Locked
+        } else {
+            CopyState::Failed
+        };
         let keep = error.is_about_reaching();
         let gone = keep || matches!(error, StorageError::Full { .. });
         Failure { state, error: EngineError::storage(&self.to.name, error), gone, keep }
@@ -373,7 +418,8 @@ impl Copy<'_> {
 /// What is to be done about a snapshot, by what is at the other side.
 fn judge(snapshot: &Snapshot, present: &[Snapshot]) -> (CopyState, Option<String>) {
     let same = |other: &&Snapshot| {
-        (&other.instance, &other.strategy, &other.id) == (&snapshot.instance, &snapshot.strategy, &snapshot.id)
+        (&other.instance, &other.strategy, &other.id)
+            == (&snapshot.instance, &snapshot.strategy, &snapshot.id)
     };
     let manifest = match &snapshot.manifest {
         Ok(manifest) => manifest,
@@ -389,13 +435,15 @@ fn judge(snapshot: &Snapshot, present: &[Snapshot]) -> (CopyState, Option<String
         Some((_, Ok(there))) if there.artifacts == manifest.artifacts => (CopyState::Present, None),
         Some((storage, Ok(_))) => {
             let problem = format!(
-                "`{storage}` has a snapshot of this id with other artifacts; nothing was overwritten. Look at both with `backup show`"
+                "`{storage}` has a snapshot of this id with other artifacts; nothing was \
+                 overwritten. Look at both with `backup show`"
             );
             (CopyState::Differs, Some(problem))
         }
         Some((storage, Err(error))) => {
             let problem = format!(
-                "`{storage}` has a snapshot of this id whose manifest cannot be used ({error}); nothing was overwritten. \
+                "`{storage}` has a snapshot of this id whose manifest cannot be used ({error}); \
+                 nothing was overwritten. \
                  Delete that folder there, then copy again"
             );
             (CopyState::Differs, Some(problem))

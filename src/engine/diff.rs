@@ -1,7 +1,9 @@
-//! What changed between two snapshots: files by their indexes, tables by the rows that were counted, everything else by its digest.
+//! What changed between two snapshots: files by their indexes, tables by the rows that were
+//! counted, everything else by its digest.
 //!
-//! Nothing of the content is fetched. An index may be larger than memory, and need not be sorted the same way as the other: so the
-//! entries are compared in as many passes as it takes to hold one share of the older index at a time, shared out by a hash of the path.
+//! Nothing of the content is fetched. An index may be larger than memory, and need not be sorted
+//! the same way as the other: so the entries are compared in as many passes as it takes to hold one
+//! share of the older index at a time, shared out by a hash of the path.
 
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
@@ -87,7 +89,10 @@ impl FileState {
             mode: entry.mode,
             uid: entry.uid,
             gid: entry.gid,
-            target: entry.target.as_ref().map(|target| String::from_utf8_lossy(target).into_owned()),
+            target: entry
+                .target
+                .as_ref()
+                .map(|target| String::from_utf8_lossy(target).into_owned()),
             exact_target: entry.target,
             rdev: entry.rdev,
         };
@@ -95,7 +100,8 @@ impl FileState {
     }
 
     fn differs_in(&self, other: &Self) -> Vec<Aspect> {
-        let content = |state: &Self| (state.size, state.digest, state.exact_target.clone(), state.rdev);
+        let content =
+            |state: &Self| (state.size, state.digest, state.exact_target.clone(), state.rdev);
         let mut aspects = Vec::new();
         if self.kind != other.kind {
             aspects.push(Aspect::Kind);
@@ -190,11 +196,13 @@ pub struct DiffSummary {
     pub same: u64,
 }
 
-/// Gives every difference to `each`, which may end it: streams and tables first, then the entries of each folder, sorted by path as long as there
-/// are not very many. Entries that differ only in permissions, owners and times are given with `metadata` only; they are counted always.
+/// Gives every difference to `each`, which may end it: streams and tables first, then the entries
+/// of each folder, sorted by path as long as there are not very many. Entries that differ only in
+/// permissions, owners and times are given with `metadata` only; they are counted always.
 ///
 /// # Errors
-/// When one of the snapshots is encrypted and `identities` do not open it, damaged, or out of reach.
+/// When one of the snapshots is encrypted and `identities` do not open it, damaged, or out of
+/// reach.
 pub async fn diff(
     engine: &Engine,
     before: &Side,
@@ -206,7 +214,13 @@ pub async fn diff(
     let before = Opened::new(engine, before, identities).await?;
     let after = Opened::new(engine, after, identities).await?;
     blocking(move || {
-        let mut comparison = Comparison { metadata, each, ended: false, held: HELD, summary: DiffSummary::default() };
+        let mut comparison = Comparison {
+            metadata,
+            each,
+            ended: false,
+            held: HELD,
+            summary: DiffSummary::default(),
+        };
         comparison.streams(&before, &after);
         comparison.tables(&before, &after);
         for source in sources_with_index(&before, &after) {
@@ -219,10 +233,13 @@ pub async fn diff(
 
 /// Plain bytes and digest of every artifact that is compared as a whole.
 fn streams(side: &Opened) -> Vec<(String, (u64, Digest))> {
-    let whole = |kind| !matches!(kind, ArtifactKind::Tar | ArtifactKind::Index | ArtifactKind::Blocks);
+    let whole =
+        |kind| !matches!(kind, ArtifactKind::Tar | ArtifactKind::Index | ArtifactKind::Blocks);
     let known = side.facts.iter().flat_map(|facts| &facts.artifacts);
     known
-        .filter(|known| side.manifest.artifact(&known.name).is_some_and(|artifact| whole(artifact.kind)))
+        .filter(|known| {
+            side.manifest.artifact(&known.name).is_some_and(|artifact| whole(artifact.kind))
+        })
         .map(|known| (known.name.clone(), (known.plain_bytes, known.plain_digest)))
         .collect()
 }
@@ -236,7 +253,8 @@ fn tables(side: &Opened) -> Vec<((Name, String), u64)> {
             let text = |key: &str| table.get(key).and_then(serde_json::Value::as_str);
             let rows = table.get("rows").and_then(serde_json::Value::as_u64);
             let (Some(name), Some(rows)) = (text("name"), rows) else { continue };
-            let full = text("schema").map_or_else(|| name.to_owned(), |schema| format!("{schema}.{name}"));
+            let full =
+                text("schema").map_or_else(|| name.to_owned(), |schema| format!("{schema}.{name}"));
             tables.push(((source.name.clone(), full), rows));
         }
     }
@@ -254,7 +272,8 @@ fn sources_with_index(before: &Opened, after: &Opened) -> Vec<Name> {
     sources
 }
 
-/// The keys of both lists with what each has under them: those of the newer one in its order, then those that it has not.
+/// The keys of both lists with what each has under them: those of the newer one in its order, then
+/// those that it has not.
 fn paired<K: Eq + std::hash::Hash + Clone, V: Clone>(
     before: &[(K, V)],
     after: &[(K, V)],
@@ -266,7 +285,11 @@ fn paired<K: Eq + std::hash::Hash + Clone, V: Clone>(
         .map(|(key, _)| key)
         .chain(before.iter().map(|(key, _)| key).filter(|key| !newer.contains_key(key)));
     keys.map(|key| {
-        (key.clone(), older.get(key).map(|value| (*value).clone()), newer.get(key).map(|value| (*value).clone()))
+        (
+            key.clone(),
+            older.get(key).map(|value| (*value).clone()),
+            newer.get(key).map(|value| (*value).clone()),
+        )
     })
     .collect()
 }
@@ -305,7 +328,11 @@ impl<F: FnMut(Difference) -> ControlFlow<()>> Comparison<F> {
         for (artifact, older, newer) in paired(&streams(before), &streams(after)) {
             if older != newer {
                 let bytes = |state: Option<(u64, Digest)>| state.map(|(bytes, _)| bytes);
-                self.give(Difference::Stream { artifact, before: bytes(older), after: bytes(newer) });
+                self.give(Difference::Stream {
+                    artifact,
+                    before: bytes(older),
+                    after: bytes(newer),
+                });
             }
         }
     }
@@ -318,8 +345,14 @@ impl<F: FnMut(Difference) -> ControlFlow<()>> Comparison<F> {
         }
     }
 
-    /// Compares the entries that `before` and `after` give, each time they are called, in any order.
-    fn files(&mut self, source: &Name, before: &Entries<'_>, after: &Entries<'_>) -> Result<(), EngineError> {
+    /// Compares the entries that `before` and `after` give, each time they are called, in any
+    /// order.
+    fn files(
+        &mut self,
+        source: &Name,
+        before: &Entries<'_>,
+        after: &Entries<'_>,
+    ) -> Result<(), EngineError> {
         let hasher = RandomState::new();
         let mut shares = vec![Share { bits: 0, value: 0 }];
         while let Some(mut share) = shares.pop() {
@@ -331,7 +364,8 @@ impl<F: FnMut(Difference) -> ControlFlow<()>> Comparison<F> {
                 }
                 if older.len() > self.held && share.bits < u64::BITS - 1 {
                     // Half of it is left for later.
-                    shares.push(Share { bits: share.bits + 1, value: share.value | 1 << share.bits });
+                    shares
+                        .push(Share { bits: share.bits + 1, value: share.value | 1 << share.bits });
                     share.bits += 1;
                     older.retain(|path, _| share.has(hasher.hash_one(path)));
                 }
@@ -384,7 +418,11 @@ impl<F: FnMut(Difference) -> ControlFlow<()>> Comparison<F> {
         match change {
             Change::Added => self.summary.added.add(size),
             Change::Removed => self.summary.removed.add(size),
-            Change::Changed if aspects.iter().any(|aspect| matches!(aspect, Aspect::Kind | Aspect::Content)) => {
+            Change::Changed
+                if aspects
+                    .iter()
+                    .any(|aspect| matches!(aspect, Aspect::Kind | Aspect::Content)) =>
+            {
                 self.summary.changed.add(size);
             }
             Change::Changed if aspects.is_empty() => {
@@ -450,7 +488,12 @@ mod tests {
         })
     }
 
-    fn compared(before: &[Entry], after: &[Entry], held: usize, metadata: bool) -> (Vec<FileDifference>, DiffSummary) {
+    fn compared(
+        before: &[Entry],
+        after: &[Entry],
+        held: usize,
+        metadata: bool,
+    ) -> (Vec<FileDifference>, DiffSummary) {
         let mut found = Vec::new();
         let mut comparison = Comparison {
             metadata,

@@ -26,7 +26,8 @@ const LIKENESS: f64 = 0.85;
 pub struct DumpRequest {
     /// The name of a source, which stands for its main artifact, or of any artifact.
     pub what: String,
-    /// A file or folder in it, counted from the folder that was backed up; the artifact itself when none.
+    /// A file or folder in it, counted from the folder that was backed up; the artifact itself when
+    /// none.
     pub path: Option<Vec<u8>>,
     /// What opens it, when it is encrypted.
     pub identities: Vec<Identity>,
@@ -43,8 +44,8 @@ pub struct DumpReport {
     pub fetched_bytes: u64,
 }
 
-/// Writes what `request` names of `snapshot` to `out`. The last bytes are written only when all was found undamaged; so an output that is
-/// followed by an error is incomplete.
+/// Writes what `request` names of `snapshot` to `out`. The last bytes are written only when all was
+/// found undamaged; so an output that is followed by an error is incomplete.
 ///
 /// # Errors
 /// When it is not there, or damaged; [`EngineError::Output`] when `out` fails.
@@ -71,8 +72,14 @@ pub async fn dump(
         _ => read_facts(engine, storage, manifest, &request.identities).await?.map(Arc::new),
     };
     engine.progress.begin(artifact.name.clone(), None);
-    let streams =
-        ArtifactStreams::new(storage, manifest, &artifact, &request.identities, facts.as_ref(), &engine.progress);
+    let streams = ArtifactStreams::new(
+        storage,
+        manifest,
+        &artifact,
+        &request.identities,
+        facts.as_ref(),
+        &engine.progress,
+    );
     let (path, cancel) = (request.path.clone(), engine.cancel.clone());
     let mut out = Counting { inner: out, bytes: 0, error: None };
     let (out, given) = blocking(move || {
@@ -83,9 +90,12 @@ pub async fn dump(
     match (out.error, given) {
         (Some(error), _) => return Err(EngineError::Output(error)),
         // Nothing is wrong but the path.
-        (None, Err(SourceError::Unsuitable(problem))) => return Err(EngineError::NotFound(problem)),
+        (None, Err(SourceError::Unsuitable(problem))) => {
+            return Err(EngineError::NotFound(problem));
+        }
         (None, given) => {
-            given.map_err(|error| failed_in(engine, storage, &manifest.id, &artifact.name, error))?;
+            given
+                .map_err(|error| failed_in(engine, storage, &manifest.id, &artifact.name, error))?;
         }
     }
     Ok(DumpReport {
@@ -97,14 +107,23 @@ pub async fn dump(
 
 /// The artifact with that name, or the main one of the source with that name.
 fn find_artifact<'a>(manifest: &'a Manifest, what: &str) -> Result<&'a Artifact, EngineError> {
-    let is_main =
-        |kind| matches!(kind, ArtifactKind::PgDump | ArtifactKind::Sqlite | ArtifactKind::Tar | ArtifactKind::Stream);
-    let main =
-        |artifact: &&Artifact| artifact.source.as_ref().map(Name::as_str) == Some(what) && is_main(artifact.kind);
+    let is_main = |kind| {
+        matches!(
+            kind,
+            ArtifactKind::PgDump | ArtifactKind::Sqlite | ArtifactKind::Tar | ArtifactKind::Stream
+        )
+    };
+    let main = |artifact: &&Artifact| {
+        artifact.source.as_ref().map(Name::as_str) == Some(what) && is_main(artifact.kind)
+    };
     let artifacts = &manifest.artifacts;
-    let found = artifacts.iter().find(|artifact| artifact.name == what).or_else(|| artifacts.iter().find(main));
+    let found = artifacts
+        .iter()
+        .find(|artifact| artifact.name == what)
+        .or_else(|| artifacts.iter().find(main));
     found.ok_or_else(|| {
-        let names: Vec<String> = artifacts.iter().map(|artifact| format!("`{}`", artifact.name)).collect();
+        let names: Vec<String> =
+            artifacts.iter().map(|artifact| format!("`{}`", artifact.name)).collect();
         EngineError::NotFound(format!(
             "The snapshot has neither a source nor an artifact `{what}`; it has {}",
             names.join(", ")
@@ -139,7 +158,9 @@ fn copy(input: &mut dyn Read, out: &mut dyn Write, cancel: &Cancel) -> Result<()
         }
         match input.read(&mut buffer) {
             Ok(0) => return out.flush().map_err(SourceError::Stream),
-            Ok(count) => out.write_all(buffer.get(..count).unwrap_or_default()).map_err(SourceError::Stream)?,
+            Ok(count) => out
+                .write_all(buffer.get(..count).unwrap_or_default())
+                .map_err(SourceError::Stream)?,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(SourceError::Stream(error)),
         }
@@ -161,7 +182,11 @@ fn missing(streams: &ArtifactStreams, path: &[u8], cancel: &Cancel) -> Result<St
             }
             let found = String::from_utf8_lossy(&entry.path).into_owned();
             // The same name in another folder is as near as can be.
-            let likeness = if name(&found) == wanted_name { 1.0 } else { strsim::jaro_winkler(&found, &wanted) };
+            let likeness = if name(&found) == wanted_name {
+                1.0
+            } else {
+                strsim::jaro_winkler(&found, &wanted)
+            };
             if likeness >= LIKENESS {
                 near.push((likeness, found));
                 near.sort_by(|a, b| b.0.total_cmp(&a.0));
@@ -169,7 +194,9 @@ fn missing(streams: &ArtifactStreams, path: &[u8], cancel: &Cancel) -> Result<St
             }
         }
     }
-    let mut text = format!("The snapshot has no `{wanted}`. A path is counted from the folder that was backed up");
+    let mut text = format!(
+        "The snapshot has no `{wanted}`. A path is counted from the folder that was backed up"
+    );
     if !near.is_empty() {
         let near: Vec<String> = near.into_iter().map(|(_, path)| format!("`{path}`")).collect();
         text = format!("{text}; there is {}", near.join(", "));
@@ -177,7 +204,8 @@ fn missing(streams: &ArtifactStreams, path: &[u8], cancel: &Cancel) -> Result<St
     Ok(text)
 }
 
-/// Counts what is written, and keeps why no more can be: for who reads, an output that fails looks like an input that does.
+/// Counts what is written, and keeps why no more can be: for who reads, an output that fails looks
+/// like an input that does.
 struct Counting {
     inner: Box<dyn Write + Send>,
     bytes: u64,

@@ -1,4 +1,5 @@
-//! Reading what is stored: the objects of an artifact as one blocking stream, and what it decodes to.
+//! Reading what is stored: the objects of an artifact as one blocking stream, and what it decodes
+//! to.
 
 use std::io::{self, Read};
 use std::ops::Range;
@@ -21,12 +22,19 @@ const QUEUE: usize = 2;
 /// Facts that are larger are not ours.
 const LARGEST_FACTS: u64 = 256 << 20;
 
-/// The kind of an error that tells nothing about what is stored. What wraps the stream keeps the kind of its errors.
+/// The kind of an error that tells nothing about what is stored. What wraps the stream keeps the
+/// kind of its errors.
 const UNREACHED: io::ErrorKind = io::ErrorKind::NotConnected;
 
-/// What an error that ended the reading of `what` tells: that the snapshot is damaged, or only that it could not be reached, or not
-/// opened. An error that says itself which stream it is of (an index that was read beside) is believed.
-pub(super) fn reading_failed(storage: &OpenStorage, id: &SnapshotId, what: &str, error: &io::Error) -> EngineError {
+/// What an error that ended the reading of `what` tells: that the snapshot is damaged, or only that
+/// it could not be reached, or not opened. An error that says itself which stream it is of (an
+/// index that was read beside) is believed.
+pub(super) fn reading_failed(
+    storage: &OpenStorage,
+    id: &SnapshotId,
+    what: &str,
+    error: &io::Error,
+) -> EngineError {
     let fault = Fault::within(error);
     let what = fault.map_or(what, |fault| &fault.artifact);
     if fault.is_some_and(|fault| fault.is_refusal) {
@@ -54,7 +62,11 @@ struct StoredReader {
 }
 
 impl StoredReader {
-    fn open(storage: &OpenStorage, pieces: Vec<(String, Option<Range<u64>>)>, runtime: &Handle) -> Self {
+    fn open(
+        storage: &OpenStorage,
+        pieces: Vec<(String, Option<Range<u64>>)>,
+        runtime: &Handle,
+    ) -> Self {
         let (sender, chunks) = mpsc::channel(QUEUE);
         let (fetched, storage) = (Arc::clone(&storage.fetched), Arc::clone(&storage.storage));
         runtime.spawn(async move {
@@ -74,7 +86,11 @@ impl StoredReader {
                     Ok(false) => return,
                     Err(error) => {
                         let error: StorageError = error;
-                        let kind = if error.is_about_reaching() { UNREACHED } else { io::ErrorKind::InvalidData };
+                        let kind = if error.is_about_reaching() {
+                            UNREACHED
+                        } else {
+                            io::ErrorKind::InvalidData
+                        };
                         // Nobody to tell means nobody reads any more.
                         let _ = sender.send(Err(io::Error::new(kind, error))).await;
                         return;
@@ -100,14 +116,16 @@ impl Read for StoredReader {
     }
 }
 
-/// The stored stream of `artifact`, held against its sizes and digests while it is read. For threads that may block.
+/// The stored stream of `artifact`, held against its sizes and digests while it is read. For
+/// threads that may block.
 pub(super) fn read_stored(
     storage: &OpenStorage,
     folder: &str,
     artifact: &Artifact,
     runtime: &Handle,
 ) -> impl Read + Send + use<> {
-    let pieces = artifact.objects.iter().map(|object| (format!("{folder}{}", object.key), None)).collect();
+    let pieces =
+        artifact.objects.iter().map(|object| (format!("{folder}{}", object.key), None)).collect();
     let watch = storage.watch.as_ref();
     let fetched = Clocked::new(StoredReader::open(storage, pieces, runtime), watch, Step::Fetch);
     Clocked::new(Verified::new(fetched, &artifact.objects), watch, Step::Digest)
@@ -123,7 +141,8 @@ pub(super) fn read_range(
     StoredReader::open(storage, vec![(key, Some(range))], runtime)
 }
 
-/// The plain stream of `artifact`, whose last bytes come only when all of it was found undamaged. For threads that may block.
+/// The plain stream of `artifact`, whose last bytes come only when all of it was found undamaged.
+/// For threads that may block.
 ///
 /// # Errors
 /// When none of `identities` opens it, or it is not what its codec says.
@@ -135,13 +154,16 @@ pub fn read_plain(
     facts: Option<&Facts>,
     runtime: &Handle,
 ) -> Result<Box<dyn Read + Send>, DecodeError> {
-    let expected = facts.and_then(|facts| facts.artifacts.iter().find(|known| known.name == artifact.name));
-    let expected = expected.map(|known| Expected { plain_bytes: known.plain_bytes, plain_digest: known.plain_digest });
+    let expected =
+        facts.and_then(|facts| facts.artifacts.iter().find(|known| known.name == artifact.name));
+    let expected = expected
+        .map(|known| Expected { plain_bytes: known.plain_bytes, plain_digest: known.plain_digest });
     let stored: Box<dyn Read + Send> = Box::new(read_stored(storage, folder, artifact, runtime));
     timed_decoder(stored, artifact.codec, identities, expected, storage.watch.as_ref())
 }
 
-/// The facts of a snapshot; none when they are encrypted and there is no identity to open them with.
+/// The facts of a snapshot; none when they are encrypted and there is no identity to open them
+/// with.
 ///
 /// # Errors
 /// [`EngineError::Damaged`] when they cannot be read, or are of another snapshot.
@@ -156,8 +178,10 @@ pub async fn read_facts(
         storage: storage.name.clone(),
         problem,
     };
-    let artifact =
-        manifest.artifact("facts.json").ok_or_else(|| damaged("The manifest lists no facts".to_owned()))?.clone();
+    let artifact = manifest
+        .artifact("facts.json")
+        .ok_or_else(|| damaged("The manifest lists no facts".to_owned()))?
+        .clone();
     if artifact.codec.encryption == Encryption::Age && identities.is_empty() {
         return Ok(None);
     }
@@ -172,13 +196,17 @@ pub async fn read_facts(
     .await
     .map_err(|error| EngineError::Internal(error.to_string()))?
     .map_err(|error| match error {
-        DecodeError::Locked(why) => EngineError::Request(format!("`{}` is encrypted, and {why}", manifest.id)),
+        DecodeError::Locked(why) => {
+            EngineError::Request(format!("`{}` is encrypted, and {why}", manifest.id))
+        }
         DecodeError::Io(_) if engine.cancel.is_cancelled() => EngineError::Cancelled,
         DecodeError::Io(error) => reading_failed(storage, &manifest.id, "facts.json", &error),
     })?;
     let facts: Facts = serde_json::from_slice(&body)
         .map_err(|error| damaged(format!("`facts.json` is not what it should be: {error}")))?;
-    if (&facts.instance, &facts.strategy, &facts.id) != (&manifest.instance, &manifest.strategy, &manifest.id) {
+    if (&facts.instance, &facts.strategy, &facts.id)
+        != (&manifest.instance, &manifest.strategy, &manifest.id)
+    {
         return Err(damaged(format!(
             "Its facts are of {}/{}/{}: they were moved or planted there",
             facts.instance, facts.strategy, facts.id

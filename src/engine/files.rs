@@ -35,20 +35,27 @@ pub(super) struct Opened {
 }
 
 impl Opened {
-    pub(super) async fn new(engine: &Engine, side: &Side, identities: &[Identity]) -> Result<Self, EngineError> {
+    pub(super) async fn new(
+        engine: &Engine,
+        side: &Side,
+        identities: &[Identity],
+    ) -> Result<Self, EngineError> {
         let manifest = side.snapshot.manifest.as_ref().map_err(|problem| EngineError::Damaged {
             snapshot: side.snapshot.id.to_string(),
             storage: side.storage.name.clone(),
             problem: format!("`manifest.json`: {problem}"),
         })?;
-        let encrypted = manifest.artifacts.iter().any(|artifact| artifact.codec.encryption == Encryption::Age);
+        let encrypted =
+            manifest.artifacts.iter().any(|artifact| artifact.codec.encryption == Encryption::Age);
         if encrypted && identities.is_empty() {
             return Err(EngineError::Request(format!(
-                "The snapshot `{}` is encrypted: name the file of a key that opens it with `--identity-file`",
+                "The snapshot `{}` is encrypted: name the file of a key that opens it with \
+                 `--identity-file`",
                 side.snapshot.id
             )));
         }
-        let lock = ReadLock::share(&engine.state_dir, &side.snapshot.instance, &side.snapshot.strategy)?;
+        let lock =
+            ReadLock::share(&engine.state_dir, &side.snapshot.instance, &side.snapshot.strategy)?;
         let facts = read_facts(engine, &side.storage, manifest, identities).await?;
         Ok(Self {
             engine: engine.clone(),
@@ -64,14 +71,17 @@ impl Opened {
 
     /// The indexes of its folders, with the sources that they are of, in the order of the manifest.
     pub(super) fn indexes(&self) -> impl Iterator<Item = (&Name, &Artifact)> {
-        let indexes = self.manifest.artifacts.iter().filter(|artifact| artifact.kind == ArtifactKind::Index);
+        let indexes =
+            self.manifest.artifacts.iter().filter(|artifact| artifact.kind == ArtifactKind::Index);
         indexes.filter_map(|artifact| Some((artifact.source.as_ref()?, artifact)))
     }
 
-    /// Gives every entry of an index to `each`, in the order of the tarball, until it breaks off. For threads that may block.
+    /// Gives every entry of an index to `each`, in the order of the tarball, until it breaks off.
+    /// For threads that may block.
     ///
     /// # Errors
-    /// When the index is damaged or cannot be reached; what was given out before that is right as far as is known, and not all.
+    /// When the index is damaged or cannot be reached; what was given out before that is right as
+    /// far as is known, and not all.
     pub(super) fn entries(
         &self,
         index: &Artifact,
@@ -91,7 +101,8 @@ impl Opened {
         };
         self.engine.progress.begin(format!("reading {} of {}", index.name, self.manifest.id), None);
         let facts = self.facts.as_ref();
-        let plain = read_plain(&self.storage, &self.folder, index, &self.identities, facts, &self.runtime);
+        let plain =
+            read_plain(&self.storage, &self.folder, index, &self.identities, facts, &self.runtime);
         let plain = plain.map_err(|error| match error {
             DecodeError::Locked(_) => EngineError::Request(format!("`{}`: {error}", index.name)),
             DecodeError::Io(error) => failed(&error),
@@ -109,8 +120,9 @@ impl Opened {
     }
 }
 
-/// Gives every entry of every folder of a snapshot to `each`, with the source it is of, until it breaks off: those that `paths` match, with
-/// all that lies in folders that match; all of them when there are no patterns.
+/// Gives every entry of every folder of a snapshot to `each`, with the source it is of, until it
+/// breaks off: those that `paths` match, with all that lies in folders that match; all of them when
+/// there are no patterns.
 ///
 /// # Errors
 /// When the snapshot is encrypted and `identities` do not open it, damaged, or out of reach.

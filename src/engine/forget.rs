@@ -8,11 +8,13 @@ use super::{Engine, EngineError, OpenStorage, Selection, Snapshot, read_marks};
 use crate::model::{Name, SnapshotId, Verdict};
 use crate::report::Pruned;
 
-/// Deletes the snapshots `wanted`, each given by its strategy and id, in every storage of `scope`. Damaged ones too: this is how they are got rid of.
-/// `force` gives up the newest that passed a drill; nothing gives up what is held or locked, nor the last good one.
+/// Deletes the snapshots `wanted`, each given by its strategy and id, in every storage of `scope`.
+/// Damaged ones too: this is how they are got rid of. `force` gives up the newest that passed a
+/// drill; nothing gives up what is held or locked, nor the last good one.
 ///
 /// # Errors
-/// [`EngineError::Request`] with every reason why one of them must not be deleted, and [`EngineError::Locked`]: then nothing was deleted.
+/// [`EngineError::Request`] with every reason why one of them must not be deleted, and
+/// [`EngineError::Locked`]: then nothing was deleted.
 pub async fn forget(
     engine: &Engine,
     scope: PruneScope<'_>,
@@ -25,17 +27,23 @@ pub async fn forget(
     for open in scope.storages {
         match open {
             Ok(open) => opened.push(open.clone()),
-            Err((name, problem)) => problems.push(format!("It is not known what is held in `{name}`: {problem}")),
+            Err((name, problem)) => {
+                problems.push(format!("It is not known what is held in `{name}`: {problem}"))
+            }
         }
     }
     let mut by_strategy: BTreeMap<&Name, Vec<&SnapshotId>> = BTreeMap::new();
     for (strategy, id) in wanted {
         by_strategy.entry(strategy).or_default().push(id);
     }
-    let chosen: Vec<&OpenStorage> =
-        opened.iter().filter(|open| scope.storage.is_none_or(|wanted| *wanted == open.name)).collect();
-    let places: Vec<(&Name, &OpenStorage)> =
-        by_strategy.keys().flat_map(|strategy| chosen.iter().map(|open| (*strategy, *open))).collect();
+    let chosen: Vec<&OpenStorage> = opened
+        .iter()
+        .filter(|open| scope.storage.is_none_or(|wanted| *wanted == open.name))
+        .collect();
+    let places: Vec<(&Name, &OpenStorage)> = by_strategy
+        .keys()
+        .flat_map(|strategy| chosen.iter().map(|open| (*strategy, *open)))
+        .collect();
     let locks = exclude(engine, instance, &places).await?;
     let marks = read_marks(engine, &opened, instance).await;
     for (storage, problem) in &marks.unread {
@@ -44,25 +52,39 @@ pub async fn forget(
     let now = engine.clock.now();
     let mut deleting: Vec<(&Name, &OpenStorage, Vec<Snapshot>)> = Vec::new();
     for (strategy, open) in &places {
-        let selection = Selection { instance: Some(instance.clone()), strategy: Some((*strategy).clone()) };
+        let selection =
+            Selection { instance: Some(instance.clone()), strategy: Some((*strategy).clone()) };
         let listing = list(engine, std::slice::from_ref(*open), &selection).await;
-        problems.extend(listing.unlisted.iter().map(|(name, error)| format!("`{name}` could not be listed: {error}")));
+        problems.extend(
+            listing
+                .unlisted
+                .iter()
+                .map(|(name, error)| format!("`{name}` could not be listed: {error}")),
+        );
         let ids = by_strategy.get(strategy).map(Vec::as_slice).unwrap_or_default();
         let (going, staying): (Vec<Snapshot>, Vec<Snapshot>) =
             listing.snapshots.into_iter().partition(|snapshot| ids.contains(&&snapshot.id));
         let place = format!("in `{}`", open.name);
-        if let Some(problem) =
-            locks.unlocked.get(&((*strategy).clone(), open.name.clone())).filter(|_| !going.is_empty())
+        if let Some(problem) = locks
+            .unlocked
+            .get(&((*strategy).clone(), open.name.clone()))
+            .filter(|_| !going.is_empty())
         {
             problems.push(format!("`{}`: {problem}", open.name));
         }
-        if !going.is_empty() && scope.instance.storage_rules.get(&open.name).is_some_and(|rules| !rules.prune) {
-            problems.push(format!("`{}` has `prune = false`: choose others with `--storage`", open.name));
+        if !going.is_empty()
+            && scope.instance.storage_rules.get(&open.name).is_some_and(|rules| !rules.prune)
+        {
+            problems.push(format!(
+                "`{}` has `prune = false`: choose others with `--storage`",
+                open.name
+            ));
         }
         // Where drills found all of them bad, the last whole one is still better than nothing.
         let any_good = going.iter().chain(&staying).any(|snapshot| is_good(snapshot, &marks, now));
         let good = |snapshot: &&Snapshot| {
-            is_good(snapshot, &marks, now) || (!any_good && snapshot.is_whole() && snapshot.id.time() <= now)
+            is_good(snapshot, &marks, now)
+                || (!any_good && snapshot.is_whole() && snapshot.id.time() <= now)
         };
         if let Some(last) = going.iter().rfind(good)
             && !staying.iter().any(|snapshot| good(&snapshot))
@@ -76,27 +98,35 @@ pub async fn forget(
         });
         if let Some(newest) = passed.max().filter(|newest| !force && ids.contains(newest)) {
             problems.push(format!(
-                "`{newest}` is the newest that passed a drill {place}: `--force` deletes it all the same"
+                "`{newest}` is the newest that passed a drill {place}: `--force` deletes it all \
+                 the same"
             ));
         }
         for snapshot in &going {
             if let Some(hold) = marks.hold(&snapshot.id, now) {
                 let why = hold.reason.map(|reason| format!(" ({reason})")).unwrap_or_default();
-                problems.push(format!("`{}` is held{why}: `backup release {}` first", snapshot.id, snapshot.id));
+                problems.push(format!(
+                    "`{}` is held{why}: `backup release {}` first",
+                    snapshot.id, snapshot.id
+                ));
             }
             if marks.suspects(strategy).contains(&&snapshot.id) {
                 let id = &snapshot.id;
                 problems.push(format!(
-                    "A drill found `{id}` suspect, and nobody has looked at it: `backup release {id}` first"
+                    "A drill found `{id}` suspect, and nobody has looked at it: `backup release \
+                     {id}` first"
                 ));
             }
             match locked(open.storage.as_ref(), snapshot).await {
                 Ok(None) => {}
                 Ok(Some(until)) => {
-                    let until = until.map(|until| format!(" until {}", until.to_rfc3339())).unwrap_or_default();
+                    let until = until
+                        .map(|until| format!(" until {}", until.to_rfc3339()))
+                        .unwrap_or_default();
                     problems.push(format!("`{}` is locked {place}{until}", snapshot.id));
                 }
-                Err(error) => problems.push(format!("It could not be asked whether it is locked {place}: {error}")),
+                Err(error) => problems
+                    .push(format!("It could not be asked whether it is locked {place}: {error}")),
             }
         }
         deleting.push((strategy, open, going));

@@ -1,4 +1,5 @@
-//! One writer at a time of an instance's strategy: locks on this machine, heartbeats across machines.
+//! One writer at a time of an instance's strategy: locks on this machine, heartbeats across
+//! machines.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read as _, Seek as _, Write as _};
@@ -16,45 +17,60 @@ use crate::storage::{Storage, StorageError};
 
 /// How often a run renews its heartbeat.
 pub(super) const BEAT: Duration = Duration::from_secs(60);
-/// A run of another machine whose heartbeat is younger, by the storage's clock, is taken to be alive.
+/// A run of another machine whose heartbeat is younger, by the storage's clock, is taken to be
+/// alive.
 pub(super) const LEASE: TimeDelta = TimeDelta::minutes(5);
-/// What another machine left unfinished is collected when its heartbeat is older, by the storage's clock.
+/// What another machine left unfinished is collected when its heartbeat is older, by the storage's
+/// clock.
 pub(super) const ABANDONED: TimeDelta = TimeDelta::hours(24);
 
 /// The lock of the scheduler, in the state folder.
 const SCHEDULER: &str = "scheduler.lock";
 
-/// The lock of one strategy in the state folder, held while it lives, by who writes or deletes snapshots. The kernel lets it go when the process dies,
-/// however it dies.
+/// The lock of one strategy in the state folder, held while it lives, by who writes or deletes
+/// snapshots. The kernel lets it go when the process dies, however it dies.
 pub(super) struct StateLock {
     _file: File,
 }
 
 impl StateLock {
     /// Takes the lock of `strategy`.
-    pub(super) fn take(state_dir: &Path, instance: &Name, strategy: &Name) -> Result<Self, EngineError> {
+    pub(super) fn take(
+        state_dir: &Path,
+        instance: &Name,
+        strategy: &Name,
+    ) -> Result<Self, EngineError> {
         let (file, path) = open_lock(state_dir, &format!("{instance}.{strategy}.lock"))?;
         taken(file.try_lock(), path, strategy, "it")?;
         Ok(Self { _file: file })
     }
 }
 
-/// Keeps a strategy's snapshots from being deleted while they are read: shared by those who read, exclusive for who deletes. A run takes neither: who reads
-/// for hours is not in its way.
+/// Keeps a strategy's snapshots from being deleted while they are read: shared by those who read,
+/// exclusive for who deletes. A run takes neither: who reads for hours is not in its way.
 pub(super) struct ReadLock {
     _file: File,
 }
 
 impl ReadLock {
-    fn open(state_dir: &Path, instance: &Name, strategy: &Name) -> Result<(File, PathBuf), EngineError> {
+    fn open(
+        state_dir: &Path,
+        instance: &Name,
+        strategy: &Name,
+    ) -> Result<(File, PathBuf), EngineError> {
         open_lock(state_dir, &format!("{instance}.{strategy}.read.lock"))
     }
 
-    /// Takes it to read. None where the state folder is somebody else's: who may only read a storage reads all the same.
+    /// Takes it to read. None where the state folder is somebody else's: who may only read a
+    /// storage reads all the same.
     ///
     /// # Errors
     /// [`EngineError::Locked`] while snapshots are deleted.
-    pub(super) fn share(state_dir: &Path, instance: &Name, strategy: &Name) -> Result<Option<Self>, EngineError> {
+    pub(super) fn share(
+        state_dir: &Path,
+        instance: &Name,
+        strategy: &Name,
+    ) -> Result<Option<Self>, EngineError> {
         if state_dir.as_os_str().is_empty() {
             return Ok(None);
         }
@@ -73,14 +89,19 @@ impl ReadLock {
     ///
     /// # Errors
     /// [`EngineError::Locked`] while a snapshot is read.
-    pub(super) fn exclude(state_dir: &Path, instance: &Name, strategy: &Name) -> Result<Self, EngineError> {
+    pub(super) fn exclude(
+        state_dir: &Path,
+        instance: &Name,
+        strategy: &Name,
+    ) -> Result<Self, EngineError> {
         let (file, path) = Self::open(state_dir, instance, strategy)?;
         taken(file.try_lock(), path, strategy, "it reads a snapshot, and")?;
         Ok(Self { _file: file })
     }
 }
 
-/// Held by a drill of a strategy while it lives: what another drill of it left behind has no owner any more.
+/// Held by a drill of a strategy while it lives: what another drill of it left behind has no owner
+/// any more.
 pub(super) struct DrillLock {
     file: File,
     path: PathBuf,
@@ -91,7 +112,11 @@ impl DrillLock {
     ///
     /// # Errors
     /// [`EngineError::Locked`] while another drill of the strategy is under way.
-    pub(super) fn take(state_dir: &Path, instance: &Name, strategy: &Name) -> Result<Self, EngineError> {
+    pub(super) fn take(
+        state_dir: &Path,
+        instance: &Name,
+        strategy: &Name,
+    ) -> Result<Self, EngineError> {
         let (file, path) = open_lock(state_dir, &format!("{instance}.{strategy}.drill.lock"))?;
         taken(file.try_lock(), path.clone(), strategy, "a drill")?;
         Ok(Self { file, path })
@@ -117,29 +142,47 @@ impl DrillLock {
     ///
     /// # Errors
     /// [`EngineError::State`].
-    pub(super) fn note(&mut self, folders: &[PathBuf], server: Option<&str>) -> Result<(), EngineError> {
-        let mut lines: Vec<String> = folders.iter().map(|folder| format!("folder {}", folder.display())).collect();
+    pub(super) fn note(
+        &mut self,
+        folders: &[PathBuf],
+        server: Option<&str>,
+    ) -> Result<(), EngineError> {
+        let mut lines: Vec<String> =
+            folders.iter().map(|folder| format!("folder {}", folder.display())).collect();
         lines.extend(server.map(|server| format!("server {server}")));
         lines.sort();
         lines.dedup();
         let text = lines.join("\n") + "\n";
-        let written =
-            self.file.set_len(0).and_then(|()| self.file.rewind()).and_then(|()| self.file.write_all(text.as_bytes()));
-        written.map_err(|error| EngineError::State { attempt: "write", path: self.path.clone(), error })
+        let written = self
+            .file
+            .set_len(0)
+            .and_then(|()| self.file.rewind())
+            .and_then(|()| self.file.write_all(text.as_bytes()));
+        written.map_err(|error| EngineError::State {
+            attempt: "write",
+            path: self.path.clone(),
+            error,
+        })
     }
 }
 
-/// Whether somebody on this machine runs the strategy, or deletes of it, right now. The lock is not tried: one that is tried is taken for a moment, and a
-/// run that begins in that moment would find it so.
+/// Whether somebody on this machine runs the strategy, or deletes of it, right now. The lock is not
+/// tried: one that is tried is taken for a moment, and a run that begins in that moment would find
+/// it so.
 pub(super) fn is_running(state_dir: &Path, instance: &Name, strategy: &Name) -> bool {
     use std::os::linux::fs::MetadataExt as _;
     let path = state_dir.join(format!("{instance}.{strategy}.lock"));
-    let (Ok(metadata), Ok(locks)) = (std::fs::metadata(path), std::fs::read_to_string("/proc/locks")) else {
+    let (Ok(metadata), Ok(locks)) =
+        (std::fs::metadata(path), std::fs::read_to_string("/proc/locks"))
+    else {
         return false;
     };
-    let (major, minor) = (rustix::fs::major(metadata.st_dev()), rustix::fs::minor(metadata.st_dev()));
+    let (major, minor) =
+        (rustix::fs::major(metadata.st_dev()), rustix::fs::minor(metadata.st_dev()));
     let place = format!("{major:02x}:{minor:02x}:{}", metadata.st_ino());
-    locks.lines().any(|line| line.contains(" FLOCK ") && line.split_whitespace().any(|word| word == place))
+    locks
+        .lines()
+        .any(|line| line.contains(" FLOCK ") && line.split_whitespace().any(|word| word == place))
 }
 
 /// Held by the scheduler of a state folder while it lives. There is one at a time.
@@ -160,9 +203,13 @@ impl SchedulerLock {
             match file.try_lock() {
                 Ok(()) => break,
                 // Who only looks whether there is one holds it for a moment.
-                Err(TryLockError::WouldBlock) if tries < 10 => tokio::time::sleep(Duration::from_millis(50)).await,
+                Err(TryLockError::WouldBlock) if tries < 10 => {
+                    tokio::time::sleep(Duration::from_millis(50)).await
+                }
                 Err(TryLockError::WouldBlock) => return Err(EngineError::Scheduled { path }),
-                Err(TryLockError::Error(error)) => return Err(EngineError::State { attempt: "lock", path, error }),
+                Err(TryLockError::Error(error)) => {
+                    return Err(EngineError::State { attempt: "lock", path, error });
+                }
             }
         }
         let number = format!("{} {}\n", std::process::id(), pid_namespace());
@@ -174,7 +221,8 @@ impl SchedulerLock {
 
 /// What tells the processes that we see from those of other containers.
 fn pid_namespace() -> String {
-    std::fs::read_link("/proc/self/ns/pid").map_or_else(|_| "-".to_owned(), |link| link.display().to_string())
+    std::fs::read_link("/proc/self/ns/pid")
+        .map_or_else(|_| "-".to_owned(), |link| link.display().to_string())
 }
 
 /// The scheduler of a state folder.
@@ -217,7 +265,8 @@ pub fn scheduler(state_dir: &Path) -> Result<Option<Scheduler>, EngineError> {
 fn open_lock(state_dir: &Path, name: &str) -> Result<(File, PathBuf), EngineError> {
     make_private_folder(state_dir)?;
     let path = state_dir.join(name);
-    let opened = make_private_file(&path).and_then(|()| OpenOptions::new().read(true).write(true).open(&path));
+    let opened = make_private_file(&path)
+        .and_then(|()| OpenOptions::new().read(true).write(true).open(&path));
     match opened {
         Ok(file) => Ok((file, path)),
         Err(error) => Err(EngineError::State { attempt: "open", path, error }),
@@ -225,17 +274,24 @@ fn open_lock(state_dir: &Path, name: &str) -> Result<(File, PathBuf), EngineErro
 }
 
 /// What came of trying a lock; `who` holds it where it is not free.
-fn taken(tried: Result<(), TryLockError>, path: PathBuf, strategy: &Name, who: &str) -> Result<(), EngineError> {
+fn taken(
+    tried: Result<(), TryLockError>,
+    path: PathBuf,
+    strategy: &Name,
+    who: &str,
+) -> Result<(), EngineError> {
     match tried {
         Ok(()) => Ok(()),
-        Err(TryLockError::WouldBlock) => {
-            Err(EngineError::Locked { strategy: strategy.clone(), holder: format!("{who} holds `{}`", path.display()) })
-        }
+        Err(TryLockError::WouldBlock) => Err(EngineError::Locked {
+            strategy: strategy.clone(),
+            holder: format!("{who} holds `{}`", path.display()),
+        }),
         Err(TryLockError::Error(error)) => Err(EngineError::State { attempt: "lock", path, error }),
     }
 }
 
-/// What tells the runs of this state folder from those of others: a random text, made once and kept there.
+/// What tells the runs of this state folder from those of others: a random text, made once and kept
+/// there.
 pub(super) fn node(state_dir: &Path) -> Result<String, EngineError> {
     make_private_folder(state_dir)?;
     let path = state_dir.join("node");
@@ -245,12 +301,15 @@ pub(super) fn node(state_dir: &Path) -> Result<String, EngineError> {
     };
     match std::fs::read_to_string(&path) {
         Ok(text) if text.trim().len() == 32 => return Ok(text.trim().to_owned()),
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed("read")(error)),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(failed("read")(error));
+        }
         // Missing, or cut short by a crash: made anew.
         _ => {}
     }
     let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes).map_err(|error| EngineError::Internal(format!("No random bytes: {error}")))?;
+    getrandom::fill(&mut bytes)
+        .map_err(|error| EngineError::Internal(format!("No random bytes: {error}")))?;
     let node = hex::encode(bytes);
     let temporary = state_dir.join(format!("node.{node}"));
     let write = || {
@@ -284,7 +343,8 @@ fn host() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
-/// What tells this start of the machine from any other, and from any other machine, a copy of it included.
+/// What tells this start of the machine from any other, and from any other machine, a copy of it
+/// included.
 fn boot() -> Option<String> {
     let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
     Some(id.trim().to_owned()).filter(|id| !id.is_empty())
@@ -292,10 +352,19 @@ fn boot() -> Option<String> {
 
 impl Heartbeat {
     pub(super) fn new(node: String, started: DateTime<Utc>) -> Self {
-        Self { format: 1, node, host: host(), boot: boot(), pid: std::process::id(), started, beat: started }
+        Self {
+            format: 1,
+            node,
+            host: host(),
+            boot: boot(),
+            pid: std::process::id(),
+            started,
+            beat: started,
+        }
     }
 
-    /// Whether it was written since this machine was started, as far as that can be told: else by the name of the machine.
+    /// Whether it was written since this machine was started, as far as that can be told: else by
+    /// the name of the machine.
     fn is_of_this_start(&self) -> bool {
         match (&self.boot, boot()) {
             (Some(theirs), Some(ours)) => *theirs == ours,
@@ -339,8 +408,8 @@ pub(super) enum Fate {
 }
 
 impl Unfinished {
-    /// Judges the folder, for a run of `node` that holds the strategy's lock in its state folder: whatever that state folder's runs left
-    /// unfinished has no living writer.
+    /// Judges the folder, for a run of `node` that holds the strategy's lock in its state folder:
+    /// whatever that state folder's runs left unfinished has no living writer.
     pub(super) async fn fate(
         &self,
         storage: &dyn Storage,
@@ -349,14 +418,21 @@ impl Unfinished {
         now: DateTime<Utc>,
     ) -> Result<Fate, StorageError> {
         let silent = now - self.touched;
-        let heartbeat = if self.beats { read_heartbeat(storage, folder, &self.id).await? } else { None };
+        let heartbeat =
+            if self.beats { read_heartbeat(storage, folder, &self.id).await? } else { None };
         Ok(match heartbeat {
-            // A copy of a machine has the node of the original, and perhaps its name. Only on the kernel that the lock was taken on does the lock
-            // tell that its run is dead; of any other start it is not known for a while.
-            Some(heartbeat) if heartbeat.node == node && !heartbeat.is_of_this_start() && silent < LEASE => Fate::Left,
+            // A copy of a machine has the node of the original, and perhaps its name. Only on the
+            // kernel that the lock was taken on does the lock tell that its run is dead; of any
+            // other start it is not known for a while.
+            Some(heartbeat)
+                if heartbeat.node == node && !heartbeat.is_of_this_start() && silent < LEASE =>
+            {
+                Fate::Left
+            }
             Some(heartbeat) if heartbeat.node == node => Fate::Dead,
             _ if silent >= ABANDONED => Fate::Dead,
-            // Without a heartbeat that can be read nobody is known to be alive there, and nobody to be dead.
+            // Without a heartbeat that can be read nobody is known to be alive there, and nobody to
+            // be dead.
             Some(heartbeat) if silent < LEASE => Fate::Alive(format!(
                 "`{}` on `{}` (process {}) wrote to `{}` {} seconds ago",
                 self.id,
@@ -365,9 +441,11 @@ impl Unfinished {
                 storage.address(),
                 silent.num_seconds().max(0)
             )),
-            None if self.beats && silent < LEASE => {
-                Fate::Alive(format!("`{}` in `{}` has a heartbeat that cannot be read", self.id, storage.address()))
-            }
+            None if self.beats && silent < LEASE => Fate::Alive(format!(
+                "`{}` in `{}` has a heartbeat that cannot be read",
+                self.id,
+                storage.address()
+            )),
             _ => Fate::Left,
         })
     }
@@ -429,7 +507,10 @@ mod tests {
         assert!(matches!(refused, Err(EngineError::Locked { .. })));
         drop(second);
         let deleter = ReadLock::exclude(folder.path(), &instance, &strategy).unwrap();
-        assert!(matches!(ReadLock::share(folder.path(), &instance, &strategy), Err(EngineError::Locked { .. })));
+        assert!(matches!(
+            ReadLock::share(folder.path(), &instance, &strategy),
+            Err(EngineError::Locked { .. })
+        ));
         drop(deleter);
         // Who cannot keep a lock there reads without one.
         assert!(ReadLock::share(Path::new(""), &instance, &strategy).unwrap().is_none());

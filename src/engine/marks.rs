@@ -1,4 +1,5 @@
-//! Marks: snapshots are held and released, and what is said of them is read before anything is deleted.
+//! Marks: snapshots are held and released, and what is said of them is read before anything is
+//! deleted.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,7 +20,8 @@ use crate::storage::{Object, StorageError};
 pub struct Marks {
     /// Each mark that could be read, once, by its key.
     marks: BTreeMap<String, Mark>,
-    /// What could not be read: the storage, and the mark or listing with the reason. Nobody knows what these protect.
+    /// What could not be read: the storage, and the mark or listing with the reason. Nobody knows
+    /// what these protect.
     pub unread: Vec<(Name, String)>,
 }
 
@@ -44,19 +46,21 @@ pub struct Drilled {
 }
 
 impl Marks {
-    /// The hold on a snapshot at the time `now`, the longest of several. The name of a hold has the id only, so it holds the snapshots of every strategy that
-    /// have it.
+    /// The hold on a snapshot at the time `now`, the longest of several. The name of a hold has the
+    /// id only, so it holds the snapshots of every strategy that have it.
     pub fn hold(&self, id: &SnapshotId, now: DateTime<Utc>) -> Option<Hold> {
-        let holds = self.marks.values().filter(|mark| mark.id == *id).filter_map(|mark| match &mark.says {
-            Says::Hold { reason, until } if until.is_none_or(|until| now < until) => {
-                Some(Hold { reason: reason.clone(), until: *until, since: mark.made })
-            }
-            _ => None,
-        });
+        let holds =
+            self.marks.values().filter(|mark| mark.id == *id).filter_map(|mark| match &mark.says {
+                Says::Hold { reason, until } if until.is_none_or(|until| now < until) => {
+                    Some(Hold { reason: reason.clone(), until: *until, since: mark.made })
+                }
+                _ => None,
+            });
         holds.max_by_key(|hold| hold.until.unwrap_or(DateTime::<Utc>::MAX_UTC))
     }
 
-    /// Takes in a mark. The same one stands in several storages; of two that differ the one that protects longer counts.
+    /// Takes in a mark. The same one stands in several storages; of two that differ the one that
+    /// protects longer counts.
     fn take(&mut self, key: String, mark: Mark) {
         if self.marks.get(&key).is_none_or(|known| until(known) < until(&mark)) {
             self.marks.insert(key, mark);
@@ -65,16 +69,20 @@ impl Marks {
 
     /// The snapshots of a strategy that a drill found suspect, and nobody has released.
     pub fn suspects(&self, strategy: &Name) -> Vec<&SnapshotId> {
-        let is_suspect = |mark: &&Mark| mark.strategy == *strategy && matches!(mark.says, Says::Suspect { .. });
-        let ids: BTreeSet<&SnapshotId> = self.marks.values().filter(is_suspect).map(|mark| &mark.id).collect();
+        let is_suspect =
+            |mark: &&Mark| mark.strategy == *strategy && matches!(mark.says, Says::Suspect { .. });
+        let ids: BTreeSet<&SnapshotId> =
+            self.marks.values().filter(is_suspect).map(|mark| &mark.id).collect();
         ids.into_iter().collect()
     }
 
     /// Whether a drill found the snapshot suspect, and somebody has released it since.
     pub fn is_released(&self, id: &SnapshotId) -> bool {
         let of_it = || self.marks.values().filter(|mark| mark.id == *id);
-        let was =
-            of_it().any(|mark| matches!(&mark.says, Says::Drill { evidence: Some(evidence), .. } if evidence.suspect));
+        let was = of_it().any(|mark| {
+            matches!(&mark.says, Says::Drill { evidence: Some(evidence),
+                .. } if evidence.suspect)
+        });
         was && !of_it().any(|mark| matches!(mark.says, Says::Suspect { .. }))
     }
 
@@ -82,7 +90,9 @@ impl Marks {
     pub fn drilled(&self, strategy: &Name, id: &SnapshotId) -> Option<Drilled> {
         let of_snapshot = |mark: &&Mark| mark.strategy == *strategy && mark.id == *id;
         let drills = self.marks.values().filter(of_snapshot).filter_map(|mark| match mark.says {
-            Says::Drill { verdict, .. } if verdict != Verdict::Inconclusive => Some(Drilled { at: mark.made, verdict }),
+            Says::Drill { verdict, .. } if verdict != Verdict::Inconclusive => {
+                Some(Drilled { at: mark.made, verdict })
+            }
             _ => None,
         });
         drills.max_by_key(|drilled| drilled.at)
@@ -97,10 +107,11 @@ pub(super) fn drill_marks(cached: Vec<CachedMark>, instance: &Name, strategy: &N
     of_instance.filter_map(read).filter(|mark| mark.strategy == *strategy).collect()
 }
 
-/// Reads the marks of `instance` in every one of `storages`. A mark or storage that cannot be read is told apart, not left out.
+/// Reads the marks of `instance` in every one of `storages`. A mark or storage that cannot be read
+/// is told apart, not left out.
 ///
-/// A hold that is gone together with its snapshot still counts when it was seen before: the disk that both were on may be lost, or not mounted, and there
-/// may be copies elsewhere.
+/// A hold that is gone together with its snapshot still counts when it was seen before: the disk
+/// that both were on may be lost, or not mounted, and there may be copies elsewhere.
 pub async fn read_marks(engine: &Engine, storages: &[OpenStorage], instance: &Name) -> Marks {
     let mut marks = Marks::default();
     let mut vanished: Vec<Vanished> = Vec::new();
@@ -110,7 +121,8 @@ pub async fn read_marks(engine: &Engine, storages: &[OpenStorage], instance: &Na
             Err(error) => marks.unread.push((open.name.clone(), error.to_string())),
         }
     }
-    let released: BTreeSet<String> = vanished.iter().filter(|one| one.released).map(|one| one.key.clone()).collect();
+    let released: BTreeSet<String> =
+        vanished.iter().filter(|one| one.released).map(|one| one.key.clone()).collect();
     for Vanished { address, key, mark, .. } in vanished {
         if released.contains(&key) {
             forget_mark(engine, &address, key).await;
@@ -159,8 +171,12 @@ async fn read_from(
     let there = |key: &String| objects.iter().any(|object| object.key == *key);
     let mut gone: Vec<String> = Vec::new();
     let mut vanished: Vec<Vanished> = Vec::new();
-    for known in cached.values().filter(|known| known.key.starts_with(&folder) && !there(&known.key)) {
-        let hold = Mark::from_bytes(&known.body, &known.key).ok().filter(|_| known.key.starts_with(&holds));
+    for known in
+        cached.values().filter(|known| known.key.starts_with(&folder) && !there(&known.key))
+    {
+        let hold = Mark::from_bytes(&known.body, &known.key)
+            .ok()
+            .filter(|_| known.key.starts_with(&holds));
         let Some(mark) = hold else {
             gone.push(known.key.clone());
             continue;
@@ -171,26 +187,35 @@ async fn read_from(
             Err(StorageError::NotFound { .. }) => false,
             Err(error) => return Err(error),
         };
-        vanished.push(Vanished { address: address.clone(), key: known.key.clone(), mark, released });
+        vanished.push(Vanished {
+            address: address.clone(),
+            key: known.key.clone(),
+            mark,
+            released,
+        });
     }
     let read: Vec<(String, Result<Mark, String>, Option<CachedMark>)> = stream::iter(objects)
         .map(|object| {
             let known = cached
                 .remove(&object.key)
                 .filter(|known| (known.size, known.modified) == (object.size, object.modified))
-                // A hold may be replaced by another of the same size within a tick of the storage's clock. A drill is never replaced.
+                // A hold may be replaced by another of the same size within a tick of the storage's
+                // clock. A drill is never replaced.
                 .filter(|known| !known.key.starts_with(&holds));
             async move {
                 let fresh = known.is_none();
                 let body = match known {
                     Some(known) => known.body,
                     None if object.size > LARGEST_DOCUMENT => {
-                        let problem = format!("It has {} bytes, which is too many for a mark", object.size);
+                        let problem =
+                            format!("It has {} bytes, which is too many for a mark", object.size);
                         return Ok((object.key, Err(problem), None));
                     }
                     None => match read_whole(storage, &object.key).await {
                         // Released since it was listed.
-                        Err(StorageError::NotFound { .. }) => return Ok((object.key, Err(String::new()), None)),
+                        Err(StorageError::NotFound { .. }) => {
+                            return Ok((object.key, Err(String::new()), None));
+                        }
                         body => body?,
                     },
                 };
@@ -266,11 +291,12 @@ impl MarkReport {
     }
 }
 
-/// Holds a snapshot, given as its copies: marks it in each storage that has one, so that nothing deletes it there or elsewhere. A hold that is there
-/// already is replaced.
+/// Holds a snapshot, given as its copies: marks it in each storage that has one, so that nothing
+/// deletes it there or elsewhere. A hold that is there already is replaced.
 ///
 /// # Errors
-/// [`EngineError::Request`] when `until` is past, [`EngineError::Locked`] while snapshots are deleted.
+/// [`EngineError::Request`] when `until` is past, [`EngineError::Locked`] while snapshots are
+/// deleted.
 pub async fn hold(
     engine: &Engine,
     storages: &[OpenStorage],
@@ -278,10 +304,15 @@ pub async fn hold(
     reason: Option<String>,
     until: Option<DateTime<Utc>>,
 ) -> Result<MarkReport, EngineError> {
-    let first = copies.first().ok_or_else(|| EngineError::Internal("A snapshot without a copy".to_owned()))?;
+    let first = copies
+        .first()
+        .ok_or_else(|| EngineError::Internal("A snapshot without a copy".to_owned()))?;
     let now = engine.clock.now_seconds();
     if let Some(until) = until.filter(|until| *until <= now) {
-        return Err(EngineError::Request(format!("The hold would end at {}, which is past", until.to_rfc3339())));
+        return Err(EngineError::Request(format!(
+            "The hold would end at {}, which is past",
+            until.to_rfc3339()
+        )));
     }
     let mark = Mark {
         format: MARK_FORMAT,
@@ -311,7 +342,8 @@ pub async fn hold(
     Ok(report)
 }
 
-/// Releases a snapshot: takes its hold away from each of `storages` that has one, and what a drill said of it, that it is suspect. A mark that cannot be read goes too.
+/// Releases a snapshot: takes its hold away from each of `storages` that has one, and what a drill
+/// said of it, that it is suspect. A mark that cannot be read goes too.
 ///
 /// # Errors
 /// [`EngineError::NotFound`] when no storage has one.
@@ -321,7 +353,9 @@ pub async fn release(
     listing: &Listing,
     copies: &[Snapshot],
 ) -> Result<MarkReport, EngineError> {
-    let first = copies.first().ok_or_else(|| EngineError::Internal("A snapshot without a copy".to_owned()))?;
+    let first = copies
+        .first()
+        .ok_or_else(|| EngineError::Internal("A snapshot without a copy".to_owned()))?;
     let hold = Mark::hold_key(&first.instance, &first.id);
     let suspect = Mark::suspect_key(&first.instance, &first.id);
     let mut report = MarkReport::new(first);
@@ -333,7 +367,11 @@ pub async fn release(
             }
             let done = match open.storage.stat(key).await {
                 Err(StorageError::NotFound { .. }) if *key == suspect => continue,
-                Err(StorageError::NotFound { .. }) if !is_remembered(engine, &address, key).await => continue,
+                Err(StorageError::NotFound { .. })
+                    if !is_remembered(engine, &address, key).await =>
+                {
+                    continue;
+                }
                 Err(StorageError::NotFound { .. }) => Ok(()),
                 Err(error) => Err(error),
                 Ok(_) => open.storage.delete(key).await,
@@ -349,7 +387,8 @@ pub async fn release(
     }
     if report.done.is_empty() && report.failed.is_empty() {
         let doubts = listing.doubts();
-        let doubts = if doubts.is_empty() { String::new() } else { format!(". {}", doubts.join(". ")) };
+        let doubts =
+            if doubts.is_empty() { String::new() } else { format!(". {}", doubts.join(". ")) };
         return Err(EngineError::NotFound(format!(
             "`{}` is neither held nor suspect in any storage{doubts}",
             first.id

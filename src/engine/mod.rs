@@ -1,7 +1,9 @@
-//! The verbs: run, list, status, hold, prune, copy, export, import, files, diff, dump, verify, restore, drill, check; and the locks.
+//! The verbs: run, list, status, hold, prune, copy, export, import, files, diff, dump, verify,
+//! restore, drill, check; and the locks.
 //!
-//! This room puts the others together: sources write through the pipeline into the storages, and a manifest commits what they wrote.
-//! It does not parse the command line, does not print, and reads no configuration file; it is handed validated settings.
+//! This room puts the others together: sources write through the pipeline into the storages, and a
+//! manifest commits what they wrote. It does not parse the command line, does not print, and reads
+//! no configuration file; it is handed validated settings.
 //!
 //! To add a verb: a file here that takes an [`Engine`] and returns a value that the command shows.
 
@@ -38,23 +40,33 @@ use tokio::sync::OnceCell;
 pub use check::{CheckReport, StorageCheck, StrategyCheck, check};
 pub use copy::{CopiedSnapshot, CopyReport, CopyRequest, CopyState, copy};
 pub use diff::{Aspect, Change, DiffSummary, Difference, FileDifference, FileState, Tally, diff};
-pub use drill::{DrillRequest, LastDrills, drill, drill_reports, last_drilled, last_drills, to_report};
+pub use drill::{
+    DrillRequest, LastDrills, drill, drill_reports, last_drilled, last_drills, to_report,
+};
 pub use dump::{DumpReport, DumpRequest, dump};
-pub use exchange::{ExportReport, ExportRequest, ImportReport, ImportRequest, export, export_fresh, import};
+pub use exchange::{
+    ExportReport, ExportRequest, ImportReport, ImportRequest, export, export_fresh, import,
+};
 pub use fetch::{read_facts, read_plain};
 pub use files::{Side, files};
 pub use forget::forget;
 pub use lock::{Scheduler, SchedulerLock, scheduler};
 pub use marks::{Drilled, Hold, MarkReport, Marks, hold, read_marks, release};
-pub use overview::{Forecast, HORIZONS, PlaceStats, Retention, Standing, Stats, StorageStats, standings, stats};
-pub use prune::{PlacePlan, PlannedSnapshot, PrunePlan, PruneReport, PruneScope, Refusal, plan_prune, prune};
+pub use overview::{
+    Forecast, HORIZONS, PlaceStats, Retention, Standing, Stats, StorageStats, standings, stats,
+};
+pub use prune::{
+    PlacePlan, PlannedSnapshot, PrunePlan, PruneReport, PruneScope, Refusal, plan_prune, prune,
+};
 pub use restore::{
-    Destination, PlannedArtifact, RestorePlan, RestoreReport, RestoreRequest, RestoredArtifact, by_hand, plan_restore,
-    restore, shell_quoted,
+    Destination, PlannedArtifact, RestorePlan, RestoreReport, RestoreRequest, RestoredArtifact,
+    by_hand, plan_restore, restore, shell_quoted,
 };
 pub use run::{RunPlan, last_began, plan, run};
 pub use snapshots::{Listing, Selection, Snapshot, find, list, parse_at};
-pub use status::{fill_status, is_said_to_be_stale, list_strategy, newest_everywhere, note_stale, status, watch};
+pub use status::{
+    fill_status, is_said_to_be_stale, list_strategy, newest_everywhere, note_stale, status, watch,
+};
 pub use verify::{ReadData, SnapshotVerdict, VerifyReport, last_verified, verify, verify_strategy};
 
 use crate::catalog::{self, Catalog, CatalogError};
@@ -100,7 +112,8 @@ impl Engine {
         }
     }
 
-    /// An engine that keeps no state, for reading from a storage on a machine that has no configuration.
+    /// An engine that keeps no state, for reading from a storage on a machine that has no
+    /// configuration.
     pub fn stateless(environment: Environment) -> Self {
         let catalog = Arc::new(OnceCell::new_with(Some(None)));
         Self { catalog, ..Self::new(PathBuf::new(), environment) }
@@ -145,7 +158,8 @@ impl Engine {
         Self { catalog: Arc::new(OnceCell::new_with(Some(None))), ..self.clone() }
     }
 
-    /// Forgets what the catalog has of snapshots and marks. The next listing reads every manifest anew.
+    /// Forgets what the catalog has of snapshots and marks. The next listing reads every manifest
+    /// anew.
     ///
     /// # Errors
     /// When the catalog cannot be used at all.
@@ -179,24 +193,40 @@ impl OpenStorage {
     ///
     /// # Errors
     /// When the configuration cannot be used.
-    pub async fn open(name: &Name, config: &StorageConfig, cancel: &Cancel) -> Result<Self, EngineError> {
-        let storage = config.open(cancel).await.map_err(|error| EngineError::storage(name, error))?;
-        Ok(Self { name: name.clone(), storage: Arc::from(storage), fetched: Arc::default(), watch: None })
+    pub async fn open(
+        name: &Name,
+        config: &StorageConfig,
+        cancel: &Cancel,
+    ) -> Result<Self, EngineError> {
+        let storage =
+            config.open(cancel).await.map_err(|error| EngineError::storage(name, error))?;
+        Ok(Self {
+            name: name.clone(),
+            storage: Arc::from(storage),
+            fetched: Arc::default(),
+            watch: None,
+        })
     }
 
-    /// Bytes of artifacts that were fetched from it so far, those included that nobody read any more.
+    /// Bytes of artifacts that were fetched from it so far, those included that nobody read any
+    /// more.
     pub fn fetched_bytes(&self) -> u64 {
         self.fetched.load(Ordering::Relaxed)
     }
 }
 
-/// An error when `open`, whose lock is not free, is the same folder as one that this very verb has locked: by way of a link, say.
-async fn not_twice(open: &OpenStorage, ours: impl Iterator<Item = &OpenStorage>) -> Result<(), EngineError> {
+/// An error when `open`, whose lock is not free, is the same folder as one that this very verb has
+/// locked: by way of a link, say.
+async fn not_twice(
+    open: &OpenStorage,
+    ours: impl Iterator<Item = &OpenStorage>,
+) -> Result<(), EngineError> {
     let Ok(path) = tokio::fs::canonicalize(open.storage.address()).await else { return Ok(()) };
     for other in ours {
         if tokio::fs::canonicalize(other.storage.address()).await.is_ok_and(|other| other == path) {
             return Err(EngineError::Request(format!(
-                "The storages `{}` and `{}` are the same place, `{}`: two names for one place are no second copy. Remove one of them",
+                "The storages `{}` and `{}` are the same place, `{}`: two names for one place are \
+                 no second copy. Remove one of them",
                 other.name,
                 open.name,
                 path.display()
@@ -206,9 +236,11 @@ async fn not_twice(open: &OpenStorage, ours: impl Iterator<Item = &OpenStorage>)
     Ok(())
 }
 
-/// Runs `work` on a thread that may block, and what it logs belongs to what the caller's does. A panic there is an error of the verb, not the end of the
-/// program.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, EngineError> {
+/// Runs `work` on a thread that may block, and what it logs belongs to what the caller's does. A
+/// panic there is an error of the verb, not the end of the program.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, EngineError> {
     let span = tracing::Span::current();
     tokio::task::spawn_blocking(move || span.in_scope(work))
         .await
@@ -229,7 +261,8 @@ fn free_bytes(folder: &Path) -> Result<u64, EngineError> {
 fn make_private_folder(path: &Path) -> Result<(), EngineError> {
     use std::os::unix::fs::{DirBuilderExt as _, lchown};
     let mut builder = std::fs::DirBuilder::new();
-    let failed = |error| EngineError::State { attempt: "create the folder", path: path.to_owned(), error };
+    let failed =
+        |error| EngineError::State { attempt: "create the folder", path: path.to_owned(), error };
     if let Some(parent) = path.parent() {
         builder.recursive(true).mode(0o700).create(parent).map_err(failed)?;
     }
@@ -251,7 +284,8 @@ fn make_private_file(path: &Path) -> std::io::Result<()> {
     match std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
         Ok(file) => {
             if let Some((user, group)) = owner_of_the_folder_of(path) {
-                // Through the file that was just made, so that nothing else changes hands which somebody puts under its name.
+                // Through the file that was just made, so that nothing else changes hands which
+                // somebody puts under its name.
                 let _ = fchown(&file, Some(user), Some(group));
             }
             Ok(())
@@ -261,11 +295,13 @@ fn make_private_file(path: &Path) -> std::io::Result<()> {
     }
 }
 
-/// Whose what root makes in the state of another user has to be: a service that runs as this user goes on after root had a look.
+/// Whose what root makes in the state of another user has to be: a service that runs as this user
+/// goes on after root had a look.
 fn owner_of_the_folder_of(path: &Path) -> Option<(u32, u32)> {
     use std::os::unix::fs::MetadataExt as _;
     let folder = std::fs::metadata(path.parent()?).ok()?;
-    (rustix::process::geteuid().is_root() && folder.uid() != 0).then(|| (folder.uid(), folder.gid()))
+    (rustix::process::geteuid().is_root() && folder.uid() != 0)
+        .then(|| (folder.uid(), folder.gid()))
 }
 
 /// Why a verb did not do what it was asked.
@@ -280,7 +316,8 @@ pub enum EngineError {
         holder: String,
     },
     /// Another scheduler looks after the same state folder.
-    #[error("Another scheduler is running: it holds `{}`. Stop it first; to read a changed configuration, run `backup reload`", .path.display())]
+    #[error("Another scheduler is running: it holds `{}`. Stop it first; to read a changed \
+        configuration, run `backup reload`", .path.display())]
     Scheduled {
         /// Its lock.
         path: PathBuf,
@@ -327,8 +364,13 @@ pub enum EngineError {
     Cancelled,
     /// A restore was cancelled after it had begun to write.
     #[error(
-        "Cancelled while `{artifact}` was restored to `{place}`: the restore is incomplete. The same command can be run again{}",
-        if *.needs_overwrite { ", with `--overwrite`, which replaces what was restored already" } else { "" }
+        "Cancelled while `{artifact}` was restored to `{place}`: the restore is incomplete. The \
+         same command can be run again{}",
+        if *.needs_overwrite {
+            ", with `--overwrite`, which replaces what was restored already"
+        } else {
+            ""
+        }
     )]
     Interrupted {
         /// What was being restored.
@@ -345,7 +387,8 @@ pub enum EngineError {
     #[error("The run took longer than its `timeout` of {0}")]
     TimedOut(crate::model::Span),
     /// The local state could not be used.
-    #[error("Could not {attempt} `{}`: {error}. The state folder is set by `state_dir`", .path.display())]
+    #[error("Could not {attempt} `{}`: {error}. The state folder is set by `state_dir`",
+        .path.display())]
     State {
         /// What was attempted.
         attempt: &'static str,
@@ -365,7 +408,8 @@ pub enum EngineError {
         error: std::io::Error,
     },
     /// A file that was named is not what it should be.
-    #[error("`{}` is damaged, or no exported snapshot: {problem}. Nothing was committed", .path.display())]
+    #[error("`{}` is damaged, or no exported snapshot: {problem}. Nothing was committed",
+        .path.display())]
     BadFile {
         /// The file.
         path: PathBuf,
@@ -408,8 +452,9 @@ impl EngineError {
         Self::Source { name: name.clone(), error: Box::new(error) }
     }
 
-    /// Whether what failed may succeed by itself a little later: the network, a busy or starting server, a program that died. A wrong
-    /// configuration, a refused login, a full disk and damage do not pass.
+    /// Whether what failed may succeed by itself a little later: the network, a busy or starting
+    /// server, a program that died. A wrong configuration, a refused login, a full disk and damage
+    /// do not pass.
     pub fn may_pass(&self) -> bool {
         match self {
             Self::Source { error, .. } | Self::Hook { error } => error.may_pass(),

@@ -1,8 +1,10 @@
-//! Where the streams of a source go: through an encoder each, once, into every storage side by side.
+//! Where the streams of a source go: through an encoder each, once, into every storage side by
+//! side.
 //!
-//! A stream has one lane for each storage that is still well: a task with a short queue, which writes objects that stay
-//! unpublished. A lane that fails takes its storage out of the run and leaves the others going. Only after the source returned
-//! success are the encoders finished and the objects published.
+//! A stream has one lane for each storage that is still well: a task with a short queue, which
+//! writes objects that stay unpublished. A lane that fails takes its storage out of the run and
+//! leaves the others going. Only after the source returned success are the encoders finished and
+//! the objects published.
 
 use std::any::Any;
 use std::io::{self, Write};
@@ -15,7 +17,9 @@ use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
 use super::OpenStorage;
-use crate::model::{Artifact, ArtifactFacts, ArtifactKind, Cancel, Name, RemoteCheck, StoredObject};
+use crate::model::{
+    Artifact, ArtifactFacts, ArtifactKind, Cancel, Name, RemoteCheck, StoredObject,
+};
 use crate::pipeline::{Block, EncodeSettings, Encoded, Encoder, ObjectSink, Throttle};
 use crate::report::Progress;
 use crate::source::{ArtifactSpec, Output, OutputWriter, Outputs};
@@ -112,7 +116,8 @@ enum Message {
 
 type Lane = JoinHandle<Vec<Box<dyn Upload>>>;
 
-/// One storage's end of a stream: objects in order, left open. On failure it gives up what it began and takes its storage out.
+/// One storage's end of a stream: objects in order, left open. On failure it gives up what it began
+/// and takes its storage out.
 async fn lane(
     member: Arc<Member>,
     base: String,
@@ -125,7 +130,9 @@ async fn lane(
         while let Some(message) = messages.recv().await {
             match message {
                 Message::Begin(index) => {
-                    uploads.push(member.open.storage.create(&object_key(&base, index), options).await?);
+                    uploads.push(
+                        member.open.storage.create(&object_key(&base, index), options).await?,
+                    );
                 }
                 Message::Chunk(chunk) => {
                     if let Some(rate) = &member.upload_rate {
@@ -133,7 +140,11 @@ async fn lane(
                     }
                     match uploads.last_mut() {
                         Some(upload) => upload.write(chunk).await?,
-                        None => return Err(StorageError::Unsuitable("Bytes came before their object".to_owned())),
+                        None => {
+                            return Err(StorageError::Unsuitable(
+                                "Bytes came before their object".to_owned(),
+                            ));
+                        }
                     }
                 }
             }
@@ -170,7 +181,10 @@ impl FanOut {
     fn send(&mut self, message: impl Fn() -> Message) -> io::Result<()> {
         self.senders.retain(|sender| sender.blocking_send(message()).is_ok());
         if self.senders.is_empty() {
-            return Err(io::Error::new(io::ErrorKind::BrokenPipe, "No storage is left to write to"));
+            return Err(io::Error::new(
+                io::ErrorKind::BrokenPipe,
+                "No storage is left to write to",
+            ));
         }
         Ok(())
     }
@@ -217,8 +231,8 @@ impl OutputWriter for Stream {
 }
 
 impl Drop for Lanes {
-    /// What was not finished is given up: the lanes end with the encoder, and what they hold open is aborted. The run waits for that
-    /// with [`Outlet::settle`].
+    /// What was not finished is given up: the lanes end with the encoder, and what they hold open
+    /// is aborted. The run waits for that with [`Outlet::settle`].
     fn drop(&mut self) {
         for (_, task) in self.tasks.drain(..) {
             let aborting = async move {
@@ -256,7 +270,8 @@ impl SourceOutputs {
             settings.read_rate = None;
         }
         let codec = settings.compression.codec(!settings.recipients.is_empty());
-        let base = format!("{}{}{}", self.outlet.folder, self.base_name(spec.extension), codec.suffix());
+        let base =
+            format!("{}{}{}", self.outlet.folder, self.base_name(spec.extension), codec.suffix());
         let options = CreateOptions { small: !spec.bulk, ..CreateOptions::default() };
         let mut senders = Vec::new();
         let mut tasks = Vec::new();
@@ -273,36 +288,50 @@ impl SourceOutputs {
         Ok(Stream { encoder, progress: self.outlet.progress.clone(), lanes })
     }
 
-    /// Ends a stream whose source succeeded: encodes what is left and publishes its objects in every storage that took them all.
+    /// Ends a stream whose source succeeded: encodes what is left and publishes its objects in
+    /// every storage that took them all.
     fn finish(&self, spec: &ArtifactSpec, stream: Stream) -> io::Result<Written> {
         let Stream { encoder, mut lanes, .. } = stream;
         let (encoded, sink) = encoder.finish()?;
         drop(sink);
         let name = self.base_name(spec.extension);
         let artifact = artifact(&name, self.source.as_ref(), spec.kind, &encoded);
-        // Taken out one by one: should one lane have panicked, the others are given up with the rest.
+        // Taken out one by one: should one lane have panicked, the others are given up with the
+        // rest.
         while let Some((member, task)) = lanes.tasks.pop() {
             let uploads = self.outlet.runtime.block_on(task).map_err(io::Error::other)?;
             if !member.is_well() {
                 self.outlet.runtime.block_on(abort(uploads));
-            } else if let Err(error) = self.outlet.runtime.block_on(publish(&member, uploads, &artifact.objects)) {
+            } else if let Err(error) =
+                self.outlet.runtime.block_on(publish(&member, uploads, &artifact.objects))
+            {
                 member.fail(error);
             }
         }
         if !self.outlet.members.iter().any(|member| member.is_well()) {
-            return Err(io::Error::new(io::ErrorKind::BrokenPipe, "No storage is left to write to"));
+            return Err(io::Error::new(
+                io::ErrorKind::BrokenPipe,
+                "No storage is left to write to",
+            ));
         }
-        let facts = ArtifactFacts { name, plain_bytes: encoded.plain_bytes, plain_digest: encoded.plain_digest };
+        let facts = ArtifactFacts {
+            name,
+            plain_bytes: encoded.plain_bytes,
+            plain_digest: encoded.plain_digest,
+        };
         Ok(Written { artifact, facts, blocks: encoded.blocks })
     }
 
-    /// Ends the streams of a source that succeeded, in the order it gave them, and adds the block lists that they want.
+    /// Ends the streams of a source that succeeded, in the order it gave them, and adds the block
+    /// lists that they want.
     pub(super) fn finish_all(&self, outputs: Vec<Output>) -> io::Result<Vec<Written>> {
         let mut all = Vec::new();
         for output in outputs {
             let spec = output.spec.clone();
             let stream = output.into_writer().into_any().downcast::<Stream>();
-            let stream = stream.map_err(|_| io::Error::other("A source returned an output that is not of this run"))?;
+            let stream = stream.map_err(|_| {
+                io::Error::other("A source returned an output that is not of this run")
+            })?;
             let written = self.finish(&spec, *stream)?;
             let blocks = spec.blocks.then(|| self.write_blocks(&written)).transpose()?;
             all.push(written);
@@ -325,10 +354,19 @@ impl SourceOutputs {
     }
 
     fn write_blocks(&self, of: &Written) -> io::Result<Written> {
-        let spec = ArtifactSpec { extension: "blocks", kind: ArtifactKind::Blocks, bulk: false, blocks: false };
+        let spec = ArtifactSpec {
+            extension: "blocks",
+            kind: ArtifactKind::Blocks,
+            bulk: false,
+            blocks: false,
+        };
         let mut stream = self.open(&spec)?;
         let out = &mut stream.encoder;
-        writeln!(out, r#"{{"format":1,"type":"holdfast-blocks","block_bytes":{}}}"#, self.outlet.settings.block_bytes)?;
+        writeln!(
+            out,
+            r#"{{"format":1,"type":"holdfast-blocks","block_bytes":{}}}"#,
+            self.outlet.settings.block_bytes
+        )?;
         for block in &of.blocks {
             writeln!(out, r#"{{"plain":{},"compressed":{}}}"#, block.plain, block.compressed)?;
         }
@@ -355,7 +393,11 @@ fn artifact(name: &str, source: Option<&Name>, kind: ArtifactKind, encoded: &Enc
     let base = format!("{name}{}", encoded.codec.suffix());
     let objects = (0..)
         .zip(&encoded.objects)
-        .map(|(index, object)| StoredObject { key: object_key(&base, index), size: object.size, digest: object.digest })
+        .map(|(index, object)| StoredObject {
+            key: object_key(&base, index),
+            size: object.size,
+            digest: object.digest,
+        })
         .collect();
     Artifact {
         name: name.to_owned(),
@@ -367,15 +409,21 @@ fn artifact(name: &str, source: Option<&Name>, kind: ArtifactKind, encoded: &Enc
     }
 }
 
-/// Publishes the objects of one stream in one storage, and holds what the storage says it has against what was encoded.
-async fn publish(member: &Member, uploads: Vec<Box<dyn Upload>>, objects: &[StoredObject]) -> Result<(), StorageError> {
+/// Publishes the objects of one stream in one storage, and holds what the storage says it has
+/// against what was encoded.
+async fn publish(
+    member: &Member,
+    uploads: Vec<Box<dyn Upload>>,
+    objects: &[StoredObject],
+) -> Result<(), StorageError> {
     let mismatch = |key: &str, problem: String| StorageError::Mismatch {
         address: member.open.storage.address(),
         key: key.to_owned(),
         problem,
     };
     if uploads.len() != objects.len() {
-        let problem = format!("{} objects were begun, and {} were encoded", uploads.len(), objects.len());
+        let problem =
+            format!("{} objects were begun, and {} were encoded", uploads.len(), objects.len());
         abort(uploads).await;
         return Err(mismatch(objects.first().map_or("", |object| &object.key), problem));
     }
@@ -385,7 +433,10 @@ async fn publish(member: &Member, uploads: Vec<Box<dyn Upload>>, objects: &[Stor
             if finished.size == object.size {
                 Ok(finished)
             } else {
-                Err(mismatch(&object.key, format!("it has {} bytes of {}", finished.size, object.size)))
+                Err(mismatch(
+                    &object.key,
+                    format!("it has {} bytes of {}", finished.size, object.size),
+                ))
             }
         });
         match finished {

@@ -30,7 +30,8 @@ pub struct Retention {
     pub reasons: Vec<Reason>,
 }
 
-/// The standing of each snapshot of `listing`, in its order, and what of the marks could not be read.
+/// The standing of each snapshot of `listing`, in its order, and what of the marks could not be
+/// read.
 pub async fn standings(
     engine: &Engine,
     storages: &[OpenStorage],
@@ -40,18 +41,22 @@ pub async fn standings(
     let now = engine.clock.now();
     let mut all = vec![Standing::default(); listing.snapshots.len()];
     let mut unread = Vec::new();
-    let mut instances: Vec<&Name> = listing.snapshots.iter().map(|snapshot| &snapshot.instance).collect();
+    let mut instances: Vec<&Name> =
+        listing.snapshots.iter().map(|snapshot| &snapshot.instance).collect();
     instances.dedup();
     for name in instances {
         let marks = read_marks(engine, storages, name).await;
         let configured = instance.filter(|instance| instance.name == *name);
-        for (standing, snapshot) in all.iter_mut().zip(&listing.snapshots).filter(|(_, one)| one.instance == *name) {
+        for (standing, snapshot) in
+            all.iter_mut().zip(&listing.snapshots).filter(|(_, one)| one.instance == *name)
+        {
             standing.hold = marks.hold(&snapshot.id, now);
             standing.drilled = marks.drilled(&snapshot.strategy, &snapshot.id);
         }
         for strategy in configured.iter().flat_map(|instance| instance.strategies.values()) {
             for open in storages {
-                let policy = configured.and_then(|instance| instance.rules(strategy, &open.name).policy);
+                let policy =
+                    configured.and_then(|instance| instance.rules(strategy, &open.name).policy);
                 if let Some(policy) = policy {
                     retained(strategy, policy, open, listing, &marks, now, &mut all);
                 }
@@ -72,10 +77,13 @@ fn retained(
     now: DateTime<Utc>,
     all: &mut [Standing],
 ) {
-    let here = |snapshot: &Snapshot| snapshot.storage == open.name && snapshot.strategy == strategy.name;
-    let positions: Vec<usize> =
-        (0..listing.snapshots.len()).filter(|at| listing.snapshots.get(*at).is_some_and(here)).collect();
-    let snapshots: Vec<Snapshot> = positions.iter().filter_map(|at| listing.snapshots.get(*at)).cloned().collect();
+    let here =
+        |snapshot: &Snapshot| snapshot.storage == open.name && snapshot.strategy == strategy.name;
+    let positions: Vec<usize> = (0..listing.snapshots.len())
+        .filter(|at| listing.snapshots.get(*at).is_some_and(here))
+        .collect();
+    let snapshots: Vec<Snapshot> =
+        positions.iter().filter_map(|at| listing.snapshots.get(*at)).cloned().collect();
     let mut decisions = decisions(strategy, policy, &snapshots, marks, now);
     // They come newest first, and the listing has the oldest first.
     decisions.reverse();
@@ -117,9 +125,11 @@ pub struct PlaceStats {
     pub stored_bytes: u64,
     /// Bytes that the newest takes.
     pub newest_bytes: u64,
-    /// By how many bytes a snapshot is larger than that of the day before, on average; negative when they shrink. None where too few tell.
+    /// By how many bytes a snapshot is larger than that of the day before, on average; negative
+    /// when they shrink. None where too few tell.
     pub growth_bytes_per_day: Option<f64>,
-    /// What all will take, when the schedule, the retention and the growth stay as they are; nothing where no time of a next one is known.
+    /// What all will take, when the schedule, the retention and the growth stay as they are;
+    /// nothing where no time of a next one is known.
     pub forecast: Vec<Forecast>,
 }
 
@@ -143,19 +153,27 @@ pub struct StorageStats {
     pub free_bytes: Option<u64>,
     /// What the snapshots will take.
     pub forecast: Vec<Forecast>,
-    /// In how many days it will be full, at most a year ahead; none where it will not, or free space is not told.
+    /// In how many days it will be full, at most a year ahead; none where it will not, or free
+    /// space is not told.
     pub full_in_days: Option<u32>,
 }
 
 /// Where the space goes, and where it is going.
-pub async fn stats(engine: &Engine, storages: &[OpenStorage], listing: &Listing, instance: Option<&Instance>) -> Stats {
+pub async fn stats(
+    engine: &Engine,
+    storages: &[OpenStorage],
+    listing: &Listing,
+    instance: Option<&Instance>,
+) -> Stats {
     let now = engine.clock.now();
     let mut stats = Stats { places: Vec::new(), storages: Vec::new() };
     for open in storages {
         let of_storage: Vec<&Snapshot> =
             listing.snapshots.iter().filter(|snapshot| snapshot.storage == open.name).collect();
         let mut total: Option<Vec<u64>> = None;
-        for snapshots in of_storage.chunk_by(|a, b| (&a.instance, &a.strategy) == (&b.instance, &b.strategy)) {
+        for snapshots in
+            of_storage.chunk_by(|a, b| (&a.instance, &a.strategy) == (&b.instance, &b.strategy))
+        {
             let Some((place, days)) = place(snapshots, open, instance, now) else { continue };
             if let Some(days) = days {
                 total = Some(match total {
@@ -170,9 +188,9 @@ pub async fn stats(engine: &Engine, storages: &[OpenStorage], listing: &Listing,
         }
         let stored_bytes: u64 = of_storage.iter().map(|snapshot| snapshot.listed_bytes).sum();
         let free_bytes = open.storage.free_bytes().await.ok().flatten();
-        let full = free_bytes
-            .zip(total.as_ref())
-            .and_then(|(free, days)| days.iter().position(|bytes| bytes.saturating_sub(stored_bytes) > free));
+        let full = free_bytes.zip(total.as_ref()).and_then(|(free, days)| {
+            days.iter().position(|bytes| bytes.saturating_sub(stored_bytes) > free)
+        });
         stats.storages.push(StorageStats {
             storage: open.name.clone(),
             stored_bytes,
@@ -185,7 +203,9 @@ pub async fn stats(engine: &Engine, storages: &[OpenStorage], listing: &Listing,
 }
 
 fn horizons(days: &[u64]) -> Vec<Forecast> {
-    let at = |day: u32| days.get(day as usize - 1).map(|bytes| Forecast { days: day, stored_bytes: *bytes });
+    let at = |day: u32| {
+        days.get(day as usize - 1).map(|bytes| Forecast { days: day, stored_bytes: *bytes })
+    };
     HORIZONS.into_iter().filter_map(at).collect()
 }
 
@@ -197,16 +217,21 @@ fn place(
     now: DateTime<Utc>,
 ) -> Option<(PlaceStats, Option<Vec<u64>>)> {
     let (first, last) = (snapshots.first()?, snapshots.last()?);
-    let whole: Vec<(DateTime<Utc>, u64)> =
-        snapshots.iter().filter(|one| one.is_whole()).map(|one| (one.id.time(), one.listed_bytes)).collect();
+    let whole: Vec<(DateTime<Utc>, u64)> = snapshots
+        .iter()
+        .filter(|one| one.is_whole())
+        .map(|one| (one.id.time(), one.listed_bytes))
+        .collect();
     let newest_bytes = whole.last().map_or(last.listed_bytes, |(_, bytes)| *bytes);
     let growth = slope(whole.get(whole.len().saturating_sub(TREND)..).unwrap_or_default());
     let configured = instance.filter(|instance| instance.name == last.instance);
     let strategy = configured.and_then(|instance| instance.strategies.get(&last.strategy));
     let days = strategy.zip(configured).and_then(|(strategy, instance)| {
         let rules = instance.rules(strategy, &open.name);
-        let present: Vec<(SnapshotId, u64, bool)> =
-            snapshots.iter().map(|one| (one.id.clone(), one.listed_bytes, one.is_whole())).collect();
+        let present: Vec<(SnapshotId, u64, bool)> = snapshots
+            .iter()
+            .map(|one| (one.id.clone(), one.listed_bytes, one.is_whole()))
+            .collect();
         ahead(strategy, rules.policy, present, newest_bytes, growth.unwrap_or(0.0), now)
     });
     let place = PlaceStats {
@@ -223,14 +248,17 @@ fn place(
     Some((place, days))
 }
 
-/// Bytes a day by which sizes grow: the straight line that fits best. None with fewer than three, or within a day.
+/// Bytes a day by which sizes grow: the straight line that fits best. None with fewer than three,
+/// or within a day.
 fn slope(sizes: &[(DateTime<Utc>, u64)]) -> Option<f64> {
     let (first, last) = (sizes.first()?, sizes.last()?);
     if sizes.len() < 3 || last.0 - first.0 < TimeDelta::days(1) {
         return None;
     }
-    let points: Vec<(f64, f64)> =
-        sizes.iter().map(|(time, bytes)| ((*time - first.0).num_seconds() as f64 / 86_400.0, *bytes as f64)).collect();
+    let points: Vec<(f64, f64)> = sizes
+        .iter()
+        .map(|(time, bytes)| ((*time - first.0).num_seconds() as f64 / 86_400.0, *bytes as f64))
+        .collect();
     let count = points.len() as f64;
     let (sum_x, sum_y) = points.iter().fold((0.0, 0.0), |(x, y), point| (x + point.0, y + point.1));
     let (mean_x, mean_y) = (sum_x / count, sum_y / count);
@@ -240,7 +268,8 @@ fn slope(sizes: &[(DateTime<Utc>, u64)]) -> Option<f64> {
     (below > 0.0).then(|| above / below)
 }
 
-/// The bytes that a strategy takes at the end of each day of the next year, when its runs and its pruning go on by themselves. None without a schedule.
+/// The bytes that a strategy takes at the end of each day of the next year, when its runs and its
+/// pruning go on by themselves. None without a schedule.
 fn ahead(
     strategy: &Strategy,
     policy: Option<&Policy>,
@@ -262,11 +291,17 @@ fn ahead(
             next = schedule.next_after(fire);
         }
         if let Some(policy) = policy {
-            let known: Vec<retention::Snapshot> =
-                present.iter().map(|(id, _, whole)| retention::Snapshot { id: id.clone(), whole: *whole }).collect();
-            let decisions = decide(policy, &known, strategy.timezone, end, &std::collections::BTreeMap::new());
-            let kept: std::collections::BTreeSet<SnapshotId> =
-                decisions.into_iter().filter(|decision| decision.keep).map(|decision| decision.id).collect();
+            let known: Vec<retention::Snapshot> = present
+                .iter()
+                .map(|(id, _, whole)| retention::Snapshot { id: id.clone(), whole: *whole })
+                .collect();
+            let decisions =
+                decide(policy, &known, strategy.timezone, end, &std::collections::BTreeMap::new());
+            let kept: std::collections::BTreeSet<SnapshotId> = decisions
+                .into_iter()
+                .filter(|decision| decision.keep)
+                .map(|decision| decision.id)
+                .collect();
             present.retain(|(id, ..)| kept.contains(id));
         }
         days.push(present.iter().map(|(_, bytes, _)| bytes).sum());
@@ -286,17 +321,21 @@ mod tests {
     fn growth_is_that_of_the_line_through_the_sizes() {
         let sizes: Vec<_> = (0..10).map(|at| (day(at), 1_000 + 50 * at.unsigned_abs())).collect();
         assert!((slope(&sizes).unwrap() - 50.0).abs() < 1e-6);
-        let shrinking: Vec<_> = (0..10).map(|at| (day(at), 1_000 - 50 * at.unsigned_abs())).collect();
+        let shrinking: Vec<_> =
+            (0..10).map(|at| (day(at), 1_000 - 50 * at.unsigned_abs())).collect();
         assert!((slope(&shrinking).unwrap() + 50.0).abs() < 1e-6);
         assert_eq!(slope(&sizes[..2]), None, "two points tell nothing");
-        let within = [day(0), day(0) + TimeDelta::hours(1), day(0) + TimeDelta::hours(2)].map(|time| (time, 5));
+        let within = [day(0), day(0) + TimeDelta::hours(1), day(0) + TimeDelta::hours(2)]
+            .map(|time| (time, 5));
         assert_eq!(slope(&within), None);
     }
 
     fn strategy(schedule: &str, retention: &str) -> Strategy {
         let text = format!(
-            "instance = \"app\"\n[sources.files]\ntype = \"directory\"\npath = \"/data\"\n[storages.local]\ntype = \"local\"\npath = \"/store\"\n\
-             [strategies.daily]\nsources = [\"files\"]\nstorages = [\"local\"]\ntimezone = \"UTC\"\nschedule = \"{schedule}\"\n{retention}\n"
+            "instance = \"app\"\n[sources.files]\ntype = \"directory\"\npath = \"/data\"\n\
+             [storages.local]\ntype = \"local\"\npath = \"/store\"\n\
+             [strategies.daily]\nsources = [\"files\"]\nstorages = [\"local\"]\n\
+             timezone = \"UTC\"\nschedule = \"{schedule}\"\n{retention}\n"
         );
         let path = std::path::Path::new("/a.toml");
         let environment = crate::source::process::Environment(std::collections::BTreeMap::new());
@@ -308,14 +347,18 @@ mod tests {
     fn the_forecast_grows_to_what_the_policy_keeps() {
         let present = vec![(SnapshotId::new(day(0), [1, 2, 3]), 100, true)];
         let look = |strategy: &Strategy, growth| {
-            ahead(strategy, strategy.retention.as_ref(), present.clone(), 100, growth, day(0)).unwrap()
+            ahead(strategy, strategy.retention.as_ref(), present.clone(), 100, growth, day(0))
+                .unwrap()
         };
         let days = look(&strategy("0 3 * * *", "retention = { keep_last = 7 }"), 0.0);
         assert_eq!((days[0], days[5], days[6], days[364]), (200, 700, 700, 700));
         let growing = look(&strategy("0 3 * * *", "retention = { keep_last = 7 }"), 10.0);
         // The seven of the last week, each ten larger than the one before.
         let newest = 100.0 + 10.0 * (364.0 + 3.0 / 24.0);
-        assert_eq!(growing[364], (0..7).map(|back| (newest - 10.0 * f64::from(back)) as u64).sum::<u64>());
+        assert_eq!(
+            growing[364],
+            (0..7).map(|back| (newest - 10.0 * f64::from(back)) as u64).sum::<u64>()
+        );
         let everything = look(&strategy("0 3 * * *", ""), 0.0);
         assert_eq!(everything[364], 36_600);
         assert_eq!(

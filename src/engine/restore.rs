@@ -1,7 +1,8 @@
 //! Getting a snapshot back.
 //!
-//! Everything that can be refused is refused before anything is touched. What would replace something is read through and found undamaged
-//! first; what goes to an empty place is checked while it is written, and its last bytes are given out only when all of it was right.
+//! Everything that can be refused is refused before anything is touched. What would replace
+//! something is read through and found undamaged first; what goes to an empty place is checked
+//! while it is written, and its last bytes are given out only when all of it was right.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,13 +14,19 @@ use super::fetch::reading_failed;
 use super::lock::ReadLock;
 use super::streams::{ArtifactStreams, beside};
 use super::verify::ensure_undamaged;
-use super::{Engine, EngineError, OpenStorage, Snapshot, blocking, free_bytes, make_private_folder, read_facts};
+use super::{
+    Engine, EngineError, OpenStorage, Snapshot, blocking, free_bytes, make_private_folder,
+    read_facts,
+};
 use crate::model::{
-    Artifact, ArtifactKind, ByteSize, Compression, DatabaseUrl, Encryption, Facts, Manifest, Name, SnapshotId, Warnings,
+    Artifact, ArtifactKind, ByteSize, Compression, DatabaseUrl, Encryption, Facts, Manifest, Name,
+    SnapshotId, Warnings,
 };
 use crate::pipeline::Identity;
 use crate::source::command::CommandConfig;
-use crate::source::{Context, Preview, RestoreArtifact, RestoreOptions, RestoredFiles, SourceError, Target, restorer};
+use crate::source::{
+    Context, Preview, RestoreArtifact, RestoreOptions, RestoredFiles, SourceError, Target, restorer,
+};
 
 /// Where a restore goes.
 #[derive(Debug, Clone)]
@@ -133,10 +140,18 @@ pub struct RestoredArtifact {
 }
 
 /// What restoring needs to know of an artifact.
-pub(super) fn restore_artifact(id: &SnapshotId, artifact: &Artifact, facts: Option<&Facts>) -> RestoreArtifact {
-    let plain = facts.and_then(|facts| facts.artifacts.iter().find(|known| known.name == artifact.name));
+pub(super) fn restore_artifact(
+    id: &SnapshotId,
+    artifact: &Artifact,
+    facts: Option<&Facts>,
+) -> RestoreArtifact {
+    let plain =
+        facts.and_then(|facts| facts.artifacts.iter().find(|known| known.name == artifact.name));
     let source = facts.and_then(|facts| {
-        facts.sources.iter().find(|source| artifact.source.as_ref().is_some_and(|name| *name == source.name))
+        facts
+            .sources
+            .iter()
+            .find(|source| artifact.source.as_ref().is_some_and(|name| *name == source.name))
     });
     RestoreArtifact {
         snapshot: id.to_string(),
@@ -147,9 +162,15 @@ pub(super) fn restore_artifact(id: &SnapshotId, artifact: &Artifact, facts: Opti
     }
 }
 
-/// The ordinary commands that restore `artifact` from what `fetch` writes, in one line; none for what is not restored by itself. `$KEY`,
-/// `$DATABASE` and `$DIR` stand for what only the operator knows.
-pub fn by_hand(id: &SnapshotId, artifact: &Artifact, facts: Option<&Facts>, fetch: &str) -> Option<String> {
+/// The ordinary commands that restore `artifact` from what `fetch` writes, in one line; none for
+/// what is not restored by itself. `$KEY`, `$DATABASE` and `$DIR` stand for what only the operator
+/// knows.
+pub fn by_hand(
+    id: &SnapshotId,
+    artifact: &Artifact,
+    facts: Option<&Facts>,
+    fetch: &str,
+) -> Option<String> {
     let last = restorer(artifact.kind)?.by_hand(&restore_artifact(id, artifact, facts));
     let decrypt = (artifact.codec.encryption == Encryption::Age).then_some(r#"age -d -i "$KEY""#);
     let decompress = match artifact.codec.compression {
@@ -177,7 +198,8 @@ fn make_plan(
     facts: Option<&Facts>,
     request: &RestoreRequest,
 ) -> Result<RestorePlan, EngineError> {
-    let present: Vec<&Name> = manifest.artifacts.iter().filter_map(|artifact| artifact.source.as_ref()).collect();
+    let present: Vec<&Name> =
+        manifest.artifacts.iter().filter_map(|artifact| artifact.source.as_ref()).collect();
     for wanted in &request.sources {
         if !present.contains(&wanted) {
             let mut names: Vec<String> = present.iter().map(|name| format!("`{name}`")).collect();
@@ -200,16 +222,20 @@ fn make_plan(
     let some_files = !request.options.paths.is_empty();
     for artifact in &manifest.artifacts {
         let Some(source) = &artifact.source else { continue };
-        if !(request.sources.is_empty() || request.sources.contains(source)) || restorer(artifact.kind).is_none() {
+        if !(request.sources.is_empty() || request.sources.contains(source))
+            || restorer(artifact.kind).is_none()
+        {
             continue;
         }
         if some_files && artifact.kind != ArtifactKind::Tar {
             if request.sources.contains(source) {
                 return Err(EngineError::Request(format!(
-                    "`--path` is for folders of files, and the source `{source}` is none: leave `--path` or this `--source` out"
+                    "`--path` is for folders of files, and the source `{source}` is none: leave \
+                     `--path` or this `--source` out"
                 )));
             }
-            plan.left_out.push(format!("`{}` is no folder of files, which `--path` is for", artifact.name));
+            plan.left_out
+                .push(format!("`{}` is no folder of files, which `--path` is for", artifact.name));
             continue;
         }
         let target = match &request.destination {
@@ -218,7 +244,8 @@ fn make_plan(
                 ArtifactKind::PgDump | ArtifactKind::Sqlite => Target::Database(url.clone()),
                 ArtifactKind::PgGlobals => {
                     plan.left_out.push(format!(
-                        "`{}` (roles of the whole server): restore it with `--to`, look at it, and feed it to `psql`",
+                        "`{}` (roles of the whole server): restore it with `--to`, look at it, and \
+                         feed it to `psql`",
                         artifact.name
                     ));
                     continue;
@@ -229,16 +256,23 @@ fn make_plan(
                     )));
                 }
                 _ => {
-                    plan.left_out.push(format!("`{}` is not a database: restore it with `--to DIR`", artifact.name));
+                    plan.left_out.push(format!(
+                        "`{}` is not a database: restore it with `--to DIR`",
+                        artifact.name
+                    ));
                     continue;
                 }
             },
-            Destination::Commands(commands) => match commands.iter().find(|(name, _)| name == source) {
+            Destination::Commands(commands) => match commands
+                .iter()
+                .find(|(name, _)| name == source)
+            {
                 Some((_, command)) if artifact.kind == ArtifactKind::Stream => {
                     Target::Command(Box::new(command.clone()))
                 }
                 _ => {
-                    plan.left_out.push(format!("`{}`: its source has no `restore_command`", artifact.name));
+                    plan.left_out
+                        .push(format!("`{}`: its source has no `restore_command`", artifact.name));
                     continue;
                 }
             },
@@ -247,9 +281,12 @@ fn make_plan(
         let place = match &target {
             Target::Folder(folder) => folder.display().to_string(),
             Target::Database(url) => url.masked(),
-            Target::Command(config) => {
-                config.restore_command.as_ref().and_then(|command| command.first()).cloned().unwrap_or_default()
-            }
+            Target::Command(config) => config
+                .restore_command
+                .as_ref()
+                .and_then(|command| command.first())
+                .cloned()
+                .unwrap_or_default(),
         };
         plan.artifacts.push(PlannedArtifact {
             name: artifact.name.clone(),
@@ -260,20 +297,27 @@ fn make_plan(
             work: Work { artifact: artifact.clone(), restore, target },
         });
     }
-    if let (Destination::Database(_), [first, second, ..]) = (&request.destination, plan.artifacts.as_slice()) {
+    if let (Destination::Database(_), [first, second, ..]) =
+        (&request.destination, plan.artifacts.as_slice())
+    {
         return Err(EngineError::Request(format!(
-            "`--into` takes one database, and the snapshot has `{}` and `{}`: choose one with `--source`",
+            "`--into` takes one database, and the snapshot has `{}` and `{}`: choose one with \
+             `--source`",
             first.source, second.source
         )));
     }
     if let (true, [first, second, ..]) = (some_files, plan.artifacts.as_slice()) {
         return Err(EngineError::Request(format!(
-            "`--path` is counted from one folder, and the snapshot has `{}` and `{}`: choose one with `--source`",
+            "`--path` is counted from one folder, and the snapshot has `{}` and `{}`: choose one \
+             with `--source`",
             first.source, second.source
         )));
     }
     if plan.artifacts.is_empty() {
-        return Err(EngineError::Request(format!("There is nothing to restore. {}", plan.left_out.join(". "))));
+        return Err(EngineError::Request(format!(
+            "There is nothing to restore. {}",
+            plan.left_out.join(". ")
+        )));
     }
     Ok(plan)
 }
@@ -303,7 +347,8 @@ async fn prepare(
     Ok(Prepared { manifest: manifest.clone(), facts: facts.map(Arc::new), plan })
 }
 
-/// The manifest of a snapshot that can be read with `identities`, as far as can be told without reading.
+/// The manifest of a snapshot that can be read with `identities`, as far as can be told without
+/// reading.
 pub(super) fn usable_manifest<'a>(
     storage: &OpenStorage,
     snapshot: &'a Snapshot,
@@ -314,10 +359,12 @@ pub(super) fn usable_manifest<'a>(
         storage: storage.name.clone(),
         problem: format!("`manifest.json`: {problem}"),
     })?;
-    let encrypted = manifest.artifacts.iter().any(|artifact| artifact.codec.encryption == Encryption::Age);
+    let encrypted =
+        manifest.artifacts.iter().any(|artifact| artifact.codec.encryption == Encryption::Age);
     if encrypted && identities.is_empty() {
         return Err(EngineError::Request(format!(
-            "The snapshot `{}` is encrypted: name the file of a key that opens it with `--identity-file`",
+            "The snapshot `{}` is encrypted: name the file of a key that opens it with \
+             `--identity-file`",
             snapshot.id
         )));
     }
@@ -335,13 +382,20 @@ pub async fn plan_restore(
     request: &RestoreRequest,
 ) -> Result<RestorePlan, EngineError> {
     let fetched_before = storage.fetched_bytes();
-    let Prepared { manifest, facts, mut plan } = prepare(engine, storage, snapshot, request).await?;
+    let Prepared { manifest, facts, mut plan } =
+        prepare(engine, storage, snapshot, request).await?;
     for planned in &mut plan.artifacts {
         engine.progress.begin(format!("planning {}", planned.name), None);
         let Work { artifact, restore, target } = planned.work.clone();
         let (context, options) = (context(engine, planned, request), options(request, &artifact));
-        let streams =
-            ArtifactStreams::new(storage, &manifest, &artifact, &request.identities, facts.as_ref(), &engine.progress);
+        let streams = ArtifactStreams::new(
+            storage,
+            &manifest,
+            &artifact,
+            &request.identities,
+            facts.as_ref(),
+            &engine.progress,
+        );
         let is_folder = artifact.kind == ArtifactKind::Tar;
         let preview = blocking(move || match restorer(artifact.kind) {
             Some(restorer) => restorer.preview(&context, &restore, &streams, &target, &options),
@@ -358,7 +412,8 @@ pub async fn plan_restore(
 /// Restores `snapshot`, read from `storage`.
 ///
 /// # Errors
-/// When the request cannot be carried out (nothing was touched then), the snapshot is damaged, or a target refuses.
+/// When the request cannot be carried out (nothing was touched then), the snapshot is damaged, or a
+/// target refuses.
 pub async fn restore(
     engine: &Engine,
     storage: &OpenStorage,
@@ -381,9 +436,11 @@ pub async fn restore(
         .map_err(|error| failed(&planned.name, error))?;
     }
     if request.options.overwrite {
-        let wanted =
-            |artifact: &Artifact| plan.artifacts.iter().any(|planned| needed(&manifest, planned, request, artifact));
-        ensure_undamaged(engine, storage, &manifest, &request.identities, facts.as_deref(), wanted).await?;
+        let wanted = |artifact: &Artifact| {
+            plan.artifacts.iter().any(|planned| needed(&manifest, planned, request, artifact))
+        };
+        ensure_undamaged(engine, storage, &manifest, &request.identities, facts.as_deref(), wanted)
+            .await?;
     }
     let mut warnings = Warnings::new();
     let mut restored: Vec<RestoredArtifact> = Vec::new();
@@ -392,10 +449,18 @@ pub async fn restore(
         engine.progress.begin(planned.name.clone(), expected);
         let Work { artifact, restore, target } = planned.work.clone();
         let (context, options) = (context(engine, planned, request), options(request, &artifact));
-        let streams =
-            ArtifactStreams::new(storage, &manifest, &artifact, &request.identities, facts.as_ref(), &engine.progress);
+        let streams = ArtifactStreams::new(
+            storage,
+            &manifest,
+            &artifact,
+            &request.identities,
+            facts.as_ref(),
+            &engine.progress,
+        );
         let done = blocking(move || match restorer(artifact.kind) {
-            Some(restorer) => restorer.restore_from(&context, &restore, &streams, &target, &options),
+            Some(restorer) => {
+                restorer.restore_from(&context, &restore, &streams, &target, &options)
+            }
             None => Err(SourceError::Unsuitable(format!("`{}` has no restorer", artifact.name))),
         })
         .await?;
@@ -407,7 +472,8 @@ pub async fn restore(
                     needs_overwrite: !restored.is_empty() && !request.options.overwrite,
                 });
             }
-            done => done.map_err(|error| failed_in(engine, storage, &manifest.id, &planned.name, error))?,
+            done => done
+                .map_err(|error| failed_in(engine, storage, &manifest.id, &planned.name, error))?,
         };
         warnings.extend(planned.source.as_str(), done.warnings);
         restored.push(RestoredArtifact {
@@ -431,11 +497,18 @@ pub async fn restore(
     })
 }
 
-/// Whether `artifact` must be found undamaged before what `planned` replaces is touched. Of some files only what leads to them is: they are held against
-/// their own digests while they are written beside what they replace.
-fn needed(manifest: &Manifest, planned: &PlannedArtifact, request: &RestoreRequest, artifact: &Artifact) -> bool {
+/// Whether `artifact` must be found undamaged before what `planned` replaces is touched. Of some
+/// files only what leads to them is: they are held against their own digests while they are written
+/// beside what they replace.
+fn needed(
+    manifest: &Manifest,
+    planned: &PlannedArtifact,
+    request: &RestoreRequest,
+    artifact: &Artifact,
+) -> bool {
     let tarball = &planned.work.artifact;
-    let is_beside = |kind| beside(manifest, tarball, kind).is_some_and(|other| other.name == artifact.name);
+    let is_beside =
+        |kind| beside(manifest, tarball, kind).is_some_and(|other| other.name == artifact.name);
     if request.options.paths.is_empty() {
         artifact.name == tarball.name || is_beside(ArtifactKind::Index)
     } else {

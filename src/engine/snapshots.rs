@@ -1,4 +1,5 @@
-//! Which snapshots there are: read from the storages themselves, with the catalog as a cache of manifests.
+//! Which snapshots there are: read from the storages themselves, with the catalog as a cache of
+//! manifests.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -52,7 +53,10 @@ impl Snapshot {
     /// Whether it has all that its sources had, as far as manifest and listing tell.
     pub fn is_whole(&self) -> bool {
         self.flaws.is_empty()
-            && self.manifest.as_ref().is_ok_and(|manifest| manifest.completeness == Completeness::Whole)
+            && self
+                .manifest
+                .as_ref()
+                .is_ok_and(|manifest| manifest.completeness == Completeness::Whole)
     }
 }
 
@@ -75,7 +79,8 @@ impl Listing {
     }
 }
 
-/// Lists the snapshots of `selection` in every storage. A storage that cannot be listed is told apart, not left out.
+/// Lists the snapshots of `selection` in every storage. A storage that cannot be listed is told
+/// apart, not left out.
 pub async fn list(engine: &Engine, storages: &[OpenStorage], selection: &Selection) -> Listing {
     let mut listing = Listing::default();
     for open in storages {
@@ -86,7 +91,9 @@ pub async fn list(engine: &Engine, storages: &[OpenStorage], selection: &Selecti
         }
     }
     // Stable: copies keep the order of the storages.
-    listing.snapshots.sort_by(|a, b| (&a.instance, &a.strategy, &a.id).cmp(&(&b.instance, &b.strategy, &b.id)));
+    listing
+        .snapshots
+        .sort_by(|a, b| (&a.instance, &a.strategy, &a.id).cmp(&(&b.instance, &b.strategy, &b.id)));
     listing
 }
 
@@ -106,7 +113,8 @@ struct Known {
     manifest: Result<Manifest, String>,
 }
 
-/// The manifests that the catalog has of the storage that is `known_as`; none where it cannot be read.
+/// The manifests that the catalog has of the storage that is `known_as`; none where it cannot be
+/// read.
 async fn known_manifests(catalog: Option<&Catalog>, known_as: &str) -> BTreeMap<Place, Known> {
     let Some(catalog) = catalog else { return BTreeMap::new() };
     let cached = match catalog.manifests(known_as).await {
@@ -120,7 +128,8 @@ async fn known_manifests(catalog: Option<&Catalog>, known_as: &str) -> BTreeMap<
     let read = move || {
         let read = |cached: CachedManifest| {
             let CachedManifest { instance, strategy, id, size, modified, body } = cached;
-            let manifest = Manifest::from_bytes(&body, &instance, &strategy, &id).map_err(|error| error.to_string());
+            let manifest = Manifest::from_bytes(&body, &instance, &strategy, &id)
+                .map_err(|error| error.to_string());
             ((instance, strategy, id), Known { size, modified, manifest })
         };
         cached.into_iter().map(read).collect()
@@ -142,7 +151,8 @@ pub(super) async fn list_one(
         (Some(instance), Some(strategy)) => format!("{instance}/{strategy}/"),
     };
     let walk = async {
-        // Objects come in the order of their keys, so those of a snapshot come together; not relied upon.
+        // Objects come in the order of their keys, so those of a snapshot come together; not relied
+        // upon.
         let mut found: BTreeMap<Place, Folder> = BTreeMap::new();
         let mut objects = storage.list(&prefix);
         while let Some(object) = objects.try_next().await? {
@@ -164,7 +174,9 @@ pub(super) async fn list_one(
     let (found, mut known) = tokio::join!(walk, known_manifests(catalog, &known_as));
     let found: Vec<(Place, Object, BTreeMap<String, u64>)> = found?
         .into_iter()
-        .filter_map(|(place, folder)| folder.manifest.map(|manifest| (place, manifest, folder.sizes)))
+        .filter_map(|(place, folder)| {
+            folder.manifest.map(|manifest| (place, manifest, folder.sizes))
+        })
         .collect();
     let gone: Vec<Place> = known
         .keys()
@@ -185,7 +197,9 @@ pub(super) async fn list_one(
                 let (instance, strategy, id) = place;
                 let (manifest, keep) = match known {
                     Some(manifest) => (manifest, None),
-                    None if object.size > LARGEST_DOCUMENT => (Err(format!("It has {} bytes", object.size)), None),
+                    None if object.size > LARGEST_DOCUMENT => {
+                        (Err(format!("It has {} bytes", object.size)), None)
+                    }
                     None => match read_whole(storage, &object.key).await {
                         // Deleted since it was listed.
                         Err(StorageError::NotFound { .. }) => return Ok(None),
@@ -232,14 +246,17 @@ pub(super) async fn list_one(
             tracing::warn!("{error}");
         }
         let added: Vec<CachedManifest> = added.into_iter().flatten().collect();
-        if let Err(error) = catalog.update_manifests(&known_as, &added, &gone, engine.clock.now_seconds()).await {
+        if let Err(error) =
+            catalog.update_manifests(&known_as, &added, &gone, engine.clock.now_seconds()).await
+        {
             tracing::warn!("{error}");
         }
     }
     Ok(snapshots)
 }
 
-/// Which objects that the manifest names are not there as it says. A listing is not of one moment: what it did not have as it should is looked up.
+/// Which objects that the manifest names are not there as it says. A listing is not of one moment:
+/// what it did not have as it should is looked up.
 async fn flaws(
     storage: &dyn Storage,
     snapshot: &Snapshot,
@@ -253,8 +270,12 @@ async fn flaws(
         }
         match storage.stat(&format!("{}{}", snapshot.folder(), object.key)).await {
             Ok(found) if found.size == object.size => {}
-            Ok(found) => flaws.push(format!("`{}` has {} bytes of {}", object.key, found.size, object.size)),
-            Err(StorageError::NotFound { .. }) => flaws.push(format!("`{}` is not there", object.key)),
+            Ok(found) => {
+                flaws.push(format!("`{}` has {} bytes of {}", object.key, found.size, object.size))
+            }
+            Err(StorageError::NotFound { .. }) => {
+                flaws.push(format!("`{}` is not there", object.key))
+            }
             Err(error) => return Err(error),
         }
     }
@@ -264,7 +285,8 @@ async fn flaws(
 /// The snapshot whose folder `key` lies in, and its name there, if it is one's.
 fn object_place(key: &str) -> Option<(Place, &str)> {
     let mut parts = key.split('/');
-    let place = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+    let place =
+        (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
     let name = parts.next()?;
     parts.next().is_none().then_some((place, name))
 }
@@ -279,44 +301,72 @@ pub(super) async fn read_whole(storage: &dyn Storage, key: &str) -> Result<Vec<u
     Ok(body)
 }
 
-/// The snapshot that `which` means, as each storage that has it has it, in the order of the storages. `which` is `latest`, or an id or the beginning of one, or the
-/// end of one (the six digits after the dash). `latest` with `at` is the newest begun at or before it; whole ones go before partial ones.
+/// The snapshot that `which` means, as each storage that has it has it, in the order of the
+/// storages. `which` is `latest`, or an id or the beginning of one, or the end of one (the six
+/// digits after the dash). `latest` with `at` is the newest begun at or before it; whole ones go
+/// before partial ones.
 ///
 /// # Errors
 /// [`EngineError::NotFound`] when there is none, [`EngineError::Request`] when several are meant.
-pub fn find(listing: &Listing, which: &str, at: Option<DateTime<Utc>>) -> Result<Vec<Snapshot>, EngineError> {
+pub fn find(
+    listing: &Listing,
+    which: &str,
+    at: Option<DateTime<Utc>>,
+) -> Result<Vec<Snapshot>, EngineError> {
     let hint = || {
-        let unlisted: Vec<String> =
-            listing.unlisted.iter().map(|(name, error)| format!("`{name}` could not be listed: {error}")).collect();
+        let unlisted: Vec<String> = listing
+            .unlisted
+            .iter()
+            .map(|(name, error)| format!("`{name}` could not be listed: {error}"))
+            .collect();
         if unlisted.is_empty() { String::new() } else { format!(". {}", unlisted.join(". ")) }
     };
     if which == "latest" {
         let before = |snapshot: &&Snapshot| at.is_none_or(|at| snapshot.id.time() <= at);
-        let rank = |snapshot: &&Snapshot| {
-            snapshot
-                .manifest
-                .as_ref()
-                .ok()
-                .map(|manifest| (manifest.completeness == Completeness::Whole, snapshot.id.clone()))
-        };
-        let newest = listing.snapshots.iter().filter(before).filter(|one| one.manifest.is_ok()).max_by_key(rank);
+        let rank =
+            |snapshot: &&Snapshot| {
+                snapshot.manifest.as_ref().ok().map(|manifest| {
+                    (manifest.completeness == Completeness::Whole, snapshot.id.clone())
+                })
+            };
+        let newest = listing
+            .snapshots
+            .iter()
+            .filter(before)
+            .filter(|one| one.manifest.is_ok())
+            .max_by_key(rank);
         let unreadable = || {
-            let mut all =
-                listing.snapshots.iter().filter(before).filter_map(|one| Some((one, one.manifest.as_ref().err()?)));
-            all.next_back().map(|(one, error)| format!(". `{}` in `{}` cannot be read: {error}", one.id, one.storage))
+            let mut all = listing
+                .snapshots
+                .iter()
+                .filter(before)
+                .filter_map(|one| Some((one, one.manifest.as_ref().err()?)));
+            all.next_back().map(|(one, error)| {
+                format!(". `{}` in `{}` cannot be read: {error}", one.id, one.storage)
+            })
         };
         let newest = newest.ok_or_else(|| {
-            let when = at.map(|at| format!(" at or before {}", at.to_rfc3339())).unwrap_or_default();
+            let when =
+                at.map(|at| format!(" at or before {}", at.to_rfc3339())).unwrap_or_default();
             let unreadable = unreadable();
             let usable = if unreadable.is_some() { " that can be read" } else { "" };
             let unreadable = unreadable.unwrap_or_default();
-            EngineError::NotFound(format!("There is no snapshot{usable}{when}{unreadable}{}", hint()))
+            EngineError::NotFound(format!(
+                "There is no snapshot{usable}{when}{unreadable}{}",
+                hint()
+            ))
         })?;
-        let newer: BTreeSet<&SnapshotId> =
-            listing.snapshots.iter().filter(before).map(|one| &one.id).filter(|id| *id > &newest.id).collect();
+        let newer: BTreeSet<&SnapshotId> = listing
+            .snapshots
+            .iter()
+            .filter(before)
+            .map(|one| &one.id)
+            .filter(|id| *id > &newest.id)
+            .collect();
         if !newer.is_empty() {
             let newer: Vec<&str> = newer.into_iter().map(SnapshotId::as_str).collect();
-            tracing::warn!(taken = %newest.id, newer = newer.join(", "), "newer snapshots are partial or cannot be read, and are passed over");
+            tracing::warn!(taken = %newest.id, newer = newer.join(", "), "newer snapshots are \
+                partial or cannot be read, and are passed over");
         }
         return Ok(copies(listing, newest));
     }
@@ -325,11 +375,14 @@ pub fn find(listing: &Listing, which: &str, at: Option<DateTime<Utc>>) -> Result
         .iter()
         .filter(|snapshot| {
             let id = snapshot.id.as_str();
-            id.starts_with(which) || id.rsplit('-').next().is_some_and(|salt| salt.starts_with(which))
+            id.starts_with(which)
+                || id.rsplit('-').next().is_some_and(|salt| salt.starts_with(which))
         })
         .collect();
-    let distinct: BTreeSet<(&Name, &Name, &SnapshotId)> =
-        meant.iter().map(|snapshot| (&snapshot.instance, &snapshot.strategy, &snapshot.id)).collect();
+    let distinct: BTreeSet<(&Name, &Name, &SnapshotId)> = meant
+        .iter()
+        .map(|snapshot| (&snapshot.instance, &snapshot.strategy, &snapshot.id))
+        .collect();
     match (distinct.len(), meant.first()) {
         (1, Some(snapshot)) => Ok(copies(listing, snapshot)),
         (0, _) | (_, None) => Err(EngineError::NotFound(format!(
@@ -337,8 +390,11 @@ pub fn find(listing: &Listing, which: &str, at: Option<DateTime<Utc>>) -> Result
             hint()
         ))),
         (count, _) => {
-            let some: Vec<String> =
-                distinct.iter().take(5).map(|(instance, strategy, id)| format!("{instance}/{strategy}/{id}")).collect();
+            let some: Vec<String> = distinct
+                .iter()
+                .take(5)
+                .map(|(instance, strategy, id)| format!("{instance}/{strategy}/{id}"))
+                .collect();
             let more = if count > some.len() { ", ..." } else { "" };
             Err(EngineError::Request(format!(
                 "`{which}` could be {count} snapshots: {}{more}. Give more of the id",
@@ -353,13 +409,15 @@ fn copies(listing: &Listing, of: &Snapshot) -> Vec<Snapshot> {
         .snapshots
         .iter()
         .filter(|snapshot| {
-            (&snapshot.instance, &snapshot.strategy, &snapshot.id) == (&of.instance, &of.strategy, &of.id)
+            (&snapshot.instance, &snapshot.strategy, &snapshot.id)
+                == (&of.instance, &of.strategy, &of.id)
         })
         .cloned()
         .collect()
 }
 
-/// An instant as `--at` takes it: RFC 3339, or `2026-11-21`, `2026-11-21 01:30`, `2026-11-21T01:30:00` in UTC. A day alone means its end.
+/// An instant as `--at` takes it: RFC 3339, or `2026-11-21`, `2026-11-21 01:30`,
+/// `2026-11-21T01:30:00` in UTC. A day alone means its end.
 ///
 /// # Errors
 /// When it is none of these.
@@ -373,9 +431,14 @@ pub fn parse_at(text: &str) -> Result<DateTime<Utc>, String> {
         }
     }
     let end_of_day = NaiveTime::from_hms_opt(23, 59, 59).unwrap_or_default();
-    NaiveDate::parse_from_str(text, "%Y-%m-%d").map(|day| day.and_time(end_of_day).and_utc()).map_err(|_| {
-        format!("`{text}` is not a time: expected a form like `2026-11-21`, `2026-11-21 01:30` (UTC) or RFC 3339")
-    })
+    NaiveDate::parse_from_str(text, "%Y-%m-%d")
+        .map(|day| day.and_time(end_of_day).and_utc())
+        .map_err(|_| {
+            format!(
+                "`{text}` is not a time: expected a form like `2026-11-21`, `2026-11-21 01:30` \
+            (UTC) or RFC 3339"
+            )
+        })
 }
 
 #[cfg(test)]
@@ -395,7 +458,10 @@ mod tests {
             id: id.clone(),
             program: crate::model::Program { name: String::new(), version: String::new() },
             completeness,
-            storage: crate::model::StorageNote { name: name(storage), remote_check: crate::model::RemoteCheck::Size },
+            storage: crate::model::StorageNote {
+                name: name(storage),
+                remote_check: crate::model::RemoteCheck::Size,
+            },
             artifacts: Vec::new(),
         });
         Snapshot {

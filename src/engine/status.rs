@@ -1,4 +1,5 @@
-//! How each strategy fares, from what is recorded on this machine. No storage is asked, so that it can be looked at every few seconds.
+//! How each strategy fares, from what is recorded on this machine. No storage is asked, so that it
+//! can be looked at every few seconds.
 
 use chrono::{DateTime, TimeDelta, Utc};
 
@@ -9,7 +10,9 @@ use super::{Engine, EngineError, OpenStorage, Selection, Snapshot, chain};
 use crate::catalog::{Catalog, CatalogError, RunRecord};
 use crate::config::{Instance, Strategy};
 use crate::model::{Completeness, Manifest, Name, Verdict};
-use crate::report::{Drills, LastDrill, LastRun, LastVerification, State, Status, StorageStatus, StrategyStatus};
+use crate::report::{
+    Drills, LastDrill, LastRun, LastVerification, State, Status, StorageStatus, StrategyStatus,
+};
 use crate::schedule::{Allowance, Missed, jitter};
 
 /// How the strategies of `instance` fare.
@@ -31,7 +34,8 @@ pub async fn status(engine: &Engine, instance: &Instance) -> Status {
     Status::new(now, strategies, problems)
 }
 
-/// Whether there is something to say of a strategy: it backs something up, or drills what another configuration does.
+/// Whether there is something to say of a strategy: it backs something up, or drills what another
+/// configuration does.
 fn is_looked_at(strategy: &Strategy) -> bool {
     !strategy.sources.is_empty() || strategy.drill.schedule.is_some()
 }
@@ -50,13 +54,15 @@ async fn drills(
         return Ok((None, None));
     }
     let last = known.last.as_ref();
-    let report: serde_json::Value = last.and_then(|last| serde_json::from_str(&last.report).ok()).unwrap_or_default();
+    let report: serde_json::Value =
+        last.and_then(|last| serde_json::from_str(&last.report).ok()).unwrap_or_default();
     let number = |key: &str| report.get(key).and_then(serde_json::Value::as_f64);
     let problem = report.get("problem").and_then(serde_json::Value::as_str).map(str::to_owned);
     let took = last.map(|last| took((last.finished - last.started).num_seconds() as f64));
     let allowance = Allowance { jitter: TimeDelta::zero(), stale_after: None, last_took: took };
     let from = known.passed.or(since).map(|from| from.min(now));
-    let overdue = schedule.zip(from).and_then(|(schedule, from)| schedule.overdue(from, now, allowance));
+    let overdue =
+        schedule.zip(from).and_then(|(schedule, from)| schedule.overdue(from, now, allowance));
     let wrong = match (known.judged, overdue) {
         // Scheduled or not: the newest that is known of the backup is that it is bad.
         (Some((at, Verdict::Failed)), _) => {
@@ -69,7 +75,8 @@ async fn drills(
         (_, Some(overdue)) => {
             let passed = known.passed.map_or_else(|| "none".to_owned(), |at| at.to_rfc3339());
             let why = last.filter(|last| last.verdict == "inconclusive").and(problem.as_deref());
-            let why = why.map(|why| format!("; the last could not judge: {why}")).unwrap_or_default();
+            let why =
+                why.map(|why| format!("; the last could not judge: {why}")).unwrap_or_default();
             Some(format!(
                 "no drill has passed since the one due at {} (the last that passed: {passed}){why}",
                 overdue.due.to_rfc3339()
@@ -100,8 +107,8 @@ async fn drills(
     Ok((Some(drills), wrong))
 }
 
-/// Lists the storages of each strategy of which nothing at all is recorded, so that the status after the loss of the state folder is that of
-/// the storages.
+/// Lists the storages of each strategy of which nothing at all is recorded, so that the status
+/// after the loss of the state folder is that of the storages.
 pub async fn fill_status(engine: &Engine, instance: &Instance) {
     let Some(catalog) = engine.catalog().await else { return };
     for strategy in instance.strategies.values().filter(|strategy| is_looked_at(strategy)) {
@@ -113,9 +120,15 @@ pub async fn fill_status(engine: &Engine, instance: &Instance) {
     }
 }
 
-/// Lists what each storage of a strategy has of it, side by side: one that hangs does not keep the others. What could not be listed is logged, and none.
-pub(super) async fn look(engine: &Engine, instance: &Instance, strategy: &Strategy) -> Vec<Option<Vec<Snapshot>>> {
-    let selection = Selection { instance: Some(instance.name.clone()), strategy: Some(strategy.name.clone()) };
+/// Lists what each storage of a strategy has of it, side by side: one that hangs does not keep the
+/// others. What could not be listed is logged, and none.
+pub(super) async fn look(
+    engine: &Engine,
+    instance: &Instance,
+    strategy: &Strategy,
+) -> Vec<Option<Vec<Snapshot>>> {
+    let selection =
+        Selection { instance: Some(instance.name.clone()), strategy: Some(strategy.name.clone()) };
     let selection = &selection;
     let storages = instance.storages.iter().filter(|(name, _)| strategy.storages.contains(name));
     let looks = storages.map(|(name, config)| async move {
@@ -123,7 +136,9 @@ pub(super) async fn look(engine: &Engine, instance: &Instance, strategy: &Strate
             Ok(open) => list_one(engine, &open, selection).await.map_err(|error| error.to_string()),
             Err(error) => Err(chain(&error)),
         };
-        listed.inspect_err(|error| tracing::warn!(storage = %name, "could not be listed: {error}")).ok()
+        listed
+            .inspect_err(|error| tracing::warn!(storage = %name, "could not be listed: {error}"))
+            .ok()
     });
     futures::future::join_all(looks).await
 }
@@ -133,9 +148,13 @@ pub async fn list_strategy(engine: &Engine, instance: &Instance, strategy: &Stra
     look(engine, instance, strategy).await;
 }
 
-/// When the newest snapshot was begun that is whole in every storage of the strategy, by a fresh listing of them; none where one has none or cannot be
-/// listed.
-pub async fn newest_everywhere(engine: &Engine, instance: &Instance, strategy: &Strategy) -> Option<DateTime<Utc>> {
+/// When the newest snapshot was begun that is whole in every storage of the strategy, by a fresh
+/// listing of them; none where one has none or cannot be listed.
+pub async fn newest_everywhere(
+    engine: &Engine,
+    instance: &Instance,
+    strategy: &Strategy,
+) -> Option<DateTime<Utc>> {
     let now = engine.clock.now();
     let newest = look(engine, instance, strategy).await.into_iter().map(|listed| {
         // One that a clock dated ahead says nothing about today.
@@ -158,10 +177,12 @@ pub async fn watch(engine: &Engine, instance: &Instance, strategy: &Strategy) ->
 /// Whether somebody was told that the strategy is stale, and not yet that it is well again.
 pub async fn is_said_to_be_stale(engine: &Engine, instance: &Name, strategy: &Name) -> bool {
     let Some(catalog) = engine.catalog().await else { return false };
-    matches!(catalog.watched(instance, strategy).await, Ok(Some(watched)) if watched.stale.is_some())
+    matches!(catalog.watched(instance, strategy).await,
+        Ok(Some(watched)) if watched.stale.is_some())
 }
 
-/// Remembers, also for a process after this one, that somebody was told that a strategy is stale since `stale`, or that it is not.
+/// Remembers, also for a process after this one, that somebody was told that a strategy is stale
+/// since `stale`, or that it is not.
 ///
 /// # Errors
 /// When it could not be remembered.
@@ -171,7 +192,9 @@ pub async fn note_stale(
     stale: Option<DateTime<Utc>>,
 ) -> Result<(), EngineError> {
     let catalog = engine.try_catalog().await?;
-    Ok(catalog.set_stale(&status.instance, &status.strategy, stale, engine.clock.now_seconds()).await?)
+    Ok(catalog
+        .set_stale(&status.instance, &status.strategy, stale, engine.clock.now_seconds())
+        .await?)
 }
 
 async fn strategy_status(
@@ -193,22 +216,29 @@ async fn strategy_status(
     let schedule = strategy.schedule.as_ref().filter(|_| strategy.active);
     let allowance = Allowance {
         jitter,
-        stale_after: strategy.stale_after.and_then(|span| TimeDelta::from_std(span.duration()).ok()),
+        stale_after: strategy
+            .stale_after
+            .and_then(|span| TimeDelta::from_std(span.duration()).ok()),
         // As it was measured: the clock may have been set while it ran.
         last_took: last_committed.as_ref().map(|run| told(run.clone()).seconds).map(took),
     };
     let mut storages = Vec::new();
     let mut overdue = Vec::new();
     let mut unknown = Vec::new();
-    for (storage, config) in instance.storages.iter().filter(|(storage, _)| strategy.storages.contains(storage)) {
+    for (storage, config) in
+        instance.storages.iter().filter(|(storage, _)| strategy.storages.contains(storage))
+    {
         let place = config.place();
         let mut found = kept(catalog, of, name, storage, &place, now).await?;
         let first_listed = catalog.first_listed(&place).await?;
         if first_listed.is_none() && schedule.is_some() {
             unknown.push(storage.clone());
         }
-        // Where there is none, the first is due since somebody looks after the strategy, and since there is such a storage; nobody promised one before.
-        let newest = found.newest_whole.or(since.map(|since| since.max(first_listed.unwrap_or(since).min(now))));
+        // Where there is none, the first is due since somebody looks after the strategy, and since
+        // there is such a storage; nobody promised one before.
+        let newest = found
+            .newest_whole
+            .or(since.map(|since| since.max(first_listed.unwrap_or(since).min(now))));
         let missed = schedule.and_then(|schedule| schedule.overdue(newest?, now, allowance));
         found.fresh = missed.is_none() && (found.newest_whole.is_some() || schedule.is_none());
         if let Some(missed) = missed {
@@ -217,7 +247,8 @@ async fn strategy_status(
         storages.push(found);
     }
     let never_watched = schedule.is_some() && watched.is_none();
-    let lacking: Vec<&StorageStatus> = storages.iter().filter(|storage| storage.newest_whole.is_none()).collect();
+    let lacking: Vec<&StorageStatus> =
+        storages.iter().filter(|storage| storage.newest_whole.is_none()).collect();
     let stale_since = overdue.iter().map(|(missed, ..)| missed.since).min();
     let (state, reason) = if !strategy.active {
         (State::Inactive, None)
@@ -234,13 +265,22 @@ async fn strategy_status(
         }
         (State::Stale, Some(words.join("; ")))
     } else if let Some(unknown) = unknown.first() {
-        (State::Stale, Some(format!("`{unknown}` was never reached from here: what it has is not known")))
+        (
+            State::Stale,
+            Some(format!("`{unknown}` was never reached from here: what it has is not known")),
+        )
     } else if never_watched && let Some(lacking) = lacking.first() {
-        let words = format!("`{}` has no whole snapshot, and no scheduler has looked after it yet", lacking.storage);
+        let words = format!(
+            "`{}` has no whole snapshot, and no scheduler has looked after it yet",
+            lacking.storage
+        );
         (State::Stale, Some(words))
     } else if let Some(damaged) = judged.as_ref().filter(|judged| judged.outcome == "damaged") {
         let problem = damaged.problem.as_deref().unwrap_or_default();
-        (State::Damaged, Some(format!("the verification of {} found: {problem}", damaged.started.to_rfc3339())))
+        (
+            State::Damaged,
+            Some(format!("the verification of {} found: {problem}", damaged.started.to_rfc3339())),
+        )
     } else if lacking.is_empty() {
         (State::Fresh, None)
     } else {
@@ -248,11 +288,17 @@ async fn strategy_status(
     };
     let (drills, unproven) = drills(engine, instance, strategy, since, now).await?;
     let (state, reason) = match unproven {
-        Some(unproven) if state.is_well() && state != State::Inactive => (State::Unproven, Some(unproven)),
+        Some(unproven) if state.is_well() && state != State::Inactive => {
+            (State::Unproven, Some(unproven))
+        }
         _ => (state, reason),
     };
-    let last =
-        last_run.as_ref().map(|run| run.started).or(watched.map(|watched| watched.since)).unwrap_or(now).min(now);
+    let last = last_run
+        .as_ref()
+        .map(|run| run.started)
+        .or(watched.map(|watched| watched.since))
+        .unwrap_or(now)
+        .min(now);
     Ok(StrategyStatus {
         instance: of.clone(),
         strategy: name.clone(),
@@ -261,7 +307,9 @@ async fn strategy_status(
         stale_since,
         schedule: strategy.schedule.as_ref().map(|schedule| schedule.line.clone()),
         timezone: strategy.timezone.name().to_owned(),
-        next: schedule.and_then(|schedule| schedule.due(last, now, strategy.missed, jitter)).map(|due| due.begins),
+        next: schedule
+            .and_then(|schedule| schedule.due(last, now, strategy.missed, jitter))
+            .map(|due| due.begins),
         running: is_running(&engine.state_dir, of, name),
         last_run: last_run.map(told),
         last_committed: last_committed.map(told),
@@ -289,10 +337,18 @@ async fn kept(
     place: &str,
     now: DateTime<Utc>,
 ) -> Result<StorageStatus, CatalogError> {
-    let mut found =
-        StorageStatus { storage: storage.clone(), newest_whole: None, fresh: false, snapshots: 0, stored_bytes: 0 };
+    let mut found = StorageStatus {
+        storage: storage.clone(),
+        newest_whole: None,
+        fresh: false,
+        snapshots: 0,
+        stored_bytes: 0,
+    };
     for cached in catalog.manifests_of(place, instance, strategy).await? {
-        let Ok(manifest) = Manifest::from_bytes(&cached.body, instance, strategy, &cached.id) else { continue };
+        let Ok(manifest) = Manifest::from_bytes(&cached.body, instance, strategy, &cached.id)
+        else {
+            continue;
+        };
         found.snapshots += 1;
         found.stored_bytes += manifest.stored_bytes();
         if manifest.completeness == Completeness::Whole && cached.id.time() <= now {

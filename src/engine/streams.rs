@@ -14,7 +14,8 @@ use crate::pipeline::{BlockList, DecodeError, Identity, parts};
 use crate::report::Progress;
 use crate::source::Streams;
 
-/// An error of a stream, and which one it is of. It travels through the restorer, which knows one artifact only.
+/// An error of a stream, and which one it is of. It travels through the restorer, which knows one
+/// artifact only.
 #[derive(Debug, thiserror::Error)]
 #[error("{problem}")]
 pub(super) struct Fault {
@@ -27,7 +28,8 @@ pub(super) struct Fault {
 
 impl Fault {
     fn wrap(artifact: &str, error: &io::Error) -> io::Error {
-        let fault = Self { artifact: artifact.to_owned(), is_refusal: false, problem: error.to_string() };
+        let fault =
+            Self { artifact: artifact.to_owned(), is_refusal: false, problem: error.to_string() };
         io::Error::new(error.kind(), fault)
     }
 
@@ -121,18 +123,28 @@ impl ArtifactStreams {
 
     fn plain(&self, artifact: &Artifact) -> io::Result<Named<Box<dyn Read + Send>>> {
         let facts = self.facts.as_deref();
-        let inner = read_plain(&self.storage, &self.folder, artifact, &self.identities, facts, &self.runtime);
+        let inner = read_plain(
+            &self.storage,
+            &self.folder,
+            artifact,
+            &self.identities,
+            facts,
+            &self.runtime,
+        );
         let inner = inner.map_err(|error| opening_failed(artifact, &error))?;
         Ok(Named { inner, artifact: artifact.name.clone() })
     }
 }
 
 /// The artifact of `kind` that belongs to the tarball `of`; only tarballs have any.
-pub(super) fn beside<'a>(manifest: &'a Manifest, of: &Artifact, kind: ArtifactKind) -> Option<&'a Artifact> {
-    manifest
-        .artifacts
-        .iter()
-        .find(|other| of.kind == ArtifactKind::Tar && other.kind == kind && other.source == of.source)
+pub(super) fn beside<'a>(
+    manifest: &'a Manifest,
+    of: &Artifact,
+    kind: ArtifactKind,
+) -> Option<&'a Artifact> {
+    manifest.artifacts.iter().find(|other| {
+        of.kind == ArtifactKind::Tar && other.kind == kind && other.source == of.source
+    })
 }
 
 fn opening_failed(artifact: &Artifact, error: &DecodeError) -> io::Error {
@@ -144,29 +156,39 @@ fn opening_failed(artifact: &Artifact, error: &DecodeError) -> io::Error {
 
 impl Streams for ArtifactStreams {
     fn whole(&self) -> io::Result<Box<dyn Read + Send + '_>> {
-        Ok(Box::new(Counted { inner: self.plain(&self.artifact)?, progress: self.progress.clone() }))
+        Ok(Box::new(Counted {
+            inner: self.plain(&self.artifact)?,
+            progress: self.progress.clone(),
+        }))
     }
 
     fn parts(&self, ranges: Vec<Range<u64>>) -> io::Result<Box<dyn Read + Send + '_>> {
         let Some(blocks) = &self.blocks else {
-            let problem = "The snapshot does not say where its blocks begin, so it can be read whole only".to_owned();
+            let problem =
+                "The snapshot does not say where its blocks begin, so it can be read whole only"
+                    .to_owned();
             return Err(Fault::refusal(&self.artifact.name, problem));
         };
         if ranges.iter().all(Range::is_empty) {
             return Ok(Box::new(io::empty()));
         }
-        let (compression, compressed_bytes) = (self.artifact.codec.compression, self.artifact.compressed_bytes);
-        let spans = BlockList::new(self.plain(blocks)?, compression, compressed_bytes).map(|span| {
-            span.map_err(|error| match Fault::within(&error) {
-                Some(_) => error,
-                None => Fault::wrap(&blocks.name, &error),
-            })
-        });
-        let fetch = |object: &crate::model::StoredObject, range: Range<u64>| -> io::Result<Box<dyn Read + Send + '_>> {
+        let (compression, compressed_bytes) =
+            (self.artifact.codec.compression, self.artifact.compressed_bytes);
+        let spans =
+            BlockList::new(self.plain(blocks)?, compression, compressed_bytes).map(|span| {
+                span.map_err(|error| match Fault::within(&error) {
+                    Some(_) => error,
+                    None => Fault::wrap(&blocks.name, &error),
+                })
+            });
+        let fetch = |object: &crate::model::StoredObject,
+                     range: Range<u64>|
+         -> io::Result<Box<dyn Read + Send + '_>> {
             let key = format!("{}{}", self.folder, object.key);
             Ok(Box::new(read_range(&self.storage, key, range, &self.runtime)))
         };
-        let inner = parts(&self.artifact, Box::new(spans), Box::new(fetch), &self.identities, ranges);
+        let inner =
+            parts(&self.artifact, Box::new(spans), Box::new(fetch), &self.identities, ranges);
         let inner = inner.map_err(|error| opening_failed(&self.artifact, &error))?;
         let inner = Named { inner, artifact: self.artifact.name.clone() };
         Ok(Box::new(Counted { inner, progress: self.progress.clone() }))

@@ -24,8 +24,9 @@ pub(super) struct Leftovers {
     pub(super) now: DateTime<Utc>,
 }
 
-/// Every folder of the strategy at `folder` (`<instance>/<strategy>/`) that has no manifest, the keys of heartbeats in those that have one, and the
-/// number of these, from one complete listing of `prefix`: that folder, or one of a snapshot in it.
+/// Every folder of the strategy at `folder` (`<instance>/<strategy>/`) that has no manifest, the
+/// keys of heartbeats in those that have one, and the number of these, from one complete listing of
+/// `prefix`: that folder, or one of a snapshot in it.
 pub(super) async fn unfinished(
     storage: &dyn Storage,
     prefix: &str,
@@ -37,7 +38,11 @@ pub(super) async fn unfinished(
     let mut committed: Option<SnapshotId> = None;
     let mut listing = storage.list(prefix);
     while let Some(object) = listing.try_next().await? {
-        let Some((id, name)) = object.key.strip_prefix(folder).and_then(|rest| rest.split_once('/')) else { continue };
+        let Some((id, name)) =
+            object.key.strip_prefix(folder).and_then(|rest| rest.split_once('/'))
+        else {
+            continue;
+        };
         // What is not named as a snapshot's folder is not ours to judge.
         let Ok(id) = id.parse::<SnapshotId>() else { continue };
         // Keys come in order, and `manifest.json` is before `run.json`.
@@ -64,14 +69,15 @@ pub(super) async fn unfinished(
         }
     }
     for unfinished in &mut found {
-        // The heartbeat tells whose the folder is; it goes last, so that a sweep that is cut off can be taken up again.
+        // The heartbeat tells whose the folder is; it goes last, so that a sweep that is cut off
+        // can be taken up again.
         unfinished.keys.sort_by_key(|key| key.ends_with(RUN_KEY));
     }
     Ok((found, stale, snapshots))
 }
 
-/// Looks for what dead runs left, and for living ones, on behalf of who holds the strategy's lock as `node`. A run's `own` folder
-/// is not looked at.
+/// Looks for what dead runs left, and for living ones, on behalf of who holds the strategy's lock
+/// as `node`. A run's `own` folder is not looked at.
 pub(super) async fn look(
     storage: &dyn Storage,
     folder: &str,
@@ -94,8 +100,8 @@ pub(super) async fn look(
     Ok(leftovers)
 }
 
-/// Deletes what [`look`] found dead, and what died before it had anything to list. Returns how many folders went. `locked` tells that the storage's own
-/// lock is held: then nobody else writes there.
+/// Deletes what [`look`] found dead, and what died before it had anything to list. Returns how many
+/// folders went. `locked` tells that the storage's own lock is held: then nobody else writes there.
 pub(super) async fn sweep(
     storage: &dyn Storage,
     folder: &str,
@@ -108,21 +114,33 @@ pub(super) async fn sweep(
     for key in &leftovers.stale {
         storage.delete(key).await?;
     }
-    let dead = if locked && !leftovers.undecided { leftovers.now } else { leftovers.now - ABANDONED };
+    let dead =
+        if locked && !leftovers.undecided { leftovers.now } else { leftovers.now - ABANDONED };
     storage.sweep_uploads(folder, dead).await?;
     Ok(leftovers.dead.len())
 }
 
 /// Deletes the folder of a snapshot that has no manifest, any more or yet.
-pub(super) async fn remove(storage: &dyn Storage, strategy_folder: &str, id: &SnapshotId) -> Result<(), StorageError> {
+pub(super) async fn remove(
+    storage: &dyn Storage,
+    strategy_folder: &str,
+    id: &SnapshotId,
+) -> Result<(), StorageError> {
     let folder = format!("{strategy_folder}{id}/");
     let (found, ..) = unfinished(storage, &folder, strategy_folder).await?;
-    let keys = found.iter().find(|unfinished| unfinished.id == *id).map(|unfinished| unfinished.keys.as_slice());
+    let keys = found
+        .iter()
+        .find(|unfinished| unfinished.id == *id)
+        .map(|unfinished| unfinished.keys.as_slice());
     delete_folder(storage, &folder, keys.unwrap_or_default()).await
 }
 
 /// Deletes the objects of a folder that has no manifest, having looked once more that it has none.
-pub(super) async fn delete_folder(storage: &dyn Storage, folder: &str, keys: &[String]) -> Result<(), StorageError> {
+pub(super) async fn delete_folder(
+    storage: &dyn Storage,
+    folder: &str,
+    keys: &[String],
+) -> Result<(), StorageError> {
     match storage.stat(&format!("{folder}{MANIFEST_KEY}")).await {
         Err(StorageError::NotFound { .. }) => {}
         Ok(_) => return Ok(()),

@@ -76,15 +76,17 @@ impl SnapshotVerdict {
     }
 }
 
-/// Verifies what the storages of a strategy have of it, as its schedule says, and records what came of it. After one that found damage everything is read, until
-/// nothing is found any more. None, and nothing recorded, while snapshots are deleted.
+/// Verifies what the storages of a strategy have of it, as its schedule says, and records what came
+/// of it. After one that found damage everything is read, until nothing is found any more. None,
+/// and nothing recorded, while snapshots are deleted.
 pub async fn verify_strategy(
     engine: &Engine,
     instance: &Instance,
     strategy: &Strategy,
     percent: u8,
 ) -> Option<VerificationRecord> {
-    let percent = if is_known_to_be_damaged(engine, instance, strategy).await { 100 } else { percent };
+    let percent =
+        if is_known_to_be_damaged(engine, instance, strategy).await { 100 } else { percent };
     let started = engine.clock.now_seconds();
     let mut record = VerificationRecord {
         instance: instance.name.clone(),
@@ -102,14 +104,19 @@ pub async fn verify_strategy(
         Ok(report) => {
             let read = |verdict: &&SnapshotVerdict| verdict.read;
             record.snapshots = report.snapshots.len() as u64;
-            record.read_bytes = report.snapshots.iter().filter(read).map(|verdict| verdict.stored_bytes).sum();
+            record.read_bytes =
+                report.snapshots.iter().filter(read).map(|verdict| verdict.stored_bytes).sum();
             let words = |verdict: &SnapshotVerdict, problem: &String| {
                 format!("`{}` in `{}`: {problem}", verdict.id, verdict.storage)
             };
-            let damage = report.snapshots.iter().find_map(|one| Some(words(one, one.problems.first()?)));
-            let unread = report.snapshots.iter().find_map(|one| Some(words(one, one.unread.first()?)));
-            let unlisted =
-                report.unlisted.first().map(|(name, error)| format!("`{name}` could not be listed: {error}"));
+            let damage =
+                report.snapshots.iter().find_map(|one| Some(words(one, one.problems.first()?)));
+            let unread =
+                report.snapshots.iter().find_map(|one| Some(words(one, one.unread.first()?)));
+            let unlisted = report
+                .unlisted
+                .first()
+                .map(|(name, error)| format!("`{name}` could not be listed: {error}"));
             match (damage, unlisted.or(unread)) {
                 (Some(damage), _) => ("damaged", Some(damage)),
                 (None, Some(problem)) => ("failed", Some(problem)),
@@ -142,16 +149,24 @@ async fn look_through(
     percent: u8,
 ) -> Result<VerifyReport, EngineError> {
     let mut storages = Vec::new();
-    for (name, config) in instance.storages.iter().filter(|(name, _)| strategy.storages.contains(name)) {
+    for (name, config) in
+        instance.storages.iter().filter(|(name, _)| strategy.storages.contains(name))
+    {
         storages.push(OpenStorage::open(name, config, &engine.cancel).await?);
     }
-    let selection = Selection { instance: Some(instance.name.clone()), strategy: Some(strategy.name.clone()) };
+    let selection =
+        Selection { instance: Some(instance.name.clone()), strategy: Some(strategy.name.clone()) };
     let listing = list(engine, &storages, &selection).await;
     verify(engine, &storages, &listing, ReadData::Percent(percent), &[]).await
 }
 
-/// When the last verification of the strategy on schedule began; none when there was none, as far as is recorded.
-pub async fn last_verified(engine: &Engine, instance: &Instance, strategy: &Strategy) -> Option<DateTime<Utc>> {
+/// When the last verification of the strategy on schedule began; none when there was none, as far
+/// as is recorded.
+pub async fn last_verified(
+    engine: &Engine,
+    instance: &Instance,
+    strategy: &Strategy,
+) -> Option<DateTime<Utc>> {
     match engine.catalog().await?.last_verification(&instance.name, &strategy.name, false).await {
         Ok(last) => last.map(|last| last.started),
         Err(error) => {
@@ -172,10 +187,12 @@ pub enum ReadData {
     All,
 }
 
-/// Looks at each copy in `listing`: the manifest, the presence and size of every object, and of what `read_data` says every byte.
+/// Looks at each copy in `listing`: the manifest, the presence and size of every object, and of
+/// what `read_data` says every byte.
 ///
 /// # Errors
-/// [`EngineError::Cancelled`], and [`EngineError::Internal`]. Damage is not an error but in the report.
+/// [`EngineError::Cancelled`], and [`EngineError::Internal`]. Damage is not an error but in the
+/// report.
 pub async fn verify(
     engine: &Engine,
     storages: &[OpenStorage],
@@ -183,7 +200,8 @@ pub async fn verify(
     read_data: ReadData,
     identities: &[Identity],
 ) -> Result<VerifyReport, EngineError> {
-    let strategies: BTreeSet<_> = listing.snapshots.iter().map(|one| (&one.instance, &one.strategy)).collect();
+    let strategies: BTreeSet<_> =
+        listing.snapshots.iter().map(|one| (&one.instance, &one.strategy)).collect();
     let mut locks = Vec::new();
     for (instance, strategy) in strategies {
         locks.push(ReadLock::share(&engine.state_dir, instance, strategy)?);
@@ -195,13 +213,17 @@ pub async fn verify(
     };
     let mut snapshots = Vec::new();
     for (at, snapshot) in listing.snapshots.iter().enumerate() {
-        let Some(storage) = storages.iter().find(|storage| storage.name == snapshot.storage) else { continue };
-        let verdict = verify_one(engine, storage, snapshot, chosen.contains(&at), identities).await?;
+        let Some(storage) = storages.iter().find(|storage| storage.name == snapshot.storage) else {
+            continue;
+        };
+        let verdict =
+            verify_one(engine, storage, snapshot, chosen.contains(&at), identities).await?;
         let manifest = format!("{}{MANIFEST_KEY}", snapshot.folder());
         if !verdict.problems.is_empty()
             && matches!(storage.storage.stat(&manifest).await, Err(StorageError::NotFound { .. }))
         {
-            tracing::info!(storage = %storage.name, snapshot = %snapshot.id, "deleted since it was listed");
+            tracing::info!(storage = %storage.name, snapshot = %snapshot.id, "deleted since it was \
+                listed");
             continue;
         }
         snapshots.push(verdict);
@@ -210,7 +232,8 @@ pub async fn verify(
     Ok(VerifyReport { snapshots, unlisted: listing.unlisted.clone() })
 }
 
-/// The positions of copies in `listing`, drawn by lot, whose stored bytes are at least `percent` of those of all.
+/// The positions of copies in `listing`, drawn by lot, whose stored bytes are at least `percent` of
+/// those of all.
 fn lot(listing: &Listing, percent: u8) -> Result<BTreeSet<usize>, EngineError> {
     let bytes = |snapshot: &Snapshot| snapshot.manifest.as_ref().map_or(0, Manifest::stored_bytes);
     let total: u128 = listing.snapshots.iter().map(|snapshot| u128::from(bytes(snapshot))).sum();
@@ -252,8 +275,10 @@ async fn verify_one(
     // The one that is stored: what the catalog remembers of it proves nothing.
     let key = format!("{}{MANIFEST_KEY}", snapshot.folder());
     let manifest = match read_whole(storage.storage.as_ref(), &key).await {
-        Ok(body) => Manifest::from_bytes(&body, &snapshot.instance, &snapshot.strategy, &snapshot.id)
-            .map_err(|error| error.to_string()),
+        Ok(body) => {
+            Manifest::from_bytes(&body, &snapshot.instance, &snapshot.strategy, &snapshot.id)
+                .map_err(|error| error.to_string())
+        }
         Err(_) if engine.cancel.is_cancelled() => return Err(EngineError::Cancelled),
         Err(error) if error.is_about_reaching() => {
             verdict.unread.push(error.to_string());
@@ -269,7 +294,10 @@ async fn verify_one(
         }
     };
     verdict.stored_bytes = manifest.stored_bytes();
-    engine.progress.begin(format!("{} in {}", snapshot.id, storage.name), read_data.then_some(verdict.stored_bytes));
+    engine.progress.begin(
+        format!("{} in {}", snapshot.id, storage.name),
+        read_data.then_some(verdict.stored_bytes),
+    );
     let folder = snapshot.folder();
     for object in manifest.artifacts.iter().flat_map(|artifact| &artifact.objects) {
         if engine.cancel.is_cancelled() {
@@ -279,10 +307,14 @@ async fn verify_one(
         match storage.storage.stat(&format!("{folder}{}", object.key)).await {
             Ok(found) if found.size == object.size => {}
             Ok(found) => {
-                verdict.problems.push(format!("`{}` has {} bytes of {}", object.key, found.size, object.size));
+                verdict
+                    .problems
+                    .push(format!("`{}` has {} bytes of {}", object.key, found.size, object.size));
             }
             Err(_) if engine.cancel.is_cancelled() => return Err(EngineError::Cancelled),
-            Err(error) if error.is_about_reaching() => verdict.unread.push(format!("`{}`: {error}", object.key)),
+            Err(error) if error.is_about_reaching() => {
+                verdict.unread.push(format!("`{}`: {error}", object.key))
+            }
             Err(error) => verdict.problems.push(format!("`{}`: {error}", object.key)),
         }
     }
@@ -296,7 +328,16 @@ async fn verify_one(
         };
         verdict.decoded = facts.is_some();
         for artifact in &manifest.artifacts {
-            let read = read_through(engine, storage, &snapshot.id, &folder, artifact, identities, facts.as_ref()).await;
+            let read = read_through(
+                engine,
+                storage,
+                &snapshot.id,
+                &folder,
+                artifact,
+                identities,
+                facts.as_ref(),
+            )
+            .await;
             if let Err(error) = read {
                 // Its size may have been noticed already; what reading it says is said as well.
                 verdict.note(error)?;
@@ -320,7 +361,8 @@ pub(super) async fn read_through(
     identities: &[Identity],
     facts: Option<&Facts>,
 ) -> Result<(), EngineError> {
-    let (engine, storage, id, folder) = (engine.clone(), storage.clone(), id.clone(), folder.to_owned());
+    let (engine, storage, id, folder) =
+        (engine.clone(), storage.clone(), id.clone(), folder.to_owned());
     let (artifact, identities, facts) = (artifact.clone(), identities.to_vec(), facts.cloned());
     let runtime = Handle::current();
     tokio::task::spawn_blocking(move || {
@@ -336,7 +378,10 @@ pub(super) async fn read_through(
             match read_plain(&storage, &folder, &artifact, &identities, facts.as_ref(), &runtime) {
                 Ok(plain) => plain,
                 Err(DecodeError::Locked(why)) => {
-                    return Err(EngineError::Request(format!("`{}` is encrypted, and {why}", artifact.name)));
+                    return Err(EngineError::Request(format!(
+                        "`{}` is encrypted, and {why}",
+                        artifact.name
+                    )));
                 }
                 Err(DecodeError::Io(error)) => return Err(failed(&error)),
             }
@@ -371,9 +416,14 @@ pub(super) async fn ensure_undamaged(
 ) -> Result<(), EngineError> {
     let folder = format!("{}/{}/{}/", manifest.instance, manifest.strategy, manifest.id);
     for artifact in manifest.artifacts.iter().filter(|artifact| wanted(artifact)) {
-        let expected = facts.and_then(|facts| facts.artifacts.iter().find(|known| known.name == artifact.name));
-        engine.progress.begin(format!("checking {}", artifact.name), expected.map(|known| known.plain_bytes));
-        match read_through(engine, storage, &manifest.id, &folder, artifact, identities, facts).await {
+        let expected = facts
+            .and_then(|facts| facts.artifacts.iter().find(|known| known.name == artifact.name));
+        engine
+            .progress
+            .begin(format!("checking {}", artifact.name), expected.map(|known| known.plain_bytes));
+        match read_through(engine, storage, &manifest.id, &folder, artifact, identities, facts)
+            .await
+        {
             Err(EngineError::Damaged { snapshot, storage, problem }) => {
                 let problem = format!("{problem}. Nothing was overwritten");
                 return Err(EngineError::Damaged { snapshot, storage, problem });

@@ -1,4 +1,5 @@
-//! How a writer of a strategy's folder, a run or a copy, makes sure that it is alone there, makes itself known, and leaves again.
+//! How a writer of a strategy's folder, a run or a copy, makes sure that it is alone there, makes
+//! itself known, and leaves again.
 
 use super::OpenStorage;
 use super::lock::{BEAT, Heartbeat};
@@ -6,7 +7,8 @@ use super::sweep::{self, Leftovers};
 use crate::model::{Clock, RUN_KEY, SnapshotId, StoredObject};
 use crate::storage::{Storage, StorageError};
 
-/// Looks for what others left in the strategy's folder (`<instance>/<strategy>/`). What lies under `own` is not judged.
+/// Looks for what others left in the strategy's folder (`<instance>/<strategy>/`). What lies under
+/// `own` is not judged.
 ///
 /// # Errors
 /// [`StorageError::Busy`] when somebody may be writing there right now.
@@ -31,7 +33,8 @@ pub(super) fn busy(storage: &dyn Storage, folder: &str, who: &str) -> StorageErr
 /// Leaves the heartbeat of a writer of `own`, and finds out what the storage understands.
 ///
 /// # Errors
-/// [`StorageError::Busy`] when another began at the same moment; then the heartbeat is taken away again.
+/// [`StorageError::Busy`] when another began at the same moment; then the heartbeat is taken away
+/// again.
 pub(super) async fn enter(
     storage: &dyn Storage,
     folder: &str,
@@ -41,13 +44,17 @@ pub(super) async fn enter(
     let key = format!("{folder}{own}/{RUN_KEY}");
     let understood = storage.probe(&key, heartbeat.to_bytes()).await?;
     tracing::debug!(address = storage.address(), ?understood, "probed");
-    // Two machines may have looked at the same moment. Each has left its heartbeat by now, so the later one to look sees the other and gives
-    // way; when both see each other both do, and nothing was written twice.
+    // Two machines may have looked at the same moment. Each has left its heartbeat by now, so the
+    // later one to look sees the other and gives way; when both see each other both do, and nothing
+    // was written twice.
     match look(storage, folder, &heartbeat.node, own).await {
         Ok(_) => Ok(()),
         Err(error @ StorageError::Busy { .. }) => {
             if let Err(error) = storage.delete(&key).await {
-                tracing::warn!(address = storage.address(), "could not take our heartbeat away again: {error}");
+                tracing::warn!(
+                    address = storage.address(),
+                    "could not take our heartbeat away again: {error}"
+                );
             }
             Err(error)
         }
@@ -98,10 +105,16 @@ pub(super) async fn look_up(
     Ok(())
 }
 
-/// Takes the heartbeat away after the commit to `folder`, and what was begun twice because an answer was lost: nothing else writes there.
+/// Takes the heartbeat away after the commit to `folder`, and what was begun twice because an
+/// answer was lost: nothing else writes there.
 pub(super) async fn leave(storage: &dyn Storage, folder: &str) -> Result<(), StorageError> {
-    if let Err(error) = storage.sweep_uploads(folder, chrono::DateTime::<chrono::Utc>::MAX_UTC).await {
-        tracing::debug!(address = storage.address(), "could not look for unfinished uploads: {error}");
+    if let Err(error) =
+        storage.sweep_uploads(folder, chrono::DateTime::<chrono::Utc>::MAX_UTC).await
+    {
+        tracing::debug!(
+            address = storage.address(),
+            "could not look for unfinished uploads: {error}"
+        );
     }
     storage.delete(&format!("{folder}{RUN_KEY}")).await
 }

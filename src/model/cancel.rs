@@ -13,10 +13,11 @@ struct Inner {
     notify: tokio::sync::Notify,
 }
 
-/// A request to stop, shared by everything that belongs to one run. Once asked for it stays asked for.
+/// A request to stop, shared by everything that belongs to one run. Once asked for it stays asked
+/// for.
 ///
-/// Blocking code looks at [`Cancel::is_cancelled`] or registers a callback that unblocks it (killing a child, say);
-/// async code awaits [`Cancel::cancelled`].
+/// Blocking code looks at [`Cancel::is_cancelled`] or registers a callback that unblocks it
+/// (killing a child, say); async code awaits [`Cancel::cancelled`].
 #[derive(Clone, Default)]
 pub struct Cancel(Arc<Inner>);
 
@@ -33,7 +34,8 @@ impl Cancel {
         Self::default()
     }
 
-    /// Asks everything that shares this token to stop. Runs the registered callbacks, once, on this thread.
+    /// Asks everything that shares this token to stop. Runs the registered callbacks, once, on this
+    /// thread.
     pub fn cancel(&self) {
         let callbacks = {
             let mut callbacks = self.0.callbacks.lock().unwrap_or_else(PoisonError::into_inner);
@@ -51,7 +53,8 @@ impl Cancel {
         self.0.cancelled.load(Ordering::SeqCst)
     }
 
-    /// Runs `callback` when the token is cancelled, at once if it already is. It must be short and must not block.
+    /// Runs `callback` when the token is cancelled, at once if it already is. It must be short and
+    /// must not block.
     pub fn on_cancel(&self, callback: impl FnOnce() + Send + 'static) -> CancelGuard {
         let id = self.0.next.fetch_add(1, Ordering::Relaxed);
         let guard = CancelGuard { cancel: self.clone(), id };

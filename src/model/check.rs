@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Name, Verdict};
 
-/// How long a text of a check is at most, in characters: what it tells may come from what was backed up.
+/// How long a text of a check is at most, in characters: what it tells may come from what was
+/// backed up.
 const LONGEST: usize = 2_000;
 /// How many differences one check tells by name; the others are counted.
 pub const TOLD_DIFFERENCES: usize = 20;
@@ -83,9 +84,19 @@ impl Check {
 
     /// Passed when `holds`, else failed.
     #[must_use]
-    pub fn judged(self, holds: bool, expected: impl Into<String>, found: impl Into<String>) -> Self {
+    pub fn judged(
+        self,
+        holds: bool,
+        expected: impl Into<String>,
+        found: impl Into<String>,
+    ) -> Self {
         let outcome = if holds { CheckOutcome::Passed } else { CheckOutcome::Failed };
-        Self { outcome, expected: Some(cut(expected.into())), found: Some(cut(found.into())), ..self }
+        Self {
+            outcome,
+            expected: Some(cut(expected.into())),
+            found: Some(cut(found.into())),
+            ..self
+        }
     }
 
     /// It came out so, for this reason.
@@ -96,7 +107,8 @@ impl Check {
         self
     }
 
-    /// With differences by name; more than [`TOLD_DIFFERENCES`] were counted, where `all` is larger.
+    /// With differences by name; more than [`TOLD_DIFFERENCES`] were counted, where `all` is
+    /// larger.
     #[must_use]
     pub fn detailed(mut self, differences: Vec<String>, all: u64) -> Self {
         let told = differences.len().min(TOLD_DIFFERENCES);
@@ -129,7 +141,8 @@ fn cut(text: String) -> String {
     }
 }
 
-/// What all of `checks` together say of a snapshot: one that failed makes it bad, and one that could not be made leaves it open.
+/// What all of `checks` together say of a snapshot: one that failed makes it bad, and one that
+/// could not be made leaves it open.
 pub fn verdict(checks: &[Check]) -> Verdict {
     let any = |outcome| checks.iter().any(|check| check.outcome == outcome);
     if any(CheckOutcome::Failed) {
@@ -149,7 +162,9 @@ mod tests {
     #[test]
     fn nothing_that_was_not_looked_at_makes_a_drill_pass() {
         let check = |outcome| Check::new("rows", None, "rows").ended(outcome, "so");
-        let of = |outcomes: &[CheckOutcome]| verdict(&outcomes.iter().map(|one| check(*one)).collect::<Vec<_>>());
+        let of = |outcomes: &[CheckOutcome]| {
+            verdict(&outcomes.iter().map(|one| check(*one)).collect::<Vec<_>>())
+        };
         use CheckOutcome::{Failed, Inconclusive, Passed, Skipped};
         assert_eq!(of(&[]), Verdict::Inconclusive);
         assert_eq!(of(&[Skipped]), Verdict::Inconclusive);

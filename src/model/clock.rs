@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use chrono::{DateTime, SubsecRound, Utc};
 
-/// Where the program gets the time from. Everything that dates something is handed one, so that a test can say
-/// what time it is.
+/// Where the program gets the time from. Everything that dates something is handed one, so that a
+/// test can say what time it is.
 #[derive(Clone)]
 pub struct Clock(Arc<dyn Fn() -> DateTime<Utc> + Send + Sync>);
 

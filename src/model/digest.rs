@@ -6,8 +6,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
 
-/// The SHA-256 of some bytes, written everywhere with its tag (`sha256:9f86d0…`), so that a later format may use
-/// another function without guessing.
+/// The SHA-256 of some bytes, written everywhere with its tag (`sha256:9f86d0…`), so that a later
+/// format may use another function without guessing.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Digest([u8; 32]);
 
@@ -108,9 +108,19 @@ mod tests {
     #[test]
     fn a_digest_reads_back_as_written_and_nothing_else_reads_as_one() {
         let digest = Digest::of(b"abc");
-        assert_eq!(digest.to_string(), "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+        assert_eq!(
+            digest.to_string(),
+            "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+        );
         assert_eq!(digest.to_string().parse::<Digest>(), Ok(digest));
-        for wrong in ["", "sha256:", "md5:ba78", &digest.hex(), &digest.to_string().to_uppercase(), "sha256:zz"] {
+        for wrong in [
+            "",
+            "sha256:",
+            "md5:ba78",
+            &digest.hex(),
+            &digest.to_string().to_uppercase(),
+            "sha256:zz",
+        ] {
             assert!(wrong.parse::<Digest>().is_err(), "{wrong}");
         }
     }

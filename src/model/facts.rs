@@ -1,4 +1,5 @@
-//! The facts: all that was counted and noticed when a snapshot was taken, stored encrypted with the rest.
+//! The facts: all that was counted and noticed when a snapshot was taken, stored encrypted with the
+//! rest.
 
 use serde::{Deserialize, Serialize};
 
@@ -44,7 +45,8 @@ pub struct ArtifactFacts {
 pub struct SourceFacts {
     /// The source's name.
     pub name: Name,
-    /// `snapshot` when everything is of one instant of the source; other words, with their meaning, are in `docs/format.md`.
+    /// `snapshot` when everything is of one instant of the source; other words, with their meaning,
+    /// are in `docs/format.md`.
     pub consistency: String,
     /// Seconds it took.
     pub seconds: f64,

@@ -8,15 +8,17 @@ use chrono::{DateTime, NaiveDateTime, Utc};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// The name of an instance, strategy, source or storage: `[a-z0-9][a-z0-9_-]{0,62}`. Such a name is safe as a part of a file name and
-/// of an object key. `marks` is not a name: a folder of that name stands beside the strategies.
+/// The name of an instance, strategy, source or storage: `[a-z0-9][a-z0-9_-]{0,62}`. Such a name is
+/// safe as a part of a file name and of an object key. `marks` is not a name: a folder of that name
+/// stands beside the strategies.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Name(String);
 
 /// A text that is not a name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{0}` is not a name: expected 1 to 63 of `a-z`, `0-9`, `_`, `-`, beginning with a letter or digit, and not `marks`"
+    "`{0}` is not a name: expected 1 to 63 of `a-z`, `0-9`, `_`, `-`, beginning with a letter or \
+     digit, and not `marks`"
 )]
 pub struct NameError(String);
 
@@ -39,7 +41,11 @@ impl FromStr for Name {
             && text.bytes().next().is_some_and(plain)
             && text.bytes().all(|byte| plain(byte) || byte == b'_' || byte == b'-')
             && text != super::MARKS_FOLDER;
-        if fits { Ok(Self(text.to_owned())) } else { Err(NameError(text.chars().take(100).collect())) }
+        if fits {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(NameError(text.chars().take(100).collect()))
+        }
     }
 }
 
@@ -93,8 +99,8 @@ impl JsonSchema for Name {
     }
 }
 
-/// The id of a snapshot, and the name of its folder: the second its run began, in UTC, and six random hex digits
-/// (`20261121T013000Z-7f3a9c`). Ids sort by time.
+/// The id of a snapshot, and the name of its folder: the second its run began, in UTC, and six
+/// random hex digits (`20261121T013000Z-7f3a9c`). Ids sort by time.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SnapshotId {
     text: String,
@@ -137,8 +143,10 @@ impl FromStr for SnapshotId {
         if salt.len() != 6 || !salt.bytes().all(lower_hex) || time.len() != 16 {
             return Err(wrong());
         }
-        let parsed = NaiveDateTime::parse_from_str(time, Self::TIME).map_err(|_| wrong())?.and_utc();
-        // A leap second (which chrono keeps as a nanosecond beyond the last) and a shortened field parse too, but are never written.
+        let parsed =
+            NaiveDateTime::parse_from_str(time, Self::TIME).map_err(|_| wrong())?.and_utc();
+        // A leap second (which chrono keeps as a nanosecond beyond the last) and a shortened field
+        // parse too, but are never written.
         if parsed.timestamp_subsec_nanos() != 0 || parsed.format(Self::TIME).to_string() != time {
             return Err(wrong());
         }
@@ -188,7 +196,8 @@ mod tests {
 
     #[test]
     fn an_id_reads_back_as_written_and_knows_its_time() {
-        let id: SnapshotId = "20261121T013000Z-7f3a9c".parse().unwrap_or_else(|error| panic!("{error}"));
+        let id: SnapshotId =
+            "20261121T013000Z-7f3a9c".parse().unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(id.time().to_rfc3339(), "2026-11-21T01:30:00+00:00");
         assert_eq!(SnapshotId::new(id.time(), [0x7f, 0x3a, 0x9c]), id);
         for bad in [

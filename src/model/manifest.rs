@@ -197,10 +197,13 @@ pub enum ManifestError {
     #[error("It is not a manifest: {0}")]
     Malformed(String),
     /// It needs what this version does not know.
-    #[error("It requires {}, which this version does not know: use a newer version of the program", .0.join(", "))]
+    #[error("It requires {}, which this version does not know: \
+        use a newer version of the program", .0.join(", "))]
     Requires(Vec<String>),
     /// It belongs to another snapshot than the folder it lies in.
-    #[error("It is of {found}, but lies in the folder of {expected}: it was moved or planted there")]
+    #[error(
+        "It is of {found}, but lies in the folder of {expected}: it was moved or planted there"
+    )]
     Misplaced {
         /// The identity in it.
         found: String,
@@ -210,14 +213,16 @@ pub enum ManifestError {
 }
 
 impl Manifest {
-    /// The manifest as stored: a first line with the digest, the document, a closing line. The digest is of the lines
-    /// between the first and the last, so `sed '1d;$d' manifest.json | sha256sum` computes it.
+    /// The manifest as stored: a first line with the digest, the document, a closing line. The
+    /// digest is of the lines between the first and the last, so
+    /// `sed '1d;$d' manifest.json | sha256sum` computes it.
     pub fn to_bytes(&self) -> Vec<u8> {
         seal(KIND, self)
     }
 
-    /// The stored manifest `bytes`, which [`Manifest::from_bytes`] took, as the copy of its snapshot in another storage has it: equal
-    /// but for `storage` and the digest. Fields that this version does not know stay.
+    /// The stored manifest `bytes`, which [`Manifest::from_bytes`] took, as the copy of its
+    /// snapshot in another storage has it: equal but for `storage` and the digest. Fields that this
+    /// version does not know stay.
     ///
     /// # Errors
     /// When `bytes` are not laid out as a manifest.
@@ -235,8 +240,14 @@ impl Manifest {
     /// Reads a stored manifest of the snapshot `id` of `instance` and `strategy`.
     ///
     /// # Errors
-    /// Everything a [`ManifestError`] says. A manifest whose digest does not match is not looked into any further.
-    pub fn from_bytes(bytes: &[u8], instance: &Name, strategy: &Name, id: &SnapshotId) -> Result<Self, ManifestError> {
+    /// Everything a [`ManifestError`] says. A manifest whose digest does not match is not looked
+    /// into any further.
+    pub fn from_bytes(
+        bytes: &[u8],
+        instance: &Name,
+        strategy: &Name,
+        id: &SnapshotId,
+    ) -> Result<Self, ManifestError> {
         let malformed = |what: &str| ManifestError::Malformed(what.to_owned());
         let (head, document) = unseal(KIND, bytes, FORMAT)?;
         let requires = head.requires.as_ref().and_then(serde_json::Value::as_array);
@@ -249,8 +260,8 @@ impl Manifest {
         if !unknown.is_empty() {
             return Err(ManifestError::Requires(unknown));
         }
-        let manifest: Self =
-            serde_json::from_str(document).map_err(|error| ManifestError::Malformed(error.to_string()))?;
+        let manifest: Self = serde_json::from_str(document)
+            .map_err(|error| ManifestError::Malformed(error.to_string()))?;
         if (&manifest.instance, &manifest.strategy, &manifest.id) != (instance, strategy, id) {
             return Err(ManifestError::Misplaced {
                 found: format!("{}/{}/{}", manifest.instance, manifest.strategy, manifest.id),
@@ -259,7 +270,9 @@ impl Manifest {
         }
         let plain = |key: &str| !key.is_empty() && !key.contains('/') && key != "." && key != "..";
         for artifact in &manifest.artifacts {
-            if artifact.objects.is_empty() || !artifact.objects.iter().all(|object| plain(&object.key)) {
+            if artifact.objects.is_empty()
+                || !artifact.objects.iter().all(|object| plain(&object.key))
+            {
                 return Err(ManifestError::Malformed(format!(
                     "the objects of `{}` are not plain names in its folder",
                     artifact.name
@@ -290,7 +303,8 @@ mod tests {
     use super::*;
 
     fn example() -> Manifest {
-        let id: SnapshotId = "20261121T013000Z-7f3a9c".parse().unwrap_or_else(|error| panic!("{error}"));
+        let id: SnapshotId =
+            "20261121T013000Z-7f3a9c".parse().unwrap_or_else(|error| panic!("{error}"));
         let name = |text: &str| text.parse::<Name>().unwrap_or_else(|error| panic!("{error}"));
         Manifest {
             format: FORMAT,
@@ -309,7 +323,11 @@ mod tests {
                 kind: ArtifactKind::PgDump,
                 codec: Codec { compression: Compression::Zstd, encryption: Encryption::None },
                 compressed_bytes: 3,
-                objects: vec![StoredObject { key: "db.pgdump.zst".to_owned(), size: 3, digest: Digest::of(b"abc") }],
+                objects: vec![StoredObject {
+                    key: "db.pgdump.zst".to_owned(),
+                    size: 3,
+                    digest: Digest::of(b"abc"),
+                }],
             }],
         }
     }
@@ -321,7 +339,8 @@ mod tests {
 
     /// `body` under a digest that matches it.
     fn sealed(body: &str) -> Vec<u8> {
-        format!("{{\"digest\": \"{}\", \"manifest\":\n{body}}}\n", Digest::of(body.as_bytes())).into_bytes()
+        format!("{{\"digest\": \"{}\", \"manifest\":\n{body}}}\n", Digest::of(body.as_bytes()))
+            .into_bytes()
     }
 
     #[test]
@@ -333,11 +352,15 @@ mod tests {
     }
 
     #[test]
-    fn the_manifest_of_a_copy_differs_in_its_storage_only_and_keeps_what_this_version_does_not_know() {
+    fn the_manifest_of_a_copy_differs_in_its_storage_only_and_keeps_unknown_fields() {
         let mut own = example();
         own.storage.name = "offsite".parse().unwrap();
-        assert_eq!(Manifest::for_copy(&example().to_bytes(), &own.storage).ok(), Some(own.to_bytes()));
-        let later = serde_json::to_string(&example()).unwrap().replacen('{', "{\"later\":[1],", 1) + "\n";
+        assert_eq!(
+            Manifest::for_copy(&example().to_bytes(), &own.storage).ok(),
+            Some(own.to_bytes())
+        );
+        let later =
+            serde_json::to_string(&example()).unwrap().replacen('{', "{\"later\":[1],", 1) + "\n";
         let copied = Manifest::for_copy(&sealed(&later), &own.storage).unwrap();
         assert_eq!(read(&copied).ok(), Some(own));
         assert!(String::from_utf8(copied).unwrap().contains("\"later\""));

@@ -11,7 +11,8 @@ pub const MARK_FORMAT: u32 = 1;
 /// The folder of the marks, beside those of the strategies.
 pub const MARKS_FOLDER: &str = "marks";
 
-/// What is said of one snapshot. It stands in every storage that has the snapshot, and holds wherever it stands.
+/// What is said of one snapshot. It stands in every storage that has the snapshot, and holds
+/// wherever it stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mark {
     /// [`MARK_FORMAT`] of the writer.
@@ -46,11 +47,13 @@ pub enum Says {
     Drill {
         /// How it was judged.
         verdict: Verdict,
-        /// What of the evidence may stand beside what is encrypted: it tells nothing about the content.
+        /// What of the evidence may stand beside what is encrypted: it tells nothing about the
+        /// content.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         evidence: Option<Evidence>,
     },
-    /// It has much less than the last good one, so that nothing of its strategy is deleted until somebody has looked at it.
+    /// It has much less than the last good one, so that nothing of its strategy is deleted until
+    /// somebody has looked at it.
     Suspect {
         /// Why; it tells nothing about the content.
         reason: String,
@@ -162,7 +165,8 @@ impl Mark {
     /// Everything a [`MarkError`] says.
     pub fn from_bytes(bytes: &[u8], key: &str) -> Result<Self, MarkError> {
         let (_, document) = unseal("mark", bytes, MARK_FORMAT)?;
-        let mark: Self = serde_json::from_str(document).map_err(|error| MarkError::Unknown(error.to_string()))?;
+        let mark: Self = serde_json::from_str(document)
+            .map_err(|error| MarkError::Unknown(error.to_string()))?;
         if mark.key() == key { Ok(mark) } else { Err(MarkError::Misplaced { belongs: mark.key() }) }
     }
 }
@@ -186,7 +190,10 @@ mod tests {
     fn a_mark_reads_back_as_written_from_its_own_place_only() {
         let until = Some("2027-01-01T00:00:00Z".parse().unwrap());
         for (mark, key) in [
-            (mark(Says::Hold { reason: None, until: None }), "ella/marks/hold-20261121T013000Z-7f3a9c.json"),
+            (
+                mark(Says::Hold { reason: None, until: None }),
+                "ella/marks/hold-20261121T013000Z-7f3a9c.json",
+            ),
             (
                 mark(Says::Hold { reason: Some("audit".to_owned()), until }),
                 "ella/marks/hold-20261121T013000Z-7f3a9c.json",
@@ -195,11 +202,15 @@ mod tests {
                 mark(Says::Drill { verdict: Verdict::Passed, evidence: None }),
                 "ella/marks/drill-20261122T050000Z-20261121T013000Z-7f3a9c.json",
             ),
-            (mark(Says::Suspect { reason: "rows".to_owned() }), "ella/marks/suspect-20261121T013000Z-7f3a9c.json"),
+            (
+                mark(Says::Suspect { reason: "rows".to_owned() }),
+                "ella/marks/suspect-20261121T013000Z-7f3a9c.json",
+            ),
         ] {
             assert_eq!(mark.key(), key);
             assert_eq!(Mark::from_bytes(&mark.to_bytes(), key).unwrap(), mark);
-            let moved = Mark::from_bytes(&mark.to_bytes(), "ella/marks/hold-20261122T013000Z-7f3a9c.json");
+            let moved =
+                Mark::from_bytes(&mark.to_bytes(), "ella/marks/hold-20261122T013000Z-7f3a9c.json");
             assert!(matches!(moved, Err(MarkError::Misplaced { .. })), "{moved:?}");
         }
     }
@@ -212,7 +223,10 @@ mod tests {
             let mut flipped = bytes.clone();
             flipped[position] ^= 1;
             assert!(Mark::from_bytes(&flipped, &mark.key()).is_err(), "bit flipped at {position}");
-            assert!(Mark::from_bytes(&bytes[..position], &mark.key()).is_err(), "cut at {position}");
+            assert!(
+                Mark::from_bytes(&bytes[..position], &mark.key()).is_err(),
+                "cut at {position}"
+            );
         }
         let mut later = serde_json::to_value(&mark).unwrap();
         later["kind"] = "seal".into();

@@ -1,8 +1,9 @@
-//! The facts that every room speaks of: names and ids, the manifest, digests, secrets, time, cancellation.
+//! The facts that every room speaks of: names and ids, the manifest, digests, secrets, time,
+//! cancellation.
 //!
-//! This room knows the shape of what is stored and nothing of how it gets there: no I/O beyond the wall clock, no
-//! database, no storage, no terminal. It imports no other room. Add a type here only when two rooms need the
-//! same word for the same thing.
+//! This room knows the shape of what is stored and nothing of how it gets there: no I/O beyond the
+//! wall clock, no database, no storage, no terminal. It imports no other room. Add a type here only
+//! when two rooms need the same word for the same thing.
 
 mod cancel;
 mod check;
@@ -25,8 +26,9 @@ pub use digest::{Digest, DigestError, Digester};
 pub use facts::{ArtifactFacts, FACTS_FORMAT, Facts, SourceFacts};
 pub use id::{IdError, Name, NameError, SnapshotId};
 pub use manifest::{
-    Artifact, ArtifactKind, Codec, Completeness, Compression, Encryption, FEATURES, FORMAT, MANIFEST_KEY, Manifest,
-    ManifestError, Program, RUN_KEY, RemoteCheck, StorageNote, StoredObject,
+    Artifact, ArtifactKind, Codec, Completeness, Compression, Encryption, FEATURES, FORMAT,
+    MANIFEST_KEY, Manifest, ManifestError, Program, RUN_KEY, RemoteCheck, StorageNote,
+    StoredObject,
 };
 pub use mark::{Evidence, MARK_FORMAT, MARKS_FOLDER, Mark, MarkError, Says, Verdict};
 pub use paths::counted_from;

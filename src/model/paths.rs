@@ -2,9 +2,9 @@
 
 use std::path::{Component, Path, PathBuf};
 
-/// `path`, counted from the folder `base`, which must not contain symbolic links: then its `..` at the beginning can be
-/// taken away as text, so that people see `/srv/backups` and not `/srv/strategies/../backups`. A `..` further on stays: what
-/// is before it may be a link.
+/// `path`, counted from the folder `base`, which must not contain symbolic links: then its `..` at
+/// the beginning can be taken away as text, so that people see `/srv/backups` and not
+/// `/srv/strategies/../backups`. A `..` further on stays: what is before it may be a link.
 pub fn counted_from(base: &Path, path: &Path) -> PathBuf {
     let mut joined = base.to_owned();
     let mut leading = true;
@@ -39,7 +39,11 @@ mod tests {
             ("a/../b", "/srv/strategies/a/../b"),
             ("/elsewhere/../b", "/elsewhere/../b"),
         ] {
-            assert_eq!(counted_from(Path::new("/srv/strategies"), Path::new(path)), Path::new(expected), "{path}");
+            assert_eq!(
+                counted_from(Path::new("/srv/strategies"), Path::new(path)),
+                Path::new(expected),
+                "{path}"
+            );
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Documents that carry their own digest, so that a changed or missing byte in them is noticed.
 //!
-//! A first line `{"digest": "sha256:...", "KIND":`, the document, a last line `}`: the whole is JSON, and the digest is of the lines between,
-//! so `sed '1d;$d' FILE | sha256sum` computes it.
+//! A first line `{"digest": "sha256:...", "KIND":`, the document, a last line `}`: the whole is
+//! JSON, and the digest is of the lines between, so `sed '1d;$d' FILE | sha256sum` computes it.
 
 use std::fmt::Write as _;
 
@@ -25,7 +25,10 @@ pub enum SealError {
         stated: Digest,
     },
     /// A later version wrote it.
-    #[error("It has format {found}, and this version reads up to {known}: use a newer version of the program")]
+    #[error(
+        "It has format {found}, and this version reads up to {known}: use a newer version of the \
+         program"
+    )]
     Newer {
         /// The format it has.
         found: u64,
@@ -51,7 +54,8 @@ pub(super) fn seal(kind: &str, document: &impl Serialize) -> Vec<u8> {
     text.into_bytes()
 }
 
-/// What is read of a document before anything else. (A tree of the whole would take several times longer, for a thousand of them in a listing.)
+/// What is read of a document before anything else. (A tree of the whole would take several times
+/// longer, for a thousand of them in a listing.)
 #[derive(Deserialize)]
 pub(super) struct Head {
     format: Option<Value>,
@@ -60,9 +64,14 @@ pub(super) struct Head {
     pub(super) requires: Option<Value>,
 }
 
-/// The head and the text of the document of a `kind` in `bytes`, which is JSON, whose digest matches and whose `format` is from 1 to `newest`. One whose
-/// digest does not match is not looked into any further.
-pub(super) fn unseal<'a>(kind: &str, bytes: &'a [u8], newest: u32) -> Result<(Head, &'a str), SealError> {
+/// The head and the text of the document of a `kind` in `bytes`, which is JSON, whose digest
+/// matches and whose `format` is from 1 to `newest`. One whose digest does not match is not looked
+/// into any further.
+pub(super) fn unseal<'a>(
+    kind: &str,
+    bytes: &'a [u8],
+    newest: u32,
+) -> Result<(Head, &'a str), SealError> {
     let malformed = |what: &str| SealError::Malformed(format!("It is not a {kind}: {what}"));
     let text = std::str::from_utf8(bytes).map_err(|_| malformed("it is not UTF-8"))?;
     let (first, rest) = text.split_once('\n').ok_or_else(|| malformed("it has a single line"))?;
@@ -71,7 +80,9 @@ pub(super) fn unseal<'a>(kind: &str, bytes: &'a [u8], newest: u32) -> Result<(He
         .and_then(|first| first.strip_suffix(middle(kind).as_str()))
         .ok_or_else(|| malformed("its first line does not state a digest"))?;
     let stated: Digest = stated.parse().map_err(|error| malformed(&format!("{error}")))?;
-    let body = rest.strip_suffix("}\n").ok_or_else(|| malformed("its last line is missing: it was cut"))?;
+    let body = rest
+        .strip_suffix("}\n")
+        .ok_or_else(|| malformed("its last line is missing: it was cut"))?;
     let found = Digest::of(body.as_bytes());
     if found != stated {
         return Err(SealError::Damaged { found, stated });
@@ -79,7 +90,9 @@ pub(super) fn unseal<'a>(kind: &str, bytes: &'a [u8], newest: u32) -> Result<(He
     let head: Head = serde_json::from_str(body).map_err(|error| malformed(&error.to_string()))?;
     match head.format.as_ref().and_then(Value::as_u64) {
         None => Err(malformed("it states no format")),
-        Some(found) if found > u64::from(newest) || found == 0 => Err(SealError::Newer { found, known: newest }),
+        Some(found) if found > u64::from(newest) || found == 0 => {
+            Err(SealError::Newer { found, known: newest })
+        }
         Some(_) => Ok((head, body)),
     }
 }

@@ -10,7 +10,8 @@ use url::Url;
 /// What stands where a secret was.
 const MASK: &str = "***";
 
-/// A password or key. It prints, debugs and serialises as `***`; the value is had by [`Secret::expose`] only.
+/// A password or key. It prints, debugs and serialises as `***`; the value is had by
+/// [`Secret::expose`] only.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
 pub struct Secret(String);
@@ -45,8 +46,8 @@ impl Serialize for Secret {
     }
 }
 
-/// In the schema a secret has the format `secret`. The configuration reader gives each property of that format
-/// a sibling `<name>_file`, which names a file to read it from.
+/// In the schema a secret has the format `secret`. The configuration reader gives each property of
+/// that format a sibling `<name>_file`, which names a file to read it from.
 impl JsonSchema for Secret {
     fn schema_name() -> Cow<'static, str> {
         "Secret".into()
@@ -114,9 +115,14 @@ impl DatabaseUrl {
     #[must_use]
     pub fn with_password(&self, password: &str) -> Self {
         let mut url = self.0.clone();
-        // As a parameter, since an address without a host cannot have it before the host; each byte in the one form that is read everywhere.
+        // As a parameter, since an address without a host cannot have it before the host; each byte
+        // in the one form that is read everywhere.
         let encoded: String = password.bytes().map(|byte| format!("%{byte:02X}")).collect();
-        let others = url.query().filter(|query| !query.is_empty()).map(|query| format!("{query}&")).unwrap_or_default();
+        let others = url
+            .query()
+            .filter(|query| !query.is_empty())
+            .map(|query| format!("{query}&"))
+            .unwrap_or_default();
         url.set_query(Some(&format!("{others}password={encoded}")));
         Self(url)
     }
@@ -129,12 +135,18 @@ impl TryFrom<String> for DatabaseUrl {
         // The text is not repeated in the error: it may contain a password.
         let wrong = |problem: &str| {
             format!(
-                "Not a database address ({problem}): expected a form like `postgresql://user@host/name` or `sqlite:///path`"
+                "Not a database address ({problem}): expected a form like \
+                 `postgresql://user@host/name` or `sqlite:///path`"
             )
         };
         let url = Url::parse(&text).map_err(|error| wrong(&error.to_string()))?;
-        // `user:password@host/name` parses too, with the user as the scheme, and its password would not be known for one.
-        if url.cannot_be_a_base() && url.scheme() != "sqlite" { Err(wrong("it has no `//`")) } else { Ok(Self(url)) }
+        // `user:password@host/name` parses too, with the user as the scheme, and its password would
+        // not be known for one.
+        if url.cannot_be_a_base() && url.scheme() != "sqlite" {
+            Err(wrong("it has no `//`"))
+        } else {
+            Ok(Self(url))
+        }
     }
 }
 
@@ -181,9 +193,15 @@ mod tests {
         for printed in [format!("{secret}"), format!("{secret:?}"), json] {
             assert!(!printed.contains("hunter2"), "{printed}");
         }
-        for text in ["postgresql://u:hunter2@h/db?sslmode=require", "postgresql://u@h/db?password=hunter2&a=b"] {
+        for text in [
+            "postgresql://u:hunter2@h/db?sslmode=require",
+            "postgresql://u@h/db?password=hunter2&a=b",
+        ] {
             let url = DatabaseUrl::try_from(text.to_owned());
-            assert!(url.as_ref().is_ok_and(|url| !format!("{url} {url:?}").contains("hunter2")), "{text}");
+            assert!(
+                url.as_ref().is_ok_and(|url| !format!("{url} {url:?}").contains("hunter2")),
+                "{text}"
+            );
         }
         let wrong = DatabaseUrl::try_from("u:hunter2@h/db".to_owned()).map(|url| url.masked());
         assert!(!format!("{wrong:?}").contains("hunter2"), "{wrong:?}");

@@ -17,7 +17,8 @@ pub struct UnitError {
     example: &'static str,
 }
 
-/// A number of bytes. Read from `64MiB`, `1.5 GB`, `500k` (1000) or a plain number; printed with binary units.
+/// A number of bytes. Read from `64MiB`, `1.5 GB`, `500k` (1000) or a plain number; printed with
+/// binary units.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ByteSize(pub u64);
 
@@ -39,7 +40,8 @@ impl fmt::Display for ByteSize {
             unit += 1;
         }
         let name = BINARY.get(unit).copied().unwrap_or("B");
-        let text = if unit == 0 { format!("{} {name}", self.0) } else { format!("{scaled:.1} {name}") };
+        let text =
+            if unit == 0 { format!("{} {name}", self.0) } else { format!("{scaled:.1} {name}") };
         f.pad(&text)
     }
 }
@@ -54,10 +56,14 @@ impl FromStr for ByteSize {
     type Err = UnitError;
 
     fn from_str(text: &str) -> Result<Self, UnitError> {
-        let wrong =
-            || UnitError { text: text.to_owned(), what: "size", example: "a form like `64MiB`, `1.5GB` or `4096`" };
+        let wrong = || UnitError {
+            text: text.to_owned(),
+            what: "size",
+            example: "a form like `64MiB`, `1.5GB` or `4096`",
+        };
         let trimmed = text.trim();
-        let split = trimmed.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(trimmed.len());
+        let split =
+            trimmed.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(trimmed.len());
         let (number, unit) = trimmed.split_at(split);
         let factor: u64 = match unit.trim().to_ascii_lowercase().as_str() {
             "" | "b" => 1,
@@ -75,7 +81,11 @@ impl FromStr for ByteSize {
             return whole.checked_mul(factor).map(Self).ok_or_else(wrong);
         }
         let scaled = number.parse::<f64>().map_err(|_| wrong())? * factor as f64;
-        if scaled.is_finite() && scaled < u64::MAX as f64 { Ok(Self(scaled.round() as u64)) } else { Err(wrong()) }
+        if scaled.is_finite() && scaled < u64::MAX as f64 {
+            Ok(Self(scaled.round() as u64))
+        } else {
+            Err(wrong())
+        }
     }
 }
 
@@ -129,7 +139,11 @@ impl FromStr for Rate {
     type Err = UnitError;
 
     fn from_str(text: &str) -> Result<Self, UnitError> {
-        let wrong = || UnitError { text: text.to_owned(), what: "rate", example: "a form like `50MiB/s`, more than 0" };
+        let wrong = || UnitError {
+            text: text.to_owned(),
+            what: "rate",
+            example: "a form like `50MiB/s`, more than 0",
+        };
         let size = text.trim().strip_suffix("/s").unwrap_or(text);
         let bytes = size.parse::<ByteSize>().map_err(|_| wrong())?.0;
         if bytes == 0 { Err(wrong()) } else { Ok(Self(bytes)) }
@@ -174,7 +188,8 @@ impl JsonSchema for Rate {
     }
 }
 
-/// A length of time. Read from `90s`, `10m`, `1h30m`, `2d`; a number alone is refused, since it has no unit.
+/// A length of time. Read from `90s`, `10m`, `1h30m`, `2d`; a number alone is refused, since it has
+/// no unit.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Span(Duration);
 
@@ -218,7 +233,11 @@ impl FromStr for Span {
                 "w" => 604_800,
                 _ => return Err(wrong()),
             };
-            let part = number.parse::<u64>().ok().and_then(|number| number.checked_mul(factor)).ok_or_else(wrong)?;
+            let part = number
+                .parse::<u64>()
+                .ok()
+                .and_then(|number| number.checked_mul(factor))
+                .ok_or_else(wrong)?;
             seconds = seconds.checked_add(part).ok_or_else(wrong)?;
             rest = tail;
         }
@@ -288,15 +307,21 @@ mod tests {
 
     #[test]
     fn sizes_read_with_either_kind_of_unit_and_print_in_binary() {
-        for (text, bytes) in [("4096", 4096), ("64MiB", 64 << 20), ("1.5 GB", 1_500_000_000), ("500k", 500_000)] {
+        for (text, bytes) in
+            [("4096", 4096), ("64MiB", 64 << 20), ("1.5 GB", 1_500_000_000), ("500k", 500_000)]
+        {
             assert_eq!(text.parse::<ByteSize>(), Ok(ByteSize(bytes)), "{text}");
         }
         for bad in ["", "MiB", "-1", "1 parsec", "1e400", "99999999999999999999", "1.2.3"] {
             assert!(bad.parse::<ByteSize>().is_err(), "{bad}");
         }
-        for (bytes, text) in
-            [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1 << 20, "1.0 MiB"), (1_048_575, "1.0 MiB")]
-        {
+        for (bytes, text) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1.0 KiB"),
+            (1 << 20, "1.0 MiB"),
+            (1_048_575, "1.0 MiB"),
+        ] {
             assert_eq!(ByteSize(bytes).to_string(), text);
         }
     }
@@ -310,12 +335,18 @@ mod tests {
     #[test]
     fn durations_need_a_unit() {
         for (text, seconds) in [("90s", 90), ("10m", 600), ("1h30m", 5_400), ("1d 2h", 93_600)] {
-            assert_eq!(text.parse::<Span>().map(|span| span.duration().as_secs()), Ok(seconds), "{text}");
+            assert_eq!(
+                text.parse::<Span>().map(|span| span.duration().as_secs()),
+                Ok(seconds),
+                "{text}"
+            );
         }
         for bad in ["", "10", "m", "1y", "1.5h", "99999999999999999999d"] {
             assert!(bad.parse::<Span>().is_err(), "{bad}");
         }
-        for (text, printed) in [("0s", "0.0s"), ("75s", "1m 15s"), ("3600s", "1h"), ("90061s", "1d 1h")] {
+        for (text, printed) in
+            [("0s", "0.0s"), ("75s", "1m 15s"), ("3600s", "1h"), ("90061s", "1d 1h")]
+        {
             assert_eq!(text.parse::<Span>().map(|span| span.to_string()), Ok(printed.to_owned()));
         }
     }

@@ -18,8 +18,8 @@ pub struct Warning {
     pub missing: bool,
 }
 
-/// Warnings of a run. The first [`Warnings::LIMIT`] are kept and the rest are counted, so that a million unreadable files
-/// do not fill the memory.
+/// Warnings of a run. The first [`Warnings::LIMIT`] are kept and the rest are counted, so that a
+/// million unreadable files do not fill the memory.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Warnings {
     kept: Vec<Warning>,
@@ -89,7 +89,12 @@ mod tests {
     fn a_flood_of_warnings_is_counted_but_not_kept() {
         let mut all = Warnings::new();
         for number in 0..2 * Warnings::LIMIT {
-            all.push(Warning { source: None, path: Some(format!("{number}")), reason: String::new(), missing: true });
+            all.push(Warning {
+                source: None,
+                path: Some(format!("{number}")),
+                reason: String::new(),
+                missing: true,
+            });
         }
         assert_eq!(all.kept().len(), Warnings::LIMIT);
         assert_eq!((all.count(), all.missing()), (2_000, 2_000));

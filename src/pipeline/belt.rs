@@ -6,20 +6,26 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::buffers::Buffer;
 
-/// The belt that blocks travel on: the caller puts plain blocks on it, workers pack them, one thread takes the packed ones off in order.
+/// The belt that blocks travel on: the caller puts plain blocks on it, workers pack them, one
+/// thread takes the packed ones off in order.
 ///
-/// How many buffers there are. A block is in flight from when the caller puts it on until the joining thread takes it off, and at most
-/// `in_flight` are. So there are at most `in_flight + 1` plain and packed buffers together that are in flight or with the joining thread,
-/// a plain one that is being filled, and, for a moment, a packed one more for each worker, besides what the sink holds on to.
+/// How many buffers there are. A block is in flight from when the caller puts it on until the
+/// joining thread takes it off, and at most `in_flight` are. So there are at most `in_flight + 1`
+/// plain and packed buffers together that are in flight or with the joining thread, a plain one
+/// that is being filled, and, for a moment, a packed one more for each worker, besides what the
+/// sink holds on to.
 ///
-/// Why nobody waits for ever. Waits are only these, and each ends when the one after it makes a step:
+/// Why nobody waits for ever. Waits are only these, and each ends when the one after it makes a
+/// step:
 /// - the caller, until fewer than `in_flight` are in flight: the joining thread takes the next one;
-/// - the joining thread, until the next block is packed: it is in flight (or its end is announced), and its worker waits for nothing;
+/// - the joining thread, until the next block is packed: it is in flight (or its end is announced),
+///   and its worker waits for nothing;
 /// - workers, until there is a block or the end.
 ///
-/// The joining thread otherwise waits inside the sink only. Nobody waits for a buffer: one that the sink holds on to is replaced by a
-/// new one, so a sink that gathers many chunks before it lets go of the first costs memory and not the run; how much a sink holds
-/// is bounded by the sink, which makes the joining thread wait. Whoever fails, panics, gives up or is cancelled calls
+/// The joining thread otherwise waits inside the sink only. Nobody waits for a buffer: one that the
+/// sink holds on to is replaced by a new one, so a sink that gathers many chunks before it lets go
+/// of the first costs memory and not the run; how much a sink holds is bounded by the sink, which
+/// makes the joining thread wait. Whoever fails, panics, gives up or is cancelled calls
 /// [`Belt::stop`], which ends every one of these waits.
 pub(super) struct Belt {
     in_flight: u64,
@@ -50,7 +56,8 @@ pub(super) struct Packed {
     pub(super) bytes: Buffer,
 }
 
-/// Why the stream ended early. The first who asks gets the error itself, others one that says the same.
+/// Why the stream ended early. The first who asks gets the error itself, others one that says the
+/// same.
 struct Stopped {
     error: Option<io::Error>,
     kind: io::ErrorKind,
@@ -66,10 +73,18 @@ impl Belt {
     /// Ends the stream early. The first reason stands.
     pub(super) fn stop(&self, error: io::Error) {
         // `write_all` tries again after `Interrupted`, and this stays.
-        let error = if error.kind() == io::ErrorKind::Interrupted { io::Error::other(error) } else { error };
+        let error = if error.kind() == io::ErrorKind::Interrupted {
+            io::Error::other(error)
+        } else {
+            error
+        };
         let mut state = self.lock();
         if state.stopped.is_none() {
-            state.stopped = Some(Stopped { kind: error.kind(), message: error.to_string(), error: Some(error) });
+            state.stopped = Some(Stopped {
+                kind: error.kind(),
+                message: error.to_string(),
+                error: Some(error),
+            });
             state.plain.clear();
             state.packed.clear();
         }
@@ -181,9 +196,10 @@ impl Belt {
     fn check_state(state: &mut State) -> io::Result<()> {
         match &mut state.stopped {
             None => Ok(()),
-            Some(stopped) => {
-                Err(stopped.error.take().unwrap_or_else(|| io::Error::new(stopped.kind, stopped.message.clone())))
-            }
+            Some(stopped) => Err(stopped
+                .error
+                .take()
+                .unwrap_or_else(|| io::Error::new(stopped.kind, stopped.message.clone()))),
         }
     }
 
@@ -202,7 +218,9 @@ pub(super) struct StopOnPanic<'a>(pub(super) &'a Belt);
 impl Drop for StopOnPanic<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.0.stop(io::Error::other("A thread of the encoder panicked; this is a fault of the program"));
+            self.0.stop(io::Error::other(
+                "A thread of the encoder panicked; this is a fault of the program",
+            ));
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Where the blocks of a stream are: the list that is stored beside it (`docs/format.md`, *Blocks*), as it is read again.
+//! Where the blocks of a stream are: the list that is stored beside it (`docs/format.md`,
+//! *Blocks*), as it is read again.
 
 use std::io::{self, BufRead, BufReader, Read};
 use std::ops::Range;
@@ -19,7 +20,8 @@ const TYPE: &str = "holdfast-blocks";
 const MAX_LINE_BYTES: u64 = 4 << 10;
 
 /// No compression that is written makes a block larger than this.
-const MAX_PACKED_BYTES: u64 = (MAX_BLOCK_BYTES + MAX_BLOCK_BYTES / 8 + MAX_BLOCK_BYTES / 64 + 64) as u64;
+const MAX_PACKED_BYTES: u64 =
+    (MAX_BLOCK_BYTES + MAX_BLOCK_BYTES / 8 + MAX_BLOCK_BYTES / 64 + 64) as u64;
 
 /// One block of a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,8 +32,9 @@ pub struct BlockSpan {
     pub compressed: Range<u64>,
 }
 
-/// Yields the blocks of a list, in order, as they are read. What it yields follows one on another from 0, and no block has more than
-/// [`MAX_BLOCK_BYTES`]; a list that says something else, or is cut, ends with an error. After one, nothing comes.
+/// Yields the blocks of a list, in order, as they are read. What it yields follows one on another
+/// from 0, and no block has more than [`MAX_BLOCK_BYTES`]; a list that says something else, or is
+/// cut, ends with an error. After one, nothing comes.
 pub struct BlockList<R> {
     lines: BufReader<R>,
     compression: Compression,
@@ -65,8 +68,8 @@ struct Line {
 }
 
 impl<R: Read> BlockList<R> {
-    /// Reads `list`, the plain stream of the artifact that lists the blocks of a stream. That stream has `compressed_bytes` bytes after
-    /// `compression`, by the manifest.
+    /// Reads `list`, the plain stream of the artifact that lists the blocks of a stream. That
+    /// stream has `compressed_bytes` bytes after `compression`, by the manifest.
     pub fn new(list: R, compression: Compression, compressed_bytes: u64) -> Self {
         Self {
             lines: BufReader::new(list),
@@ -83,12 +86,16 @@ impl<R: Read> BlockList<R> {
         self.line.clear();
         (&mut self.lines).take(MAX_LINE_BYTES).read_until(b'\n', &mut self.line)?;
         if self.line.last() != Some(&b'\n') {
-            let problem =
-                if self.line.len() as u64 == MAX_LINE_BYTES { "has a line that is too long" } else { "is cut" };
+            let problem = if self.line.len() as u64 == MAX_LINE_BYTES {
+                "has a line that is too long"
+            } else {
+                "is cut"
+            };
             return Err(damage(format!("The list of blocks {problem}")));
         }
-        serde_json::from_slice(&self.line)
-            .map_err(|error| damage(format!("The list of blocks has a line that is none of it: {error}")))
+        serde_json::from_slice(&self.line).map_err(|error| {
+            damage(format!("The list of blocks has a line that is none of it: {error}"))
+        })
     }
 
     fn read_header(&mut self) -> io::Result<()> {
@@ -96,7 +103,8 @@ impl<R: Read> BlockList<R> {
         match (header.format, header.r#type.as_deref()) {
             (Some(FORMAT), Some(TYPE)) => Ok(()),
             (Some(format), Some(TYPE)) => Err(damage(format!(
-                "The list of blocks has format {format}, and this version reads {FORMAT}: use a newer version of the program"
+                "The list of blocks has format {format}, and this version reads {FORMAT}: use a \
+                 newer version of the program"
             ))),
             _ => Err(damage("It is not a list of blocks".to_owned())),
         }
@@ -121,7 +129,11 @@ impl<R: Read> BlockList<R> {
             match self.last.replace(block) {
                 Some(last) => return self.span(last, block, false).map(Some),
                 None if block == (Block { plain: 0, compressed: 0 }) => {}
-                None => return Err(damage("The list of blocks does not begin at the beginning".to_owned())),
+                None => {
+                    return Err(damage(
+                        "The list of blocks does not begin at the beginning".to_owned(),
+                    ));
+                }
             }
         }
     }
@@ -129,24 +141,31 @@ impl<R: Read> BlockList<R> {
     /// The last block, held against what the last line says.
     fn finish(&mut self, line: &Line) -> io::Result<Option<BlockSpan>> {
         self.state = State::Ended;
-        let (Some(blocks), Some(plain), Some(compressed)) = (line.blocks, line.plain_bytes, line.compressed_bytes)
+        let (Some(blocks), Some(plain), Some(compressed)) =
+            (line.blocks, line.plain_bytes, line.compressed_bytes)
         else {
-            return Err(damage("The last line of the list of blocks is not what it should be".to_owned()));
+            return Err(damage(
+                "The last line of the list of blocks is not what it should be".to_owned(),
+            ));
         };
         if blocks != self.count {
             let count = self.count;
-            return Err(damage(format!("The list of blocks has {count} blocks, and its end says {blocks}")));
+            return Err(damage(format!(
+                "The list of blocks has {count} blocks, and its end says {blocks}"
+            )));
         }
         if compressed != self.compressed_bytes {
             let known = self.compressed_bytes;
             return Err(damage(format!(
-                "The list of blocks is of a stream of {compressed} compressed bytes, and the manifest says {known}"
+                "The list of blocks is of a stream of {compressed} compressed bytes, and the \
+                 manifest says {known}"
             )));
         }
         if !self.lines.fill_buf()?.is_empty() {
             return Err(damage("The list of blocks goes on after its end".to_owned()));
         }
-        let table = if self.compression == Compression::Zstd { seek_table_bytes(blocks) } else { 0 };
+        let table =
+            if self.compression == Compression::Zstd { seek_table_bytes(blocks) } else { 0 };
         let Some(compressed) = compressed.checked_sub(table) else {
             return Err(damage(format!("The list of blocks leaves no room for {blocks} blocks")));
         };
@@ -159,17 +178,22 @@ impl<R: Read> BlockList<R> {
 
     fn span(&self, begin: Block, end: Block, may_be_empty: bool) -> io::Result<BlockSpan> {
         let plain = end.plain.checked_sub(begin.plain).filter(|size| *size > 0 || may_be_empty);
-        let compressed = end.compressed.checked_sub(begin.compressed).filter(|size| *size > 0 || may_be_empty);
+        let compressed =
+            end.compressed.checked_sub(begin.compressed).filter(|size| *size > 0 || may_be_empty);
         match (plain, compressed) {
             (Some(plain), Some(compressed))
                 if plain <= MAX_BLOCK_BYTES as u64
                     && compressed <= MAX_PACKED_BYTES
                     && end.compressed <= self.compressed_bytes =>
             {
-                Ok(BlockSpan { plain: begin.plain..end.plain, compressed: begin.compressed..end.compressed })
+                Ok(BlockSpan {
+                    plain: begin.plain..end.plain,
+                    compressed: begin.compressed..end.compressed,
+                })
             }
             _ => Err(damage(format!(
-                "The list of blocks says that block {} goes from byte {} to {}, compressed {} to {}, which cannot be",
+                "The list of blocks says that block {} goes from byte {} to {}, compressed {} to \
+                 {}, which cannot be",
                 self.count.saturating_sub(1),
                 begin.plain,
                 end.plain,
@@ -217,7 +241,10 @@ mod tests {
             r#"{"plain":10,"compressed":7,"later":"field"}"#,
             r#"{"end":true,"blocks":2,"plain_bytes":15,"compressed_bytes":12}"#,
         ];
-        let spans = [BlockSpan { plain: 0..10, compressed: 0..7 }, BlockSpan { plain: 10..15, compressed: 7..12 }];
+        let spans = [
+            BlockSpan { plain: 0..10, compressed: 0..7 },
+            BlockSpan { plain: 10..15, compressed: 7..12 },
+        ];
         assert_eq!(read(&list, 12).unwrap(), spans);
         let empty = [HEAD, r#"{"end":true,"blocks":0,"plain_bytes":0,"compressed_bytes":0}"#];
         assert_eq!(read(&empty, 0).unwrap(), []);
@@ -254,7 +281,8 @@ mod tests {
     #[test]
     fn a_block_is_never_larger_than_there_are() {
         let far = format!(r#"{{"plain":{},"compressed":7}}"#, (8 << 20) + 1);
-        let error = read(&[HEAD, r#"{"plain":0,"compressed":0}"#, &far], 12).unwrap_err().to_string();
+        let error =
+            read(&[HEAD, r#"{"plain":0,"compressed":0}"#, &far], 12).unwrap_err().to_string();
         assert!(error.contains("cannot be"), "{error}");
     }
 }

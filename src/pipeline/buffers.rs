@@ -5,12 +5,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use memmap2::MmapMut;
 
-/// Buffers of one size. Those that are given back are lent again, so that a stream of any length needs as many as are out at
-/// the same time.
+/// Buffers of one size. Those that are given back are lent again, so that a stream of any length
+/// needs as many as are out at the same time.
 ///
-/// They are mapped rather than allocated: an allocator keeps big buffers that were freed, in the arena of whichever thread
-/// asked, and a process that encodes one stream after another would grow. A mapping is gone when it is dropped, and pages of it
-/// that were never written (a short stream) are never there.
+/// They are mapped rather than allocated: an allocator keeps big buffers that were freed, in the
+/// arena of whichever thread asked, and a process that encodes one stream after another would grow.
+/// A mapping is gone when it is dropped, and pages of it that were never written (a short stream)
+/// are never there.
 pub(super) struct Buffers {
     capacity: usize,
     free: Mutex<Vec<MmapMut>>,
@@ -31,7 +32,10 @@ impl Buffers {
         let map = match free {
             Some(map) => map,
             None => MmapMut::map_anon(self.capacity.max(1)).map_err(|error| {
-                io::Error::new(error.kind(), format!("Could not get a buffer of {} bytes: {error}", self.capacity))
+                io::Error::new(
+                    error.kind(),
+                    format!("Could not get a buffer of {} bytes: {error}", self.capacity),
+                )
             })?,
         };
         Ok(Buffer { map: Some(map), len: 0, home: Arc::clone(self) })

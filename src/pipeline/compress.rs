@@ -18,8 +18,9 @@ pub struct CompressionConfig {
     /// `zstd` (the default), `gzip`, or `none`.
     #[serde(default)]
     algorithm: Algorithm,
-    /// More is smaller and slower: 1 to 19 for `zstd` (default 3), 1 to 9 for `gzip` (default 6). `none` has no level. Levels of `zstd` above
-    /// 6 take more memory for each thread than the stated cost of a worker: about 10 MiB more at 9, and 50 MiB more at 19.
+    /// More is smaller and slower: 1 to 19 for `zstd` (default 3), 1 to 9 for `gzip` (default 6).
+    /// `none` has no level. Levels of `zstd` above 6 take more memory for each thread than the
+    /// stated cost of a worker: about 10 MiB more at 9, and 50 MiB more at 19.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     level: Option<u8>,
 }
@@ -104,7 +105,12 @@ impl CompressionConfig {
             (None, Some(_)) => return Err(CompressionError::NoLevels),
             (Some((least, most, _)), Some(level)) => {
                 if !(least..=most).contains(&level) {
-                    return Err(CompressionError::Level { level, algorithm: algorithm.name(), least, most });
+                    return Err(CompressionError::Level {
+                        level,
+                        algorithm: algorithm.name(),
+                        least,
+                        most,
+                    });
                 }
             }
         }
@@ -139,14 +145,16 @@ impl CompressionConfig {
         Ok(match self.algorithm {
             Algorithm::Zstd => {
                 let mut compressor = zstd::bulk::Compressor::new(i32::from(level))?;
-                // Together with the size of the content, which is in every frame that is compressed in one go, a decoder sees damage
-                // even when it has nothing else to hold the stream against.
+                // Together with the size of the content, which is in every frame that is compressed
+                // in one go, a decoder sees damage even when it has nothing else to hold the stream
+                // against.
                 compressor.include_checksum(true)?;
                 Some(Packer::Zstd(compressor))
             }
-            Algorithm::Gzip => {
-                Some(Packer::Gzip(Compress::new_gzip(flate2::Compression::new(u32::from(level)), GZIP_WINDOW_BITS)))
-            }
+            Algorithm::Gzip => Some(Packer::Gzip(Compress::new_gzip(
+                flate2::Compression::new(u32::from(level)),
+                GZIP_WINDOW_BITS,
+            ))),
             Algorithm::None => None,
         })
     }
@@ -155,8 +163,11 @@ impl CompressionConfig {
     pub(super) fn bound(self, plain: usize) -> usize {
         match self.algorithm {
             Algorithm::Zstd => zstd::zstd_safe::compress_bound(plain),
-            // The conservative bound of zlib's `deflateBound`, and the header and trailer of a member. What is not used of it is never touched.
-            Algorithm::Gzip => plain.saturating_add(plain / 8).saturating_add(plain / 64).saturating_add(64),
+            // The conservative bound of zlib's `deflateBound`, and the header and trailer of a
+            // member. What is not used of it is never touched.
+            Algorithm::Gzip => {
+                plain.saturating_add(plain / 8).saturating_add(plain / 64).saturating_add(64)
+            }
             Algorithm::None => plain,
         }
     }
@@ -165,7 +176,8 @@ impl CompressionConfig {
 /// The largest there is: 32 KiB.
 const GZIP_WINDOW_BITS: u8 = 15;
 
-/// Packs one block after another, each into a frame or member of its own. Its state is used again: nothing is allocated for a block.
+/// Packs one block after another, each into a frame or member of its own. Its state is used again:
+/// nothing is allocated for a block.
 pub(super) enum Packer {
     Zstd(zstd::bulk::Compressor<'static>),
     Gzip(Compress),
@@ -181,7 +193,9 @@ impl Packer {
                 compress.reset();
                 let status = compress.compress(plain, packed.room(), FlushCompress::Finish)?;
                 if status != Status::StreamEnd {
-                    return Err(io::Error::other("A block did not fit the bound of its compression"));
+                    return Err(io::Error::other(
+                        "A block did not fit the bound of its compression",
+                    ));
                 }
                 usize::try_from(compress.total_out()).map_err(io::Error::other)?
             }

@@ -14,7 +14,9 @@ impl FromStr for Recipient {
     fn from_str(text: &str) -> Result<Self, CryptError> {
         let text = text.trim();
         let wrong = |what: &str| {
-            Err(CryptError(format!("{what}; expected an X25519 recipient (`age1…`), as `age-keygen` prints it")))
+            Err(CryptError(format!(
+                "{what}; expected an X25519 recipient (`age1…`), as `age-keygen` prints it"
+            )))
         };
         if text.to_ascii_uppercase().starts_with("AGE-") {
             return wrong("This is a private key, and only the public one belongs here");
@@ -24,7 +26,8 @@ impl FromStr for Recipient {
         }
         match text.parse() {
             Ok(recipient) => Ok(Self(recipient)),
-            // Others have a name between the `age1` and the `1` that ends the prefix: `age1yubikey1…`, `age1pq1…`.
+            // Others have a name between the `age1` and the `1` that ends the prefix:
+            // `age1yubikey1…`, `age1pq1…`.
             Err(_) if text.starts_with("age1") && text.rfind('1').is_some_and(|last| last > 3) => {
                 wrong(&format!("`{text}` is of a plugin or of another kind that is not taken"))
             }
@@ -56,7 +59,8 @@ impl fmt::Debug for Identity {
 }
 
 impl Identity {
-    /// Every identity in the text of an identity file (`age-keygen -o`), comments and empty lines passed over.
+    /// Every identity in the text of an identity file (`age-keygen -o`), comments and empty lines
+    /// passed over.
     ///
     /// # Errors
     /// A line that is not an identity (never repeated in the error), or no identity at all.
@@ -70,7 +74,9 @@ impl Identity {
                 identities.push(Self(identity));
                 continue;
             }
-            let what = if line.starts_with("age-encryption.org/") || line.starts_with("-----BEGIN AGE ENCRYPTED") {
+            let what = if line.starts_with("age-encryption.org/")
+                || line.starts_with("-----BEGIN AGE ENCRYPTED")
+            {
                 "begins an encrypted file: decrypt it with `age -d` first"
             } else if line.starts_with("-----BEGIN") {
                 "begins an SSH or PEM key, which is not taken: expected `AGE-SECRET-KEY-1…`"
@@ -84,7 +90,9 @@ impl Identity {
             return Err(CryptError(format!("Line {number} of the identity file {what}")));
         }
         if identities.is_empty() {
-            return Err(CryptError("The identity file has no identity in it: expected `AGE-SECRET-KEY-1…`".to_owned()));
+            return Err(CryptError(
+                "The identity file has no identity in it: expected `AGE-SECRET-KEY-1…`".to_owned(),
+            ));
         }
         Ok(identities)
     }
@@ -109,7 +117,8 @@ mod tests {
     #[test]
     fn an_identity_file_reads_with_its_comments() {
         let ((one, _), (two, _)) = (key(), key());
-        let text = format!("# created: 2026-11-21\r\n# public key: age1x\r\n\r\n{one}\r\n  {two}\n");
+        let text =
+            format!("# created: 2026-11-21\r\n# public key: age1x\r\n\r\n{one}\r\n  {two}\n");
         assert_eq!(Identity::parse_file(&text).map(|found| found.len()).ok(), Some(2));
         for empty in ["", "# only a comment\n\n"] {
             assert!(Identity::parse_file(empty).is_err());
@@ -120,8 +129,12 @@ mod tests {
     fn a_line_that_is_not_an_identity_is_refused_and_not_repeated() {
         let (private, public) = key();
         let cut = private.get(..40).unwrap_or_default().to_owned();
-        for bad in [cut, public, "AGE-PLUGIN-YUBIKEY-1QQQ".to_owned(), "age-encryption.org/v1".to_owned()] {
-            let error = Identity::parse_file(&format!("{private}\n{bad}\n")).err().map(|error| error.to_string());
+        for bad in
+            [cut, public, "AGE-PLUGIN-YUBIKEY-1QQQ".to_owned(), "age-encryption.org/v1".to_owned()]
+        {
+            let error = Identity::parse_file(&format!("{private}\n{bad}\n"))
+                .err()
+                .map(|error| error.to_string());
             let error = error.unwrap_or_default();
             assert!(error.starts_with("Line 2 of the identity file "), "{error}");
             assert!(!error.contains(&bad), "{error}");
@@ -140,7 +153,8 @@ mod tests {
             ("", "not a recipient"),
             (private.as_str(), "private key"),
         ] {
-            let error = bad.parse::<Recipient>().err().map(|error| error.to_string()).unwrap_or_default();
+            let error =
+                bad.parse::<Recipient>().err().map(|error| error.to_string()).unwrap_or_default();
             assert!(error.contains(word), "{bad}: {error}");
             assert!(!error.contains(&private), "{error}");
         }

@@ -13,14 +13,17 @@ use crate::model::{Codec, Compression, Digest, Digester, Encryption, StoredObjec
 /// Bytes that are read at a time, and held back at the end.
 const BUFFER_BYTES: usize = 128 << 10;
 
-/// A header of age that is longer than this is not read: its parser begins again at each line, so a hostile one would take hours.
+/// A header of age that is longer than this is not read: its parser begins again at each line, so a
+/// hostile one would take hours.
 pub(super) const MAX_HEADER_BYTES: usize = 16 << 10;
 
-/// The largest window of zstd that is taken, as a power of 2. A stream that asks for more was not written by this program.
+/// The largest window of zstd that is taken, as a power of 2. A stream that asks for more was not
+/// written by this program.
 const WINDOW_LOG_MAX: u32 = MAX_BLOCK_BYTES.ilog2();
 
-/// Reads the stored stream of an artifact, all objects joined, and holds it against their sizes and digests: a difference is an error of the
-/// read that reaches it, at the latest at the end of the object it is in.
+/// Reads the stored stream of an artifact, all objects joined, and holds it against their sizes and
+/// digests: a difference is an error of the read that reaches it, at the latest at the end of the
+/// object it is in.
 pub struct Verified<R> {
     inner: R,
     objects: VecDeque<StoredObject>,
@@ -49,8 +52,10 @@ impl<R: Read> Verified<R> {
             self.read = 0;
             let found = std::mem::take(&mut self.digester).finish();
             if found != object.digest {
-                let message =
-                    format!("`{}` is damaged: its digest is {found}, and {} was stored", object.key, object.digest);
+                let message = format!(
+                    "`{}` is damaged: its digest is {found}, and {} was stored",
+                    object.key, object.digest
+                );
                 return self.damaged(io::ErrorKind::InvalidData, message);
             }
         }
@@ -72,7 +77,8 @@ impl<R: Read> Read for Verified<R> {
                 0 => Ok(0),
                 _ => self.damaged(
                     io::ErrorKind::InvalidData,
-                    "There are more bytes than were stored after the end of the last object".to_owned(),
+                    "There are more bytes than were stored after the end of the last object"
+                        .to_owned(),
                 ),
             };
         };
@@ -81,7 +87,8 @@ impl<R: Read> Read for Verified<R> {
         let part = buf.get_mut(..count).unwrap_or_default();
         let count = self.inner.read(part)?;
         if count == 0 {
-            let message = format!("`{}` is cut: it has {} of {} bytes", object.key, self.read, object.size);
+            let message =
+                format!("`{}` is cut: it has {} of {} bytes", object.key, self.read, object.size);
             return self.damaged(io::ErrorKind::UnexpectedEof, message);
         }
         self.digester.update(part.get(..count).unwrap_or_default());
@@ -100,12 +107,13 @@ pub struct Expected {
     pub plain_digest: Digest,
 }
 
-/// The plain stream of `stored`. Its last bytes are yielded only after `stored` was read to its end without an error, and, where
-/// `expected` is known, the plain bytes were as expected; so who reads it to its end has read undamaged bytes, and who is
-/// fed a damaged stream never gets a complete one.
+/// The plain stream of `stored`. Its last bytes are yielded only after `stored` was read to its end
+/// without an error, and, where `expected` is known, the plain bytes were as expected; so who reads
+/// it to its end has read undamaged bytes, and who is fed a damaged stream never gets a complete
+/// one.
 ///
-/// A stream that was cut where one frame or member ends and the next begins is whole to its codec. It takes [`Verified`], `expected` or
-/// encryption to see that.
+/// A stream that was cut where one frame or member ends and the next begins is whole to its codec.
+/// It takes [`Verified`], `expected` or encryption to see that.
 ///
 /// # Errors
 /// When it cannot be decrypted with `identities` or is not what `codec` says.
@@ -198,17 +206,20 @@ pub(super) fn decrypted<R: Read>(
     });
     let damaged = |what| DecodeError::Io(io::Error::new(io::ErrorKind::InvalidData, what));
     opened.map_err(|error| match error {
-        age::DecryptError::NoMatchingKeys if identities.is_empty() => {
-            DecodeError::Locked("no identity was given: pass the file of one of its recipients".to_owned())
-        }
+        age::DecryptError::NoMatchingKeys if identities.is_empty() => DecodeError::Locked(
+            "no identity was given: pass the file of one of its recipients".to_owned(),
+        ),
         age::DecryptError::NoMatchingKeys => DecodeError::Locked(
-            "no identity that was given opens it: pass the file of one of its recipients".to_owned(),
+            "no identity that was given opens it: pass the file of one of its recipients"
+                .to_owned(),
         ),
         age::DecryptError::Io(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
             damaged("The header of the encrypted stream is cut".to_owned())
         }
         age::DecryptError::Io(error) => DecodeError::Io(error),
-        error => damaged(format!("The header of the encrypted stream is damaged, or it is not of age: {error}")),
+        error => damaged(format!(
+            "The header of the encrypted stream is damaged, or it is not of age: {error}"
+        )),
     })
 }
 
@@ -233,7 +244,9 @@ impl<R: Read> BufRead for Headed<R> {
         }
         match bytes.get(..self.left.min(bytes.len())) {
             Some(bytes) if !bytes.is_empty() => Ok(bytes),
-            _ => Err(damage(format!("The header of the encrypted stream has more than {MAX_HEADER_BYTES} bytes"))),
+            _ => Err(damage(format!(
+                "The header of the encrypted stream has more than {MAX_HEADER_BYTES} bytes"
+            ))),
         }
     }
 
@@ -316,7 +329,8 @@ struct HeldBack<R> {
     /// What is given out now, and how much of it was.
     ready: Vec<u8>,
     given: usize,
-    /// What comes after it. `ready` is given out only when this has something in it, or all was checked.
+    /// What comes after it. `ready` is given out only when this has something in it, or all was
+    /// checked.
     ahead: Vec<u8>,
     state: State,
 }
@@ -330,14 +344,18 @@ enum State {
 impl<R: Read> HeldBack<R> {
     /// Reads a buffer full, and checks at the end.
     fn advance(&mut self) -> io::Result<()> {
-        while matches!(self.state, State::Reading) && (self.ready.is_empty() || self.ahead.is_empty()) {
+        while matches!(self.state, State::Reading)
+            && (self.ready.is_empty() || self.ahead.is_empty())
+        {
             if self.ready.is_empty() {
                 std::mem::swap(&mut self.ready, &mut self.ahead);
             }
             let count = (&mut self.inner).take(BUFFER_BYTES as u64).read_to_end(&mut self.ahead)?;
             self.digester.update(&self.ahead);
             self.plain_bytes += count as u64;
-            if let Some(expected) = self.expected.filter(|expected| self.plain_bytes > expected.plain_bytes) {
+            if let Some(expected) =
+                self.expected.filter(|expected| self.plain_bytes > expected.plain_bytes)
+            {
                 return Err(damage(format!(
                     "There are more than the {} bytes that were backed up",
                     expected.plain_bytes
@@ -353,7 +371,9 @@ impl<R: Read> HeldBack<R> {
 
     fn check(&mut self) -> io::Result<()> {
         if !self.ended.load(Ordering::Relaxed) {
-            return Err(damage("The stored stream goes on after the end of what it contains".to_owned()));
+            return Err(damage(
+                "The stored stream goes on after the end of what it contains".to_owned(),
+            ));
         }
         let Some(expected) = self.expected else { return Ok(()) };
         if self.plain_bytes != expected.plain_bytes {
@@ -363,7 +383,9 @@ impl<R: Read> HeldBack<R> {
         let found = std::mem::take(&mut self.digester).finish();
         if found != expected.plain_digest {
             let expected = expected.plain_digest;
-            return Err(damage(format!("The bytes have the digest {found}, and {expected} was backed up")));
+            return Err(damage(format!(
+                "The bytes have the digest {found}, and {expected} was backed up"
+            )));
         }
         Ok(())
     }
@@ -381,7 +403,8 @@ impl<R: Read> Read for HeldBack<R> {
             self.ready.clear();
             self.given = 0;
             if let Err(error) = self.advance() {
-                // Nothing is given out after an error: who goes on reading must not take a part for the whole.
+                // Nothing is given out after an error: who goes on reading must not take a part for
+                // the whole.
                 self.state = State::Failed(error.kind(), error.to_string());
                 return Err(error);
             }

@@ -14,12 +14,12 @@ use super::stored::{Joined, join};
 use super::{Recipient, Throttle};
 use crate::model::{Cancel, CancelGuard, Codec, Digest, Digester};
 
-/// What one worker thread costs in memory at blocks of 1 MiB and ordinary levels, in bytes: a block going in, what comes out of it, the
-/// compressor's state, and its share of what waits in between.
+/// What one worker thread costs in memory at blocks of 1 MiB and ordinary levels, in bytes: a block
+/// going in, what comes out of it, the compressor's state, and its share of what waits in between.
 pub const WORKER_BYTES: u64 = 8 << 20;
 
-/// Blocks in flight for each worker. With one, a worker that is done waits for the caller to fill the next; with more, small blocks
-/// bridge the moments in which one of the threads does not run.
+/// Blocks in flight for each worker. With one, a worker that is done waits for the caller to fill
+/// the next; with more, small blocks bridge the moments in which one of the threads does not run.
 const IN_FLIGHT: usize = 2;
 
 /// The largest block there may be. A decoder needs no larger a window than this.
@@ -52,25 +52,26 @@ pub struct EncodeSettings {
 
 /// Where the objects of one stream go, in order, from one thread.
 ///
-/// A call may block; the encoder waits for it, and holds no more memory meanwhile. Nothing interrupts it: a sink that may block for long
-/// watches the run's cancellation itself. When the stream fails or is given up the sink is dropped, and no further call comes.
+/// A call may block; the encoder waits for it, and holds no more memory meanwhile. Nothing
+/// interrupts it: a sink that may block for long watches the run's cancellation itself. When the
+/// stream fails or is given up the sink is dropped, and no further call comes.
 pub trait ObjectSink: Send {
     /// The next object begins; `index` counts from 0.
     ///
     /// # Errors
     /// When it cannot be taken.
     fn begin(&mut self, index: u32) -> io::Result<()>;
-    /// The next bytes of the object, 1 MiB at most. They lie in a buffer of the
-    /// encoder, which is used again once every clone and slice of the chunk is dropped; until then it makes do with a new one. So a
-    /// sink may hold on to chunks, and it costs their memory.
+    /// The next bytes of the object, 1 MiB at most. They lie in a buffer of the encoder, which is
+    /// used again once every clone and slice of the chunk is dropped; until then it makes do with a
+    /// new one. So a sink may hold on to chunks, and it costs their memory.
     ///
     /// # Errors
     /// When they cannot be taken.
     fn write(&mut self, chunk: Bytes) -> io::Result<()>;
 }
 
-/// Encodes one stream. Dropping it without [`Encoder::finish`] gives the stream up; its threads end, as soon as the
-/// sink returns from the call it may be in.
+/// Encodes one stream. Dropping it without [`Encoder::finish`] gives the stream up; its threads
+/// end, as soon as the sink returns from the call it may be in.
 pub struct Encoder {
     settings: EncodeSettings,
     belt: Arc<Belt>,
@@ -126,34 +127,38 @@ impl Encoder {
         for _ in 0..threads {
             let Some(mut packer) = encoder.settings.compression.packer()? else { break };
             let (belt, packed) = (Arc::clone(&belt), Arc::clone(&packed));
-            encoder.workers.push(thread::Builder::new().name("compress".to_owned()).spawn(move || {
+            encoder.workers.push(thread::Builder::new().name("compress".to_owned()).spawn(
+                move || {
+                    let _guard = StopOnPanic(&belt);
+                    while let Some((number, block)) = belt.take_plain() {
+                        let plain_bytes = block.len() as u64;
+                        let bytes = packer.pack(block.as_ref(), &packed);
+                        // Given back before the next block may come, so that no more than one a
+                        // worker is out.
+                        drop(block);
+                        match bytes {
+                            Ok(bytes) => belt.put_packed(number, Packed { plain_bytes, bytes }),
+                            Err(error) => belt.stop(error),
+                        }
+                    }
+                },
+            )?);
+        }
+        let settings = encoder.settings.clone();
+        encoder.joiner =
+            Some(thread::Builder::new().name("encode".to_owned()).spawn(move || {
                 let _guard = StopOnPanic(&belt);
-                while let Some((number, block)) = belt.take_plain() {
-                    let plain_bytes = block.len() as u64;
-                    let bytes = packer.pack(block.as_ref(), &packed);
-                    // Given back before the next block may come, so that no more than one a worker is out.
-                    drop(block);
-                    match bytes {
-                        Ok(bytes) => belt.put_packed(number, Packed { plain_bytes, bytes }),
-                        Err(error) => belt.stop(error),
+                match join(&belt, &settings, sink) {
+                    Ok(joined) => {
+                        belt.joined();
+                        Some(joined)
+                    }
+                    Err(error) => {
+                        belt.stop(error);
+                        None
                     }
                 }
             })?);
-        }
-        let settings = encoder.settings.clone();
-        encoder.joiner = Some(thread::Builder::new().name("encode".to_owned()).spawn(move || {
-            let _guard = StopOnPanic(&belt);
-            match join(&belt, &settings, sink) {
-                Ok(joined) => {
-                    belt.joined();
-                    Some(joined)
-                }
-                Err(error) => {
-                    belt.stop(error);
-                    None
-                }
-            }
-        })?);
         Ok(encoder)
     }
 
@@ -170,7 +175,8 @@ impl Encoder {
         self.belt.check()?;
         match self.filling.take() {
             Some(rest) => self.put(rest)?,
-            // Nothing packed is not an empty stream to `zstd -d` and `gzip -d`, but an empty frame or member is.
+            // Nothing packed is not an empty stream to `zstd -d` and `gzip -d`, but an empty frame
+            // or member is.
             None if self.blocks == 0 && !self.workers.is_empty() => {
                 let empty = self.plain.lend()?;
                 self.put(empty)?;
@@ -179,11 +185,17 @@ impl Encoder {
         }
         self.belt.end(self.blocks);
         self.belt.wait_until_joined()?;
-        let panicked = || io::Error::other("A thread of the encoder panicked; this is a fault of the program");
+        let panicked =
+            || io::Error::other("A thread of the encoder panicked; this is a fault of the program");
         for worker in self.workers.drain(..) {
             worker.join().map_err(|_| panicked())?;
         }
-        let joined = self.joiner.take().and_then(|joiner| joiner.join().ok()).flatten().ok_or_else(panicked)?;
+        let joined = self
+            .joiner
+            .take()
+            .and_then(|joiner| joiner.join().ok())
+            .flatten()
+            .ok_or_else(panicked)?;
         let encoded = Encoded {
             codec: self.settings.compression.codec(!self.settings.recipients.is_empty()),
             plain_bytes: self.plain_bytes,
@@ -198,7 +210,11 @@ impl Encoder {
     fn put(&mut self, block: Buffer) -> io::Result<()> {
         let number = self.blocks;
         self.blocks += 1;
-        if self.workers.is_empty() { self.belt.put_through(number, block) } else { self.belt.put_plain(number, block) }
+        if self.workers.is_empty() {
+            self.belt.put_through(number, block)
+        } else {
+            self.belt.put_plain(number, block)
+        }
     }
 }
 
@@ -230,7 +246,8 @@ impl Write for Encoder {
         Ok(count)
     }
 
-    /// A block is not cut short for it: what is not yet a whole block stays until more comes or [`Encoder::finish`].
+    /// A block is not cut short for it: what is not yet a whole block stays until more comes or
+    /// [`Encoder::finish`].
     fn flush(&mut self) -> io::Result<()> {
         self.belt.check()
     }
@@ -238,7 +255,8 @@ impl Write for Encoder {
 
 impl Drop for Encoder {
     fn drop(&mut self) {
-        // The threads are not waited for: the one that joins may be in a call to the sink that only ends after this.
+        // The threads are not waited for: the one that joins may be in a call to the sink that only
+        // ends after this.
         self.belt.stop(io::Error::other("The stream was given up"));
     }
 }

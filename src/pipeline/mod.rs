@@ -1,10 +1,11 @@
 //! From the plain stream of an artifact to the stored one, and the exact inverse.
 //!
-//! Plain bytes are cut into blocks, compressed by several threads, joined in order, encrypted, digested and cut into
-//! objects. This room knows streams and codecs. It does not know where the bytes come from or go to: no source, no storage.
+//! Plain bytes are cut into blocks, compressed by several threads, joined in order, encrypted,
+//! digested and cut into objects. This room knows streams and codecs. It does not know where the
+//! bytes come from or go to: no source, no storage.
 //!
-//! To add a compression: a variant of [`Algorithm`] with its packer in `compress.rs`, its unpacker in `decode.rs`, and its line in the
-//! property tests.
+//! To add a compression: a variant of [`Algorithm`] with its packer in `compress.rs`, its unpacker
+//! in `decode.rs`, and its line in the property tests.
 
 mod belt;
 mod blocks;
@@ -24,7 +25,10 @@ pub use blocks::{BlockList, BlockSpan};
 pub use compress::{Algorithm, CompressionConfig, CompressionError};
 pub use crypt::{CryptError, Identity, Recipient};
 pub use decode::{DecodeError, Expected, Verified, decoder, timed_decoder};
-pub use encode::{Block, EncodeSettings, Encoded, EncodedObject, Encoder, MAX_BLOCK_BYTES, ObjectSink, WORKER_BYTES};
+pub use encode::{
+    Block, EncodeSettings, Encoded, EncodedObject, Encoder, MAX_BLOCK_BYTES, ObjectSink,
+    WORKER_BYTES,
+};
 pub use parts::{Fetch, parts};
 pub use stopwatch::{Clocked, Step, Stopwatch};
 pub use throttle::Throttle;

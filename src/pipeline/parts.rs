@@ -1,8 +1,10 @@
-//! Parts of a stored stream: the plain bytes of some ranges, from the blocks that they lie in and nothing else.
+//! Parts of a stored stream: the plain bytes of some ranges, from the blocks that they lie in and
+//! nothing else.
 //!
-//! Ranges of the plain stream lead to blocks, blocks to ranges of the compressed stream, and those to ranges of the stored one: the same where
-//! nothing is encrypted, else the chunks of age that they lie in, by arithmetic. Blocks that lie near each other are fetched together. One
-//! block at a time is in memory.
+//! Ranges of the plain stream lead to blocks, blocks to ranges of the compressed stream, and those
+//! to ranges of the stored one: the same where nothing is encrypted, else the chunks of age that
+//! they lie in, by arithmetic. Blocks that lie near each other are fetched together. One block at a
+//! time is in memory.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -18,27 +20,32 @@ use crate::model::{Artifact, Compression, Encryption, StoredObject};
 /// Up to this many bytes between two blocks are read over: asking anew takes about as long.
 const GAP_BYTES: u64 = 256 << 10;
 
-/// The most blocks, and the most compressed bytes, that are asked for at once. They bound what is known of blocks to come.
+/// The most blocks, and the most compressed bytes, that are asked for at once. They bound what is
+/// known of blocks to come.
 const RUN_BLOCKS: usize = 1_024;
 const RUN_BYTES: u64 = 64 << 20;
 
-/// Of age (<https://age-encryption.org/v1>): plain bytes of a chunk, what each chunk has besides, and the nonce behind the header.
+/// Of age (<https://age-encryption.org/v1>): plain bytes of a chunk, what each chunk has besides,
+/// and the nonce behind the header.
 const CHUNK_BYTES: u64 = 64 << 10;
 const TAG_BYTES: u64 = 16;
 const NONCE_BYTES: u64 = 16;
 
 /// Gets exactly these bytes of a stored object.
-pub type Fetch<'a> = Box<dyn FnMut(&StoredObject, Range<u64>) -> io::Result<Box<dyn Read + Send + 'a>> + Send + 'a>;
+pub type Fetch<'a> =
+    Box<dyn FnMut(&StoredObject, Range<u64>) -> io::Result<Box<dyn Read + Send + 'a>> + Send + 'a>;
 
-/// The plain bytes of `ranges` of `artifact`, one range after the other. `spans` are its blocks, as a [`super::BlockList`] yields them;
-/// they are read as far as they are needed. Only what the ranges lie in is asked of `fetch`, and what is near.
+/// The plain bytes of `ranges` of `artifact`, one range after the other. `spans` are its blocks, as
+/// a [`super::BlockList`] yields them; they are read as far as they are needed. Only what the
+/// ranges lie in is asked of `fetch`, and what is near.
 ///
-/// Each block is held against its own checksum (zstd, gzip) and, encrypted, against that of its chunks; nothing is held against the digests of the
-/// objects or of the stream. Whoever knows the digest of a part has to check it.
+/// Each block is held against its own checksum (zstd, gzip) and, encrypted, against that of its
+/// chunks; nothing is held against the digests of the objects or of the stream. Whoever knows the
+/// digest of a part has to check it.
 ///
 /// # Errors
-/// When it cannot be decrypted with `identities`, or `ranges` do not ascend. Reading fails on damage, and where a range goes beyond
-/// the end of the stream.
+/// When it cannot be decrypted with `identities`, or `ranges` do not ascend. Reading fails on
+/// damage, and where a range goes beyond the end of the stream.
 pub fn parts<'a>(
     artifact: &Artifact,
     spans: Box<dyn Iterator<Item = io::Result<BlockSpan>> + Send + 'a>,
@@ -49,7 +56,10 @@ pub fn parts<'a>(
     let mut reached = 0;
     for range in &ranges {
         if range.start < reached || range.end < range.start {
-            let message = format!("Bytes {} to {} were asked for after byte {reached}", range.start, range.end);
+            let message = format!(
+                "Bytes {} to {} were asked for after byte {reached}",
+                range.start, range.end
+            );
             return Err(io::Error::new(io::ErrorKind::InvalidInput, message).into());
         }
         reached = range.end;
@@ -110,13 +120,19 @@ impl Parts<'_> {
             return Ok(Some(span));
         }
         loop {
-            while self.ranges.get(self.planned).is_some_and(|range| range.is_empty() || range.end <= self.seen) {
+            while self
+                .ranges
+                .get(self.planned)
+                .is_some_and(|range| range.is_empty() || range.end <= self.seen)
+            {
                 self.planned += 1;
             }
             let Some(range) = self.ranges.get(self.planned) else { return Ok(None) };
             let Some(span) = self.spans.next() else {
                 let (start, end, seen) = (range.start, range.end, self.seen);
-                return Err(damage(format!("Bytes {start} to {end} are wanted of a stream that has {seen}")));
+                return Err(damage(format!(
+                    "Bytes {start} to {end} are wanted of a stream that has {seen}"
+                )));
             };
             let span = span?;
             self.seen = span.plain.end;
@@ -136,7 +152,8 @@ impl Parts<'_> {
             let next = match self.next_needed() {
                 Ok(Some(next)) => next,
                 Ok(None) => break,
-                // What is sound before it is given out first. Whoever asks on gets the error again, or its cause.
+                // What is sound before it is given out first. Whoever asks on gets the error again,
+                // or its cause.
                 Err(error) => {
                     self.spans = Box::new(std::iter::once(Err(error)));
                     break;
@@ -166,7 +183,10 @@ impl Parts<'_> {
         let size = usize::try_from(span.plain.end - span.plain.start).map_err(io::Error::other)?;
         self.block_start = span.plain.start;
         self.unpack.unpack(&self.packed, size, &mut self.block).map_err(|problem| {
-            damage(format!("The block of bytes {} to {} is damaged: {problem}", span.plain.start, span.plain.end))
+            damage(format!(
+                "The block of bytes {} to {} is damaged: {problem}",
+                span.plain.start, span.plain.end
+            ))
         })
     }
 
@@ -176,7 +196,10 @@ impl Parts<'_> {
                 self.current += 1;
                 continue;
             }
-            let ready = range.start.checked_sub(self.block_start).and_then(|skip| usize::try_from(skip).ok());
+            let ready = range
+                .start
+                .checked_sub(self.block_start)
+                .and_then(|skip| usize::try_from(skip).ok());
             let ready = ready.and_then(|skip| self.block.get(skip..)).unwrap_or_default();
             if ready.is_empty() {
                 self.advance()?;
@@ -217,7 +240,9 @@ impl Unpack {
         match self {
             Self::Zstd(decompressor) => {
                 block.reserve_exact(size);
-                decompressor.decompress_to_buffer(packed, block).map_err(|error| error.to_string())?;
+                decompressor
+                    .decompress_to_buffer(packed, block)
+                    .map_err(|error| error.to_string())?;
             }
             Self::Gzip => {
                 let mut member = flate2::bufread::GzDecoder::new(packed);
@@ -252,11 +277,18 @@ type StoredParts<'a> = Layer<Windowed<'a>>;
 
 enum Reader<'a> {
     Plain(StoredParts<'a>),
-    Age { reader: Box<Layer<age::stream::StreamReader<Headed<StoredParts<'a>>>>>, payload: Range<u64> },
+    Age {
+        reader: Box<Layer<age::stream::StreamReader<Headed<StoredParts<'a>>>>>,
+        payload: Range<u64>,
+    },
 }
 
 impl<'a> Compressed<'a> {
-    fn open(artifact: &Artifact, fetch: Fetch<'a>, identities: &[Identity]) -> Result<Self, DecodeError> {
+    fn open(
+        artifact: &Artifact,
+        fetch: Fetch<'a>,
+        identities: &[Identity],
+    ) -> Result<Self, DecodeError> {
         let mut total: u64 = 0;
         for object in &artifact.objects {
             total = total.checked_add(object.size).ok_or_else(|| misfit(artifact))?;
@@ -277,11 +309,15 @@ impl<'a> Compressed<'a> {
             Encryption::None if total == artifact.compressed_bytes => Reader::Plain(stored),
             Encryption::None => return Err(misfit(artifact).into()),
             Encryption::Age => {
-                let payload = payload(artifact.compressed_bytes, total).ok_or_else(|| misfit(artifact))?;
+                let payload =
+                    payload(artifact.compressed_bytes, total).ok_or_else(|| misfit(artifact))?;
                 until.store(payload.start, Ordering::Relaxed);
                 let inner = decrypted(stored, identities)?;
                 Reader::Age {
-                    reader: Box::new(Layer { inner, fault: "The encrypted stream is damaged or cut" }),
+                    reader: Box::new(Layer {
+                        inner,
+                        fault: "The encrypted stream is damaged or cut",
+                    }),
                     payload,
                 }
             }
@@ -298,11 +334,15 @@ impl<'a> Compressed<'a> {
             }
             Reader::Age { reader, payload } => {
                 let chunks = span.end.div_ceil(CHUNK_BYTES);
-                let end = payload.start.saturating_add(chunks.saturating_mul(CHUNK_BYTES + TAG_BYTES)).min(payload.end);
+                let end = payload
+                    .start
+                    .saturating_add(chunks.saturating_mul(CHUNK_BYTES + TAG_BYTES))
+                    .min(payload.end);
                 self.until.store(end, Ordering::Relaxed);
                 if self.position != span.start {
-                    // Asked for the beginning of a chunk, age first reads the last one of all, to know how many there are. So the byte after it is
-                    // asked for, and the one before that then, which is in the same chunk.
+                    // Asked for the beginning of a chunk, age first reads the last one of all, to
+                    // know how many there are. So the byte after it is asked for, and the one
+                    // before that then, which is in the same chunk.
                     if span.start.is_multiple_of(CHUNK_BYTES) {
                         reader.seek(SeekFrom::Start(span.start.saturating_add(1)))?;
                     }
@@ -336,7 +376,8 @@ impl<'a> Compressed<'a> {
     }
 }
 
-/// Where in a stored stream of `total` bytes the chunks of age lie; none when the sizes do not fit each other.
+/// Where in a stored stream of `total` bytes the chunks of age lie; none when the sizes do not fit
+/// each other.
 fn payload(compressed: u64, total: u64) -> Option<Range<u64>> {
     // What is empty has a chunk too.
     let chunks = compressed.div_ceil(CHUNK_BYTES).max(1);
@@ -352,8 +393,8 @@ fn misfit(artifact: &Artifact) -> io::Error {
     ))
 }
 
-/// The stored stream, all objects joined, of which only what is read is fetched: from where reading begins to `until`, or the
-/// end of the object if that comes first.
+/// The stored stream, all objects joined, of which only what is read is fetched: from where reading
+/// begins to `until`, or the end of the object if that comes first.
 struct Windowed<'a> {
     objects: Vec<StoredObject>,
     fetch: Fetch<'a>,
@@ -379,14 +420,18 @@ impl<'a> Windowed<'a> {
             match objects.next() {
                 Some(object) if start < object.size => break object,
                 Some(object) => start -= object.size,
-                None => return Err(damage("The stored stream is shorter than its objects".to_owned())),
+                None => {
+                    return Err(damage("The stored stream is shorter than its objects".to_owned()));
+                }
             }
         };
         let window = self.until.load(Ordering::Relaxed).saturating_sub(self.position);
         let end = start.saturating_add(window).min(object.size);
         if end <= start {
             // The manifest's sizes decide what is asked for, and the stream itself what is read.
-            return Err(damage("The stored stream is not laid out as the manifest says".to_owned()));
+            return Err(damage(
+                "The stored stream is not laid out as the manifest says".to_owned(),
+            ));
         }
         let reader = (self.fetch)(object, start..end)?;
         Ok(Opened { reader, key: object.key.clone(), left: end - start })
@@ -411,7 +456,10 @@ impl Read for Windowed<'_> {
             count => count?,
         };
         if count == 0 {
-            let message = format!("`{}` is cut: {} bytes that were asked for are not there", open.key, open.left);
+            let message = format!(
+                "`{}` is cut: {} bytes that were asked for are not there",
+                open.key, open.left
+            );
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, message));
         }
         self.position += count as u64;

@@ -1,4 +1,5 @@
-//! How long each step of getting something back takes, where the steps run inside one another on one thread.
+//! How long each step of getting something back takes, where the steps run inside one another on
+//! one thread.
 
 use std::io::{self, BufRead, Read};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -38,7 +39,8 @@ impl Step {
         Self::CleanUp,
     ];
 
-    /// Whether it is a part of getting something back, and not of looking at it and removing it again, which a drill does besides.
+    /// Whether it is a part of getting something back, and not of looking at it and removing it
+    /// again, which a drill does besides.
     pub fn is_recovery(self) -> bool {
         !matches!(self, Self::Checks | Self::CleanUp)
     }
@@ -58,7 +60,8 @@ impl Step {
     }
 }
 
-/// Counts the time of each [`Step`]. At any moment it runs for one of them, so that all of them together are the time that went by.
+/// Counts the time of each [`Step`]. At any moment it runs for one of them, so that all of them
+/// together are the time that went by.
 #[derive(Debug, Clone)]
 pub struct Stopwatch(Arc<Mutex<Laps>>);
 
@@ -100,7 +103,11 @@ impl Stopwatch {
         let mut laps = self.laps();
         let step = laps.step;
         laps.turn(step);
-        Step::ALL.into_iter().zip(laps.spent).map(|(step, spent)| (step, spent.as_secs_f64())).collect()
+        Step::ALL
+            .into_iter()
+            .zip(laps.spent)
+            .map(|(step, spent)| (step, spent.as_secs_f64()))
+            .collect()
     }
 }
 

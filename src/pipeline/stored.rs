@@ -23,7 +23,11 @@ pub(super) struct Joined {
 }
 
 /// Takes every block off the belt, in order, and stores it.
-pub(super) fn join(belt: &Arc<Belt>, settings: &EncodeSettings, sink: Box<dyn ObjectSink>) -> io::Result<Joined> {
+pub(super) fn join(
+    belt: &Arc<Belt>,
+    settings: &EncodeSettings,
+    sink: Box<dyn ObjectSink>,
+) -> io::Result<Joined> {
     let objects = Objects::new(Arc::clone(belt), sink, settings.max_object_bytes);
     let mut out = Out::new(objects, settings)?;
     let (mut plain, mut compressed) = (0, 0);
@@ -44,7 +48,8 @@ pub(super) fn join(belt: &Arc<Belt>, settings: &EncodeSettings, sink: Box<dyn Ob
 /// Where compressed bytes go.
 enum Out {
     Plain(Chunks),
-    /// It allocates 64 KiB at a time, for its own chunks, which an allocator gives out again and again.
+    /// It allocates 64 KiB at a time, for its own chunks, which an allocator gives out again and
+    /// again.
     Age(age::stream::StreamWriter<Chunks>),
 }
 
@@ -55,9 +60,11 @@ impl Out {
         if settings.recipients.is_empty() {
             return Ok(Self::Plain(chunks));
         }
-        let recipients = settings.recipients.iter().map(|recipient| &recipient.0 as &dyn age::Recipient);
-        let encryptor = age::Encryptor::with_recipients(recipients)
-            .map_err(|error| io::Error::other(format!("Could not encrypt to the recipients: {error}")))?;
+        let recipients =
+            settings.recipients.iter().map(|recipient| &recipient.0 as &dyn age::Recipient);
+        let encryptor = age::Encryptor::with_recipients(recipients).map_err(|error| {
+            io::Error::other(format!("Could not encrypt to the recipients: {error}"))
+        })?;
         Ok(Self::Age(encryptor.wrap_output(chunks)?))
     }
 
@@ -82,8 +89,9 @@ impl Out {
     }
 }
 
-/// Gathers stored bytes into chunks of one size. A storage that holds on to some holds that much and no more: a packed block fills its own
-/// buffer in part only, and goes back to the workers at once.
+/// Gathers stored bytes into chunks of one size. A storage that holds on to some holds that much
+/// and no more: a packed block fills its own buffer in part only, and goes back to the workers at
+/// once.
 struct Chunks {
     objects: Objects,
     buffers: Arc<Buffers>,
@@ -135,7 +143,13 @@ struct Objects {
 
 impl Objects {
     fn new(belt: Arc<Belt>, sink: Box<dyn ObjectSink>, max_bytes: Option<u64>) -> Self {
-        Self { belt, sink, max_bytes: max_bytes.unwrap_or(u64::MAX), current: None, done: Vec::new() }
+        Self {
+            belt,
+            sink,
+            max_bytes: max_bytes.unwrap_or(u64::MAX),
+            current: None,
+            done: Vec::new(),
+        }
     }
 
     fn put(&mut self, mut chunk: Bytes) -> io::Result<()> {
@@ -178,10 +192,12 @@ fn lasting(error: io::Error) -> io::Error {
 const SEEK_ENTRY_BYTES: usize = 8;
 const SEEK_FOOTER_BYTES: usize = 9;
 const SKIPPABLE_HEADER_BYTES: u64 = 8;
-/// The seekable format has no table for more: 128 TiB in blocks of 1 MiB. Such a stream is read from its beginning by others.
+/// The seekable format has no table for more: 128 TiB in blocks of 1 MiB. Such a stream is read
+/// from its beginning by others.
 const MAX_FRAMES: u64 = 0x0800_0000;
 
-/// Bytes of the seek table at the end of a zstd stream of `blocks` blocks; there is none where the format has none.
+/// Bytes of the seek table at the end of a zstd stream of `blocks` blocks; there is none where the
+/// format has none.
 pub(super) fn seek_table_bytes(blocks: u64) -> u64 {
     if blocks > MAX_FRAMES {
         return 0;
@@ -190,7 +206,8 @@ pub(super) fn seek_table_bytes(blocks: u64) -> u64 {
 }
 
 /// The skippable frame at the end of a stream that lists its frames:
-/// <https://github.com/facebook/zstd/blob/dev/contrib/seekable_format/zstd_seekable_compression_format.md>. Returns its size.
+/// <https://github.com/facebook/zstd/blob/dev/contrib/seekable_format/zstd_seekable_compression_format.md>.
+/// Returns its size.
 fn seek_table(blocks: &[Block], end: Block, out: &mut Out) -> io::Result<u64> {
     const SKIPPABLE_MAGIC: u32 = 0x184D_2A5E;
     const SEEKABLE_MAGIC: u32 = 0x8F92_EAB1;
@@ -206,7 +223,8 @@ fn seek_table(blocks: &[Block], end: Block, out: &mut Out) -> io::Result<u64> {
     piece.extend_from_slice(&size.to_le_bytes());
     let ends = blocks.iter().skip(1).chain(std::iter::once(&end));
     for (begin, end) in blocks.iter().zip(ends) {
-        let compressed = u32::try_from(end.compressed - begin.compressed).map_err(io::Error::other)?;
+        let compressed =
+            u32::try_from(end.compressed - begin.compressed).map_err(io::Error::other)?;
         let plain = u32::try_from(end.plain - begin.plain).map_err(io::Error::other)?;
         piece.extend_from_slice(&compressed.to_le_bytes());
         piece.extend_from_slice(&plain.to_le_bytes());

@@ -1,4 +1,5 @@
-//! What the encoder writes, the decoder and the ordinary tools read back; what was damaged, nobody takes for whole.
+//! What the encoder writes, the decoder and the ordinary tools read back; what was damaged, nobody
+//! takes for whole.
 
 use std::io::{self, Read, Write};
 use std::process::{Command, Stdio};
@@ -9,8 +10,8 @@ use proptest::prelude::{ProptestConfig, any, prop_assert, prop_assert_eq, prop_o
 use proptest::strategy::{Just, Strategy};
 
 use super::{
-    Algorithm, CompressionConfig, DecodeError, EncodeSettings, Encoded, Encoder, Expected, Identity, ObjectSink,
-    Recipient, Verified, decoder,
+    Algorithm, CompressionConfig, DecodeError, EncodeSettings, Encoded, Encoder, Expected,
+    Identity, ObjectSink, Recipient, Verified, decoder,
 };
 use crate::model::{Cancel, Codec, Digest, StoredObject};
 
@@ -54,7 +55,12 @@ impl<F: FnMut(Bytes) -> io::Result<()> + Send> ObjectSink for Call<F> {
     }
 }
 
-fn settings(algorithm: Algorithm, recipients: Vec<Recipient>, threads: usize, block_bytes: usize) -> EncodeSettings {
+fn settings(
+    algorithm: Algorithm,
+    recipients: Vec<Recipient>,
+    threads: usize,
+    block_bytes: usize,
+) -> EncodeSettings {
     EncodeSettings {
         compression: CompressionConfig::new(algorithm, None).unwrap(),
         recipients,
@@ -84,7 +90,11 @@ fn encode(settings: EncodeSettings, plain: &[u8]) -> (Encoded, Vec<Vec<u8>>) {
 fn stored(encoded: &Encoded) -> Vec<StoredObject> {
     let objects = encoded.objects.iter().zip(1..);
     objects
-        .map(|(object, n)| StoredObject { key: format!("x.{n:04}"), size: object.size, digest: object.digest })
+        .map(|(object, n)| StoredObject {
+            key: format!("x.{n:04}"),
+            size: object.size,
+            digest: object.digest,
+        })
         .collect()
 }
 
@@ -116,7 +126,8 @@ fn sample(len: usize, seed: u64) -> Vec<u8> {
     let mut state = seed | 1;
     let mut bytes = Vec::with_capacity(len + 16);
     while bytes.len() < len {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let word = (state >> 33) % 5_000;
         if word.is_multiple_of(7) {
             bytes.extend_from_slice(&state.to_le_bytes());
@@ -135,11 +146,13 @@ fn algorithms() -> impl Strategy<Value = Algorithm> {
 /// Sizes around the edges of blocks (1 KiB and 64 KiB), of age's chunks (64 KiB), and of objects.
 fn sizes() -> impl Strategy<Value = usize> {
     let edges = [0_usize, 1024, 2048, 65_536, 131_072, 65_536 - 200, 131_072 - 200, 200_000];
-    (proptest::sample::select(edges.to_vec()), 0_usize..5).prop_map(|(edge, near)| (edge + near).saturating_sub(2))
+    (proptest::sample::select(edges.to_vec()), 0_usize..5)
+        .prop_map(|(edge, near)| (edge + near).saturating_sub(2))
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 160, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 160, failure_persistence: None,
+        ..ProptestConfig::default() })]
 
     #[test]
     fn what_goes_in_comes_out(
@@ -148,14 +161,16 @@ proptest! {
         block_bytes in prop_oneof![Just(1024_usize), Just(65_536), 1_usize..3_000],
         threads in 1_usize..5,
         recipients in 0_usize..3,
-        max_object_bytes in prop_oneof![Just(None), (500_u64..70_000).prop_map(Some), Just(Some(65_536))],
+        max_object_bytes in prop_oneof![Just(None), (500_u64..70_000)
+            .prop_map(Some), Just(Some(65_536))],
         seed in any::<u64>(),
         random in any::<bool>(),
     ) {
         let block_bytes = block_bytes.max(size / 200).max(1);
         let keys: Vec<_> = (0..recipients).map(|_| key()).collect();
         let plain = if random { sample(size, seed) } else { vec![seed as u8; size] };
-        let mut settings = settings(algorithm, keys.iter().map(|(_, recipient)| recipient.clone()).collect(), threads, block_bytes);
+        let mut settings = settings(algorithm, keys.iter().map(|(_, recipient)| recipient.clone())
+            .collect(), threads, block_bytes);
         settings.max_object_bytes = max_object_bytes;
         let (encoded, objects) = encode(settings, &plain);
 
@@ -179,9 +194,11 @@ proptest! {
             prop_assert_eq!(objects.concat().len() as u64, encoded.compressed_bytes);
         }
         for identity in 0..recipients.max(1) {
-            let identities: Vec<_> = keys.iter().skip(identity).take(1).map(|(identity, _)| identity.clone()).collect();
+            let identities: Vec<_> = keys.iter().skip(identity).take(1)
+                .map(|(identity, _)| identity.clone()).collect();
             let (back, result) =
-                decode(objects.concat(), Some(&stored(&encoded)), encoded.codec, &identities, expected(&plain));
+                decode(objects.concat(), Some(&stored(&encoded)), encoded.codec, &identities,
+                    expected(&plain));
             prop_assert!(result.is_ok(), "{result:?}");
             prop_assert!(back == plain);
         }
@@ -189,7 +206,8 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None,
+        ..ProptestConfig::default() })]
 
     #[test]
     fn bytes_from_anywhere_are_an_error_and_never_a_panic(
@@ -208,7 +226,8 @@ proptest! {
     ) {
         let codec = CompressionConfig::new(algorithm, None).unwrap().codec(encrypted);
         let identities = if encrypted { vec![key().0] } else { Vec::new() };
-        let (_, result) = decode([start, &rest].concat(), None, codec, &identities, expected(b"what was backed up"));
+        let (_, result) = decode([start, &rest].concat(), None, codec, &identities,
+            expected(b"what was backed up"));
         prop_assert!(result.is_err());
     }
 }
@@ -229,13 +248,20 @@ fn a_block_decodes_by_itself_from_where_the_list_of_blocks_says() {
 
 fn each_codec() -> Vec<(Algorithm, Option<(Identity, Recipient)>)> {
     let algorithms = [Algorithm::Zstd, Algorithm::Gzip, Algorithm::None];
-    algorithms.into_iter().flat_map(|algorithm| [(algorithm, None), (algorithm, Some(key()))]).collect()
+    algorithms
+        .into_iter()
+        .flat_map(|algorithm| [(algorithm, None), (algorithm, Some(key()))])
+        .collect()
 }
 
 /// A small stream of several blocks and objects, with its parts.
-fn small(algorithm: Algorithm, key: Option<&(Identity, Recipient)>) -> (Vec<u8>, Encoded, Vec<u8>, Vec<Identity>) {
+fn small(
+    algorithm: Algorithm,
+    key: Option<&(Identity, Recipient)>,
+) -> (Vec<u8>, Encoded, Vec<u8>, Vec<Identity>) {
     let plain = sample(400, 3);
-    let mut settings = settings(algorithm, key.iter().map(|(_, recipient)| recipient.clone()).collect(), 2, 250);
+    let mut settings =
+        settings(algorithm, key.iter().map(|(_, recipient)| recipient.clone()).collect(), 2, 250);
     settings.max_object_bytes = Some(200);
     let (encoded, objects) = encode(settings, &plain);
     assert!(objects.len() > 1);
@@ -249,17 +275,26 @@ fn every_flipped_bit_is_found_and_never_yields_the_whole() {
         for at in 0..bytes.len() * 8 {
             let mut damaged = bytes.clone();
             damaged[at / 8] ^= 1 << (at % 8);
-            let (back, result) =
-                decode(damaged.clone(), Some(&stored(&encoded)), encoded.codec, &identities, expected(&plain));
+            let (back, result) = decode(
+                damaged.clone(),
+                Some(&stored(&encoded)),
+                encoded.codec,
+                &identities,
+                expected(&plain),
+            );
             assert!(result.is_err() && back.len() < plain.len(), "{algorithm:?} bit {at}");
-            // Without the manifest and the facts, by the codec alone. Some bits of a gzip header mean nothing.
+            // Without the manifest and the facts, by the codec alone. Some bits of a gzip header
+            // mean nothing.
             if identities.is_empty() && algorithm == Algorithm::None {
                 continue;
             }
             let (back, result) = decode(damaged, None, encoded.codec, &identities, None);
             assert!(back.len() < plain.len() || result.is_ok(), "{algorithm:?} bit {at}");
             assert!(result.is_err() || back == plain, "{algorithm:?} bit {at}");
-            assert!(result.is_err() || identities.is_empty(), "encryption finds every flip: bit {at}");
+            assert!(
+                result.is_err() || identities.is_empty(),
+                "encryption finds every flip: bit {at}"
+            );
         }
     }
 }
@@ -271,16 +306,27 @@ fn every_cut_and_every_addition_is_found_and_never_yields_the_whole() {
         for len in 0..bytes.len() {
             let cut = bytes[..len].to_vec();
             for (objects, expected) in [(Some(stored(&encoded)), None), (None, expected(&plain))] {
-                let (back, result) = decode(cut.clone(), objects.as_deref(), encoded.codec, &identities, expected);
-                // A cut within the table at the end takes nothing from the plain bytes; with nothing but them to go by that may pass.
+                let (back, result) =
+                    decode(cut.clone(), objects.as_deref(), encoded.codec, &identities, expected);
+                // A cut within the table at the end takes nothing from the plain bytes; with
+                // nothing but them to go by that may pass.
                 let (found, passes) = (result.is_err(), objects.is_none() && back == plain);
-                assert!((found && back.len() < plain.len()) || passes, "{algorithm:?} cut at {len}");
+                assert!(
+                    (found && back.len() < plain.len()) || passes,
+                    "{algorithm:?} cut at {len}"
+                );
             }
         }
         for more in [&b"\0"[..], b"garbage", &bytes] {
             let longer = [&bytes, more].concat();
             for (objects, expected) in [(Some(stored(&encoded)), None), (None, expected(&plain))] {
-                let (back, result) = decode(longer.clone(), objects.as_deref(), encoded.codec, &identities, expected);
+                let (back, result) = decode(
+                    longer.clone(),
+                    objects.as_deref(),
+                    encoded.codec,
+                    &identities,
+                    expected,
+                );
                 assert!(result.is_err() && back.len() < plain.len(), "{algorithm:?} and {more:?}");
             }
         }
@@ -292,11 +338,16 @@ fn as_many_recipients_as_are_taken_can_be_read_again() {
     let (identity, recipient) = key();
     let mut recipients = vec![key().1; 127];
     recipients.push(recipient);
-    let (encoded, objects) = encode(settings(Algorithm::Zstd, recipients.clone(), 1, 100), b"for many");
-    let (back, result) = decode(objects.concat(), None, encoded.codec, &[identity], expected(b"for many"));
+    let (encoded, objects) =
+        encode(settings(Algorithm::Zstd, recipients.clone(), 1, 100), b"for many");
+    let (back, result) =
+        decode(objects.concat(), None, encoded.codec, &[identity], expected(b"for many"));
     assert!(result.is_ok() && back == b"for many", "{result:?}");
     recipients.push(key().1);
-    assert!(Encoder::new(settings(Algorithm::Zstd, recipients, 1, 100), Box::new(Memory::default())).is_err());
+    assert!(
+        Encoder::new(settings(Algorithm::Zstd, recipients, 1, 100), Box::new(Memory::default()))
+            .is_err()
+    );
 }
 
 #[test]
@@ -315,10 +366,15 @@ fn the_reason_is_said_in_words() {
     let (stranger, _) = key();
     assert_eq!(
         say(bytes.clone(), None, &[stranger]),
-        "It is encrypted, and no identity that was given opens it: pass the file of one of its recipients"
+        "It is encrypted, and no identity that was given opens it: pass the file of one of its \
+         recipients"
     );
     assert!(say(bytes.clone(), None, &[]).contains("no identity was given"));
-    let cut = say(bytes[..bytes.len() - 1].to_vec(), Some(&stored(&encoded)), std::slice::from_ref(&identity));
+    let cut = say(
+        bytes[..bytes.len() - 1].to_vec(),
+        Some(&stored(&encoded)),
+        std::slice::from_ref(&identity),
+    );
     assert!(cut.contains("`x.0001` is cut"), "{cut}");
     let mut flipped = bytes.clone();
     *flipped.last_mut().unwrap() ^= 1;
@@ -326,7 +382,10 @@ fn the_reason_is_said_in_words() {
     assert!(damaged.contains("`x.0001` is damaged: its digest is sha256:"), "{damaged}");
     let damaged = say(flipped, None, std::slice::from_ref(&identity));
     assert!(damaged.starts_with("The encrypted stream is damaged or cut"), "{damaged}");
-    assert!(say(b"not age at all".to_vec(), None, &[identity]).contains("header of the encrypted stream"));
+    assert!(
+        say(b"not age at all".to_vec(), None, &[identity])
+            .contains("header of the encrypted stream")
+    );
 }
 
 #[test]
@@ -349,7 +408,8 @@ fn a_hostile_stream_does_not_take_memory() {
     for _ in 0..200_000 {
         header.extend_from_slice(b"-> grease abc\n\n");
     }
-    let (_, result) = decode(header, None, CompressionConfig::default().codec(true), &[key().0], None);
+    let (_, result) =
+        decode(header, None, CompressionConfig::default().codec(true), &[key().0], None);
     assert!(result.is_err_and(|error| error.to_string().contains("more than 16384 bytes")));
 }
 
@@ -371,7 +431,11 @@ fn tool(program: &str, args: &[&str], input: &[u8]) -> Vec<u8> {
         });
         child.wait_with_output().unwrap()
     });
-    assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{program} {args:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     output.stdout
 }
 
@@ -381,12 +445,14 @@ fn ordinary_tools_read_what_is_stored() {
     let identity_file = folder.path().join("key.txt");
     let made = tool("age-keygen", &["-o", identity_file.to_str().unwrap()], b"");
     assert!(made.is_empty());
-    let identities = Identity::parse_file(&std::fs::read_to_string(&identity_file).unwrap()).unwrap();
-    let recipient: Recipient = String::from_utf8(tool("age-keygen", &["-y", identity_file.to_str().unwrap()], b""))
-        .unwrap()
-        .trim()
-        .parse()
-        .unwrap();
+    let identities =
+        Identity::parse_file(&std::fs::read_to_string(&identity_file).unwrap()).unwrap();
+    let recipient: Recipient =
+        String::from_utf8(tool("age-keygen", &["-y", identity_file.to_str().unwrap()], b""))
+            .unwrap()
+            .trim()
+            .parse()
+            .unwrap();
     for size in [0, 1, 65_536, 1_000_000, 3 << 20] {
         let plain = sample(size, 7);
         for algorithm in [Algorithm::Zstd, Algorithm::Gzip, Algorithm::None] {
@@ -406,10 +472,16 @@ fn ordinary_tools_read_what_is_stored() {
                         let list = tool("zstd", &["-lv", file.to_str().unwrap()], b"");
                         let list = String::from_utf8_lossy(&list).into_owned();
                         let frames = size.div_ceil(1 << 20).max(1);
-                        assert!(list.contains(&format!("# Zstandard Frames: {frames}\n")), "{list}");
+                        assert!(
+                            list.contains(&format!("# Zstandard Frames: {frames}\n")),
+                            "{list}"
+                        );
                         assert!(list.contains("# Skippable Frames: 1\n"), "{list}");
                         assert!(list.contains("Check: XXH64"), "{list}");
-                        assert!(list.contains(&format!("({size} B)")), "the size is known before: {list}");
+                        assert!(
+                            list.contains(&format!("({size} B)")),
+                            "the size is known before: {list}"
+                        );
                         bytes = tool("zstd", &["-dc"], &bytes);
                     }
                     Algorithm::Gzip => bytes = tool("gzip", &["-dc"], &bytes),
@@ -425,7 +497,8 @@ fn ordinary_tools_read_what_is_stored() {
         {
             let packed = tool(program, args, &plain);
             let locked = tool("age", &["-r", &recipient.to_string()], &packed);
-            let (back, result) = decode(locked, None, codec(algorithm), &identities, expected(&plain));
+            let (back, result) =
+                decode(locked, None, codec(algorithm), &identities, expected(&plain));
             assert!(result.is_ok_and(|()| back == plain), "{program} {size}");
         }
     }
@@ -455,7 +528,9 @@ fn the_seek_table_is_that_of_the_seekable_format() {
 
 #[test]
 fn the_configuration_reads_as_documented_and_refuses_the_rest_in_words() {
-    let read = |text: &str| toml::from_str::<CompressionConfig>(text).map_err(|error| error.message().to_owned());
+    let read = |text: &str| {
+        toml::from_str::<CompressionConfig>(text).map_err(|error| error.message().to_owned())
+    };
     let level = |text| read(text).map(|config| (config.algorithm(), config.level()));
     assert_eq!(level(""), Ok((Algorithm::Zstd, Some(3))));
     assert_eq!(level("algorithm = 'gzip'"), Ok((Algorithm::Gzip, Some(6))));
@@ -463,7 +538,10 @@ fn the_configuration_reads_as_documented_and_refuses_the_rest_in_words() {
     assert_eq!(level("level = 19"), Ok((Algorithm::Zstd, Some(19))));
     for (text, words) in [
         ("level = 0", "`level = 0` is not a level of `zstd`: expected 1 to 19"),
-        ("algorithm = 'gzip'\nlevel = 10", "`level = 10` is not a level of `gzip`: expected 1 to 9"),
+        (
+            "algorithm = 'gzip'\nlevel = 10",
+            "`level = 10` is not a level of `gzip`: expected 1 to 9",
+        ),
         ("algorithm = 'none'\nlevel = 1", "has no level"),
         ("algorithm = 'lz4'", "unknown variant `lz4`"),
         ("levle = 3", "unknown field `levle`"),
@@ -473,5 +551,9 @@ fn the_configuration_reads_as_documented_and_refuses_the_rest_in_words() {
     }
     let schema = serde_json::to_value(schemars::schema_for!(CompressionConfig)).unwrap();
     assert_eq!(schema["additionalProperties"], false);
-    assert!(schema["properties"]["level"]["description"].as_str().is_some_and(|text| text.contains("default 3")));
+    assert!(
+        schema["properties"]["level"]["description"]
+            .as_str()
+            .is_some_and(|text| text.contains("default 3"))
+    );
 }

@@ -5,10 +5,12 @@ use std::time::{Duration, Instant};
 
 use crate::model::{Cancel, Rate};
 
-/// Lets bytes through at a rate, for threads that may block and for tasks. Shared: all who hold a clone together keep to the rate.
+/// Lets bytes through at a rate, for threads that may block and for tasks. Shared: all who hold a
+/// clone together keep to the rate.
 ///
-/// Who comes waits until all that passed before is paid for at the rate, and then passes whole. So over any time no more passes than the
-/// rate allows and one piece, and a time of silence saves up nothing.
+/// Who comes waits until all that passed before is paid for at the rate, and then passes whole. So
+/// over any time no more passes than the rate allows and one piece, and a time of silence saves up
+/// nothing.
 #[derive(Clone)]
 pub struct Throttle {
     rate: Rate,
@@ -51,7 +53,8 @@ impl Throttle {
     /// Puts `bytes` on the account, and returns how long those before them take.
     fn book(&self, bytes: u64) -> Duration {
         let now = Instant::now();
-        let cost = Duration::try_from_secs_f64(bytes as f64 / self.rate.bytes_per_second() as f64).unwrap_or(LONGEST);
+        let cost = Duration::try_from_secs_f64(bytes as f64 / self.rate.bytes_per_second() as f64)
+            .unwrap_or(LONGEST);
         let mut paid = self.paid.lock().unwrap_or_else(PoisonError::into_inner);
         let start = (*paid).max(now);
         *paid = start.checked_add(cost.min(LONGEST)).unwrap_or(start);

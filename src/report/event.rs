@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize, Serializer};
 use super::{DrillReport, Outcome, RunReport};
 use crate::model::{ByteSize, Completeness, Name, SnapshotId, Span, Verdict};
 
-/// How long [`Event::text`] is at most, in characters: with its title it fits into a message of every chat service.
+/// How long [`Event::text`] is at most, in characters: with its title it fits into a message of
+/// every chat service.
 const MOST_CHARS: usize = 1_500;
 /// How much of that one error may take.
 const MOST_ERROR_CHARS: usize = 600;
@@ -27,7 +28,8 @@ pub enum EventKind {
     Success,
     /// A run committed its snapshot, with warnings, in part, or not to every storage.
     Problems,
-    /// A run failed, or could not begin: nothing was committed. Or what is stored was verified, and is damaged.
+    /// A run failed, or could not begin: nothing was committed. Or what is stored was verified, and
+    /// is damaged.
     Failure,
     /// A run was asked to stop: nothing was committed.
     Cancelled,
@@ -69,9 +71,10 @@ impl EventKind {
     }
 }
 
-/// One thing to tell. Serialized it is the document that a webhook without a template gets: `event`, `of` (`run`, `verification` or `drill`), `instance`, `strategy`, `time`,
-/// `title`, `text`, `reason`, `run`, which is the document of `backup run --json`, and `drill`: its `id`, the `snapshot`, the `verdict`, and `recovery_seconds` and
-/// `recovery_point_seconds`.
+/// One thing to tell. Serialized it is the document that a webhook without a template gets:
+/// `event`, `of` (`run`, `verification` or `drill`), `instance`, `strategy`, `time`, `title`,
+/// `text`, `reason`, `run`, which is the document of `backup run --json`, and `drill`: its `id`,
+/// the `snapshot`, the `verdict`, and `recovery_seconds` and `recovery_point_seconds`.
 #[derive(Debug, Clone)]
 pub struct Event {
     /// What happened.
@@ -143,7 +146,10 @@ impl Event {
             Outcome::Cancelled => EventKind::Cancelled,
         };
         let run = Some(Arc::new(report.clone()));
-        Self { run, ..Self::of(kind, &report.instance, Some(&report.strategy), report.finished, None) }
+        Self {
+            run,
+            ..Self::of(kind, &report.instance, Some(&report.strategy), report.finished, None)
+        }
     }
 
     /// A run begins.
@@ -151,13 +157,19 @@ impl Event {
         Self::of(EventKind::Start, instance, Some(strategy), at, None)
     }
 
-    /// A run could not even begin, for this reason. Another run that holds the lock is no such reason: that one will tell its end.
+    /// A run could not even begin, for this reason. Another run that holds the lock is no such
+    /// reason: that one will tell its end.
     pub fn not_run(instance: &Name, strategy: &Name, at: DateTime<Utc>, reason: String) -> Self {
         Self::of(EventKind::Failure, instance, Some(strategy), at, Some(reason))
     }
 
     /// A verification of the strategy's snapshots found damage, or could not be done.
-    pub fn verification_failed(instance: &Name, strategy: &Name, at: DateTime<Utc>, reason: String) -> Self {
+    pub fn verification_failed(
+        instance: &Name,
+        strategy: &Name,
+        at: DateTime<Utc>,
+        reason: String,
+    ) -> Self {
         Self { of: Of::Verification, ..Self::not_run(instance, strategy, at, reason) }
     }
 
@@ -181,8 +193,16 @@ impl Event {
     }
 
     /// A drill could not even begin, for this reason.
-    pub fn not_drilled(instance: &Name, strategy: &Name, at: DateTime<Utc>, reason: String) -> Self {
-        Self { of: Of::Drill, ..Self::of(EventKind::DrillInconclusive, instance, Some(strategy), at, Some(reason)) }
+    pub fn not_drilled(
+        instance: &Name,
+        strategy: &Name,
+        at: DateTime<Utc>,
+        reason: String,
+    ) -> Self {
+        Self {
+            of: Of::Drill,
+            ..Self::of(EventKind::DrillInconclusive, instance, Some(strategy), at, Some(reason))
+        }
     }
 
     /// The last whole snapshot of the strategy is too old, for this reason.
@@ -191,7 +211,12 @@ impl Event {
     }
 
     /// What was stale is not any more, or what failed succeeded.
-    pub fn recovered(instance: &Name, strategy: &Name, at: DateTime<Utc>, reason: Option<String>) -> Self {
+    pub fn recovered(
+        instance: &Name,
+        strategy: &Name,
+        at: DateTime<Utc>,
+        reason: Option<String>,
+    ) -> Self {
         Self::of(EventKind::Recovered, instance, Some(strategy), at, reason)
     }
 
@@ -211,22 +236,31 @@ impl Event {
     /// What happened, in one line.
     pub fn title(&self) -> String {
         let subject = self.subject();
-        let partial = self.run.as_ref().is_some_and(|run| run.completeness == Some(Completeness::Partial));
+        let partial =
+            self.run.as_ref().is_some_and(|run| run.completeness == Some(Completeness::Partial));
         match self.kind {
             EventKind::Start => format!("Backup {subject} began"),
             EventKind::Success => format!("Backup {subject} succeeded"),
-            EventKind::Problems if partial => format!("Backup {subject} is partial: content is missing"),
+            EventKind::Problems if partial => {
+                format!("Backup {subject} is partial: content is missing")
+            }
             EventKind::Problems => format!("Backup {subject} finished with problems"),
             EventKind::Failure if self.of == Of::Verification => {
                 format!("Verification of the backups {subject} failed")
             }
             EventKind::Failure => format!("Backup {subject} failed: nothing was committed"),
-            EventKind::Cancelled => format!("Backup {subject} was cancelled: nothing was committed"),
+            EventKind::Cancelled => {
+                format!("Backup {subject} was cancelled: nothing was committed")
+            }
             EventKind::Stale => format!("Backup {subject} is overdue"),
             EventKind::Recovered => format!("Backup {subject} is as it should be again"),
             EventKind::DrillPassed => format!("Restore drill of {subject} passed"),
-            EventKind::DrillFailed => format!("Restore drill of {subject} failed: the backup is bad"),
-            EventKind::DrillInconclusive => format!("Restore drill of {subject} could not judge the backup"),
+            EventKind::DrillFailed => {
+                format!("Restore drill of {subject} failed: the backup is bad")
+            }
+            EventKind::DrillInconclusive => {
+                format!("Restore drill of {subject} could not judge the backup")
+            }
             EventKind::Test => format!("Test message about the backups of {subject}"),
         }
     }
@@ -239,9 +273,15 @@ impl Event {
             tell_run(run, &mut lines);
         }
         if let Some(drill) = &self.drill {
-            let span = |seconds: f64| Span::from(std::time::Duration::from_secs_f64(seconds.max(0.0).round()));
-            let snapshot = drill.snapshot.as_ref().map(|id| format!("Snapshot {id}, ")).unwrap_or_default();
-            let age = drill.recovery_point_seconds.map(|age| format!(", data {} old", span(age))).unwrap_or_default();
+            let span = |seconds: f64| {
+                Span::from(std::time::Duration::from_secs_f64(seconds.max(0.0).round()))
+            };
+            let snapshot =
+                drill.snapshot.as_ref().map(|id| format!("Snapshot {id}, ")).unwrap_or_default();
+            let age = drill
+                .recovery_point_seconds
+                .map(|age| format!(", data {} old", span(age)))
+                .unwrap_or_default();
             lines.push(format!(
                 "{snapshot}drill {}: {} to get everything back{age}",
                 drill.id,
@@ -249,7 +289,9 @@ impl Event {
             ));
         }
         if self.kind == EventKind::Test {
-            lines.push("Nothing happened: somebody tries whether messages arrive. This one did".to_owned());
+            lines.push(
+                "Nothing happened: somebody tries whether messages arrive. This one did".to_owned(),
+            );
         }
         if lines.is_empty() {
             lines.push(format!("At {}", self.time()));
@@ -299,11 +341,17 @@ fn tell_run(run: &RunReport, lines: &mut Vec<String>) {
             lines.push(cut(&format!("Not committed to `{name}`: {error}"), MOST_ERROR_CHARS));
         }
         let pruned = storage.pruned.as_ref().and_then(|pruned| pruned.problem.as_ref());
-        lines
-            .extend(storage.notes.iter().chain(pruned).map(|note| cut(&format!("`{name}`: {note}"), MOST_ERROR_CHARS)));
+        lines.extend(
+            storage
+                .notes
+                .iter()
+                .chain(pruned)
+                .map(|note| cut(&format!("`{name}`: {note}"), MOST_ERROR_CHARS)),
+        );
     }
     for warning in run.warnings.kept().iter().take(MOST_WARNINGS) {
-        let place: Vec<&str> = [&warning.source, &warning.path].into_iter().flatten().map(String::as_str).collect();
+        let place: Vec<&str> =
+            [&warning.source, &warning.path].into_iter().flatten().map(String::as_str).collect();
         let line = if place.is_empty() {
             warning.reason.clone()
         } else {
@@ -351,7 +399,12 @@ mod tests {
         let mut all = Warnings::new();
         for number in 0..warnings {
             let path = Some(format!("{number}/{}", "ü".repeat(number)));
-            all.push(Warning { source: Some("files".to_owned()), path, reason: "gone".to_owned(), missing: true });
+            all.push(Warning {
+                source: Some("files".to_owned()),
+                path,
+                reason: "gone".to_owned(),
+                missing: true,
+            });
         }
         RunReport {
             instance: name("shop"),
@@ -402,7 +455,8 @@ mod tests {
             (
                 Event::of_run(&report(Outcome::Problems, 6)),
                 "Backup shop/daily is partial: content is missing",
-                "`files/0/`: gone\n`files/1/ü`: gone\n`files/2/üü`: gone\n`files/3/üüü`: gone\n`files/4/üüüü`: gone\nAnd 1 more warning\n\
+                "`files/0/`: gone\n`files/1/ü`: gone\n`files/2/üü`: gone\n`files/3/üüü`: gone\n\
+                 `files/4/üüüü`: gone\nAnd 1 more warning\n\
                  Snapshot 19700101T000000Z-010203: 2.0 KiB read, 1.0 KiB stored, in 1m 15s",
             ),
         ] {

@@ -1,4 +1,5 @@
-//! The status as metrics, in the text format of OpenMetrics 1.0 (<https://prometheus.io/docs/specs/om/open_metrics_spec/>), which Prometheus reads.
+//! The status as metrics, in the text format of OpenMetrics 1.0
+//! (<https://prometheus.io/docs/specs/om/open_metrics_spec/>), which Prometheus reads.
 
 use std::sync::atomic::AtomicU64;
 
@@ -17,7 +18,8 @@ pub const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; cha
 type Labels = Vec<(&'static str, String)>;
 type Gauges = Family<Labels, Gauge<f64, AtomicU64>>;
 
-/// `status` as metrics. They are made anew each time: what they count is recorded elsewhere, and survives a restart.
+/// `status` as metrics. They are made anew each time: what they count is recorded elsewhere, and
+/// survives a restart.
 pub fn metrics(status: &Status) -> String {
     let mut registry = Registry::with_prefix("holdfast");
     let mut gauge = |name: &str, help: &str| {
@@ -29,31 +31,53 @@ pub fn metrics(status: &Status) -> String {
     build.get_or_create(&vec![("version", env!("CARGO_PKG_VERSION").to_owned())]).set(1.0);
     let ready = gauge("ready", "1 when every strategy has what its schedule promises");
     ready.get_or_create(&Vec::new()).set(flag(status.ready));
-    let strategy_ready = gauge("strategy_ready", "1 when the strategy has what its schedule promises");
+    let strategy_ready =
+        gauge("strategy_ready", "1 when the strategy has what its schedule promises");
     let running = gauge("strategy_running", "1 while a run of the strategy is under way");
     let next = gauge("next_run_timestamp_seconds", "When the strategy runs next");
     let last_run = gauge("last_run_timestamp_seconds", "When the last run began");
     let last_ok = gauge("last_run_success", "1 when the last run committed a snapshot");
-    let committed = gauge("last_committed_run_timestamp_seconds", "When the last run began that committed a snapshot");
+    let committed = gauge(
+        "last_committed_run_timestamp_seconds",
+        "When the last run began that committed a snapshot",
+    );
     let duration = gauge("last_committed_run_duration_seconds", "How long that run took");
     let read = gauge("last_committed_run_read_bytes", "Bytes that it read from the sources");
     let stored = gauge("last_committed_run_stored_bytes", "Bytes that it stored in each storage");
-    let in_a_row = gauge("failed_runs_in_a_row", "Runs that failed since the last that committed a snapshot");
-    let newest = gauge("newest_snapshot_timestamp_seconds", "When the newest whole snapshot in the storage was begun");
-    let fresh = gauge("storage_fresh", "1 when the storage has a whole snapshot as young as the schedule promises");
+    let in_a_row =
+        gauge("failed_runs_in_a_row", "Runs that failed since the last that committed a snapshot");
+    let newest = gauge(
+        "newest_snapshot_timestamp_seconds",
+        "When the newest whole snapshot in the storage was begun",
+    );
+    let fresh = gauge(
+        "storage_fresh",
+        "1 when the storage has a whole snapshot as young as the schedule promises",
+    );
     let snapshots = gauge("snapshots", "Snapshots of the strategy in the storage");
-    let bytes = gauge("snapshots_bytes", "Bytes that the snapshots of the strategy take in the storage");
-    let verified = gauge("last_verification_timestamp_seconds", "When the last verification on schedule began");
+    let bytes =
+        gauge("snapshots_bytes", "Bytes that the snapshots of the strategy take in the storage");
+    let verified = gauge(
+        "last_verification_timestamp_seconds",
+        "When the last verification on schedule began",
+    );
     let sound = gauge("last_verification_success", "1 when it found nothing wrong");
     let verified_bytes = gauge("last_verification_read_bytes", "Stored bytes that it read");
-    let passed = gauge("last_passed_drill_timestamp_seconds", "When the last restore drill ended that passed");
-    let judged = gauge("last_drill_timestamp_seconds", "When the last restore drill ended that came to a verdict");
+    let passed = gauge(
+        "last_passed_drill_timestamp_seconds",
+        "When the last restore drill ended that passed",
+    );
+    let judged = gauge(
+        "last_drill_timestamp_seconds",
+        "When the last restore drill ended that came to a verdict",
+    );
     let drilled_well = gauge("last_drill_success", "1 when it passed");
     let recovery = gauge(
         "last_drill_recovery_seconds",
         "How long the last restore drill of this machine took to get everything back",
     );
-    let recovery_point = gauge("last_drill_recovery_point_seconds", "How old the data was that it got back");
+    let recovery_point =
+        gauge("last_drill_recovery_point_seconds", "How old the data was that it got back");
     let runs = Family::<Labels, Counter>::default();
     registry.register("runs", "Runs so far, by how they ended", runs.clone());
     for strategy in &status.strategies {

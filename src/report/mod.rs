@@ -1,8 +1,9 @@
 //! What happens in a run, for whoever shows it: a terminal, a log, a machine.
 //!
-//! This room has the words of a run, how far it is and how it ended; the evidence of a drill, also as a page to be filed; those of how a strategy
-//! fares, and the same as metrics; and it carries what
-//! happened to who is not looking ([`notify`]). It does not print, and does not know what a run does, nor find out how a strategy fares.
+//! This room has the words of a run, how far it is and how it ended; the evidence of a drill, also
+//! as a page to be filed; those of how a strategy fares, and the same as metrics; and it carries
+//! what happened to who is not looking ([`notify`]). It does not print, and does not know what a
+//! run does, nor find out how a strategy fares.
 
 mod drill;
 mod event;
@@ -22,7 +23,9 @@ use crate::model::{Completeness, Name, SnapshotId, Warnings};
 pub use drill::{DrillReport, DrillStep, DrillTarget, DrilledArtifact, DrilledSnapshot, html};
 pub use event::{Event, EventKind};
 pub use metrics::{METRICS_TYPE, metrics};
-pub use status::{Drills, LastDrill, LastRun, LastVerification, State, Status, StorageStatus, StrategyStatus};
+pub use status::{
+    Drills, LastDrill, LastRun, LastVerification, State, Status, StorageStatus, StrategyStatus,
+};
 
 /// How far a run is. The engine counts here, and a display looks whenever it likes.
 #[derive(Clone, Default)]
@@ -57,14 +60,17 @@ impl Progress {
     /// The next stage begins.
     pub fn begin(&self, name: impl Into<String>, expected_bytes: Option<u64>) {
         let mut stage = self.0.stage.lock().unwrap_or_else(PoisonError::into_inner);
-        *stage = Stage { name: name.into(), expected_bytes, number: stage.number + 1, goes_on: false };
+        *stage =
+            Stage { name: name.into(), expected_bytes, number: stage.number + 1, goes_on: false };
         self.0.stage_bytes.store(0, Ordering::Relaxed);
     }
 
-    /// The next part of what the present stage is a part of begins: expected and counted bytes are those of the whole.
+    /// The next part of what the present stage is a part of begins: expected and counted bytes are
+    /// those of the whole.
     pub fn go_on(&self, name: impl Into<String>) {
         let mut stage = self.0.stage.lock().unwrap_or_else(PoisonError::into_inner);
-        *stage = Stage { name: name.into(), number: stage.number + 1, goes_on: true, ..stage.clone() };
+        *stage =
+            Stage { name: name.into(), number: stage.number + 1, goes_on: true, ..stage.clone() };
     }
 
     /// So many more plain bytes went by.
@@ -151,7 +157,8 @@ pub struct RunReport {
     pub warnings: Warnings,
     /// Why it failed.
     pub error: Option<String>,
-    /// Whether it failed for a reason that may pass by itself: the network, a server that is starting.
+    /// Whether it failed for a reason that may pass by itself: the network, a server that is
+    /// starting.
     pub may_pass: bool,
 }
 

@@ -12,7 +12,8 @@ use crate::model::{Name, SnapshotId, Verdict};
 pub struct Status {
     /// The moment.
     pub at: DateTime<Utc>,
-    /// Whether every strategy has what its schedule promises. What is manual or inactive promises nothing.
+    /// Whether every strategy has what its schedule promises. What is manual or inactive promises
+    /// nothing.
     pub ready: bool,
     /// Each strategy of each instance.
     pub strategies: Vec<StrategyStatus>,
@@ -23,7 +24,8 @@ pub struct Status {
 impl Status {
     /// The status at `at`.
     pub fn new(at: DateTime<Utc>, strategies: Vec<StrategyStatus>, problems: Vec<String>) -> Self {
-        let ready = problems.is_empty() && strategies.iter().all(|strategy| strategy.state.is_well());
+        let ready =
+            problems.is_empty() && strategies.iter().all(|strategy| strategy.state.is_well());
         Self { at, ready, strategies, problems }
     }
 }
@@ -106,7 +108,8 @@ pub struct StrategyStatus {
     pub drills: Option<Drills>,
 }
 
-/// What is known of the drills of a strategy: those of this machine, and those of others whose verdicts were seen in a storage.
+/// What is known of the drills of a strategy: those of this machine, and those of others whose
+/// verdicts were seen in a storage.
 #[derive(Debug, Clone, Serialize)]
 pub struct Drills {
     /// The cron line, in the zone of the strategy.

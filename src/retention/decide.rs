@@ -1,5 +1,6 @@
-//! The decision, with the semantics that restic's users know (`restic forget`, `internal/data/snapshot_policy.go` there): newest first,
-//! each snapshot is held against every rule by itself.
+//! The decision, with the semantics that restic's users know (`restic forget`,
+//! `internal/data/snapshot_policy.go` there): newest first, each snapshot is held against every
+//! rule by itself.
 
 use std::collections::BTreeMap;
 
@@ -31,8 +32,9 @@ pub struct Decision {
 }
 
 impl Decision {
-    /// Takes into account that the storage does not let the snapshot be deleted before `until`, or ever by itself where it is none: if it was
-    /// to go, it is kept till then. A lock that has ended by `now` is none.
+    /// Takes into account that the storage does not let the snapshot be deleted before `until`, or
+    /// ever by itself where it is none: if it was to go, it is kept till then. A lock that has
+    /// ended by `now` is none.
     pub fn lock(&mut self, until: Option<DateTime<Utc>>, now: DateTime<Utc>) {
         if !self.keep && until.is_none_or(|until| until > now) {
             self.keep = true;
@@ -41,19 +43,25 @@ impl Decision {
     }
 }
 
-/// Decides on each of `snapshots`, which are all those of one instance and strategy on one storage. The decisions come newest first.
+/// Decides on each of `snapshots`, which are all those of one instance and strategy on one storage.
+/// The decisions come newest first.
 ///
-/// - Periods are those of `timezone`, weeks are ISO weeks. Of each period the newest snapshot counts. The oldest snapshot
-///   is kept by a rule whose count is not used up, so that history grows to its full length.
+/// - Periods are those of `timezone`, weeks are ISO weeks. Of each period the newest snapshot
+///   counts. The oldest snapshot is kept by a rule whose count is not used up, so that history
+///   grows to its full length.
 /// - Only whole snapshots count. A partial one is kept until there is a newer whole one.
-/// - Snapshots that are later than `now` neither count nor are deleted: a clock was wrong, and nobody can say what they are.
-/// - The newest whole snapshot is never deleted, nor are those in `protected`, which says of each why ([`Reason::Held`],
-///   [`Reason::Drilled`], [`Reason::LastGood`]; an empty list protects nothing). They use up counts like all others, so that protecting
-///   one changes nothing for the others.
+/// - Snapshots that are later than `now` neither count nor are deleted: a clock was wrong, and
+///   nobody can say what they are.
+/// - The newest whole snapshot is never deleted, nor are those in `protected`, which says of each
+///   why ([`Reason::Held`], [`Reason::Drilled`], [`Reason::LastGood`]; an empty list protects
+///   nothing). They use up counts like all others, so that protecting one changes nothing for the
+///   others.
 /// - A policy without any rule keeps everything, partial or not.
 ///
-/// Who deletes by these decisions goes from the newest to the oldest: then a pruning that is cut short anywhere is finished by the next one, which
-/// decides the same of what is left. (In any other order no more is deleted either, but the oldest that is left may now be kept as the oldest.)
+/// Who deletes by these decisions goes from the newest to the oldest: then a pruning that is cut
+/// short anywhere is finished by the next one, which decides the same of what is left. (In any
+/// other order no more is deleted either, but the oldest that is left may now be kept as the
+/// oldest.)
 pub fn decide(
     policy: &Policy,
     snapshots: &[Snapshot],
@@ -63,13 +71,18 @@ pub fn decide(
 ) -> Vec<Decision> {
     let mut newest_first: Vec<&Snapshot> = snapshots.iter().collect();
     newest_first.sort_by(|a, b| b.id.cmp(&a.id));
-    let counting: Vec<&Snapshot> =
-        newest_first.iter().copied().filter(|snapshot| snapshot.whole && snapshot.id.time() <= now).collect();
+    let counting: Vec<&Snapshot> = newest_first
+        .iter()
+        .copied()
+        .filter(|snapshot| snapshot.whole && snapshot.id.time() <= now)
+        .collect();
     let newest = counting.first().map(|snapshot| &snapshot.id);
     let oldest = counting.last().map(|snapshot| &snapshot.id);
     let keeps_all = policy.rules().next().is_none();
     let mut rules: Vec<Spending> = match newest {
-        Some(newest) => policy.rules().map(|rule| Spending::new(rule, newest.time(), timezone)).collect(),
+        Some(newest) => {
+            policy.rules().map(|rule| Spending::new(rule, newest.time(), timezone)).collect()
+        }
         None => Vec::new(),
     };
     newest_first
@@ -88,7 +101,11 @@ pub fn decide(
                 if newest == Some(id) {
                     reasons.push(Reason::Newest);
                 }
-                reasons.extend(rules.iter_mut().filter_map(|rule| rule.keep(id.time(), oldest == Some(id), timezone)));
+                reasons.extend(
+                    rules
+                        .iter_mut()
+                        .filter_map(|rule| rule.keep(id.time(), oldest == Some(id), timezone)),
+                );
             }
             if keeps_all {
                 reasons.push(Reason::NoPolicy);
@@ -122,7 +139,9 @@ impl Spending {
         let left = match rule.reach {
             Reach::Count(Count::Limited(count)) => Left::Count(count.get()),
             Reach::Count(Count::Unlimited) => Left::Unlimited,
-            Reach::Within(period) => period.before(newest, timezone).map_or(Left::Unlimited, Left::After),
+            Reach::Within(period) => {
+                period.before(newest, timezone).map_or(Left::Unlimited, Left::After)
+            }
         };
         Self { rule, left, last: None }
     }

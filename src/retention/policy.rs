@@ -8,8 +8,8 @@ use std::str::FromStr;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// What is kept of a strategy's snapshots, on each storage by itself. A snapshot is kept when any rule keeps it; without a policy
-/// everything is.
+/// What is kept of a strategy's snapshots, on each storage by itself. A snapshot is kept when any
+/// rule keeps it; without a policy everything is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Policy {
@@ -64,7 +64,10 @@ pub enum PolicyError {
     #[error("`{0}` is not a count: expected a number from 1, or `\"unlimited\"` (also `-1`)")]
     Count(String),
     /// Not a period.
-    #[error("`{0}` is not a period: expected years, months, days and hours in a form like `1y2m3d4h`, more than 0")]
+    #[error(
+        "`{0}` is not a period: expected years, months, days and hours in a form like `1y2m3d4h`, \
+         more than 0"
+    )]
     Period(String),
 }
 
@@ -101,7 +104,11 @@ impl FromStr for Count {
 
     /// Only `unlimited`: a number is written as one.
     fn from_str(text: &str) -> Result<Self, PolicyError> {
-        if text == Self::UNLIMITED { Ok(Self::Unlimited) } else { Err(PolicyError::Count(text.to_owned())) }
+        if text == Self::UNLIMITED {
+            Ok(Self::Unlimited)
+        } else {
+            Err(PolicyError::Count(text.to_owned()))
+        }
     }
 }
 
@@ -159,7 +166,8 @@ impl JsonSchema for Count {
     }
 }
 
-/// A length of calendar time: `1y2m3d4h`, years, months, days and hours in that order, each at most once. Here `m` is a month.
+/// A length of calendar time: `1y2m3d4h`, years, months, days and hours in that order, each at most
+/// once. Here `m` is a month.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Period {
     /// Years and months, in months.
@@ -181,8 +189,9 @@ impl FromStr for Period {
         while !rest.is_empty() {
             let split = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
             let (number, tail) = rest.split_at(split);
-            let (tail, amount) =
-                units.find_map(|(unit, amount)| Some((tail.strip_prefix(unit)?, amount))).ok_or_else(wrong)?;
+            let (tail, amount) = units
+                .find_map(|(unit, amount)| Some((tail.strip_prefix(unit)?, amount)))
+                .ok_or_else(wrong)?;
             // Beyond this the calendar ends; within it nothing overflows.
             *amount = number.parse().ok().filter(|number| *number <= 100_000).ok_or_else(wrong)?;
             rest = tail;
@@ -195,9 +204,13 @@ impl FromStr for Period {
 
 impl fmt::Display for Period {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let parts = [(self.months / 12, 'y'), (self.months % 12, 'm'), (self.days, 'd'), (self.hours, 'h')];
-        let text: String =
-            parts.iter().filter(|(amount, _)| *amount > 0).map(|(amount, unit)| format!("{amount}{unit}")).collect();
+        let parts =
+            [(self.months / 12, 'y'), (self.months % 12, 'm'), (self.days, 'd'), (self.hours, 'h')];
+        let text: String = parts
+            .iter()
+            .filter(|(amount, _)| *amount > 0)
+            .map(|(amount, unit)| format!("{amount}{unit}"))
+            .collect();
         f.pad(&text)
     }
 }
@@ -224,7 +237,10 @@ impl JsonSchema for Period {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "string", "format": "period", "pattern": "^([0-9]+y)?([0-9]+m)?([0-9]+d)?([0-9]+h)?$" })
+        json_schema!({
+            "type": "string", "format": "period",
+            "pattern": "^([0-9]+y)?([0-9]+m)?([0-9]+d)?([0-9]+h)?$",
+        })
     }
 }
 
@@ -234,7 +250,9 @@ mod tests {
 
     #[test]
     fn counts_are_from_one_or_without_limit() {
-        for (text, printed) in [("7", "7"), ("-1", "\"unlimited\""), ("\"unlimited\"", "\"unlimited\"")] {
+        for (text, printed) in
+            [("7", "7"), ("-1", "\"unlimited\""), ("\"unlimited\"", "\"unlimited\"")]
+        {
             let count: Count = serde_json::from_str(text).unwrap();
             assert_eq!(serde_json::to_string(&count).unwrap(), printed);
         }
@@ -250,8 +268,24 @@ mod tests {
         {
             assert_eq!(text.parse::<Period>(), Ok(Period { months, days, hours }), "{text}");
         }
-        assert_eq!("14m36h".parse::<Period>().map(|period| period.to_string()), Ok("1y2m36h".to_owned()));
-        for bad in ["", "0d", "3", "d", "1d1y", "1d1d", "1w", "1.5d", "-1d", "99999999999y", "100001d", "1dä"] {
+        assert_eq!(
+            "14m36h".parse::<Period>().map(|period| period.to_string()),
+            Ok("1y2m36h".to_owned())
+        );
+        for bad in [
+            "",
+            "0d",
+            "3",
+            "d",
+            "1d1y",
+            "1d1d",
+            "1w",
+            "1.5d",
+            "-1d",
+            "99999999999y",
+            "100001d",
+            "1dä",
+        ] {
             assert!(bad.parse::<Period>().is_err(), "{bad}");
         }
     }

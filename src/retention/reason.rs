@@ -7,7 +7,8 @@ use serde::Serialize;
 
 use crate::model::SnapshotId;
 
-/// A reason, in words by its `Display`. As JSON an object that `kind` tells apart: `{"kind": "rule", "rule": "keep_daily = 30", "oldest": false}`.
+/// A reason, in words by its `Display`. As JSON an object that `kind` tells apart:
+/// `{"kind": "rule", "rule": "keep_daily = 30", "oldest": false}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Reason {
@@ -37,7 +38,8 @@ pub enum Reason {
     Rule {
         /// `keep_daily = 30`.
         rule: String,
-        /// It is not the newest of its period, but the oldest snapshot that there is, and the rule is not used up.
+        /// It is not the newest of its period, but the oldest snapshot that there is, and the rule
+        /// is not used up.
         oldest: bool,
     },
     /// Kept: the policy has no rule, and so keeps everything.
@@ -79,7 +81,9 @@ impl fmt::Display for Reason {
             Self::Locked { until: Some(until) } => {
                 write!(f, "no rule keeps it, but it is locked until {}", time(until))
             }
-            Self::Locked { until: None } => f.write_str("no rule keeps it, but it is locked by a legal hold"),
+            Self::Locked { until: None } => {
+                f.write_str("no rule keeps it, but it is locked by a legal hold")
+            }
             Self::Unmatched => f.write_str("no rule keeps it"),
             Self::Superseded { by } => write!(f, "it is partial, and `{by}` is newer and whole"),
         }

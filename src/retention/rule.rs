@@ -1,8 +1,11 @@
-//! One rule of a policy: which snapshots it takes for the same, and how far back it keeps one of them.
+//! One rule of a policy: which snapshots it takes for the same, and how far back it keeps one of
+//! them.
 
 use std::fmt;
 
-use chrono::{DateTime, Datelike, Days, MappedLocalTime, Months, TimeDelta, TimeZone as _, Timelike, Utc};
+use chrono::{
+    DateTime, Datelike, Days, MappedLocalTime, Months, TimeDelta, TimeZone as _, Timelike, Utc,
+};
 use chrono_tz::{GapInfo, Tz};
 
 use super::{Count, Period, Policy};
@@ -117,9 +120,11 @@ impl Policy {
 }
 
 impl Period {
-    /// The instant this long before another: months and days by the calendar of the zone, then hours as time that passes. A month
-    /// that is too short for the day ends it: a month before 31 March is 28 February (restic goes on to 3 March, and so keeps less). Where the clocks change, a time that is shown twice is
-    /// the first, and one that is skipped is the end of the gap, as for a schedule. None before the calendar begins.
+    /// The instant this long before another: months and days by the calendar of the zone, then
+    /// hours as time that passes. A month that is too short for the day ends it: a month before 31
+    /// March is 28 February (restic goes on to 3 March, and so keeps less). Where the clocks
+    /// change, a time that is shown twice is the first, and one that is skipped is the end of the
+    /// gap, as for a schedule. None before the calendar begins.
     pub fn before(self, instant: DateTime<Utc>, timezone: Tz) -> Option<DateTime<Utc>> {
         let wall = instant
             .with_timezone(&timezone)
@@ -127,11 +132,14 @@ impl Period {
             .checked_sub_months(Months::new(self.months))?
             .checked_sub_days(Days::new(self.days.into()))?;
         let instant = if (self.months, self.days) == (0, 0) {
-            // What time the clock showed does not matter: the present hour may be one that is shown twice.
+            // What time the clock showed does not matter: the present hour may be one that is shown
+            // twice.
             instant
         } else {
             match timezone.from_local_datetime(&wall) {
-                MappedLocalTime::Single(instant) | MappedLocalTime::Ambiguous(instant, _) => instant.to_utc(),
+                MappedLocalTime::Single(instant) | MappedLocalTime::Ambiguous(instant, _) => {
+                    instant.to_utc()
+                }
                 MappedLocalTime::None => GapInfo::new(&wall, &timezone)?.end?.to_utc(),
             }
         };

@@ -1,4 +1,5 @@
-//! The next run of a strategy: when it is due after the last one, what becomes of runs that were missed, and how far a strategy keeps from the others.
+//! The next run of a strategy: when it is due after the last one, what becomes of runs that were
+//! missed, and how far a strategy keeps from the others.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use schemars::JsonSchema;
@@ -7,7 +8,8 @@ use serde::{Deserialize, Serialize};
 use super::Schedule;
 use crate::model::{Digest, Span};
 
-/// A run that begins later than this after its time was missed: the process was down, the machine asleep, or the run before took longer.
+/// A run that begins later than this after its time was missed: the process was down, the machine
+/// asleep, or the run before took longer.
 const LATE: TimeDelta = TimeDelta::minutes(2);
 
 /// What becomes of runs that were missed. Several are one.
@@ -33,8 +35,15 @@ pub struct Due {
 }
 
 impl Schedule {
-    /// The run after the one that began at or was due at `last`, `jitter` after its time. None only at the end of the calendar.
-    pub fn due(&self, last: DateTime<Utc>, now: DateTime<Utc>, missed: Missed, jitter: TimeDelta) -> Option<Due> {
+    /// The run after the one that began at or was due at `last`, `jitter` after its time. None only
+    /// at the end of the calendar.
+    pub fn due(
+        &self,
+        last: DateTime<Utc>,
+        now: DateTime<Utc>,
+        missed: Missed,
+        jitter: TimeDelta,
+    ) -> Option<Due> {
         let at = self.next_after(last)?;
         let begins = at.checked_add_signed(jitter)?;
         if now <= begins + LATE {
@@ -51,12 +60,16 @@ impl Schedule {
     }
 }
 
-/// How long a strategy waits after its time, at most `most`: always the same for the same `name`, and others for others, so that many machines with the
-/// same schedule do not begin at once.
+/// How long a strategy waits after its time, at most `most`: always the same for the same `name`,
+/// and others for others, so that many machines with the same schedule do not begin at once.
 pub fn jitter(most: Option<Span>, name: &str) -> TimeDelta {
     let most = most.map_or(0, |most| i64::try_from(most.duration().as_secs()).unwrap_or(i64::MAX));
     let digest = Digest::of(name.as_bytes());
-    let number = digest.as_bytes().iter().take(7).fold(0_i64, |number, byte| (number << 8) | i64::from(*byte));
+    let number = digest
+        .as_bytes()
+        .iter()
+        .take(7)
+        .fold(0_i64, |number, byte| (number << 8) | i64::from(*byte));
     TimeDelta::seconds(if most > 0 { number % (most + 1) } else { 0 })
 }
 
@@ -73,7 +86,12 @@ mod tests {
         Schedule::new(line, timezone(zone).unwrap()).unwrap()
     }
 
-    fn due(last: &str, now: &str, missed: Missed, jitter: i64) -> (DateTime<Utc>, DateTime<Utc>, bool) {
+    fn due(
+        last: &str,
+        now: &str,
+        missed: Missed,
+        jitter: i64,
+    ) -> (DateTime<Utc>, DateTime<Utc>, bool) {
         let nightly = schedule("30 1 * * *", "UTC");
         let due = nightly.due(at(last), at(now), missed, TimeDelta::minutes(jitter)).unwrap();
         (due.at, due.begins, due.missed)
@@ -83,17 +101,33 @@ mod tests {
     fn the_next_run_is_that_after_the_last_one() {
         let next = at("2026-11-21T01:30:00Z");
         for missed in [Missed::RunOnce, Missed::Skip] {
-            assert_eq!(due("2026-11-20T01:30:00Z", "2026-11-20T01:40:00Z", missed, 0), (next, next, false));
+            assert_eq!(
+                due("2026-11-20T01:30:00Z", "2026-11-20T01:40:00Z", missed, 0),
+                (next, next, false)
+            );
             // The jitter of the run before does not move it.
-            assert_eq!(due("2026-11-20T01:37:00Z", "2026-11-20T01:40:00Z", missed, 0), (next, next, false));
+            assert_eq!(
+                due("2026-11-20T01:37:00Z", "2026-11-20T01:40:00Z", missed, 0),
+                (next, next, false)
+            );
             let later = next + TimeDelta::minutes(7);
-            assert_eq!(due("2026-11-20T01:37:00Z", "2026-11-20T01:40:00Z", missed, 7), (next, later, false));
+            assert_eq!(
+                due("2026-11-20T01:37:00Z", "2026-11-20T01:40:00Z", missed, 7),
+                (next, later, false)
+            );
             // Due this very moment, or a moment ago: not missed.
             for now in ["2026-11-21T01:30:00Z", "2026-11-21T01:31:59Z"] {
-                assert_eq!(due("2026-11-20T01:30:00Z", now, missed, 0), (next, next, false), "{now}");
+                assert_eq!(
+                    due("2026-11-20T01:30:00Z", now, missed, 0),
+                    (next, next, false),
+                    "{now}"
+                );
             }
             // Its time has come, but its jitter has not passed.
-            assert_eq!(due("2026-11-20T01:37:00Z", "2026-11-21T01:36:00Z", missed, 7), (next, later, false));
+            assert_eq!(
+                due("2026-11-20T01:37:00Z", "2026-11-21T01:36:00Z", missed, 7),
+                (next, later, false)
+            );
         }
     }
 
@@ -111,7 +145,8 @@ mod tests {
     #[test]
     fn a_process_that_starts_anew_all_the_time_neither_doubles_nor_loses_a_run() {
         let nightly = schedule("30 1 * * *", "Europe/Oslo");
-        // It restarts every 17 minutes for a year, over both changes of the clocks, and remembers only when it last ran.
+        // It restarts every 17 minutes for a year, over both changes of the clocks, and remembers
+        // only when it last ran.
         let (mut now, end) = (at("2026-01-01T12:00:00Z"), at("2027-01-01T12:00:00Z"));
         let (mut last, mut runs) = (now, 0);
         while now < end {
@@ -128,18 +163,30 @@ mod tests {
 
     #[test]
     fn each_fire_of_years_is_due_exactly_once_in_zones_of_all_kinds() {
-        for zone in ["Europe/Oslo", "America/New_York", "Australia/Lord_Howe", "Asia/Kathmandu", "Africa/Casablanca"] {
-            for line in ["30 1 * * *", "15 2 * * *", "*/20 * * * *", "0 */6 * * *", "30 2 * * SUN"] {
+        for zone in [
+            "Europe/Oslo",
+            "America/New_York",
+            "Australia/Lord_Howe",
+            "Asia/Kathmandu",
+            "Africa/Casablanca",
+        ] {
+            for line in ["30 1 * * *", "15 2 * * *", "*/20 * * * *", "0 */6 * * *", "30 2 * * SUN"]
+            {
                 let schedule = schedule(line, zone);
                 let (start, end) = (at("2026-01-01T00:00:00Z"), at("2028-01-01T00:00:00Z"));
-                let fires = std::iter::successors(schedule.next_after(start), |fire| schedule.next_after(*fire));
+                let fires = std::iter::successors(schedule.next_after(start), |fire| {
+                    schedule.next_after(*fire)
+                });
                 let expected: Vec<_> = fires.take_while(|fire| *fire < end).collect();
                 let mut found = Vec::new();
                 let mut last = start;
                 // Each run begins half a second late and takes a minute.
-                while let Some(due) =
-                    schedule.due(last, last + TimeDelta::minutes(1), Missed::RunOnce, TimeDelta::zero())
-                {
+                while let Some(due) = schedule.due(
+                    last,
+                    last + TimeDelta::minutes(1),
+                    Missed::RunOnce,
+                    TimeDelta::zero(),
+                ) {
                     if due.at >= end {
                         break;
                     }

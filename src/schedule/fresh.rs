@@ -4,7 +4,8 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 use super::Schedule;
 
-/// How long after its time a run may still be under way, unless the strategy says so or is known to take longer.
+/// How long after its time a run may still be under way, unless the strategy says so or is known to
+/// take longer.
 const PATIENCE: TimeDelta = TimeDelta::hours(1);
 
 /// A snapshot that was due, and is not there.
@@ -28,19 +29,26 @@ pub struct Allowance {
 }
 
 impl Schedule {
-    /// Whether a strategy whose newest whole snapshot was begun at `newest` misses one at `now`. Where there is no snapshot at all, `newest` is when
-    /// the strategy was first looked after.
+    /// Whether a strategy whose newest whole snapshot was begun at `newest` misses one at `now`.
+    /// Where there is no snapshot at all, `newest` is when the strategy was first looked after.
     ///
-    /// A run is given `stale_after` to be done; unless that is set an hour, at most the time to the next run, or twice what the last run took where
-    /// that is more.
-    pub fn overdue(&self, newest: DateTime<Utc>, now: DateTime<Utc>, allowance: Allowance) -> Option<Overdue> {
+    /// A run is given `stale_after` to be done; unless that is set an hour, at most the time to the
+    /// next run, or twice what the last run took where that is more.
+    pub fn overdue(
+        &self,
+        newest: DateTime<Utc>,
+        now: DateTime<Utc>,
+        allowance: Allowance,
+    ) -> Option<Overdue> {
         let due = self.next_after(newest)?;
         let patience = allowance.stale_after.or_else(|| {
             let period = self.next_after(due)? - due;
             let twice = allowance.last_took.map_or(TimeDelta::zero(), |took| took * 2);
             Some(PATIENCE.min(period).max(twice))
         });
-        let since = due.checked_add_signed(allowance.jitter)?.checked_add_signed(patience.unwrap_or(PATIENCE))?;
+        let since = due
+            .checked_add_signed(allowance.jitter)?
+            .checked_add_signed(patience.unwrap_or(PATIENCE))?;
         (since <= now).then_some(Overdue { due, since })
     }
 }
@@ -60,7 +68,8 @@ mod tests {
         Some(overdue.since.format("%d %H:%M").to_string())
     }
 
-    const NONE: Allowance = Allowance { jitter: TimeDelta::zero(), stale_after: None, last_took: None };
+    const NONE: Allowance =
+        Allowance { jitter: TimeDelta::zero(), stale_after: None, last_took: None };
 
     #[test]
     fn a_snapshot_is_missed_an_hour_after_it_was_due() {
@@ -68,25 +77,44 @@ mod tests {
         assert_eq!(nightly("2026-11-20T12:00:00Z"), None);
         assert_eq!(nightly("2026-11-21T02:29:59Z"), None, "it may still run");
         assert_eq!(nightly("2026-11-21T02:30:00Z").unwrap(), "21 02:30");
-        assert_eq!(nightly("2026-12-24T00:00:00Z").unwrap(), "21 02:30", "since the first that is missed");
+        assert_eq!(
+            nightly("2026-12-24T00:00:00Z").unwrap(),
+            "21 02:30",
+            "since the first that is missed"
+        );
     }
 
     #[test]
     fn one_that_was_made_up_for_counts_for_the_time_that_it_was_made_up_for() {
         assert_eq!(since("30 1 * * *", "2026-11-21T09:00:00Z", "2026-11-21T23:00:00Z", NONE), None);
-        assert_eq!(since("30 1 * * *", "2026-11-21T09:00:00Z", "2026-11-22T02:30:00Z", NONE).unwrap(), "22 02:30");
+        assert_eq!(
+            since("30 1 * * *", "2026-11-21T09:00:00Z", "2026-11-22T02:30:00Z", NONE).unwrap(),
+            "22 02:30"
+        );
     }
 
     #[test]
     fn how_long_a_run_may_take_follows_the_period_what_it_took_and_what_is_configured() {
         let newest = "2026-11-20T01:30:00Z";
         let now = "2026-11-25T00:00:00Z";
-        assert_eq!(since("*/10 * * * *", newest, now, NONE).unwrap(), "20 01:50", "at most a period");
+        assert_eq!(
+            since("*/10 * * * *", newest, now, NONE).unwrap(),
+            "20 01:50",
+            "at most a period"
+        );
         let long = Allowance { last_took: Some(TimeDelta::hours(3)), ..NONE };
-        assert_eq!(since("30 1 * * *", newest, now, long).unwrap(), "21 07:30", "twice what it took");
+        assert_eq!(
+            since("30 1 * * *", newest, now, long).unwrap(),
+            "21 07:30",
+            "twice what it took"
+        );
         let jittered = Allowance { jitter: TimeDelta::minutes(7), ..NONE };
         assert_eq!(since("30 1 * * *", newest, now, jittered).unwrap(), "21 02:37");
         let told = Allowance { stale_after: Some(TimeDelta::minutes(5)), ..long };
-        assert_eq!(since("30 1 * * *", newest, now, told).unwrap(), "21 01:35", "the operator decides");
+        assert_eq!(
+            since("30 1 * * *", newest, now, told).unwrap(),
+            "21 01:35",
+            "the operator decides"
+        );
     }
 }

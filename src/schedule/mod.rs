@@ -1,8 +1,9 @@
 //! When a strategy is due: a cron line in a time zone, and the next instant that it means.
 //!
-//! This room is pure: it knows calendars and clock changes, and is handed the time and when the last run was. It does not know what
-//! runs, nor wait for it. Which run is next after one (`due`), which snapshot is missed (`fresh`), and when a failure is tried again (`retry`)
-//! are rules here. `croner` reads the line and finds matching wall-clock times; which instants such a time is, when
+//! This room is pure: it knows calendars and clock changes, and is handed the time and when the
+//! last run was. It does not know what runs, nor wait for it. Which run is next after one (`due`),
+//! which snapshot is missed (`fresh`), and when a failure is tried again (`retry`) are rules here.
+//! `croner` reads the line and finds matching wall-clock times; which instants such a time is, when
 //! the clocks change, is decided here.
 
 mod due;
@@ -11,7 +12,9 @@ mod retry;
 
 use std::fmt;
 
-use chrono::{DateTime, MappedLocalTime, NaiveDateTime, Offset as _, TimeDelta, TimeZone as _, Utc};
+use chrono::{
+    DateTime, MappedLocalTime, NaiveDateTime, Offset as _, TimeDelta, TimeZone as _, Utc,
+};
 use chrono_tz::{GapInfo, Tz};
 use croner::Cron;
 use croner::parser::{CronParser, Year};
@@ -22,9 +25,10 @@ pub use retry::Retry;
 
 /// A cron line in a time zone.
 ///
-/// Five fields: minute, hour, day of the month, month, day of the week; a sixth in front is the second. Names (`MON`, `JAN`),
-/// lists, ranges and steps; Sunday is 0 or 7; `L` is the last day, `FRI#2` the second Friday; `@daily` and its like. As in
-/// every cron, a line that restricts both kinds of day fires on days that fit either.
+/// Five fields: minute, hour, day of the month, month, day of the week; a sixth in front is the
+/// second. Names (`MON`, `JAN`), lists, ranges and steps; Sunday is 0 or 7; `L` is the last day,
+/// `FRI#2` the second Friday; `@daily` and its like. As in every cron, a line that restricts both
+/// kinds of day fires on days that fit either.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Schedule {
     /// The line as it was written.
@@ -38,10 +42,12 @@ pub struct Schedule {
 /// What a line means where the clocks change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ClockChanges {
-    /// A line of fixed times (no `*` and no step in hour and minute), which means so many runs a day: a time that is skipped
-    /// is due at the end of the gap, a time that is repeated is due the first time only.
+    /// A line of fixed times (no `*` and no step in hour and minute), which means so many runs a
+    /// day: a time that is skipped is due at the end of the gap, a time that is repeated is due the
+    /// first time only.
     OncePerTime,
-    /// Any other line, which means an interval: due whenever the clock really shows a time that fits.
+    /// Any other line, which means an interval: due whenever the clock really shows a time that
+    /// fits.
     EveryOccurrence,
 }
 
@@ -66,7 +72,9 @@ pub enum ScheduleError {
 
 /// A text that is not the name of a time zone.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a time zone: expected a name of the IANA database, such as `Europe/Oslo` or `UTC`")]
+#[error(
+    "`{0}` is not a time zone: expected a name of the IANA database, such as `Europe/Oslo` or `UTC`"
+)]
 pub struct ZoneError(String);
 
 /// The time zone of a name of the IANA database (`Europe/Oslo`), which is compiled in.
@@ -104,19 +112,26 @@ impl Schedule {
             }
         } else if !(5..=6).contains(&fields.len()) {
             return Err(wrong(format!(
-                "it has {} fields; expected minute, hour, day of the month, month and day of the week, and optionally a second in front",
+                "it has {} fields; expected minute, hour, day of the month, month and day of the \
+                 week, and optionally a second in front",
                 fields.len()
             )));
         }
         let parser = CronParser::builder().year(Year::Disallowed).build();
-        let cron = parser.parse(trimmed).map_err(|error| wrong(in_words(&fields, &parser, &error)))?;
+        let cron =
+            parser.parse(trimmed).map_err(|error| wrong(in_words(&fields, &parser, &error)))?;
         let schedule = Self {
             line: trimmed.to_owned(),
             timezone,
             cron,
-            clock_changes: if is_fixed(&fields) { ClockChanges::OncePerTime } else { ClockChanges::EveryOccurrence },
+            clock_changes: if is_fixed(&fields) {
+                ClockChanges::OncePerTime
+            } else {
+                ClockChanges::EveryOccurrence
+            },
         };
-        // Every date of the calendar comes round within 400 years, so where the search begins does not matter.
+        // Every date of the calendar comes round within 400 years, so where the search begins does
+        // not matter.
         match schedule.next_match(NaiveDateTime::default(), true) {
             Some(_) => Ok(schedule),
             None => Err(ScheduleError::Never(schedule.line)),
@@ -136,22 +151,29 @@ impl Schedule {
 
     /// The first instant after `after` among those of wall-clock times later than `local`.
     ///
-    /// Later times have later instants (of two, the first), so the first that is found is the first that there is. Only in the
-    /// repeated hour, the second time round, are there later times with instants that are past.
+    /// Later times have later instants (of two, the first), so the first that is found is the first
+    /// that there is. Only in the repeated hour, the second time round, are there later times with
+    /// instants that are past.
     fn next_forward(&self, local: NaiveDateTime, after: DateTime<Utc>) -> Option<DateTime<Utc>> {
         let mut wall = local;
         loop {
             wall = self.next_match(wall, false)?;
             let (first, second) = self.instants(wall);
-            if let Some(due) = [first, second].into_iter().flatten().find(|instant| *instant > after) {
+            if let Some(due) =
+                [first, second].into_iter().flatten().find(|instant| *instant > after)
+            {
                 return Some(due);
             }
         }
     }
 
-    /// While a stretch of time will be repeated: the first match of the part of it that is past, when it comes again.
+    /// While a stretch of time will be repeated: the first match of the part of it that is past,
+    /// when it comes again.
     fn next_repeated(&self, local: NaiveDateTime, after: DateTime<Utc>) -> Option<DateTime<Utc>> {
-        let MappedLocalTime::Ambiguous(first, second) = self.timezone.from_local_datetime(&local) else { return None };
+        let MappedLocalTime::Ambiguous(first, second) = self.timezone.from_local_datetime(&local)
+        else {
+            return None;
+        };
         if after >= second {
             return None;
         }
@@ -175,7 +197,9 @@ impl Schedule {
     fn instants(&self, wall: NaiveDateTime) -> (Option<DateTime<Utc>>, Option<DateTime<Utc>>) {
         match (self.timezone.from_local_datetime(&wall), self.clock_changes) {
             (MappedLocalTime::Single(instant), _) => (Some(instant.to_utc()), None),
-            (MappedLocalTime::Ambiguous(first, _), ClockChanges::OncePerTime) => (Some(first.to_utc()), None),
+            (MappedLocalTime::Ambiguous(first, _), ClockChanges::OncePerTime) => {
+                (Some(first.to_utc()), None)
+            }
             (MappedLocalTime::Ambiguous(first, second), ClockChanges::EveryOccurrence) => {
                 (Some(first.to_utc()), Some(second.to_utc()))
             }
@@ -189,7 +213,10 @@ impl Schedule {
 
     /// The next wall-clock time that fits the line, as if the clocks never changed.
     fn next_match(&self, wall: NaiveDateTime, inclusive: bool) -> Option<NaiveDateTime> {
-        self.cron.find_next_occurrence(&wall.and_utc(), inclusive).ok().map(|found| found.naive_utc())
+        self.cron
+            .find_next_occurrence(&wall.and_utc(), inclusive)
+            .ok()
+            .map(|found| found.naive_utc())
     }
 }
 
@@ -217,10 +244,12 @@ const FIELDS: [(&str, &str); 6] = [
     ("second", "0 to 59"),
 ];
 
-/// Which field is wrong: the one that is wrong by itself too. Where there is none, what `croner` says.
+/// Which field is wrong: the one that is wrong by itself too. Where there is none, what `croner`
+/// says.
 fn in_words(fields: &[&str], parser: &CronParser, error: &croner::errors::CronError) -> String {
     for (position, (field, (name, range))) in fields.iter().rev().zip(FIELDS).enumerate() {
-        let alone: Vec<&str> = (0..6).rev().map(|index| if index == position { field } else { "*" }).collect();
+        let alone: Vec<&str> =
+            (0..6).rev().map(|index| if index == position { field } else { "*" }).collect();
         if parser.parse(&alone.join(" ")).is_err() {
             return format!("`{field}` does not fit the {name} ({range})");
         }
@@ -285,7 +314,13 @@ mod tests {
     fn skipped_times_of_a_fixed_line_that_coincide_are_due_once() {
         assert_eq!(
             fires("0,15,30 1-4 * * *", "Europe/Oslo", "2026-03-29T00:20:00Z", 5),
-            ["29 01:30 +0100", "29 03:00 +0200", "29 03:15 +0200", "29 03:30 +0200", "29 04:00 +0200"]
+            [
+                "29 01:30 +0100",
+                "29 03:00 +0200",
+                "29 03:15 +0200",
+                "29 03:30 +0200",
+                "29 04:00 +0200"
+            ]
         );
         assert_eq!(
             fires("10,30 2 * * *", "Australia/Lord_Howe", "2026-10-03T00:00:00Z", 2),
@@ -296,13 +331,25 @@ mod tests {
     #[test]
     fn a_repeated_time_of_a_fixed_line_is_due_the_first_time_only() {
         // Oslo repeats 02:00 to 03:00 on 25 October 2026.
-        assert_eq!(fires("30 2 * * *", "Europe/Oslo", "2026-10-24T12:00:00Z", 2), ["25 02:30 +0200", "26 02:30 +0100"]);
+        assert_eq!(
+            fires("30 2 * * *", "Europe/Oslo", "2026-10-24T12:00:00Z", 2),
+            ["25 02:30 +0200", "26 02:30 +0100"]
+        );
         assert_eq!(
             fires("10,50 1-3 * * *", "Europe/Oslo", "2026-10-24T23:55:00Z", 5),
-            ["25 02:10 +0200", "25 02:50 +0200", "25 03:10 +0100", "25 03:50 +0100", "26 01:10 +0100"]
+            [
+                "25 02:10 +0200",
+                "25 02:50 +0200",
+                "25 03:10 +0100",
+                "25 03:50 +0100",
+                "26 01:10 +0100"
+            ]
         );
         // Asked in the repeated hour, the second time round.
-        assert_eq!(fires("50 2 * * *", "Europe/Oslo", "2026-10-25T01:10:00Z", 1), ["26 02:50 +0100"]);
+        assert_eq!(
+            fires("50 2 * * *", "Europe/Oslo", "2026-10-25T01:10:00Z", 1),
+            ["26 02:50 +0100"]
+        );
         // New York repeats 01:00 to 02:00 on 1 November 2026.
         assert_eq!(
             fires("30 1 * * *", "America/New_York", "2026-10-31T12:00:00Z", 2),
@@ -361,7 +408,8 @@ mod tests {
         );
     }
 
-    /// The reference: every minute of the two days around each change is asked whether its wall clock fits.
+    /// The reference: every minute of the two days around each change is asked whether its wall
+    /// clock fits.
     #[test]
     fn every_real_occurrence_is_what_a_look_at_the_clock_each_minute_finds() {
         for (zone, day) in [

@@ -25,7 +25,8 @@ impl Default for Retry {
 }
 
 impl Retry {
-    /// How long to wait after so many attempts that failed, before the next; none when there is no other.
+    /// How long to wait after so many attempts that failed, before the next; none when there is no
+    /// other.
     pub fn wait_after(&self, attempts: u32) -> Option<Duration> {
         let factor = 2_u32.checked_pow(attempts.saturating_sub(1)).unwrap_or(u32::MAX);
         (attempts < self.attempts).then(|| self.backoff.duration().saturating_mul(factor))
@@ -39,7 +40,8 @@ mod tests {
     #[test]
     fn the_wait_doubles_until_no_attempt_is_left() {
         let retry = Retry { attempts: 4, backoff: Duration::from_secs(10).into() };
-        let waits: Vec<Option<u64>> = (1..=5).map(|done| retry.wait_after(done).map(|wait| wait.as_secs())).collect();
+        let waits: Vec<Option<u64>> =
+            (1..=5).map(|done| retry.wait_after(done).map(|wait| wait.as_secs())).collect();
         assert_eq!(waits, [Some(10), Some(20), Some(40), None, None]);
         assert_eq!(Retry { attempts: 1, ..retry }.wait_after(1), None);
         let long = Retry { attempts: 100, ..retry };

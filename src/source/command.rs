@@ -1,4 +1,5 @@
-//! The standard output of a command, for what has no source of its own; and a command that reads it back.
+//! The standard output of a command, for what has no source of its own; and a command that reads it
+//! back.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -13,30 +14,37 @@ use super::place::{file_in, refuse_existing, write_private};
 use super::process::Call;
 use super::scratch::{Each, Scratch, ScratchPlace, no_database as no_database_here};
 use super::{
-    ArtifactSpec, Context, Dumped, Finding, Level, Outputs, RestoreArtifact, RestoreOptions, Restored, Restorer,
-    Source, SourceError, Streams, Target,
+    ArtifactSpec, Context, Dumped, Finding, Level, Outputs, RestoreArtifact, RestoreOptions,
+    Restored, Restorer, Source, SourceError, Streams, Target,
 };
 use crate::model::{ArtifactKind, Check, Name, Secret, Warning, Warnings};
 
-/// Values shorter than this are not masked in what a command says: too many innocent words would be.
+/// Values shorter than this are not masked in what a command says: too many innocent words would
+/// be.
 const SHORTEST_MASKED: usize = 4;
 
-/// A command whose standard output is backed up. Exit status 0 after the end of the output is success; all else is not.
+/// A command whose standard output is backed up. Exit status 0 after the end of the output is
+/// success; all else is not.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CommandConfig {
-    /// The program and its arguments. No shell is involved; write `["sh", "-c", "…"]` for one. Every user of the machine
-    /// can read the arguments of a running command, so secrets belong in `env`, `env_pass` or a file.
+    /// The program and its arguments. No shell is involved; write `["sh", "-c", "…"]` for one.
+    /// Every user of the machine can read the arguments of a running command, so secrets belong in
+    /// `env`, `env_pass` or a file.
     #[schemars(length(min = 1))]
     #[serde(serialize_with = "program_only")]
     pub command: Vec<String>,
-    /// The program and its arguments that read the output back from their standard input, with the same variables and in the
-    /// same folder as `command`.
-    #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "optional_program_only")]
+    /// The program and its arguments that read the output back from their standard input, with the
+    /// same variables and in the same folder as `command`.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "optional_program_only"
+    )]
     #[schemars(length(min = 1))]
     pub restore_command: Option<Vec<String>>,
-    /// Variables that are set for the command. It gets no other than these, `env_pass`, and the usual harmless ones
-    /// (`PATH`, `HOME`, `LANG`, `TZ` and their like).
+    /// Variables that are set for the command. It gets no other than these, `env_pass`, and the
+    /// usual harmless ones (`PATH`, `HOME`, `LANG`, `TZ` and their like).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, Secret>,
     /// Names of variables of our own environment that the command gets too, when they are set.
@@ -56,19 +64,25 @@ fn program_only<S: Serializer>(command: &[String], serializer: S) -> Result<S::O
     list.end()
 }
 
-fn optional_program_only<S: Serializer>(command: &Option<Vec<String>>, serializer: S) -> Result<S::Ok, S::Error> {
+fn optional_program_only<S: Serializer>(
+    command: &Option<Vec<String>>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
     program_only(command.as_deref().unwrap_or_default(), serializer)
 }
 
 impl CommandConfig {
-    /// Makes relative paths absolute. A program with a `/` in it is counted from `working_dir`, else from `base`.
+    /// Makes relative paths absolute. A program with a `/` in it is counted from `working_dir`,
+    /// else from `base`.
     pub fn resolve(&mut self, base: &Path) {
         if let Some(folder) = &mut self.working_dir {
             *folder = crate::model::counted_from(base, folder);
         }
         let from = self.working_dir.as_deref().unwrap_or(base);
-        for program in [self.command.first_mut(), self.restore_command.as_mut().and_then(|command| command.first_mut())]
-        {
+        for program in [
+            self.command.first_mut(),
+            self.restore_command.as_mut().and_then(|command| command.first_mut()),
+        ] {
             if let Some(program) = program
                 && program.contains('/')
             {
@@ -78,17 +92,29 @@ impl CommandConfig {
     }
 
     /// A call of one of the two commands with what both get: variables and a folder.
-    fn call(&self, cx: &Context, command: &[String], attempt: &str) -> Result<(Call, String), SourceError> {
+    fn call(
+        &self,
+        cx: &Context,
+        command: &[String],
+        attempt: &str,
+    ) -> Result<(Call, String), SourceError> {
         let (mut call, program) = call(cx, command, attempt)?;
         call = call.working_dir(self.working_dir.clone());
         let set = self.env.iter().map(|(name, value)| (name, value.expose().to_owned().into()));
-        let passed = self.env_pass.iter().filter_map(|name| Some((name, cx.environment.get(name)?.to_owned())));
+        let passed = self
+            .env_pass
+            .iter()
+            .filter_map(|name| Some((name, cx.environment.get(name)?.to_owned())));
         for (name, value) in set.chain(passed) {
             if name.is_empty() || name.contains(['=', '\0']) {
-                return Err(SourceError::Unsuitable(format!("`{name}` is not a name of an environment variable")));
+                return Err(SourceError::Unsuitable(format!(
+                    "`{name}` is not a name of an environment variable"
+                )));
             }
             match value.to_str() {
-                Some(text) if text.len() >= SHORTEST_MASKED => call = call.redact(Secret::new(text)),
+                Some(text) if text.len() >= SHORTEST_MASKED => {
+                    call = call.redact(Secret::new(text))
+                }
                 _ => {}
             }
             call = call.variable(name, value);
@@ -111,21 +137,28 @@ impl Command {
 
 /// A call of an argument vector, and the program's name without its folder.
 fn call(cx: &Context, command: &[String], attempt: &str) -> Result<(Call, String), SourceError> {
-    let Some((program, args)) = command.split_first().filter(|(program, _)| !program.is_empty()) else {
+    let Some((program, args)) = command.split_first().filter(|(program, _)| !program.is_empty())
+    else {
         return Err(SourceError::Unsuitable(format!("The command of `{}` is empty", cx.name)));
     };
     let call = Call::new(cx, program, format!("{attempt} `{}`", cx.name))
         .args(args)
         .when_missing("Install it, correct its name, or write its whole path");
-    let name =
-        Path::new(program).file_name().map_or_else(|| program.clone(), |name| name.to_string_lossy().into_owned());
+    let name = Path::new(program)
+        .file_name()
+        .map_or_else(|| program.clone(), |name| name.to_string_lossy().into_owned());
     Ok((call, name))
 }
 
 impl Source for Command {
     fn dump(&self, cx: &Context, outputs: &dyn Outputs) -> Result<Dumped, SourceError> {
         let (call, program) = self.config.call(cx, &self.config.command, "run the command of")?;
-        let spec = ArtifactSpec { extension: "out", kind: ArtifactKind::Stream, bulk: true, blocks: false };
+        let spec = ArtifactSpec {
+            extension: "out",
+            kind: ArtifactKind::Stream,
+            bulk: true,
+            blocks: false,
+        };
         let mut output = outputs.create(spec).map_err(SourceError::Stream)?;
         let began = Instant::now();
         let bytes = call.read_into(cx, &mut output)?;
@@ -144,19 +177,24 @@ impl Source for Command {
     fn check(&self, cx: &Context) -> Vec<Finding> {
         let mut findings = Vec::new();
         if let Some(folder) = self.config.working_dir.as_deref().filter(|folder| !folder.is_dir()) {
-            let message = format!("`{}` is not a folder: create it or correct `working_dir`", folder.display());
+            let message = format!(
+                "`{}` is not a folder: create it or correct `working_dir`",
+                folder.display()
+            );
             findings.push(Finding::new(Level::Error, "working_dir", message));
         }
-        for (subject, command) in
-            [("command", Some(&self.config.command)), ("restore_command", self.config.restore_command.as_ref())]
-        {
+        for (subject, command) in [
+            ("command", Some(&self.config.command)),
+            ("restore_command", self.config.restore_command.as_ref()),
+        ] {
             let Some(command) = command else { continue };
             let program = command.first().map(String::as_str).unwrap_or_default();
             findings.push(match cx.environment.find_program(Path::new(program)) {
                 Some(file) => Finding::new(Level::Ok, subject, format!("`{}`", file.display())),
                 None => {
                     let message = format!(
-                        "The program `{program}` was not found or is not executable: install it, correct its name, or write \
+                        "The program `{program}` was not found or is not executable: install it, \
+                         correct its name, or write \
                          its whole path"
                     );
                     Finding::new(Level::Error, subject, message)
@@ -195,7 +233,8 @@ impl Restorer for CommandRestorer {
         let fed = call.feed(cx, input)?;
         let mut warnings = Warnings::new();
         if fed.stopped_early {
-            let reason = format!("`{program}` ended with success before it had read all of the stream");
+            let reason =
+                format!("`{program}` ended with success before it had read all of the stream");
             warnings.push(Warning { source: None, path: None, reason, missing: false });
         }
         Ok(Restored { place: format!("the command `{program}`"), warnings, files: None })
@@ -216,7 +255,8 @@ impl Restorer for CommandRestorer {
         let program = command.first().map(String::as_str).unwrap_or_default();
         if cx.environment.find_program(Path::new(program)).is_none() {
             return Err(SourceError::Unsuitable(format!(
-                "The program `{program}`, which should read the stream, was not found or is not executable"
+                "The program `{program}`, which should read the stream, was not found or is not \
+                 executable"
             )));
         }
         Ok(())
@@ -228,7 +268,10 @@ impl Restorer for CommandRestorer {
         _artifact: &RestoreArtifact,
         place: &ScratchPlace,
     ) -> Result<Box<dyn Scratch>, SourceError> {
-        Ok(Box::new(ScratchFile { name: cx.name.clone(), folder: place.folder.join(cx.name.as_str()) }))
+        Ok(Box::new(ScratchFile {
+            name: cx.name.clone(),
+            folder: place.folder.join(cx.name.as_str()),
+        }))
     }
 
     fn by_hand(&self, artifact: &RestoreArtifact) -> String {
@@ -264,7 +307,13 @@ impl Scratch for ScratchFile {
         Ok(expected.map(|expected| check.compared(expected, found.len())).into_iter().collect())
     }
 
-    fn query(&mut self, _: &Context, _: &str, _: Duration, _: &mut Each<'_>) -> Result<(), SourceError> {
+    fn query(
+        &mut self,
+        _: &Context,
+        _: &str,
+        _: Duration,
+        _: &mut Each<'_>,
+    ) -> Result<(), SourceError> {
         Err(no_database_here(&self.name))
     }
 
@@ -284,14 +333,17 @@ impl Scratch for ScratchFile {
 /// The command that is to read the stream.
 fn reader(target: &Target) -> Result<(&CommandConfig, &[String]), SourceError> {
     match target {
-        Target::Command(config) => Ok((config, config.restore_command.as_deref().unwrap_or_default())),
+        Target::Command(config) => {
+            Ok((config, config.restore_command.as_deref().unwrap_or_default()))
+        }
         Target::Folder(_) | Target::Database(_) => Err(no_database()),
     }
 }
 
 fn no_database() -> SourceError {
     SourceError::Unsuitable(
-        "The output of a command cannot be restored into a database by itself: restore it to a folder, or with a command that \
+        "The output of a command cannot be restored into a database by itself: restore it to a \
+         folder, or with a command that \
          reads it"
             .to_owned(),
     )

@@ -1,11 +1,12 @@
 //! Systems that bytes come from: out of them for a backup, back into them for a restore.
 //!
-//! This room knows databases, folders and commands. It does not know what becomes of the bytes: not the pipeline,
-//! not the storages, not the configuration file. A source blocks and runs on a thread of its own. Its files import
-//! this one for the trait, `scratch` for that of what a drill restores, and `process`, the only place that starts a child, but not one another.
+//! This room knows databases, folders and commands. It does not know what becomes of the bytes: not
+//! the pipeline, not the storages, not the configuration file. A source blocks and runs on a thread
+//! of its own. Its files import this one for the trait, `scratch` for that of what a drill
+//! restores, and `process`, the only place that starts a child, but not one another.
 //!
-//! To add a source: a file here with its configuration, its [`Source`], its [`Restorer`] and its [`Scratch`]; then a variant of [`SourceConfig`] and
-//! a line in each of the functions below it.
+//! To add a source: a file here with its configuration, its [`Source`], its [`Restorer`] and its
+//! [`Scratch`]; then a variant of [`SourceConfig`] and a line in each of the functions below it.
 
 pub mod command;
 pub mod directory;
@@ -83,11 +84,14 @@ impl SourceConfig {
     }
 }
 
-/// The inverse of the source that writes artifacts of `kind`; none for kinds that are not restored by themselves
-/// (an index, the facts). It needs no configuration: the host that had it may be gone.
+/// The inverse of the source that writes artifacts of `kind`; none for kinds that are not restored
+/// by themselves (an index, the facts). It needs no configuration: the host that had it may be
+/// gone.
 pub fn restorer(kind: ArtifactKind) -> Option<Box<dyn Restorer>> {
     match kind {
-        ArtifactKind::PgDump | ArtifactKind::PgGlobals => Some(Box::new(postgres::PostgresRestorer)),
+        ArtifactKind::PgDump | ArtifactKind::PgGlobals => {
+            Some(Box::new(postgres::PostgresRestorer))
+        }
         ArtifactKind::Sqlite => Some(Box::new(sqlite::SqliteRestorer)),
         ArtifactKind::Tar => Some(Box::new(directory::DirectoryRestorer)),
         ArtifactKind::Stream => Some(Box::new(command::CommandRestorer)),
@@ -102,7 +106,8 @@ pub struct ScratchConfig {
     pub postgres: postgres::ScratchServer,
 }
 
-/// Refuses scratch targets that are one of `sources`, or in a folder of one, before anything is written.
+/// Refuses scratch targets that are one of `sources`, or in a folder of one, before anything is
+/// written.
 ///
 /// # Errors
 /// [`SourceError::Unsuitable`] when one is.
@@ -127,8 +132,8 @@ pub fn refuse_sources(
     Ok(())
 }
 
-/// Refuses scratch targets that the source `name` was dumped from, by its facts in a snapshot. Folders are not compared: they may be those of another
-/// machine.
+/// Refuses scratch targets that the source `name` was dumped from, by its facts in a snapshot.
+/// Folders are not compared: they may be those of another machine.
 ///
 /// # Errors
 /// [`SourceError::Unsuitable`] when one is.
@@ -145,14 +150,20 @@ pub fn refuse_dumped(
 }
 
 /// Looks whether the scratch targets for `sources` could be made.
-pub fn check_scratch(cx: &Context, config: &ScratchConfig, sources: &[&SourceConfig]) -> Vec<Finding> {
+pub fn check_scratch(
+    cx: &Context,
+    config: &ScratchConfig,
+    sources: &[&SourceConfig],
+) -> Vec<Finding> {
     let postgres = sources.iter().any(|source| matches!(source, SourceConfig::Postgres(_)));
-    let found = (postgres || config.postgres.url.is_some()).then(|| postgres::check_scratch(cx, &config.postgres));
+    let found = (postgres || config.postgres.url.is_some())
+        .then(|| postgres::check_scratch(cx, &config.postgres));
     found.into_iter().collect()
 }
 
-/// Removes what drills made and did not remove: everything whose name begins with `prefix`, in `folders` and on servers, other than what is to stay. What
-/// was removed, and what could not be, in words.
+/// Removes what drills made and did not remove: everything whose name begins with `prefix`, in
+/// `folders` and on servers, other than what is to stay. What was removed, and what could not be,
+/// in words.
 pub fn sweep_scratch(
     cx: &Context,
     config: &ScratchConfig,
@@ -186,9 +197,11 @@ pub fn remove_scratch_folder(folder: &Path) -> Result<(), SourceError> {
 pub struct Context {
     /// The source's name.
     pub name: Name,
-    /// Watched throughout; cancelled, the call ends with [`SourceError::Cancelled`], its children killed and reaped.
+    /// Watched throughout; cancelled, the call ends with [`SourceError::Cancelled`], its children
+    /// killed and reaped.
     pub cancel: Cancel,
-    /// For what has an async client only. Sources run on threads that are not the runtime's, so they may block on it.
+    /// For what has an async client only. Sources run on threads that are not the runtime's, so
+    /// they may block on it.
     pub runtime: tokio::runtime::Handle,
     /// A child that neither writes, reads nor ends for this long is killed.
     pub no_progress_timeout: Duration,
@@ -202,14 +215,15 @@ pub struct Context {
 pub trait Source: Send + Sync {
     /// Writes the source to `outputs`, reading it only.
     ///
-    /// Nothing that was written counts unless [`Dumped`] is returned: it owns the outputs, and only what it owns can be
-    /// finished. A child's exit status is known before that.
+    /// Nothing that was written counts unless [`Dumped`] is returned: it owns the outputs, and only
+    /// what it owns can be finished. A child's exit status is known before that.
     ///
     /// # Errors
     /// When anything that the source must have could not be read; then nothing of it is kept.
     fn dump(&self, cx: &Context, outputs: &dyn Outputs) -> Result<Dumped, SourceError>;
 
-    /// Looks whether a dump could begin: tools and versions, reachability, permissions. Reads only, and quickly.
+    /// Looks whether a dump could begin: tools and versions, reachability, permissions. Reads only,
+    /// and quickly.
     fn check(&self, cx: &Context) -> Vec<Finding>;
 }
 
@@ -264,7 +278,8 @@ pub struct ArtifactSpec {
     pub extension: &'static str,
     /// What the stream is.
     pub kind: ArtifactKind,
-    /// Whether it is the bulk of the source. Others are small and are written with little memory, on one thread.
+    /// Whether it is the bulk of the source. Others are small and are written with little memory,
+    /// on one thread.
     pub bulk: bool,
     /// Whether where each block begins is stored too, as an artifact of kind `Blocks`.
     pub blocks: bool,
@@ -285,11 +300,13 @@ pub struct Dumped {
 
 /// The inverse of a source: puts its artifacts back.
 pub trait Restorer {
-    /// Restores one artifact to `target`, reading `input` to its end. The last bytes of `input` come only after all of it was found undamaged; an
-    /// error while reading it means damage, and the restore must not be completed.
+    /// Restores one artifact to `target`, reading `input` to its end. The last bytes of `input`
+    /// come only after all of it was found undamaged; an error while reading it means damage, and
+    /// the restore must not be completed.
     ///
     /// # Errors
-    /// When the target is not empty and `overwrite` is not set (before anything is touched), or anything fails.
+    /// When the target is not empty and `overwrite` is not set (before anything is touched), or
+    /// anything fails.
     fn restore(
         &self,
         cx: &Context,
@@ -299,11 +316,12 @@ pub trait Restorer {
         options: &RestoreOptions,
     ) -> Result<Restored, SourceError>;
 
-    /// Restores one artifact as [`Restorer::restore`] does, from the streams of a snapshot: for what reads more than the one stream, or
-    /// only parts of it.
+    /// Restores one artifact as [`Restorer::restore`] does, from the streams of a snapshot: for
+    /// what reads more than the one stream, or only parts of it.
     ///
     /// # Errors
-    /// As [`Restorer::restore`]; and when `options` ask for what this kind of artifact does not have (`paths`, `delete`).
+    /// As [`Restorer::restore`]; and when `options` ask for what this kind of artifact does not
+    /// have (`paths`, `delete`).
     fn restore_from(
         &self,
         cx: &Context,
@@ -334,7 +352,8 @@ pub trait Restorer {
         Ok(Preview::default())
     }
 
-    /// Whether `target` could take it: exists, reachable, empty unless `overwrite`. Called for every source before any is touched.
+    /// Whether `target` could take it: exists, reachable, empty unless `overwrite`. Called for
+    /// every source before any is touched.
     ///
     /// # Errors
     /// When a restore would be refused or could not begin.
@@ -357,11 +376,13 @@ pub trait Restorer {
         place: &ScratchPlace,
     ) -> Result<Box<dyn Scratch>, SourceError>;
 
-    /// The ordinary commands that restore the plain stream of `artifact` from standard input (`… | <this>`), without this program.
+    /// The ordinary commands that restore the plain stream of `artifact` from standard input
+    /// (`… | <this>`), without this program.
     fn by_hand(&self, artifact: &RestoreArtifact) -> String;
 }
 
-/// The streams of a snapshot that belong to one artifact. Each may be read several times, from its beginning.
+/// The streams of a snapshot that belong to one artifact. Each may be read several times, from its
+/// beginning.
 pub trait Streams: Sync {
     /// The plain stream, whole. Its last bytes come only after all of it was found undamaged.
     ///
@@ -369,8 +390,9 @@ pub trait Streams: Sync {
     /// When it could not be opened; reading it fails as documented at [`Restorer::restore`].
     fn whole(&self) -> std::io::Result<Box<dyn Read + Send + '_>>;
 
-    /// The bytes of the plain stream in `ranges`, which ascend and do not overlap, one range after the other. Little more than them is fetched. They are not held against the
-    /// digest of the stream: who reads them holds what they are against the index.
+    /// The bytes of the plain stream in `ranges`, which ascend and do not overlap, one range after
+    /// the other. Little more than them is fetched. They are not held against the digest of the
+    /// stream: who reads them holds what they are against the index.
     ///
     /// # Errors
     /// When there is no way into the middle of the stream, or it could not be opened.
@@ -401,7 +423,8 @@ pub struct RestoreArtifact {
 /// Where a restore goes.
 #[derive(Debug, Clone)]
 pub enum Target {
-    /// A folder of this source's own (`DIR/<source>`), made when missing. A database dump is put there as a file.
+    /// A folder of this source's own (`DIR/<source>`), made when missing. A database dump is put
+    /// there as a file.
     Folder(PathBuf),
     /// A database: `postgresql://…`, `sqlite:///path`.
     Database(DatabaseUrl),
@@ -418,24 +441,29 @@ pub struct RestoreOptions {
     pub jobs: usize,
     /// Do not restore owners (nor, in databases, privileges): everything belongs to who restores.
     pub no_owner: bool,
-    /// Databases only: the target is thrown away again. Everything lies in the default tablespace, and nothing subscribes to other servers.
+    /// Databases only: the target is thrown away again. Everything lies in the default tablespace,
+    /// and nothing subscribes to other servers.
     pub scratch: bool,
-    /// Files only: to whom entries belong; the first rule that fits an entry counts, and none leaves it its owner.
+    /// Files only: to whom entries belong; the first rule that fits an entry counts, and none
+    /// leaves it its owner.
     pub owners: Vec<directory::OwnerRule>,
-    /// Files only: restore what these patterns match, with the folders that lead there, which stay as they are where they are there
-    /// already; everything when empty.
+    /// Files only: restore what these patterns match, with the folders that lead there, which stay
+    /// as they are where they are there already; everything when empty.
     pub paths: Vec<directory::Pattern>,
-    /// Files only: remove what the target has and the snapshot has not. With `paths`, in the folders that they match.
+    /// Files only: remove what the target has and the snapshot has not. With `paths`, in the
+    /// folders that they match.
     pub delete: bool,
 }
 
 impl RestoreOptions {
     /// Refuses, for the artifact `name`, what only folders of files can do.
     fn refuse_files_only(&self, name: &str) -> Result<(), SourceError> {
-        let option = if self.paths.is_empty() { self.delete.then_some("--delete") } else { Some("--path") };
+        let option =
+            if self.paths.is_empty() { self.delete.then_some("--delete") } else { Some("--path") };
         option.map_or(Ok(()), |option| {
             Err(SourceError::Unsuitable(format!(
-                "`{option}` is for folders of files, and `{name}` is none: name the source that is meant with `--source`"
+                "`{option}` is for folders of files, and `{name}` is none: name the source that is \
+                 meant with `--source`"
             )))
         })
     }
@@ -446,7 +474,8 @@ impl RestoreOptions {
 pub struct Preview {
     /// Entries that the target has not.
     pub creates: u64,
-    /// Entries that the target has under that name, and which are replaced whether or not they differ.
+    /// Entries that the target has under that name, and which are replaced whether or not they
+    /// differ.
     pub replaces: u64,
     /// Entries of the target that are removed.
     pub deletes: u64,
@@ -554,7 +583,9 @@ pub enum SourceError {
     #[error("{0}")]
     Unsuitable(String),
     /// The target has something in it.
-    #[error("`{0}` is not empty. Pass `--overwrite` to replace what is there, or choose another target")]
+    #[error(
+        "`{0}` is not empty. Pass `--overwrite` to replace what is there, or choose another target"
+    )]
     NotEmpty(String),
     /// A file or folder could not be used.
     #[error("Could not {attempt} `{path}`: {error}")]
@@ -575,7 +606,8 @@ pub enum SourceError {
 }
 
 impl SourceError {
-    /// Whether it may succeed by itself a little later. Of a program that ended with an error nobody can tell, and another try costs little.
+    /// Whether it may succeed by itself a little later. Of a program that ended with an error
+    /// nobody can tell, and another try costs little.
     pub fn may_pass(&self) -> bool {
         use process::ProcessError;
         match self {

@@ -1,7 +1,9 @@
-//! Scratch targets: where a drill restores to, what it looks at there, and how all of it goes away again.
+//! Scratch targets: where a drill restores to, what it looks at there, and how all of it goes away
+//! again.
 //!
-//! Everything that is made is found again by its name alone: the name begins with what the drill's strategy has for its own, and whoever
-//! holds the lock of its drills may remove whatever begins so.
+//! Everything that is made is found again by its name alone: the name begins with what the drill's
+//! strategy has for its own, and whoever holds the lock of its drills may remove whatever begins
+//! so.
 
 use std::ops::ControlFlow;
 use std::os::unix::fs::MetadataExt as _;
@@ -15,7 +17,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::{Context, RestoreArtifact, RestoreOptions, ScratchConfig, SourceError, Streams, Target};
+use super::{
+    Context, RestoreArtifact, RestoreOptions, ScratchConfig, SourceError, Streams, Target,
+};
 use crate::model::{Check, Name};
 
 /// Says in a scratch folder that it is to stay.
@@ -30,7 +34,8 @@ pub struct ScratchPlace {
     pub folder: PathBuf,
     /// Where another user than the one that we run as may have a folder, when we are root.
     pub shared_folder: PathBuf,
-    /// What the names begin with of all that the drills of this strategy make outside of folders of their own: lower-case letters, digits and `_`.
+    /// What the names begin with of all that the drills of this strategy make outside of folders of
+    /// their own: lower-case letters, digits and `_`.
     pub prefix: String,
     /// Settings.
     pub config: ScratchConfig,
@@ -85,7 +90,8 @@ pub trait Scratch: Send {
         RestoreOptions::default()
     }
 
-    /// Counts what is there now, and compares it with the facts of the artifact, which was restored.
+    /// Counts what is there now, and compares it with the facts of the artifact, which was
+    /// restored.
     ///
     /// # Errors
     /// When nothing could be compared. What was compared and differs is a [`Check`].
@@ -96,13 +102,14 @@ pub trait Scratch: Send {
         streams: &dyn Streams,
     ) -> Result<Vec<Check>, SourceError>;
 
-    /// Whether what went wrong with it says nothing about what was restored: the target could not be reached, had no room, or lacks what a server
-    /// must bring along.
+    /// Whether what went wrong with it says nothing about what was restored: the target could not
+    /// be reached, had no room, or lacks what a server must bring along.
     fn is_to_blame(&mut self, _cx: &Context, error: &SourceError) -> bool {
         !matches!(error, SourceError::Damaged(_) | SourceError::Stream(_))
     }
 
-    /// What went wrong when something was restored to it, in words that hold nothing of what was restored, as far as that can be told: they are kept and sent.
+    /// What went wrong when something was restored to it, in words that hold nothing of what was
+    /// restored, as far as that can be told: they are kept and sent.
     fn in_words(&self, error: &SourceError) -> String {
         error.to_string()
     }
@@ -110,10 +117,18 @@ pub trait Scratch: Send {
     /// Asks the restored database, reading only.
     ///
     /// # Errors
-    /// When it is no database, or the query failed: [`SourceError::Database`], transient where the query may be right.
-    fn query(&mut self, cx: &Context, query: &str, timeout: Duration, each: &mut Each<'_>) -> Result<(), SourceError>;
+    /// When it is no database, or the query failed: [`SourceError::Database`], transient where the
+    /// query may be right.
+    fn query(
+        &mut self,
+        cx: &Context,
+        query: &str,
+        timeout: Duration,
+        each: &mut Each<'_>,
+    ) -> Result<(), SourceError>;
 
-    /// What tells a program of the operator where it is: the ends of names of variables with their values.
+    /// What tells a program of the operator where it is: the ends of names of variables with their
+    /// values.
     fn variables(&self) -> Vec<(&'static str, String)>;
 
     /// What it is, in words, with versions and without secrets.
@@ -147,7 +162,8 @@ pub fn refuse_overlap(folder: &Path, taken: &Path, what: &str) -> Result<(), Sou
     let (ours, theirs) = (resolved(folder), resolved(taken));
     if ours.starts_with(&theirs) || theirs.starts_with(&ours) {
         return Err(SourceError::Unsuitable(format!(
-            "The drill would write to `{}`, which is in the place of {what} (`{}`): set the drill's `work_dir` to a folder of its own. Nothing was written",
+            "The drill would write to `{}`, which is in the place of {what} (`{}`): set the \
+             drill's `work_dir` to a folder of its own. Nothing was written",
             folder.display(),
             taken.display()
         )));
@@ -159,7 +175,9 @@ pub fn refuse_overlap(folder: &Path, taken: &Path, what: &str) -> Result<(), Sou
 fn resolved(path: &Path) -> PathBuf {
     for ancestor in path.ancestors() {
         if let Ok(real) = ancestor.canonicalize() {
-            return path.strip_prefix(ancestor).map_or_else(|_| real.clone(), |rest| real.join(rest));
+            return path
+                .strip_prefix(ancestor)
+                .map_or_else(|_| real.clone(), |rest| real.join(rest));
         }
     }
     path.to_owned()
@@ -171,14 +189,23 @@ fn resolved(path: &Path) -> PathBuf {
 /// When it could not be written.
 pub fn keep_folder(folder: &Path) -> Result<(), SourceError> {
     std::fs::write(folder.join(KEPT), "A drill was asked to keep this. Remove it by hand.\n")
-        .map_err(|error| SourceError::Io { attempt: "write in", path: folder.display().to_string(), error })
+        .map_err(|error| SourceError::Io {
+            attempt: "write in",
+            path: folder.display().to_string(),
+            error,
+        })
 }
 
 /// What runs in a scratch folder is stopped by this.
 pub(super) type Stop = fn(&Path) -> Result<(), SourceError>;
 
-/// Removes every scratch folder in `folder` whose name begins with `prefix`, what runs in it stopped first. Those that are to stay stay. What was removed.
-pub(super) fn remove_folders(folder: &Path, prefix: &str, stop: Stop) -> Result<Vec<PathBuf>, SourceError> {
+/// Removes every scratch folder in `folder` whose name begins with `prefix`, what runs in it
+/// stopped first. Those that are to stay stay. What was removed.
+pub(super) fn remove_folders(
+    folder: &Path,
+    prefix: &str,
+    stop: Stop,
+) -> Result<Vec<PathBuf>, SourceError> {
     let failed = |attempt: &'static str, path: &Path| {
         let path = path.display().to_string();
         move |error| SourceError::Io { attempt, path, error }
@@ -194,7 +221,8 @@ pub(super) fn remove_folders(folder: &Path, prefix: &str, stop: Stop) -> Result<
         if !entry.file_name().to_str().is_some_and(|name| name.starts_with(prefix)) {
             continue;
         }
-        // In a folder for everybody anybody may make something of such a name, a link say. Of the one who made it, `lstat` does not lie.
+        // In a folder for everybody anybody may make something of such a name, a link say. Of the
+        // one who made it, `lstat` does not lie.
         let found = match entry.path().symlink_metadata() {
             Ok(found) => found,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
@@ -211,11 +239,15 @@ pub(super) fn remove_folders(folder: &Path, prefix: &str, stop: Stop) -> Result<
 
 /// Removes a scratch folder and all that is in it, what runs in it stopped first.
 pub(super) fn remove_folder(folder: &Path, stop: Stop) -> Result<(), SourceError> {
-    let failed = |error| SourceError::Io { attempt: "remove", path: folder.display().to_string(), error };
+    let failed =
+        |error| SourceError::Io { attempt: "remove", path: folder.display().to_string(), error };
     stop(folder)?;
     end_processes(folder)?;
     match std::fs::remove_dir_all(folder) {
-        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied && !rustix::process::geteuid().is_root() => {
+        Err(error)
+            if error.kind() == std::io::ErrorKind::PermissionDenied
+                && !rustix::process::geteuid().is_root() =>
+        {
             // A restored folder may forbid its own owner to look into it.
             make_removable(folder);
             std::fs::remove_dir_all(folder).map_err(failed)
@@ -225,7 +257,8 @@ pub(super) fn remove_folder(folder: &Path, stop: Stop) -> Result<(), SourceError
     }
 }
 
-/// Ends every process that works in `folder`: what a drill that was killed had started, and that goes on without it.
+/// Ends every process that works in `folder`: what a drill that was killed had started, and that
+/// goes on without it.
 pub(super) fn end_processes(folder: &Path) -> Result<(), SourceError> {
     let failed = |error: Errno| SourceError::Io {
         attempt: "end what still works in",
@@ -241,12 +274,17 @@ pub(super) fn end_processes(folder: &Path) -> Result<(), SourceError> {
 /// Ends the processes that are found to work in `folder` now; how many.
 fn end_those_found(folder: &Path) -> Result<usize, Errno> {
     let works_there = |pid: Pid| {
-        std::fs::read_link(format!("/proc/{}/cwd", pid.as_raw_nonzero())).is_ok_and(|path| path.starts_with(folder))
+        std::fs::read_link(format!("/proc/{}/cwd", pid.as_raw_nonzero()))
+            .is_ok_and(|path| path.starts_with(folder))
     };
     let mut ended = 0;
     for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let number = entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
-        let Some(pid) = number.filter(|pid| *pid != rustix::process::getpid() && works_there(*pid)) else { continue };
+        let number =
+            entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
+        let Some(pid) = number.filter(|pid| *pid != rustix::process::getpid() && works_there(*pid))
+        else {
+            continue;
+        };
         let process = match pidfd_open(pid, PidfdFlags::empty()) {
             Ok(process) => process,
             Err(Errno::SRCH) => continue,
@@ -276,7 +314,8 @@ fn make_removable(folder: &Path) {
         // What cannot be changed is told by the removal.
         let _ = std::fs::set_permissions(&next, std::fs::Permissions::from_mode(0o700));
         let Ok(entries) = std::fs::read_dir(&next) else { continue };
-        let folders = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        let folders =
+            entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
         waiting.extend(folders.map(|entry| entry.path()));
     }
 }
@@ -292,7 +331,10 @@ mod tests {
         std::fs::create_dir(&source).unwrap();
         std::os::unix::fs::symlink(&source, folder.path().join("link")).unwrap();
         for ours in ["files", "files/drill", "link", "link/deep/er", "."] {
-            assert!(refuse_overlap(&folder.path().join(ours), &source, "the source `files`").is_err(), "{ours}");
+            assert!(
+                refuse_overlap(&folder.path().join(ours), &source, "the source `files`").is_err(),
+                "{ours}"
+            );
         }
         for ours in ["files2", "work"] {
             refuse_overlap(&folder.path().join(ours), &source, "the source `files`").unwrap();
@@ -307,7 +349,10 @@ mod tests {
         }
         std::fs::write(folder.path().join("drill_a_file"), "").unwrap();
         keep_folder(&folder.path().join("drill_a_2")).unwrap();
-        assert_eq!(remove_folders(folder.path(), "drill_a_", |_| Ok(())).unwrap(), [folder.path().join("drill_a_1")]);
+        assert_eq!(
+            remove_folders(folder.path(), "drill_a_", |_| Ok(())).unwrap(),
+            [folder.path().join("drill_a_1")]
+        );
         for name in ["drill_a_2", "drill_b_1", "other", "drill_a_file"] {
             assert!(folder.path().join(name).exists(), "{name}");
         }

@@ -1,12 +1,14 @@
 //! An SQLite database file, copied while it is in use.
 //!
-//! The image of the database is read through SQLite's own pager, inside one read transaction: page by page from `sqlite_dbpage`
-//! (<https://www.sqlite.org/dbpage.html>). So what is still in the write-ahead log is in it, nothing that came later is, and the rows of every
-//! table are counted in the same transaction.
+//! The image of the database is read through SQLite's own pager, inside one read transaction: page
+//! by page from `sqlite_dbpage` (<https://www.sqlite.org/dbpage.html>). So what is still in the
+//! write-ahead log is in it, nothing that came later is, and the rows of every table are counted in
+//! the same transaction.
 //!
-//! In WAL mode writers go on meanwhile; the log only cannot be folded back, and grows by what they write. In the rollback-journal modes
-//! a reader keeps writers out. There the image is first copied to a private file, as fast as the disk allows, and the
-//! transaction ended; what takes long, counting and storing, is done on the copy.
+//! In WAL mode writers go on meanwhile; the log only cannot be folded back, and grows by what they
+//! write. In the rollback-journal modes a reader keeps writers out. There the image is first copied
+//! to a private file, as fast as the disk allows, and the transaction ended; what takes long,
+//! counting and storing, is done on the copy.
 
 mod restore;
 mod scratch;
@@ -37,7 +39,8 @@ pub use restore::SqliteRestorer;
 pub struct SqliteConfig {
     /// The database file. Its `-wal` and `-shm` need not be named; what they hold is in the backup.
     pub path: PathBuf,
-    /// Whether the rows of every table are counted: `exact` (the default), or `off` where that takes too long.
+    /// Whether the rows of every table are counted: `exact` (the default), or `off` where that
+    /// takes too long.
     #[serde(default)]
     pub row_counts: RowCounts,
     /// How long to wait while another connection keeps the database locked. Default `60s`.
@@ -90,9 +93,13 @@ impl Sqlite {
         }
         let busy_timeout = self.config.busy_timeout.map_or(BUSY_TIMEOUT, Span::duration);
         let mut session = Session::open(cx, path, busy_timeout, SqliteConnectOptions::new())?;
-        if !session.value::<bool>("ask SQLite what it can", "SELECT sqlite_compileoption_used('ENABLE_DBPAGE_VTAB')")? {
+        if !session.value::<bool>(
+            "ask SQLite what it can",
+            "SELECT sqlite_compileoption_used('ENABLE_DBPAGE_VTAB')",
+        )? {
             return Err(SourceError::Unsuitable(
-                "This program was built with an SQLite that cannot read the pages of a database: build it with \
+                "This program was built with an SQLite that cannot read the pages of a database: \
+                 build it with \
                  `LIBSQLITE3_FLAGS=-DSQLITE_ENABLE_DBPAGE_VTAB`, as its `.cargo/config.toml` does"
                     .to_owned(),
             ));
@@ -105,7 +112,12 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(60);
 
 impl Source for Sqlite {
     fn dump(&self, cx: &Context, outputs: &dyn Outputs) -> Result<Dumped, SourceError> {
-        let spec = ArtifactSpec { extension: "sqlite", kind: ArtifactKind::Sqlite, bulk: true, blocks: false };
+        let spec = ArtifactSpec {
+            extension: "sqlite",
+            kind: ArtifactKind::Sqlite,
+            bulk: true,
+            blocks: false,
+        };
         let mut session = self.open(cx)?;
         let mut warnings = Warnings::new();
         let image = session.begin()?;
@@ -122,13 +134,22 @@ impl Source for Sqlite {
         } else {
             let mut copy = PrivateFile::create(cx, &image)?;
             let path = copy.path.clone();
-            let wrong = |error| SourceError::Io { attempt: "write", path: path.display().to_string(), error };
+            let wrong = |error| SourceError::Io {
+                attempt: "write",
+                path: path.display().to_string(),
+                error,
+            };
             let mut out = BufWriter::with_capacity(256 << 10, &copy.file);
             session.copy(&image, &mut out, wrong)?;
             out.flush().map_err(wrong)?;
             drop(out);
             session.end()?;
-            let mut session = Session::open(cx, &copy.path, BUSY_TIMEOUT, SqliteConnectOptions::new().immutable(true))?;
+            let mut session = Session::open(
+                cx,
+                &copy.path,
+                BUSY_TIMEOUT,
+                SqliteConnectOptions::new().immutable(true),
+            )?;
             facts = session.facts(self.config.row_counts, &mut warnings)?;
             output = outputs.create(spec).map_err(SourceError::Stream)?;
             copy.pour(cx, &image, &mut output)?;
@@ -174,7 +195,8 @@ impl Source for Sqlite {
                             Level::Ok,
                             "work_dir",
                             format!(
-                                "The database is copied to `{work_dir}` first, and writers wait meanwhile; in WAL mode \
+                                "The database is copied to `{work_dir}` first, and writers wait \
+                                 meanwhile; in WAL mode \
                                  (`PRAGMA journal_mode = WAL`) neither would be"
                             ),
                         ),
@@ -225,7 +247,8 @@ impl<'a> Session<'a> {
             .row_buffer_size(8)
             .disable_statement_logging();
         let attempt = "open the database";
-        let connection = wait(cx, options.connect()).map_err(|error| explain(error, attempt, path, busy_timeout))?;
+        let connection = wait(cx, options.connect())
+            .map_err(|error| explain(error, attempt, path, busy_timeout))?;
         let mut session = Self { cx, path, busy_timeout, connection };
         let cancel = cx.cancel.clone();
         // A count may run for long inside SQLite, where nothing else would interrupt it.
@@ -274,10 +297,15 @@ impl<'a> Session<'a> {
         let pages: i64 = self.value(attempt, "PRAGMA page_count")?;
         let page_bytes: i64 = self.value(attempt, "PRAGMA page_size")?;
         let journal_mode = self.value(attempt, "PRAGMA journal_mode")?;
-        Ok(Image { pages: pages.unsigned_abs(), page_bytes: page_bytes.unsigned_abs(), journal_mode })
+        Ok(Image {
+            pages: pages.unsigned_abs(),
+            page_bytes: page_bytes.unsigned_abs(),
+            journal_mode,
+        })
     }
 
-    /// Ends the transaction, and closes the connection: when this returns, nothing of it is on the database any more.
+    /// Ends the transaction, and closes the connection: when this returns, nothing of it is on the
+    /// database any more.
     fn end(mut self) -> Result<(), SourceError> {
         self.run("end the transaction", "COMMIT")?;
         wait(self.cx, self.connection.close())
@@ -294,19 +322,26 @@ impl<'a> Session<'a> {
         let attempt = "read the pages";
         let (cx, path, busy_timeout) = (self.cx, self.path, self.busy_timeout);
         let (mut pages, mut bytes) = (0_u64, 0_u64);
-        let mut rows =
-            sqlx::query("SELECT pgno, data FROM sqlite_dbpage('main') ORDER BY pgno").fetch(&mut self.connection);
-        // The runtime is left before each page is written: what takes it may need the runtime itself.
-        while let Some(row) = wait(cx, rows.try_next()).map_err(|error| explain(error, attempt, path, busy_timeout))? {
-            let read = row.try_get::<i64, _>(0).and_then(|number| Ok((number, row.try_get::<&[u8], _>(1)?)));
-            let (number, page) = read.map_err(|error| explain(error.into(), attempt, path, busy_timeout))?;
+        let mut rows = sqlx::query("SELECT pgno, data FROM sqlite_dbpage('main') ORDER BY pgno")
+            .fetch(&mut self.connection);
+        // The runtime is left before each page is written: what takes it may need the runtime
+        // itself.
+        while let Some(row) = wait(cx, rows.try_next())
+            .map_err(|error| explain(error, attempt, path, busy_timeout))?
+        {
+            let read = row
+                .try_get::<i64, _>(0)
+                .and_then(|number| Ok((number, row.try_get::<&[u8], _>(1)?)));
+            let (number, page) =
+                read.map_err(|error| explain(error.into(), attempt, path, busy_timeout))?;
             pages += 1;
             bytes += page.len() as u64;
             if number.unsigned_abs() != pages || page.len() as u64 != image.page_bytes {
                 break;
             }
-            out.write_all(page)
-                .map_err(|error| if cx.cancel.is_cancelled() { SourceError::Cancelled } else { out_failed(error) })?;
+            out.write_all(page).map_err(|error| {
+                if cx.cancel.is_cancelled() { SourceError::Cancelled } else { out_failed(error) }
+            })?;
         }
         if pages != image.pages || bytes != image.bytes() {
             return Err(SourceError::Database {
@@ -323,7 +358,11 @@ impl<'a> Session<'a> {
     }
 
     /// All that is counted.
-    fn facts(&mut self, row_counts: RowCounts, warnings: &mut Warnings) -> Result<serde_json::Value, SourceError> {
+    fn facts(
+        &mut self,
+        row_counts: RowCounts,
+        warnings: &mut Warnings,
+    ) -> Result<serde_json::Value, SourceError> {
         let attempt = "read the schema";
         let number = |session: &mut Self, sql| session.value::<i64>(attempt, sql);
         let mut facts = json!({
@@ -332,9 +371,12 @@ impl<'a> Session<'a> {
             "sqlite_version": self.value::<String>(attempt, "SELECT sqlite_version()")?,
             "user_version": number(self, "PRAGMA user_version")?,
             "application_id": number(self, "PRAGMA application_id")?,
-            "indexes": self.texts(attempt, "SELECT name FROM sqlite_schema WHERE type = 'index' ORDER BY name")?,
-            "triggers": self.texts(attempt, "SELECT name FROM sqlite_schema WHERE type = 'trigger' ORDER BY name")?,
-            "views": self.texts(attempt, "SELECT name FROM sqlite_schema WHERE type = 'view' ORDER BY name")?,
+            "indexes": self.texts(attempt, "SELECT name FROM sqlite_schema WHERE type = 'index' \
+                ORDER BY name")?,
+            "triggers": self.texts(attempt, "SELECT name FROM sqlite_schema WHERE type = 'trigger' \
+                ORDER BY name")?,
+            "views": self.texts(attempt, "SELECT name FROM sqlite_schema WHERE type = 'view' ORDER \
+                BY name")?,
         });
         let mut tables = Vec::new();
         for name in self.tables()? {
@@ -344,11 +386,16 @@ impl<'a> Session<'a> {
                     Ok(rows) => table = json!({ "name": name, "rows": rows }),
                     Err(Fault::Sqlx(error)) if primary_code(&error) == Some(SQLITE_ERROR) => {
                         warnings.push(warning(format!(
-                            "The rows of {} could not be counted, and a drill cannot compare them: {error}",
+                            "The rows of {} could not be counted, and a drill cannot compare them: \
+                             {error}",
                             quoted(&name)
                         )));
                     }
-                    Err(error) => return Err(self.explain(error, &format!("count the rows of {}", quoted(&name)))),
+                    Err(error) => {
+                        return Err(
+                            self.explain(error, &format!("count the rows of {}", quoted(&name)))
+                        );
+                    }
                 }
             }
             tables.push(table);
@@ -359,9 +406,11 @@ impl<'a> Session<'a> {
         Ok(facts)
     }
 
-    /// The tables that have pages: those that virtual ones are made of are among them, virtual ones are not.
+    /// The tables that have pages: those that virtual ones are made of are among them, virtual ones
+    /// are not.
     fn tables(&mut self) -> Result<Vec<String>, SourceError> {
-        let sql = "SELECT name FROM sqlite_schema WHERE type = 'table' AND rootpage > 0 ORDER BY name";
+        let sql =
+            "SELECT name FROM sqlite_schema WHERE type = 'table' AND rootpage > 0 ORDER BY name";
         self.texts("read the schema", sql)
     }
 
@@ -397,7 +446,11 @@ fn wait<T>(cx: &Context, work: impl Future<Output = Result<T, sqlx::Error>>) -> 
         tokio::select! {
             biased;
             () = cx.cancel.cancelled() => Err(Fault::Cancelled),
-            done = work => done.map_err(|error| if cx.cancel.is_cancelled() { Fault::Cancelled } else { Fault::Sqlx(error) }),
+            done = work =>
+                done.map_err(|error| match error {
+                    _ if cx.cancel.is_cancelled() => Fault::Cancelled,
+                    error => Fault::Sqlx(error),
+                }),
         }
     })
 }
@@ -427,18 +480,24 @@ fn explain(error: Fault, attempt: &str, path: &Path, busy_timeout: Duration) -> 
             ));
         }
         Some(SQLITE_BUSY | SQLITE_LOCKED) => format!(
-            "another connection kept it locked for {}. Find what holds it, or set a longer `busy_timeout` ({error})",
+            "another connection kept it locked for {}. Find what holds it, or set a longer \
+             `busy_timeout` ({error})",
             Span::from(busy_timeout)
         ),
         Some(SQLITE_CORRUPT) => {
-            format!("it is damaged ({error}). `PRAGMA integrity_check` tells more; keep the backups that you have")
+            format!(
+                "it is damaged ({error}). `PRAGMA integrity_check` tells more; keep the backups \
+                 that you have"
+            )
         }
         Some(SQLITE_READONLY) => format!(
-            "a transaction that broke off must be undone first, and this program only reads. Open the database once with its \
+            "a transaction that broke off must be undone first, and this program only reads. Open \
+             the database once with its \
              application or with `sqlite3`, and look at it ({error})"
         ),
         Some(SQLITE_CANTOPEN) => format!(
-            "it could not be opened ({error}). The file must be readable, and a database in WAL mode needs its `-shm` and `-wal` \
+            "it could not be opened ({error}). The file must be readable, and a database in WAL \
+             mode needs its `-shm` and `-wal` \
              beside it or a folder in which they can be made"
         ),
         _ => error.to_string(),
@@ -463,8 +522,9 @@ fn free_bytes(folder: &Path) -> Result<u64, SourceError> {
 
 /// A new name that nothing has, beside or among others: 64 random bits in hexadecimal.
 fn random_name() -> Result<String, SourceError> {
-    let number = getrandom::u64()
-        .map_err(|error| SourceError::Unsuitable(format!("The system gives no random numbers: {error}")))?;
+    let number = getrandom::u64().map_err(|error| {
+        SourceError::Unsuitable(format!("The system gives no random numbers: {error}"))
+    })?;
     Ok(format!("{number:016x}"))
 }
 
@@ -480,7 +540,8 @@ impl PrivateFile {
         let free = free_bytes(&cx.work_dir)?;
         if free < image.bytes() {
             return Err(SourceError::Unsuitable(format!(
-                "`{}` has {} free, and a copy of the database needs {}. Make room, or use WAL mode, which needs no copy",
+                "`{}` has {} free, and a copy of the database needs {}. Make room, or use WAL \
+                 mode, which needs no copy",
                 cx.work_dir.display(),
                 ByteSize(free),
                 ByteSize(image.bytes())
@@ -491,16 +552,28 @@ impl PrivateFile {
 
     /// A new file at `path`, where nothing may be.
     fn new(path: PathBuf) -> Result<Self, SourceError> {
-        let created = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path);
+        let created =
+            OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path);
         match created {
             Ok(file) => Ok(Self { path, file }),
-            Err(error) => Err(SourceError::Io { attempt: "create", path: path.display().to_string(), error }),
+            Err(error) => {
+                Err(SourceError::Io { attempt: "create", path: path.display().to_string(), error })
+            }
         }
     }
 
     /// Writes all of it to `out`.
-    fn pour(&mut self, cx: &Context, image: &Image, out: &mut dyn Write) -> Result<(), SourceError> {
-        let io = |error| SourceError::Io { attempt: "read", path: self.path.display().to_string(), error };
+    fn pour(
+        &mut self,
+        cx: &Context,
+        image: &Image,
+        out: &mut dyn Write,
+    ) -> Result<(), SourceError> {
+        let io = |error| SourceError::Io {
+            attempt: "read",
+            path: self.path.display().to_string(),
+            error,
+        };
         self.file.seek(SeekFrom::Start(0)).map_err(io)?;
         let mut buffer = vec![0; 256 << 10];
         let mut bytes = 0;
@@ -515,7 +588,11 @@ impl PrivateFile {
             bytes += count as u64;
             let written = out.write_all(buffer.get(..count).unwrap_or_default());
             written.map_err(|error| {
-                if cx.cancel.is_cancelled() { SourceError::Cancelled } else { SourceError::Stream(error) }
+                if cx.cancel.is_cancelled() {
+                    SourceError::Cancelled
+                } else {
+                    SourceError::Stream(error)
+                }
             })?;
         }
         if bytes != image.bytes() {
@@ -528,7 +605,8 @@ impl PrivateFile {
 
 impl Drop for PrivateFile {
     fn drop(&mut self) {
-        // One that cannot be removed lies in the private work folder; nothing else can be done about it here.
+        // One that cannot be removed lies in the private work folder; nothing else can be done
+        // about it here.
         let _ = std::fs::remove_file(&self.path);
     }
 }

@@ -1,11 +1,11 @@
 //! Places that snapshots are kept in: named objects at rest.
 //!
-//! This room knows keys, bytes and what a store promises. It does not know what the bytes are: no manifest, no
-//! strategy, no compression. Every storage passes the same conformance suite (`tests/it`), which holds the promises written on
-//! [`Storage`].
+//! This room knows keys, bytes and what a store promises. It does not know what the bytes are: no
+//! manifest, no strategy, no compression. Every storage passes the same conformance suite
+//! (`tests/it`), which holds the promises written on [`Storage`].
 //!
-//! To add a storage: a file here with its configuration and its [`Storage`], a variant of [`StorageConfig`], one line in the list of
-//! the conformance suite.
+//! To add a storage: a file here with its configuration and its [`Storage`], a variant of
+//! [`StorageConfig`], one line in the list of the conformance suite.
 
 pub mod local;
 pub mod s3;
@@ -22,11 +22,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{Cancel, RemoteCheck};
 
-/// The configuration of a storage, by its `type`. What is kept there (`retention`, `prune` and `max_delete_percent`, in the same table of a
-/// file) is no storage's business: none has settings of these names.
+/// The configuration of a storage, by its `type`. What is kept there (`retention`, `prune` and
+/// `max_delete_percent`, in the same table of a file) is no storage's business: none has settings
+/// of these names.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "lowercase")]
-#[expect(clippy::large_enum_variant, reason = "there are as many of these as the configuration has storages")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there are as many of these as the configuration has storages"
+)]
 pub enum StorageConfig {
     /// A folder on this machine, or mounted on it.
     Local(local::LocalConfig),
@@ -65,11 +69,14 @@ impl StorageConfig {
         }
     }
 
-    /// What tells the place from every other, as far as the configuration tells: two names for one place would be in each other's way.
+    /// What tells the place from every other, as far as the configuration tells: two names for one
+    /// place would be in each other's way.
     pub fn place(&self) -> String {
         match self {
             // Without the `/` at the end, and the like.
-            Self::Local(config) => config.path.components().collect::<std::path::PathBuf>().display().to_string(),
+            Self::Local(config) => {
+                config.path.components().collect::<std::path::PathBuf>().display().to_string()
+            }
             Self::S3(config) => config.place(),
         }
     }
@@ -82,8 +89,8 @@ impl StorageConfig {
         }
     }
 
-    /// The storage that an address on the command line means: `s3://bucket/prefix` (endpoint, region and credentials from the environment of the SDK) or a
-    /// path.
+    /// The storage that an address on the command line means: `s3://bucket/prefix` (endpoint,
+    /// region and credentials from the environment of the SDK) or a path.
     ///
     /// # Errors
     /// When it is neither.
@@ -91,25 +98,29 @@ impl StorageConfig {
         match address.split_once("://") {
             Some(("s3", _)) => Ok(Self::S3(s3::S3Config::from_address(address)?)),
             Some((scheme, _)) => Err(StorageError::Unsuitable(format!(
-                "`{address}` is not the address of a storage: `{scheme}://` is not known, only `s3://BUCKET/PREFIX` or a path"
+                "`{address}` is not the address of a storage: `{scheme}://` is not known, only \
+                 `s3://BUCKET/PREFIX` or a path"
             ))),
-            None if address.is_empty() => {
-                Err(StorageError::Unsuitable("An empty text is not the address of a storage".to_owned()))
-            }
+            None if address.is_empty() => Err(StorageError::Unsuitable(
+                "An empty text is not the address of a storage".to_owned(),
+            )),
             None => Ok(Self::Local(local::LocalConfig::from_path(address))),
         }
     }
 }
 
-/// Refuses what is not a key: it must be of plain names joined by `/`. A name that begins with a dot is refused too: such
-/// names are kept for what must stay invisible (temporary files, locks), and `..` would leave the root.
+/// Refuses what is not a key: it must be of plain names joined by `/`. A name that begins with a
+/// dot is refused too: such names are kept for what must stay invisible (temporary files, locks),
+/// and `..` would leave the root.
 fn check_key(key: &str) -> Result<(), StorageError> {
-    let plain = |name: &str| !name.is_empty() && !name.starts_with('.') && !name.contains(char::is_control);
+    let plain =
+        |name: &str| !name.is_empty() && !name.starts_with('.') && !name.contains(char::is_control);
     if key.split('/').all(plain) {
         Ok(())
     } else {
         Err(StorageError::Unsuitable(format!(
-            "{key:?} is not a key: expected names joined by `/`, none empty, beginning with a dot, or with control characters"
+            "{key:?} is not a key: expected names joined by `/`, none empty, beginning with a dot, \
+             or with control characters"
         )))
     }
 }
@@ -119,7 +130,9 @@ fn check_prefix(prefix: &str) -> Result<(), StorageError> {
     match prefix.strip_suffix('/') {
         Some(key) => check_key(key),
         None if prefix.is_empty() => Ok(()),
-        None => Err(StorageError::Unsuitable(format!("{prefix:?} is not a prefix: expected it to end in `/`"))),
+        None => Err(StorageError::Unsuitable(format!(
+            "{prefix:?} is not a prefix: expected it to end in `/`"
+        ))),
     }
 }
 
@@ -131,12 +144,14 @@ fn named(prefix: &str) -> String {
 /// Random hex digits: the part of a name that keeps two writers apart.
 fn salt() -> Result<String, StorageError> {
     let mut bytes = [0; 8];
-    getrandom::fill(&mut bytes)
-        .map_err(|error| StorageError::Unsuitable(format!("The system gave no random bytes: {error}")))?;
+    getrandom::fill(&mut bytes).map_err(|error| {
+        StorageError::Unsuitable(format!("The system gave no random bytes: {error}"))
+    })?;
     Ok(hex::encode(bytes))
 }
 
-/// Named objects at rest. Keys are relative to the storage's root, of plain names joined by `/`, never beginning or ending with it.
+/// Named objects at rest. Keys are relative to the storage's root, of plain names joined by `/`,
+/// never beginning or ending with it.
 #[async_trait]
 pub trait Storage: Send + Sync {
     /// What it is, for messages: `/backups`, `s3://bucket/prefix`. Never a secret.
@@ -147,19 +162,26 @@ pub trait Storage: Send + Sync {
         self.address()
     }
 
-    /// Begins an object. Nothing is visible under `key`, nor counted by [`Storage::list`], before [`Upload::finish`] returned.
+    /// Begins an object. Nothing is visible under `key`, nor counted by [`Storage::list`], before
+    /// [`Upload::finish`] returned.
     ///
     /// # Errors
     /// [`StorageError::AlreadyExists`] when it is there and that is seen already.
-    async fn create(&self, key: &str, options: CreateOptions) -> Result<Box<dyn Upload>, StorageError>;
+    async fn create(
+        &self,
+        key: &str,
+        options: CreateOptions,
+    ) -> Result<Box<dyn Upload>, StorageError>;
 
-    /// Writes a small object whole, replacing what is there, atomically: a reader sees the old or the new. For heartbeats and marks.
+    /// Writes a small object whole, replacing what is there, atomically: a reader sees the old or
+    /// the new. For heartbeats and marks.
     ///
     /// # Errors
     /// When it could not be written; then the old one stands.
     async fn replace(&self, key: &str, body: Bytes) -> Result<(), StorageError>;
 
-    /// The bytes of an object, or of a range of it, as they come. A stream that ends early ends with an error.
+    /// The bytes of an object, or of a range of it, as they come. A stream that ends early ends
+    /// with an error.
     ///
     /// # Errors
     /// [`StorageError::NotFound`], at the latest with the first item.
@@ -169,10 +191,12 @@ pub trait Storage: Send + Sync {
         range: Option<Range<u64>>,
     ) -> Result<BoxStream<'static, Result<Bytes, StorageError>>, StorageError>;
 
-    /// Every finished object whose key begins with `prefix` (a whole number of names, ending in `/`, or empty), in the order of
-    /// keys, to the very end. A storage or prefix that does not exist is empty, unless the root itself cannot be reached.
+    /// Every finished object whose key begins with `prefix` (a whole number of names, ending in
+    /// `/`, or empty), in the order of keys, to the very end. A storage or prefix that does not
+    /// exist is empty, unless the root itself cannot be reached.
     ///
-    /// An error ends it: what came before it is not the whole listing, and nothing may be deleted because of it.
+    /// An error ends it: what came before it is not the whole listing, and nothing may be deleted
+    /// because of it.
     fn list(&self, prefix: &str) -> BoxStream<'static, Result<Object, StorageError>>;
 
     /// What the storage says it holds under `key`.
@@ -187,22 +211,27 @@ pub trait Storage: Send + Sync {
     /// [`StorageError::Locked`] when the store keeps it until a time.
     async fn delete(&self, key: &str) -> Result<(), StorageError>;
 
-    /// What keeps an object from being deleted now, where the store has such locks and tells of them.
+    /// What keeps an object from being deleted now, where the store has such locks and tells of
+    /// them.
     ///
     /// # Errors
-    /// When it could not be found out: then nobody knows whether a delete would take the object or only hide it.
+    /// When it could not be found out: then nobody knows whether a delete would take the object or
+    /// only hide it.
     async fn lock_of(&self, _key: &str) -> Result<Option<ObjectLock>, StorageError> {
         Ok(None)
     }
 
-    /// Gives up what unfinished uploads under `prefix` left behind, invisible but taking space, where it was begun before `before`. Returns how many.
-    /// Only for a prefix that no living run writes to.
+    /// Gives up what unfinished uploads under `prefix` left behind, invisible but taking space,
+    /// where it was begun before `before`. Returns how many. Only for a prefix that no living run
+    /// writes to.
     ///
     /// # Errors
     /// When it could not be found out; a store that cannot tell returns 0.
-    async fn sweep_uploads(&self, prefix: &str, before: DateTime<Utc>) -> Result<u64, StorageError>;
+    async fn sweep_uploads(&self, prefix: &str, before: DateTime<Utc>)
+    -> Result<u64, StorageError>;
 
-    /// Finds out once what the store understands, by writing a small object to `key` and replacing it. It is left there.
+    /// Finds out once what the store understands, by writing a small object to `key` and replacing
+    /// it. It is left there.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -220,7 +249,8 @@ pub trait Storage: Send + Sync {
     /// When it could not be found out.
     async fn free_bytes(&self) -> Result<Option<u64>, StorageError>;
 
-    /// Excludes other writers of `folder` on this machine, for as long as the returned value lives. None where the store has no such lock.
+    /// Excludes other writers of `folder` on this machine, for as long as the returned value lives.
+    /// None where the store has no such lock.
     ///
     /// # Errors
     /// [`StorageError::Busy`] when another holds it.
@@ -239,7 +269,8 @@ pub struct CreateOptions {
     pub steady: bool,
 }
 
-/// An object while it is written. Dropping it gives it up, as far as that can be done without waiting; [`Upload::abort`] does it wholly.
+/// An object while it is written. Dropping it gives it up, as far as that can be done without
+/// waiting; [`Upload::abort`] does it wholly.
 #[async_trait]
 pub trait Upload: Send {
     /// Takes the next bytes.
@@ -248,10 +279,12 @@ pub trait Upload: Send {
     /// When they could not be written; the upload can only be aborted then.
     async fn write(&mut self, chunk: Bytes) -> Result<(), StorageError>;
 
-    /// Publishes the object atomically and durably; where the store can, only if the key is new. Then asks the store what it has, and compares.
+    /// Publishes the object atomically and durably; where the store can, only if the key is new.
+    /// Then asks the store what it has, and compares.
     ///
     /// # Errors
-    /// [`StorageError::AlreadyExists`] when the key was not new, [`StorageError::Mismatch`] when the store has something else than was sent.
+    /// [`StorageError::AlreadyExists`] when the key was not new, [`StorageError::Mismatch`] when
+    /// the store has something else than was sent.
     async fn finish(self: Box<Self>) -> Result<Finished, StorageError>;
 
     /// Gives it up: nothing is left where the store can be reached.
@@ -314,7 +347,8 @@ pub enum StorageError {
         key: String,
     },
     /// It is kept from being deleted.
-    #[error("`{address}` keeps `{key}` locked{}", .until.map(|until| format!(" until {}", until.to_rfc3339())).unwrap_or_default())]
+    #[error("`{address}` keeps `{key}` locked{}", .until.map(|until| format!(" until {}",
+        until.to_rfc3339())).unwrap_or_default())]
     Locked {
         /// The storage.
         address: String,

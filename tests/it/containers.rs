@@ -1,4 +1,5 @@
-//! The examples for containers and for plain hosts: valid by the schemas of those who read them, and consistent in themselves.
+//! The examples for containers and for plain hosts: valid by the schemas of those who read them,
+//! and consistent in themselves.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -35,7 +36,10 @@ fn pod(documents: &[Value]) -> &Value {
 /// The container of Holdfast in a manifest.
 fn container(documents: &[Value]) -> &Value {
     let containers = pod(documents)["containers"].as_array().unwrap();
-    containers.iter().find(|container| container["image"].as_str().unwrap().contains("/backup:")).unwrap()
+    containers
+        .iter()
+        .find(|container| container["image"].as_str().unwrap().contains("/backup:"))
+        .unwrap()
 }
 
 fn kind<'a>(documents: &'a [Value], kind: &str) -> &'a Value {
@@ -50,7 +54,8 @@ fn configurations() -> Vec<(String, String)> {
         all.push((variant.to_owned(), read(format!("compose/{variant}/config/backup.toml"))));
     }
     for name in MANIFESTS {
-        let text = kind(&manifest(name), "ConfigMap")["data"]["backup.toml"].as_str().unwrap().to_owned();
+        let text =
+            kind(&manifest(name), "ConfigMap")["data"]["backup.toml"].as_str().unwrap().to_owned();
         all.push((name.to_owned(), text));
     }
     all.push(("systemd".to_owned(), read("systemd/backup.toml".to_owned())));
@@ -63,22 +68,38 @@ fn configuration(name: &str) -> toml::Table {
 
 #[test]
 fn every_compose_file_is_valid_by_the_compose_specification() {
-    let files: Vec<String> = VARIANTS.map(|variant| format!("examples/compose/{variant}/compose.yaml")).into();
-    let check = format!(r#""$1" -m check_jsonschema --builtin-schema vendor.compose-spec {}"#, files.join(" "));
+    let files: Vec<String> =
+        VARIANTS.map(|variant| format!("examples/compose/{variant}/compose.yaml")).into();
+    let check = format!(
+        r#""$1" -m check_jsonschema --builtin-schema vendor.compose-spec {}"#,
+        files.join(" ")
+    );
     sh(&repository(), &check, &[variable("HOLDFAST_TEST_PYTHON").as_ref()]);
     // No other compose file lies about unchecked, and the judge does judge.
-    let all = sh(&repository(), "find examples -name 'compose*.y*ml' -o -name 'docker-compose*' | wc -l", &[]);
+    let all = sh(
+        &repository(),
+        "find examples -name 'compose*.y*ml' -o -name 'docker-compose*' | wc -l",
+        &[],
+    );
     assert_eq!(all.trim(), VARIANTS.len().to_string());
     let folder = temp();
-    std::fs::write(folder.path().join("compose.yaml"), "services: { a: { image: b, red_only: true } }\n").unwrap();
+    std::fs::write(
+        folder.path().join("compose.yaml"),
+        "services: { a: { image: b, red_only: true } }\n",
+    )
+    .unwrap();
     let refused = r#"! "$1" -m check_jsonschema --builtin-schema vendor.compose-spec compose.yaml"#;
-    assert!(sh(folder.path(), refused, &[variable("HOLDFAST_TEST_PYTHON").as_ref()]).contains("red_only"));
+    assert!(
+        sh(folder.path(), refused, &[variable("HOLDFAST_TEST_PYTHON").as_ref()])
+            .contains("red_only")
+    );
 }
 
 #[test]
 fn every_manifest_is_valid_by_the_schemas_of_kubernetes() {
     let python = variable("HOLDFAST_TEST_PYTHON");
-    let check = r#""$1" -m kubernetes_validate --strict -k "$2" sidecar.yaml cronjob.yaml restore.yaml"#;
+    let check =
+        r#""$1" -m kubernetes_validate --strict -k "$2" sidecar.yaml cronjob.yaml restore.yaml"#;
     for version in ["1.29.0", "1.37.0"] {
         sh(&examples().join("kubernetes"), check, &[python.as_ref(), version.as_ref()]);
     }
@@ -86,7 +107,8 @@ fn every_manifest_is_valid_by_the_schemas_of_kubernetes() {
     assert_eq!(all.trim(), "3", "and there is no other");
     let folder = temp();
     let text = std::fs::read_to_string(examples().join("kubernetes/sidecar.yaml")).unwrap();
-    std::fs::write(folder.path().join("a.yaml"), text.replace("livenessProbe", "livelinessProbe")).unwrap();
+    std::fs::write(folder.path().join("a.yaml"), text.replace("livenessProbe", "livelinessProbe"))
+        .unwrap();
     sh(folder.path(), r#"! "$1" -m kubernetes_validate --strict a.yaml"#, &[python.as_ref()]);
 }
 
@@ -99,7 +121,8 @@ fn the_units_of_systemd_are_verified_by_it() {
         said=$(systemd-analyze verify --man=no ./holdfast.service ./backup@daily.service ./backup@daily.timer 2>&1) || { echo "$said"; exit 1; }
         echo "$said" | grep -v '^$' || true"#;
     let program = env!("CARGO_BIN_EXE_backup");
-    let said = sh(folder.path(), script, &[examples().join("systemd").as_os_str(), program.as_ref()]);
+    let said =
+        sh(folder.path(), script, &[examples().join("systemd").as_os_str(), program.as_ref()]);
     assert_eq!(said.trim(), "");
 }
 
@@ -128,7 +151,8 @@ fn every_configuration_is_understood() {
     }
 }
 
-/// The path of everything that a configuration names on this machine: (path, whether it is written).
+/// The path of everything that a configuration names on this machine: (path, whether it is
+/// written).
 fn named(configuration: &toml::Table) -> Vec<(String, bool)> {
     let mut all = vec![(configuration["state_dir"].as_str().unwrap().to_owned(), true)];
     for (table, written) in [("sources", false), ("storages", true)] {
@@ -154,7 +178,8 @@ fn is_mounted(mounts: &[(String, bool)], configuration: &toml::Table, example: &
     for (path, written) in named(configuration) {
         let under = |target: &str| Path::new(&path).starts_with(target);
         let mount = mounts.iter().find(|(target, _)| under(target));
-        let (_, read_only) = mount.unwrap_or_else(|| panic!("{example}: nothing is mounted at `{path}`"));
+        let (_, read_only) =
+            mount.unwrap_or_else(|| panic!("{example}: nothing is mounted at `{path}`"));
         assert_eq!(*read_only, !written, "{example}: `{path}`");
     }
 }
@@ -164,15 +189,18 @@ fn what_a_configuration_names_is_mounted_and_only_what_is_written_can_be() {
     for variant in VARIANTS {
         let compose = compose(variant);
         let service = &compose["services"]["backups"];
-        let mounts: Vec<_> =
-            mounts(&compose, service).into_iter().map(|mount| (mount.target, mount.read_only)).collect();
+        let mounts: Vec<_> = mounts(&compose, service)
+            .into_iter()
+            .map(|mount| (mount.target, mount.read_only))
+            .collect();
         is_mounted(&mounts, &configuration(variant), variant);
         for name in texts(&service["secrets"]) {
             assert!(compose["secrets"][name]["file"].is_string(), "{variant}: {name}");
         }
         // Volumes of the project go with `docker compose down --volumes`: backups are none.
-        for mount in
-            super::support::container::mounts(&compose, service).iter().filter(|mount| mount.target == "/backups")
+        for mount in super::support::container::mounts(&compose, service)
+            .iter()
+            .filter(|mount| mount.target == "/backups")
         {
             assert!(mount.source.starts_with("./"), "{variant}");
         }
@@ -182,18 +210,32 @@ fn what_a_configuration_names_is_mounted_and_only_what_is_written_can_be() {
         let list = container(&documents)["volumeMounts"].as_array().unwrap();
         let mounts: Vec<_> = list
             .iter()
-            .map(|mount| (mount["mountPath"].as_str().unwrap().to_owned(), mount["readOnly"] == true))
+            .map(|mount| {
+                (mount["mountPath"].as_str().unwrap().to_owned(), mount["readOnly"] == true)
+            })
             .collect();
         let configuration = configuration(name);
         is_mounted(&mounts, &configuration, name);
         let volumes = pod(&documents)["volumes"].as_array().unwrap();
         for mount in list {
-            assert!(volumes.iter().any(|volume| volume["name"] == mount["name"]), "{name}: {mount}");
-            assert!(mount.get("subPath").is_none(), "{name}: what is mounted by `subPath` never changes");
+            assert!(
+                volumes.iter().any(|volume| volume["name"] == mount["name"]),
+                "{name}: {mount}"
+            );
+            assert!(
+                mount.get("subPath").is_none(),
+                "{name}: what is mounted by `subPath` never changes"
+            );
         }
         let secret = &kind(&documents, "Secret")["stringData"];
-        for (path, _) in named(&configuration).into_iter().filter(|(path, _)| path.starts_with("/run/secrets/shop/")) {
-            assert!(secret.get(path.rsplit('/').next().unwrap()).is_some(), "{name}: `{path}` is no key of the Secret");
+        for (path, _) in named(&configuration)
+            .into_iter()
+            .filter(|(path, _)| path.starts_with("/run/secrets/shop/"))
+        {
+            assert!(
+                secret.get(path.rsplit('/').next().unwrap()).is_some(),
+                "{name}: `{path}` is no key of the Secret"
+            );
         }
     }
 }
@@ -207,13 +249,20 @@ fn the_services_have_no_power_that_they_do_not_need() {
             assert_eq!(service["read_only"], true, "{variant}");
             assert_eq!(texts(&service["cap_drop"]), ["ALL"], "{variant}");
             assert_eq!(texts(&service["security_opt"]), ["no-new-privileges:true"], "{variant}");
-            assert!(service.get("privileged").is_none() && service.get("ports").is_none(), "{variant}");
+            assert!(
+                service.get("privileged").is_none() && service.get("ports").is_none(),
+                "{variant}"
+            );
         }
         let capabilities = texts(&compose["services"]["backups"]["cap_add"]);
         let root = user(&compose["services"]["backups"]).0 == 0;
         assert_eq!(root, variant != "non-root");
         assert_eq!(capabilities, if root { vec!["DAC_READ_SEARCH"] } else { vec![] }, "{variant}");
-        assert_eq!(texts(&compose["services"]["restore"]["cap_add"]).is_empty(), !root, "{variant}");
+        assert_eq!(
+            texts(&compose["services"]["restore"]["cap_add"]).is_empty(),
+            !root,
+            "{variant}"
+        );
         // It is run by hand only.
         assert_eq!(texts(&compose["services"]["restore"]["profiles"]), ["restore"]);
     }
@@ -258,7 +307,8 @@ fn no_secret_is_in_an_environment() {
     for variant in VARIANTS {
         for (service, settings) in compose(variant)["services"].as_object().unwrap() {
             for (name, value) in settings["environment"].as_object().into_iter().flatten() {
-                let file = name.ends_with("_FILE") && value.as_str().unwrap().starts_with("/run/secrets/");
+                let file =
+                    name.ends_with("_FILE") && value.as_str().unwrap().starts_with("/run/secrets/");
                 assert!(!says(name) || file, "{variant}: {service}: {name}");
             }
         }
@@ -277,8 +327,11 @@ fn no_secret_is_in_an_environment() {
     for (name, text) in configurations() {
         let configuration: toml::Table = text.parse().unwrap();
         for table in ["sources", "storages"] {
-            for key in
-                configuration[table].as_table().unwrap().values().flat_map(|entry| entry.as_table().unwrap().keys())
+            for key in configuration[table]
+                .as_table()
+                .unwrap()
+                .values()
+                .flat_map(|entry| entry.as_table().unwrap().keys())
             {
                 assert!(!says(key) || key.ends_with("_file"), "{name}: {key}");
             }
@@ -292,11 +345,14 @@ fn who_stops_it_waits_longer_than_a_run_may_take_to_end() {
     // What holds unless it is set.
     let grace = |name: &str| {
         let configuration = configuration(name);
-        configuration.get("stop_grace").map_or(Duration::from_secs(60), |grace| seconds(grace.as_str().unwrap()))
+        configuration
+            .get("stop_grace")
+            .map_or(Duration::from_secs(60), |grace| seconds(grace.as_str().unwrap()))
     };
     for variant in VARIANTS {
         let compose = compose(variant);
-        let patience = seconds(compose["services"]["backups"]["stop_grace_period"].as_str().unwrap());
+        let patience =
+            seconds(compose["services"]["backups"]["stop_grace_period"].as_str().unwrap());
         assert!(patience > grace(variant), "{variant}");
     }
     for name in MANIFESTS {
@@ -314,7 +370,10 @@ fn who_stops_it_waits_longer_than_a_run_may_take_to_end() {
 fn health_is_the_status_of_the_backups_and_never_takes_the_application_away() {
     for variant in VARIANTS {
         let compose = compose(variant);
-        assert_eq!(texts(&compose["services"]["backups"]["healthcheck"]["test"]), ["CMD", "backup", "status"]);
+        assert_eq!(
+            texts(&compose["services"]["backups"]["healthcheck"]["test"]),
+            ["CMD", "backup", "status"]
+        );
         for (name, service) in compose["services"].as_object().unwrap() {
             let depends = service["depends_on"].to_string();
             assert!(!depends.contains("backups"), "{variant}: {name} waits for the backups");
@@ -324,16 +383,23 @@ fn health_is_the_status_of_the_backups_and_never_takes_the_application_away() {
     assert!(image.contains(r#"CMD ["backup", "status"]"#));
     let documents = manifest("sidecar");
     let sidecar = container(&documents);
-    assert!(sidecar.get("readinessProbe").is_none(), "a late backup would take the pod out of its Service");
+    assert!(
+        sidecar.get("readinessProbe").is_none(),
+        "a late backup would take the pod out of its Service"
+    );
     let listen = configuration("sidecar")["listen"].as_str().unwrap().to_owned();
     let port = sidecar["ports"][0]["containerPort"].to_string();
     assert!(listen.ends_with(&format!(":{port}")), "{listen}");
     for probe in ["startupProbe", "livenessProbe"] {
-        assert_eq!(sidecar[probe]["httpGet"]["path"], "/healthz", "late backups are no reason to restart it");
+        assert_eq!(
+            sidecar[probe]["httpGet"]["path"], "/healthz",
+            "late backups are no reason to restart it"
+        );
     }
 }
 
-/// What the README of the compose examples says to do in the folder of a variant before containers are started.
+/// What the README of the compose examples says to do in the folder of a variant before containers
+/// are started.
 fn preparation(variant: &str) -> Vec<String> {
     let text = std::fs::read_to_string(examples().join("compose/README.md")).unwrap();
     let (_, text) = text.split_once(&format!("\nIn `{variant}`")).unwrap();
@@ -352,7 +418,11 @@ fn after_the_commands_of_the_readme_everything_that_is_mounted_from_the_host_is_
             commands.extend(preparation("local"));
         }
         commands.extend(preparation(variant));
-        sh(folder.path(), &commands.join("\n"), &[examples().join("compose").join(variant).as_os_str()]);
+        sh(
+            folder.path(),
+            &commands.join("\n"),
+            &[examples().join("compose").join(variant).as_os_str()],
+        );
         let compose = compose(variant);
         let services = compose["services"].as_object().unwrap().values();
         for mount in services.flat_map(|service| mounts(&compose, service)) {
@@ -384,7 +454,9 @@ fn every_command_of_the_program_in_the_readmes_exists() {
             let words: Vec<&str> = command.split_whitespace().collect();
             let run = command.starts_with("docker compose run");
             // What follows the service `restore` are its arguments.
-            let Some(at) = words.iter().position(|word| *word == if run { "restore" } else { "backup" }) else {
+            let Some(at) =
+                words.iter().position(|word| *word == if run { "restore" } else { "backup" })
+            else {
                 continue;
             };
             crate::examples::is_understood(&command, &words[if run { at } else { at + 1 }..]);
@@ -396,12 +468,21 @@ fn every_command_of_the_program_in_the_readmes_exists() {
 
 #[test]
 fn identity_is_the_name_of_the_instance_and_of_nothing_else() {
-    let instances: BTreeSet<String> =
-        configurations().iter().map(|(name, _)| configuration(name)["instance"].as_str().unwrap().to_owned()).collect();
-    assert_eq!(instances, BTreeSet::from(["shop".to_owned()]), "written out in every configuration");
+    let instances: BTreeSet<String> = configurations()
+        .iter()
+        .map(|(name, _)| configuration(name)["instance"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(
+        instances,
+        BTreeSet::from(["shop".to_owned()]),
+        "written out in every configuration"
+    );
     for variant in VARIANTS {
         for (name, service) in compose(variant)["services"].as_object().unwrap() {
-            assert!(service.get("hostname").is_none() && service.get("container_name").is_none(), "{variant}: {name}");
+            assert!(
+                service.get("hostname").is_none() && service.get("container_name").is_none(),
+                "{variant}: {name}"
+            );
         }
     }
 }

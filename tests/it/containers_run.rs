@@ -1,4 +1,5 @@
-//! The services of the compose examples as they stand, run by the kernel's own means: what they may read is read, what they may not touch is not.
+//! The services of the compose examples as they stand, run by the kernel's own means: what they may
+//! read is read, what they may not touch is not.
 
 use std::path::Path;
 
@@ -8,7 +9,8 @@ use crate::support::site::Site;
 use crate::support::stores::{Server as Store, fresh, setting};
 use crate::support::{age_key, is_root, repository, sh};
 
-/// An example, ready to be run: its secrets and folders made, the database it names on a real server, its files with their owners.
+/// An example, ready to be run: its secrets and folders made, the database it names on a real
+/// server, its files with their owners.
 struct Shop {
     project: Project,
     database: Database,
@@ -20,12 +22,21 @@ impl Shop {
     fn new(variant: &str) -> Self {
         let project = Project::example(variant);
         let database = Server::new(15).database();
-        database.run("CREATE TABLE upload (name text PRIMARY KEY); INSERT INTO upload VALUES ('a.txt'), ('b.txt')");
+        database.run(
+            "CREATE TABLE upload (name text PRIMARY KEY); INSERT INTO upload VALUES \
+            ('a.txt'), ('b.txt')",
+        );
         let url = database.server.url(&database.name);
         let (uid, gid) = user(&project.compose["services"]["backups"]);
         let mut variables = Vec::new();
-        sh(project.dir.path(), "install -d -m 0700 backups state uploads secrets; chmod 755 .", &[]);
-        let secret = |name: &str, value: &str| std::fs::write(project.path("secrets").join(name), value).unwrap();
+        sh(
+            project.dir.path(),
+            "install -d -m 0700 backups state uploads secrets; chmod 755 .",
+            &[],
+        );
+        let secret = |name: &str, value: &str| {
+            std::fs::write(project.path("secrets").join(name), value).unwrap()
+        };
         secret("db-password", url.password().unwrap());
         if variant == "s3" {
             let bucket = fresh("shop");
@@ -53,15 +64,20 @@ impl Shop {
 
     /// The folder of the application's files on this machine.
     fn uploads(&self) -> std::path::PathBuf {
-        let restored =
-            crate::support::container::mounts(&self.project.compose, &self.project.compose["services"]["restore"]);
-        self.project.source(&restored.iter().find(|mount| mount.target == "/restore/uploads").unwrap().source)
+        let restored = crate::support::container::mounts(
+            &self.project.compose,
+            &self.project.compose["services"]["restore"],
+        );
+        self.project.source(
+            &restored.iter().find(|mount| mount.target == "/restore/uploads").unwrap().source,
+        )
     }
 
     /// `docker compose exec backups backup --strategy daily`
     fn backup(&self, code: i32) -> serde_json::Value {
         let command = ["backup", "--strategy", "daily", "--json"];
-        serde_json::from_str(&self.project.expect(code, "backups", &command, &self.variables)).unwrap()
+        serde_json::from_str(&self.project.expect(code, "backups", &command, &self.variables))
+            .unwrap()
     }
 
     fn restore(&self, args: &[&str]) {
@@ -136,7 +152,12 @@ fn without_its_capability_root_cannot_read_what_belongs_to_others() {
     plant(&shop.uploads(), &["10001:10001"]);
     let command = ["backup", "--strategy", "daily", "--json"];
     let output = shop.project.command("backups", &command, &shop.variables, &["DAC_READ_SEARCH"]);
-    assert_eq!(output.status.code(), Some(3), "partial, and said so: {}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(
+        output.status.code(),
+        Some(3),
+        "partial, and said so: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 #[test]
@@ -146,7 +167,8 @@ fn the_services_can_write_to_their_volumes_and_nowhere_else() {
     }
     for variant in ["local", "non-root"] {
         let shop = Shop::new(variant);
-        let try_write = "for place in / /etc /etc/backup /usr /var/lib /run/secrets /data/uploads /backups /var/lib/holdfast /tmp; do
+        let try_write = "for place in / /etc /etc/backup /usr /var/lib /run/secrets /data/uploads \
+            /backups /var/lib/holdfast /tmp; do
             if touch $place/tried 2>/dev/null; then echo $place; fi; done";
         let written = shop.project.expect(0, "backups", &["sh", "-c", try_write], &[]);
         assert_eq!(
@@ -155,9 +177,18 @@ fn the_services_can_write_to_their_volumes_and_nowhere_else() {
             "{variant}"
         );
         let status = shop.project.expect(0, "backups", &["sh", "-c", "cat /proc/self/status"], &[]);
-        let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:")).unwrap().trim();
-        let wanted = if texts(&shop.project.compose["services"]["backups"]["cap_add"]).is_empty() { 0 } else { 1 << 2 };
-        assert_eq!(u64::from_str_radix(effective, 16).unwrap(), wanted, "{variant}: CAP_DAC_READ_SEARCH is bit 2");
+        let effective =
+            status.lines().find_map(|line| line.strip_prefix("CapEff:")).unwrap().trim();
+        let wanted = if texts(&shop.project.compose["services"]["backups"]["cap_add"]).is_empty() {
+            0
+        } else {
+            1 << 2
+        };
+        assert_eq!(
+            u64::from_str_radix(effective, 16).unwrap(),
+            wanted,
+            "{variant}: CAP_DAC_READ_SEARCH is bit 2"
+        );
     }
 }
 
@@ -167,11 +198,16 @@ fn the_user_of_the_units_reads_what_belongs_to_others() {
         return;
     }
     for unit in ["holdfast.service", "backup@.service"] {
-        let text = std::fs::read_to_string(repository().join("examples/systemd").join(unit)).unwrap();
-        assert!(text.contains("\nAmbientCapabilities=CAP_DAC_READ_SEARCH\nCapabilityBoundingSet=CAP_DAC_READ_SEARCH\nNoNewPrivileges=yes\n"));
+        let text =
+            std::fs::read_to_string(repository().join("examples/systemd").join(unit)).unwrap();
+        assert!(text.contains(
+            "\nAmbientCapabilities=CAP_DAC_READ_SEARCH\n\
+            CapabilityBoundingSet=CAP_DAC_READ_SEARCH\nNoNewPrivileges=yes\n"
+        ));
     }
     let site = Site::new(
-        "[sources.files]\ntype = \"directory\"\npath = \"@/files\"\n[storages.disk]\ntype = \"local\"\npath = \"@/store\"\n\
+        "[sources.files]\ntype = \"directory\"\npath = \"@/files\"\n[storages.disk]\n\
+         type = \"local\"\npath = \"@/store\"\n\
          [strategies.daily]\nsources = [\"files\"]\nstorages = [\"disk\"]\n",
     );
     sh(site.dir.path(), "mkdir files && install -d -o 64999 -g 64999 -m 0700 state store", &[]);

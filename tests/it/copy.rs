@@ -45,16 +45,27 @@ fn site(extra: &str, snapshots: usize) -> Site {
 }
 
 fn to_usb(site: &Site, code: i32) -> Value {
-    site.backup(["copy", "--from", "local", "--to", "usb", "--strategy", "daily", "--json"]).expect(code).json()
+    site.backup(["copy", "--from", "local", "--to", "usb", "--strategy", "daily", "--json"])
+        .expect(code)
+        .json()
 }
 
 /// What became of each snapshot.
 fn states(report: &Value) -> Vec<&str> {
-    report["snapshots"].as_array().unwrap().iter().map(|one| one["state"].as_str().unwrap()).collect()
+    report["snapshots"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| one["state"].as_str().unwrap())
+        .collect()
 }
 
 /// The snapshot's objects in the storage at `root`, without the manifest.
-fn stored(site: &Site, root: &str, id: &str) -> std::collections::BTreeMap<std::ffi::OsString, Vec<u8>> {
+fn stored(
+    site: &Site,
+    root: &str,
+    id: &str,
+) -> std::collections::BTreeMap<std::ffi::OsString, Vec<u8>> {
     let mut all = files(&site.path(format!("{root}/app/daily/{id}")));
     all.remove(OsStr::new("manifest.json")).expect("a manifest");
     all
@@ -67,7 +78,8 @@ fn strays(site: &Site) -> String {
 
 fn restores(site: &Site, storage: &str) {
     let out = site.path(format!("out-{storage}"));
-    let args = ["restore", "--strategy", "daily", "--storage", storage, "--source", "files", "--to"];
+    let args =
+        ["restore", "--strategy", "daily", "--storage", storage, "--source", "files", "--to"];
     site.backup(args).arg(&out).expect(0);
     sh(
         site.dir.path(),
@@ -80,11 +92,16 @@ fn restores(site: &Site, storage: &str) {
 fn what_a_storage_lacks_is_copied_byte_for_byte_and_only_once() {
     let site = site("", 2);
     let ids = site.ids();
-    let planned = site.backup(["copy", "--from", "local", "--to", "usb", "--dry-run", "--json"]).expect(0).json();
+    let planned = site
+        .backup(["copy", "--from", "local", "--to", "usb", "--dry-run", "--json"])
+        .expect(0)
+        .json();
     assert_eq!(states(&planned), ["planned", "planned"]);
     assert!(!site.path("usb").exists(), "nothing was done");
     // One by its id, then the rest.
-    let one = site.backup(["copy", "--from", "local", "--to", "usb", "--snapshot", "latest", "--json"]).expect(0);
+    let one = site
+        .backup(["copy", "--from", "local", "--to", "usb", "--snapshot", "latest", "--json"])
+        .expect(0);
     assert_eq!(states(&one.json()), ["copied"]);
     let report = to_usb(&site, 0);
     assert_eq!(states(&report), ["copied", "present"], "oldest first");
@@ -92,7 +109,9 @@ fn what_a_storage_lacks_is_copied_byte_for_byte_and_only_once() {
     for id in &ids {
         assert_eq!(stored(&site, "usb", id), stored(&site, "store", id));
         let manifest = |root: &str| {
-            let text = std::fs::read_to_string(site.path(format!("{root}/app/daily/{id}/manifest.json"))).unwrap();
+            let text =
+                std::fs::read_to_string(site.path(format!("{root}/app/daily/{id}/manifest.json")))
+                    .unwrap();
             let mut manifest: Value = serde_json::from_str(&text).unwrap();
             (manifest["manifest"]["storage"].take(), manifest["manifest"].take())
         };
@@ -110,10 +129,18 @@ fn addresses_need_no_configuration_and_the_source_may_be_read_only() {
     let site = site("", 1);
     // Nothing can be written there, a lock file neither.
     let store = site.path("store");
-    sh(site.dir.path(), r#"mount --bind "$1" "$1" && mount -o remount,bind,ro "$1""#, &[store.as_os_str()]);
+    sh(
+        site.dir.path(),
+        r#"mount --bind "$1" "$1" && mount -o remount,bind,ro "$1""#,
+        &[store.as_os_str()],
+    );
     let unmount = Mounted(store);
     let (from, to) = (site.path("store"), site.path("usb"));
-    let said = without_configuration(&site, r#"copy --from "$1" --to "$2""#, &[from.as_os_str(), to.as_os_str()]);
+    let said = without_configuration(
+        &site,
+        r#"copy --from "$1" --to "$2""#,
+        &[from.as_os_str(), to.as_os_str()],
+    );
     assert!(said.contains("1 snapshot copied"), "{said}");
     assert_eq!(states(&to_usb(&site, 0)), ["present"]);
     drop(unmount);
@@ -122,14 +149,18 @@ fn addresses_need_no_configuration_and_the_source_may_be_read_only() {
     site.backup(["copy", "--from", "local", "--to"]).arg(site.path("store")).expect(2);
 }
 
-/// What `backup ARGS` prints that has no configuration, and so keeps its locks where this user does. For root that is a folder of the
-/// system, which the test does not touch: it sees another.
+/// What `backup ARGS` prints that has no configuration, and so keeps its locks where this user
+/// does. For root that is a folder of the system, which the test does not touch: it sees another.
 pub(crate) fn without_configuration(site: &Site, args: &str, words: &[&OsStr]) -> String {
     let program = env!("CARGO_BIN_EXE_backup");
     let hide = if is_root() { "mount -t tmpfs none /var/lib" } else { "true" };
     let script = format!("{hide} && HOME=\"$PWD\" XDG_STATE_HOME= {program} {args}");
     let outer = if is_root() { "unshare -m " } else { "" };
-    sh(site.dir.path(), &format!(r#"{outer}bash -c "$@""#), &[&[script.as_ref(), "inner".as_ref()], words].concat())
+    sh(
+        site.dir.path(),
+        &format!(r#"{outer}bash -c "$@""#),
+        &[&[script.as_ref(), "inner".as_ref()], words].concat(),
+    )
 }
 
 fn table(server: Server, name: &str, bucket: &str) -> String {
@@ -147,7 +178,8 @@ async fn bucket(server: Server) -> String {
     name
 }
 
-/// Encrypted, to one bucket, from there to another server's, and from there to a folder: no key is needed on the way.
+/// Encrypted, to one bucket, from there to another server's, and from there to a folder: no key is
+/// needed on the way.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_travels_from_server_to_server_without_a_key() {
     let (first, second) = (bucket(Server::S3s).await, bucket(Server::Garage).await);
@@ -218,7 +250,11 @@ fn damage_is_found_on_the_way_and_the_others_are_copied() {
     }
     let there: Vec<PathBuf> =
         std::fs::read_dir(site.path("usb/app/daily")).unwrap().map(|e| e.unwrap().path()).collect();
-    assert_eq!(there.iter().filter(|path| path.is_dir()).count(), 1, "nothing is left of the damaged: {there:?}");
+    assert_eq!(
+        there.iter().filter(|path| path.is_dir()).count(),
+        1,
+        "nothing is left of the damaged: {there:?}"
+    );
     assert_eq!(strays(&site), "");
 }
 
@@ -322,7 +358,11 @@ fn a_copy_that_is_asked_to_stop_leaves_nothing() {
     running.signal(Signal::TERM);
     let ended = running.wait().expect(1);
     assert!(ended.json()["error"].as_str().unwrap().contains("Cancelled"), "{ended}");
-    assert!(files(&site.path("usb")).keys().all(|path| path.to_string_lossy().contains("/.lock") || path == ".clock"));
+    assert!(
+        files(&site.path("usb"))
+            .keys()
+            .all(|path| path.to_string_lossy().contains("/.lock") || path == ".clock")
+    );
     to_usb(&site, 0);
 }
 
@@ -336,7 +376,10 @@ fn killed_at_any_call_it_never_leaves_half_a_snapshot() {
         command.args(["-f", "-qq", "-o", "/dev/null", "-e", &inject]);
         command.arg(env!("CARGO_BIN_EXE_backup")).arg("--config").arg(site.config());
         command.args(["copy", "--from", "local", "--to", "usb"]);
-        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).env("HOME", site.dir.path());
+        command
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap())
+            .env("HOME", site.dir.path());
         let _ = command.output().expect("strace runs");
         if site.path("usb").exists() {
             site.backup(["verify", "--storage", "usb", "--read-data"]).expect(0);
@@ -412,12 +455,17 @@ async fn a_source_that_cannot_be_read_on_is_not_called_damaged() {
 async fn two_machines_that_copy_the_same_snapshot_at_once_never_hurt_each_other() {
     let (site, _proxy, name) = before_a_bucket(Server::Garage).await;
     let other = site.path("other.toml");
-    let text = std::fs::read_to_string(site.config()).unwrap().replace("/state\"", "/other-state\"");
+    let text =
+        std::fs::read_to_string(site.config()).unwrap().replace("/state\"", "/other-state\"");
     std::fs::write(&other, text).unwrap();
     let copy = ["copy", "--from", "local", "--to", "usb"];
     let running = [
         site.backup(copy).spawn(),
-        crate::support::backup(["--config"]).arg(&other).args(copy).env("HOME", site.dir.path()).spawn(),
+        crate::support::backup(["--config"])
+            .arg(&other)
+            .args(copy)
+            .env("HOME", site.dir.path())
+            .spawn(),
     ];
     for one in running {
         let ran = one.wait();
@@ -456,8 +504,14 @@ fn strategies_do_not_mix() {
     site.configure(&format!("{FILES}{weekly}"));
     site.backup(["--strategy", "weekly"]).expect(0);
     let copy = |extra: &[&str]| {
-        let report = site.backup(["copy", "--from", "local", "--to", "usb", "--json"]).args(extra).expect(0).json();
-        let row = |one: &Value| format!("{} {}", one["strategy"].as_str().unwrap(), one["state"].as_str().unwrap());
+        let report = site
+            .backup(["copy", "--from", "local", "--to", "usb", "--json"])
+            .args(extra)
+            .expect(0)
+            .json();
+        let row = |one: &Value| {
+            format!("{} {}", one["strategy"].as_str().unwrap(), one["state"].as_str().unwrap())
+        };
         report["snapshots"].as_array().unwrap().iter().map(row).collect::<Vec<_>>()
     };
     assert_eq!(copy(&["--strategy", "weekly"]), ["weekly copied"]);
@@ -501,8 +555,15 @@ async fn stopped_anywhere(server: Server, signal: Signal) {
         assert_eq!(count, usize::from(committed), "{op:?} {suffix}: {ended}");
         if signal == Signal::TERM {
             let page = server.client().list_objects_v2().bucket(&name).send().await.unwrap();
-            assert!(committed || page.contents().is_empty(), "{op:?} {suffix}: nothing is left of it");
-            assert_eq!(ended.code(), Some(if committed { 0 } else { 1 }), "{op:?} {suffix}: {ended}");
+            assert!(
+                committed || page.contents().is_empty(),
+                "{op:?} {suffix}: nothing is left of it"
+            );
+            assert_eq!(
+                ended.code(),
+                Some(if committed { 0 } else { 1 }),
+                "{op:?} {suffix}: {ended}"
+            );
         }
         let report = to_usb(&site, 0);
         assert_eq!(states(&report), [if committed { "present" } else { "copied" }]);
@@ -530,13 +591,22 @@ fn frozen_snapshots_are_copied_as_they_are() {
         let site = Site::new(FILES);
         let frozen = crate::support::repository().join("tests/fixtures/format-1").join(variant);
         let to = site.path("usb");
-        without_configuration(&site, r#"copy --from "$1" --to "$2""#, &[frozen.as_os_str(), to.as_os_str()]);
-        let verified = crate::support::backup(["verify", "--read-data", "--storage"]).arg(&to).expect(0);
-        assert!(verified.out().contains("match") || verified.out().contains("decoded"), "{verified}");
+        without_configuration(
+            &site,
+            r#"copy --from "$1" --to "$2""#,
+            &[frozen.as_os_str(), to.as_os_str()],
+        );
+        let verified =
+            crate::support::backup(["verify", "--read-data", "--storage"]).arg(&to).expect(0);
+        assert!(
+            verified.out().contains("match") || verified.out().contains("decoded"),
+            "{verified}"
+        );
         let here = |root: &std::path::Path| {
             let mut all = files(root);
             all.retain(|path, _| {
-                !path.to_string_lossy().ends_with("manifest.json") && !path.to_string_lossy().contains("/.")
+                !path.to_string_lossy().ends_with("manifest.json")
+                    && !path.to_string_lossy().contains("/.")
             });
             all.remove(OsStr::new(".clock"));
             all

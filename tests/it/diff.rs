@@ -1,4 +1,5 @@
-//! `backup diff`, and the listing of files: what is in snapshots, without fetching any of their content.
+//! `backup diff`, and the listing of files: what is in snapshots, without fetching any of their
+//! content.
 
 use std::os::unix::fs::symlink;
 
@@ -25,11 +26,17 @@ fn two_snapshots(config: &str) -> (Site, String, String) {
     let site = Site::new(config);
     let tree = site.path("tree");
     std::fs::create_dir_all(tree.join("folder")).unwrap();
-    for (name, content) in [("same", "same"), ("gone", "gone"), ("folder/rewritten", "one"), ("mode", "mode")] {
+    for (name, content) in
+        [("same", "same"), ("gone", "gone"), ("folder/rewritten", "one"), ("mode", "mode")]
+    {
         std::fs::write(tree.join(name), content).unwrap();
     }
     symlink("same", tree.join("becomes a folder")).unwrap();
-    sh(site.dir.path(), "sqlite3 app.db 'CREATE TABLE item(a); CREATE TABLE old(a); INSERT INTO item VALUES (1)'", &[]);
+    sh(
+        site.dir.path(),
+        "sqlite3 app.db 'CREATE TABLE item(a); CREATE TABLE old(a); INSERT INTO item VALUES (1)'",
+        &[],
+    );
     site.run(0);
     std::fs::remove_file(tree.join("gone")).unwrap();
     std::fs::write(tree.join("folder/rewritten"), "two and more").unwrap();
@@ -49,7 +56,13 @@ fn changes(ran: &Ran) -> Vec<String> {
     let one = |row: &serde_json::Value| match text(&row["type"]).as_str() {
         "file" => format!("{} {}", text(&row["change"]), text(&row["path"])),
         "table" => {
-            format!("{} {} {} {}", text(&row["change"]), text(&row["table"]), row["rows_before"], row["rows_after"])
+            format!(
+                "{} {} {} {}",
+                text(&row["change"]),
+                text(&row["table"]),
+                row["rows_before"],
+                row["rows_after"]
+            )
         }
         _ => format!("{} {}", text(&row["change"]), text(&row["artifact"])),
     };
@@ -72,7 +85,10 @@ fn what_changed_is_told_by_path_table_and_size() {
     assert_eq!(changes(&ran), expected);
     let document = ran.json();
     let rewritten = &document["differences"][4];
-    assert_eq!((&rewritten["before"]["size"], &rewritten["after"]["size"]), (&3.into(), &12.into()));
+    assert_eq!(
+        (&rewritten["before"]["size"], &rewritten["after"]["size"]),
+        (&3.into(), &12.into())
+    );
     assert_eq!(rewritten["differs_in"], serde_json::json!(["content", "mtime"]));
     let digest = sh(&site.path("tree"), "sha256sum folder/rewritten | cut -c -64", &[]);
     assert_eq!(rewritten["after"]["digest"], format!("sha256:{}", digest.trim()));
@@ -89,7 +105,11 @@ fn what_changed_is_told_by_path_table_and_size() {
 fn permissions_owners_and_times_are_listed_on_request() {
     let (site, first, second) = two_snapshots(CONFIG);
     let plain = site.backup(["diff", &first, &second]).expect(0);
-    assert!(!plain.out().contains("files/mode") && plain.out().contains("`--metadata` lists them"), "{}", plain.out());
+    assert!(
+        !plain.out().contains("files/mode") && plain.out().contains("`--metadata` lists them"),
+        "{}",
+        plain.out()
+    );
     let full = site.backup(["diff", &first, &second, "--metadata"]).expect(0);
     assert!(full.out().contains("files/mode  mode 0644 -> 0600"), "{}", full.out());
     assert!(full.out().contains(r"files/new\nname"), "a name is one line: {}", full.out());
@@ -104,7 +124,13 @@ fn what_is_encrypted_is_compared_with_its_key_and_not_without() {
     let refused = site.backup(["diff", &first, &second]).expect(2);
     assert!(refused.err().contains("--identity-file"), "{}", refused.err());
     let key = key.to_str().unwrap();
-    assert_eq!(changes(&site.backup(["diff", &first, &second, "--json", "--identity-file", key]).expect(0)).len(), 7);
+    assert_eq!(
+        changes(
+            &site.backup(["diff", &first, &second, "--json", "--identity-file", key]).expect(0)
+        )
+        .len(),
+        7
+    );
 }
 
 #[test]
@@ -117,7 +143,11 @@ fn files_are_listed_by_pattern() {
     };
     let all = [".", "becomes a folder", "folder", "folder/rewritten", "gone", "mode", "same"];
     assert_eq!(listed(&["--files"]), all);
-    assert_eq!(listed(&["--files", "folder"]), ["folder", "folder/rewritten"], "a folder with what is in it");
+    assert_eq!(
+        listed(&["--files", "folder"]),
+        ["folder", "folder/rewritten"],
+        "a folder with what is in it"
+    );
     assert_eq!(listed(&["--files", "*e", "--files", "/gone"]), ["gone", "mode", "same"]);
     assert_eq!(listed(&["--files", "nothing"]), [""; 0]);
     site.backup(["show", &first, "--files", "a//b"]).expect(2);
@@ -131,7 +161,9 @@ fn a_damaged_index_is_told_and_no_document_is_ended() {
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     std::fs::write(&index, bytes).unwrap();
-    for args in [&["show", second.as_str(), "--files", "--json"][..], &["diff", &first, &second, "--json"]] {
+    for args in
+        [&["show", second.as_str(), "--files", "--json"][..], &["diff", &first, &second, "--json"]]
+    {
         let ran = site.backup(args).expect(4);
         assert!(ran.err().contains("files.index"), "{}", ran.err());
         assert!(serde_json::from_str::<serde_json::Value>(ran.out()).is_err(), "{}", ran.out());

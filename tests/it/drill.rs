@@ -1,4 +1,5 @@
-//! A backup proves itself: it is restored for trial, database and files together, judged by what was true when it was taken, and the evidence is kept.
+//! A backup proves itself: it is restored for trial, database and files together, judged by what
+//! was true when it was taken, and the evidence is kept.
 
 use crate::support::postgres::Server;
 use crate::support::shop::{Kind, Shop, assert_passed, outcomes};
@@ -53,10 +54,13 @@ fn passes(kind: Kind, to: &To) {
         assert!(passed.iter().any(|check| check.contains(part)), "{part}: {passed:#?}");
     }
     let steps = report["steps"].as_array().unwrap();
-    let seconds = |name: &str| steps.iter().find(|step| step["name"] == name).unwrap()["seconds"].as_f64().unwrap();
+    let seconds = |name: &str| {
+        steps.iter().find(|step| step["name"] == name).unwrap()["seconds"].as_f64().unwrap()
+    };
     let sum: f64 = steps.iter().map(|step| step["seconds"].as_f64().unwrap()).sum();
-    let is =
-        |key: &str, wanted: f64| assert!((report[key].as_f64().unwrap() - wanted).abs() < 0.001, "{key}: {report:#}");
+    let is = |key: &str, wanted: f64| {
+        assert!((report[key].as_f64().unwrap() - wanted).abs() < 0.001, "{key}: {report:#}")
+    };
     is("seconds", sum);
     is("recovery_seconds", sum - seconds("checks") - seconds("clean-up"));
     for step in ["fetch", "digest", "decompress", "restore", "checks", "clean-up"] {

@@ -1,4 +1,5 @@
-//! Backups that are bad at the root: stored without a flaw, and wrong. Each is found by the check that is for it, and by that alone.
+//! Backups that are bad at the root: stored without a flaw, and wrong. Each is found by the check
+//! that is for it, and by that alone.
 
 use std::path::PathBuf;
 
@@ -32,7 +33,8 @@ fn shop(checks: &str) -> Shop {
 /// The kinds of the checks that failed, each once.
 fn kinds(report: &Value) -> Vec<String> {
     let failed = outcomes(report, "failed");
-    let mut kinds: Vec<String> = failed.iter().map(|check| check.split(' ').next().unwrap().to_owned()).collect();
+    let mut kinds: Vec<String> =
+        failed.iter().map(|check| check.split(' ').next().unwrap().to_owned()).collect();
     kinds.sort();
     kinds.dedup();
     kinds
@@ -40,12 +42,18 @@ fn kinds(report: &Value) -> Vec<String> {
 
 /// A dump of the shop's database as `pg_dump` makes it with these arguments.
 fn dump(shop: &Shop, args: &str) -> PathBuf {
-    let script = format!(r#""$1"/pg_dump --format=custom --compress=0 {args} --dbname="$2" > dump"#);
-    sh(shop.site.dir.path(), &script, &[shop.server().bin.as_os_str(), shop.database.url().as_ref()]);
+    let script =
+        format!(r#""$1"/pg_dump --format=custom --compress=0 {args} --dbname="$2" > dump"#);
+    sh(
+        shop.site.dir.path(),
+        &script,
+        &[shop.server().bin.as_os_str(), shop.database.url().as_ref()],
+    );
     shop.site.path("dump")
 }
 
-/// What a drill says of a snapshot whose dump was replaced by one with these arguments, after this was done to the database.
+/// What a drill says of a snapshot whose dump was replaced by one with these arguments, after this
+/// was done to the database.
 fn drilled_with(sql: &str, args: &str) -> Value {
     let shop = shop("");
     let id = shop.run();
@@ -63,7 +71,10 @@ fn a_table_that_is_missing_is_found_by_name() {
     let report = drilled_with("", "--exclude-table='\"user\"'");
     let failed = outcomes(&report, "failed");
     assert!(
-        failed.iter().any(|check| check.contains("rows of \"public\".\"user\": expected 2, found no such table")),
+        failed
+            .iter()
+            .any(|check| check
+                .contains("rows of \"public\".\"user\": expected 2, found no such table")),
         "{failed:#?}"
     );
     assert_eq!(kinds(&report), ["counts", "rows"]);
@@ -72,7 +83,10 @@ fn a_table_that_is_missing_is_found_by_name() {
 #[test]
 fn rows_that_are_missing_are_found_in_their_table() {
     let report = drilled_with("DELETE FROM item WHERE id > 490", "");
-    assert_eq!(outcomes(&report, "failed"), ["rows db: rows of \"public\".\"item\": expected 500, found 490 "]);
+    assert_eq!(
+        outcomes(&report, "failed"),
+        ["rows db: rows of \"public\".\"item\": expected 500, found 490 "]
+    );
     assert!(report["problem"].as_str().unwrap().contains("expected 500, found 490"), "{report:#}");
 }
 
@@ -81,7 +95,10 @@ fn a_dump_that_was_cut_before_its_indexes_and_triggers_is_found() {
     let report = drilled_with("", "--section=pre-data --section=data");
     let failed = outcomes(&report, "failed");
     for what in ["indexes", "constraints", "triggers"] {
-        assert!(failed.iter().any(|check| check.starts_with(&format!("counts db: {what}:"))), "{what}: {failed:#?}");
+        assert!(
+            failed.iter().any(|check| check.starts_with(&format!("counts db: {what}:"))),
+            "{what}: {failed:#?}"
+        );
     }
     assert_eq!(kinds(&report), ["counts"]);
 }
@@ -104,7 +121,11 @@ fn an_sqlite_database_without_some_rows_or_an_index_is_found() {
     let shop = shop("");
     let id = shop.run();
     let other = |sql: &str| {
-        sh(shop.site.dir.path(), r#"cp settings.db other.db && sqlite3 other.db "$1""#, &[sql.as_ref()]);
+        sh(
+            shop.site.dir.path(),
+            r#"cp settings.db other.db && sqlite3 other.db "$1""#,
+            &[sql.as_ref()],
+        );
         forge::replace(&shop, &id, "settings.sqlite", &shop.site.path("other.db"));
         shop.drill(4, &[]).json()
     };
@@ -115,7 +136,10 @@ fn an_sqlite_database_without_some_rows_or_an_index_is_found() {
     let report = other("DROP INDEX by_value");
     let failed = outcomes(&report, "failed");
     assert_eq!(failed.len(), 1, "{failed:#?}");
-    assert!(failed[0].starts_with("counts settings: indexes") && failed[0].contains("by_value"), "{failed:#?}");
+    assert!(
+        failed[0].starts_with("counts settings: indexes") && failed[0].contains("by_value"),
+        "{failed:#?}"
+    );
 }
 
 #[test]
@@ -125,7 +149,10 @@ fn a_file_that_the_database_names_and_the_folder_lacks_is_found() {
     let report = shop.drill(0, &[]).json();
     assert_passed(&report);
     let passed = outcomes(&report, "passed");
-    assert!(passed.iter().any(|check| check.contains("expected 10 files as they are named, found 10")), "{passed:#?}");
+    assert!(
+        passed.iter().any(|check| check.contains("expected 10 files as they are named, found 10")),
+        "{passed:#?}"
+    );
     let gone = shop.attach("soon gone");
     std::fs::remove_file(&gone).unwrap();
     shop.run();
@@ -134,14 +161,19 @@ fn a_file_that_the_database_names_and_the_folder_lacks_is_found() {
     assert_eq!(failed.len(), 1, "{failed:#?}");
     let name = gone.file_name().unwrap().to_str().unwrap();
     assert!(
-        failed[0].starts_with("references db") && failed[0].contains(&format!("{name}` is missing")),
+        failed[0].starts_with("references db")
+            && failed[0].contains(&format!("{name}` is missing")),
         "{failed:#?}"
     );
     // What may be absent is counted, and no fault.
     let name = format!("may_be_absent = [\"/{}/{name}\"]\n", &name[..2]);
     shop.configure(&format!("{SERVER}{REFERENCES}{name}"));
     let report = shop.drill(0, &[]).json();
-    assert!(outcomes(&report, "passed").iter().any(|check| check.contains("1 of them absent as they may be")));
+    assert!(
+        outcomes(&report, "passed")
+            .iter()
+            .any(|check| check.contains("1 of them absent as they may be"))
+    );
 }
 
 #[test]
@@ -152,7 +184,10 @@ fn an_attachment_whose_content_or_size_changed_is_found() {
     shop.run();
     let failed = outcomes(&shop.drill(4, &[]).json(), "failed");
     assert_eq!(failed.len(), 1, "{failed:#?}");
-    assert!(failed[0].starts_with("references db") && failed[0].contains("has the digest"), "{failed:#?}");
+    assert!(
+        failed[0].starts_with("references db") && failed[0].contains("has the digest"),
+        "{failed:#?}"
+    );
     std::fs::write(&path, "shorter").unwrap();
     shop.run();
     let failed = outcomes(&shop.drill(4, &[]).json(), "failed");
@@ -162,7 +197,10 @@ fn an_attachment_whose_content_or_size_changed_is_found() {
 #[test]
 fn a_path_that_leads_out_of_the_folder_is_no_file_in_it() {
     let shop =
-        shop(&REFERENCES.replace("substr(sha256, 1, 2) || '/' || sha256", "'../../../../../../../../etc/passwd'"));
+        shop(&REFERENCES.replace(
+            "substr(sha256, 1, 2) || '/' || sha256",
+            "'../../../../../../../../etc/passwd'",
+        ));
     shop.run();
     let failed = outcomes(&shop.drill(4, &[]).json(), "failed");
     assert!(failed[0].contains("leads out of the folder"), "{failed:#?}");
@@ -172,7 +210,8 @@ fn a_path_that_leads_out_of_the_folder_is_no_file_in_it() {
 fn comes_out(shop: &Shop, check: &str, code: i32, words: &str) {
     shop.configure(&format!("{SERVER}[[strategies.daily.drill.checks]]\n{check}\n"));
     let report = shop.drill(code, &[]).json();
-    let outcome = ["passed", "inconclusive", "", "", "failed"][usize::from(code == 1) + usize::from(code == 4) * 4];
+    let outcome = ["passed", "inconclusive", "", "", "failed"]
+        [usize::from(code == 1) + usize::from(code == 4) * 4];
     let found = outcomes(&report, outcome);
     assert!(found.iter().any(|check| check.contains(words)), "{check}: {words}: {found:#?}");
 }
@@ -181,9 +220,15 @@ fn comes_out(shop: &Shop, check: &str, code: i32, words: &str) {
 fn queries_are_held_against_what_is_expected() {
     let shop = shop("");
     shop.run();
-    let query = |query: &str, more: &str| format!("type = \"query\"\nsource = \"db\"\nquery = '''{query}'''\n{more}");
+    let query = |query: &str, more: &str| {
+        format!("type = \"query\"\nsource = \"db\"\nquery = '''{query}'''\n{more}")
+    };
     for (check, code, words) in [
-        (query("SELECT count(*) > 0 FROM \"user\" WHERE admin;", "expect = true"), 0, "expected true, found true"),
+        (
+            query("SELECT count(*) > 0 FROM \"user\" WHERE admin;", "expect = true"),
+            0,
+            "expected true, found true",
+        ),
         (
             query("SELECT count(*) FROM item -- all", "min = 500\nmax = 500"),
             0,
@@ -195,10 +240,17 @@ fn queries_are_held_against_what_is_expected() {
         (query("SELECT 1 WHERE false", "expect = 1"), 4, "found no row"),
         (query("SELECT id FROM item", "expect = 1"), 4, "several rows"),
         (query("SELECT 1, 2 AS b", "expect = 1"), 4, "2 columns"),
-        (query("SELECT * FROM itm", "expect = 1"), 4, "relation \\\"itm\\\" does not exist".trim_matches('\\')),
+        (
+            query("SELECT * FROM itm", "expect = 1"),
+            4,
+            "relation \\\"itm\\\" does not exist".trim_matches('\\'),
+        ),
         (query("SELECT pg_sleep(60)", "expect = 1\ntimeout = \"1s\""), 1, "statement timeout"),
         (
-            query("WITH gone AS (DELETE FROM item RETURNING 1) SELECT count(*) FROM gone", "min = 0"),
+            query(
+                "WITH gone AS (DELETE FROM item RETURNING 1) SELECT count(*) FROM gone",
+                "min = 0",
+            ),
             1,
             "cannot be asked",
         ),
@@ -208,9 +260,11 @@ fn queries_are_held_against_what_is_expected() {
     ] {
         comes_out(&shop, &check, code, words.replace("\\\"", "\"").as_str());
     }
-    let query =
-        |query: &str, more: &str| format!("type = \"query\"\nsource = \"settings\"\nquery = '''{query}'''\n{more}");
-    let forever = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n";
+    let query = |query: &str, more: &str| {
+        format!("type = \"query\"\nsource = \"settings\"\nquery = '''{query}'''\n{more}")
+    };
+    let forever =
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n";
     for (check, code, words) in [
         (query("SELECT count(*) = 50 FROM setting", "expect = true"), 0, "expected true, found 1"),
         (query("SELECT max(value) FROM setting", "max = 49"), 4, "expected at most 49, found 50"),
@@ -226,7 +280,9 @@ fn files_are_there_not_empty_and_parse() {
     let shop = shop("");
     std::fs::write(shop.site.path("files/bad.json"), "{\"name\": ").unwrap();
     shop.run();
-    let file = |path: &str, more: &str| format!("type = \"file\"\nsource = \"files\"\npath = \"{path}\"\n{more}");
+    let file = |path: &str, more: &str| {
+        format!("type = \"file\"\nsource = \"files\"\npath = \"{path}\"\n{more}")
+    };
     for (check, code, words) in [
         (file("config.json", "parses = \"json\"\ncontains = \"shop\""), 0, "that is JSON"),
         (file("app.toml", "parses = \"toml\""), 0, "that is TOML"),
@@ -246,8 +302,9 @@ fn files_are_there_not_empty_and_parse() {
 fn a_program_looks_for_itself_at_what_was_restored() {
     let shop = shop("");
     shop.run();
-    let command =
-        |script: &str, more: &str| format!("type = \"command\"\ncommand = [\"sh\", \"-c\", '''{script}''']\n{more}");
+    let command = |script: &str, more: &str| {
+        format!("type = \"command\"\ncommand = [\"sh\", \"-c\", '''{script}''']\n{more}")
+    };
     let looks = r#"test "$(psql -XAtd "$HOLDFAST_DB_URL" -c "SELECT count(*) FROM item")" = 500 && test -s "$HOLDFAST_FILES_PATH/config.json" \
         && test "$(sqlite3 "$HOLDFAST_SETTINGS_PATH" "SELECT count(*) FROM setting")" = 50 && test "$(cat "$HOLDFAST_KEYS_PATH/keys.out")" = "a key""#;
     let looks = looks.replace("\\\n", "");
@@ -267,12 +324,17 @@ fn a_program_looks_for_itself_at_what_was_restored() {
 #[test]
 fn much_less_than_before_is_suspect_and_holds_all_pruning_until_it_is_released() {
     let shop = Shop::new(15);
-    let checks = "[[strategies.daily.drill.checks]]\ntype = \"shrink\"\nsource = \"db\"\npercent = 10\n\
-                  [[strategies.daily.drill.checks]]\ntype = \"shrink\"\nsource = \"db\"\ntables = [\"user\"]\npercent = 0\n";
+    let checks = "[[strategies.daily.drill.checks]]\ntype = \"shrink\"\nsource = \"db\"\n\
+        percent = 10\n\
+                  [[strategies.daily.drill.checks]]\ntype = \"shrink\"\nsource = \"db\"\n\
+        tables = [\"user\"]\npercent = 0\n";
     shop.configure(&format!("{SERVER}{checks}"));
     let first = shop.run();
     let report = shop.drill(0, &[]).json();
-    assert!(outcomes(&report, "skipped").iter().any(|check| check.contains("no earlier snapshot")), "{report:#}");
+    assert!(
+        outcomes(&report, "skipped").iter().any(|check| check.contains("no earlier snapshot")),
+        "{report:#}"
+    );
     // A little less is nothing to speak of; of the second table not a row may go.
     shop.database.run("DELETE FROM item WHERE id > 480");
     let second = shop.run();
@@ -284,7 +346,9 @@ fn much_less_than_before_is_suspect_and_holds_all_pruning_until_it_is_released()
     assert_eq!(report["suspect"], true);
     let failed = outcomes(&report, "failed");
     assert!(
-        failed.iter().any(|check| check.contains("rows of user") && check.contains("at least 2, found 1")),
+        failed
+            .iter()
+            .any(|check| check.contains("rows of user") && check.contains("at least 2, found 1")),
         "{failed:#?}"
     );
     // Whoever prunes is stopped.
@@ -292,7 +356,10 @@ fn much_less_than_before_is_suspect_and_holds_all_pruning_until_it_is_released()
     let text = std::fs::read_to_string(shop.site.config()).unwrap();
     std::fs::write(
         shop.site.config(),
-        text.replace(with, &format!("retention = {{ keep_last = 1 }}\nmax_delete_percent = 100\n{with}")),
+        text.replace(
+            with,
+            &format!("retention = {{ keep_last = 1 }}\nmax_delete_percent = 100\n{with}"),
+        ),
     )
     .unwrap();
     let refused = shop.backup(&["prune", "--yes", "--force"]).expect(1);
@@ -318,7 +385,10 @@ fn much_less_than_before_is_suspect_and_holds_all_pruning_until_it_is_released()
     shop.backup(&["release", &bad]).expect(0);
     // Somebody looked: it is what later ones are held against now.
     let report = shop.drill(0, &["--snapshot", &bad]).json();
-    assert!(outcomes(&report, "skipped").iter().any(|check| check.contains("released it")), "{report:#}");
+    assert!(
+        outcomes(&report, "skipped").iter().any(|check| check.contains("released it")),
+        "{report:#}"
+    );
     shop.backup(&["prune", "--yes"]).expect(0);
     assert!(!shop.snapshot(&first).exists() && !shop.snapshot(&second).exists());
 }
@@ -327,13 +397,18 @@ fn much_less_than_before_is_suspect_and_holds_all_pruning_until_it_is_released()
 fn a_dump_that_does_not_restore_is_told_without_what_is_in_it() {
     let shop = shop("");
     shop.database.run(
-        "CREATE TABLE zz (a int); INSERT INTO zz VALUES (1); CREATE FUNCTION known(int) RETURNS boolean LANGUAGE plpgsql AS \
+        "CREATE TABLE zz (a int); INSERT INTO zz VALUES (1); CREATE FUNCTION known(int) RETURNS \
+         boolean LANGUAGE plpgsql AS \
          $f$ BEGIN RETURN EXISTS (SELECT 1 FROM public.zz WHERE a = $1); END $f$; \
-         CREATE TABLE aa (x int, t text, CHECK (known(x))); INSERT INTO aa VALUES (1, 'TOPSECRET-4111')",
+         CREATE TABLE aa (x int, t text, CHECK (known(x))); INSERT INTO aa VALUES (1, \
+         'TOPSECRET-4111')",
     );
     shop.run();
     let report = shop.drill(4, &[]);
-    assert!(report.json()["problem"].as_str().unwrap().contains("violates check constraint"), "{report}");
+    assert!(
+        report.json()["problem"].as_str().unwrap().contains("violates check constraint"),
+        "{report}"
+    );
     let page = shop.backup(&["drill", "report", "--format", "html"]).expect(0);
     let status = shop.backup(&["status", "--json"]).expect(1);
     for said in [report.out(), page.out(), status.out(), &report.err()] {
@@ -350,7 +425,8 @@ fn a_dump_that_does_not_restore_is_told_without_what_is_in_it() {
 fn what_a_new_database_has_and_the_source_has_not_is_no_fault_of_the_backup() {
     let shop = shop("");
     shop.database.run(
-        "DROP SCHEMA public CASCADE; DROP EXTENSION plpgsql; SELECT lo_unlink(777); CREATE SCHEMA app; CREATE TABLE app.a (x int); \
+        "DROP SCHEMA public CASCADE; DROP EXTENSION plpgsql; SELECT lo_unlink(777); CREATE SCHEMA \
+         app; CREATE TABLE app.a (x int); \
          INSERT INTO app.a VALUES (1)",
     );
     shop.run();
@@ -361,7 +437,8 @@ fn what_a_new_database_has_and_the_source_has_not_is_no_fault_of_the_backup() {
 fn a_database_that_subscribes_to_another_does_not_do_so_in_a_drill() {
     let shop = shop("");
     shop.database.run(
-        "CREATE SUBSCRIPTION hf_sub CONNECTION 'host=127.0.0.1 port=1 password=hunter2' PUBLICATION p WITH (connect = false, slot_name = 'hf_slot')",
+        "CREATE SUBSCRIPTION hf_sub CONNECTION 'host=127.0.0.1 port=1 password=hunter2' \
+         PUBLICATION p WITH (connect = false, slot_name = 'hf_slot')",
     );
     shop.run();
     let report = shop.drill(0, &[]);
@@ -376,7 +453,8 @@ fn files_and_bytes_that_fell_are_suspect_too() {
     let shop = Shop::new(15);
     for (name, of) in [("files", "files"), ("files", "bytes"), ("keys", "bytes")] {
         let check = format!(
-            "[[strategies.daily.drill.checks]]\ntype = \"shrink\"\nsource = \"{name}\"\nof = [\"{of}\"]\npercent = 20\n"
+            "[[strategies.daily.drill.checks]]\ntype = \"shrink\"\nsource = \"{name}\"\n\
+             of = [\"{of}\"]\npercent = 20\n"
         );
         shop.configure(&format!("{SERVER}{check}"));
         if of == "files" {
@@ -398,18 +476,24 @@ fn objectives_of_time_fail_a_drill_that_misses_them() {
     shop.configure(&format!("rto = \"2h\"\nrpo = \"1h\"\n{SERVER}"));
     shop.run();
     let passed = outcomes(&shop.drill(0, &[]).json(), "passed");
-    assert!(passed.iter().any(|check| check.starts_with("rto -: recovery time: expected at most 2h")), "{passed:#?}");
+    assert!(
+        passed.iter().any(|check| check.starts_with("rto -: recovery time: expected at most 2h")),
+        "{passed:#?}"
+    );
     // What the drill looks at besides is not the time that getting everything back takes.
-    let looks = "[[strategies.daily.drill.checks]]\ntype = \"command\"\ncommand = [\"sleep\", \"3\"]\n";
+    let looks =
+        "[[strategies.daily.drill.checks]]\ntype = \"command\"\ncommand = [\"sleep\", \"3\"]\n";
     shop.configure(&format!("rto = \"3s\"\n{SERVER}{looks}"));
     assert_passed(&shop.drill(0, &[]).json());
     shop.database.run(
-        "CREATE FUNCTION slow() RETURNS boolean LANGUAGE sql AS 'SELECT pg_sleep(2) IS NOT NULL'; CREATE TABLE late (x int, CHECK (slow())); \
+        "CREATE FUNCTION slow() RETURNS boolean LANGUAGE sql AS 'SELECT pg_sleep(2) IS NOT NULL'; \
+         CREATE TABLE late (x int, CHECK (slow())); \
          INSERT INTO late VALUES (1)",
     );
     shop.run();
     shop.configure(&format!("rto = \"1s\"\nrpo = \"1h\"\n{SERVER}"));
     let clock = WallClock::at(Utc::now() + TimeDelta::hours(2));
-    let report = clock.shown_to(shop.backup(&["drill", "--strategy", "daily", "--json"])).expect(4).json();
+    let report =
+        clock.shown_to(shop.backup(&["drill", "--strategy", "daily", "--json"])).expect(4).json();
     assert_eq!(kinds(&report), ["rpo", "rto"], "{report:#}");
 }

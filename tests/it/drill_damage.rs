@@ -1,4 +1,5 @@
-//! A matrix of damage: every object of a snapshot, each damaged in every way. A drill finds each, names it, and never passes.
+//! A matrix of damage: every object of a snapshot, each damaged in every way. A drill finds each,
+//! names it, and never passes.
 
 use serde_json::Value;
 
@@ -48,14 +49,23 @@ fn each_is_found(encrypted: bool, s3: bool, damage: Damage) {
     shop.attach("another one");
     let id = shop.run();
     let end = if encrypted { ".zst.age" } else { ".zst" };
-    let artifacts =
-        ["db.pgdump", "settings.sqlite", "keys.out", "files.tar", "files.index", "files.blocks", "facts.json"];
-    let objects = artifacts.iter().map(|name| format!("{name}{end}")).chain(["manifest.json".to_owned()]);
+    let artifacts = [
+        "db.pgdump",
+        "settings.sqlite",
+        "keys.out",
+        "files.tar",
+        "files.index",
+        "files.blocks",
+        "facts.json",
+    ];
+    let objects =
+        artifacts.iter().map(|name| format!("{name}{end}")).chain(["manifest.json".to_owned()]);
     for object in objects {
         let whole = shop.object(&id, &object).unwrap_or_else(|| panic!("no `{object}`"));
         let damaged = damage(&whole, &shop.object(&other, &object).unwrap());
         if damaged.as_deref() == Some(&whole) {
-            // The key and the settings are the same in both, and not encrypted they are stored the same.
+            // The key and the settings are the same in both, and not encrypted they are stored the
+            // same.
             continue;
         }
         shop.put_object(&id, &object, damaged.as_deref());

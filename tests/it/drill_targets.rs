@@ -15,7 +15,8 @@ const SERVER: &str = "postgres = { url = \"${SCRATCH_15}\", on_source_server = t
 fn waits(shop: &Shop) -> String {
     let begun = shop.site.path("begun");
     format!(
-        "[[strategies.daily.drill.checks]]\ntype = \"command\"\ncommand = [\"sh\", \"-c\", \"touch {}; sleep 1000\"]\n",
+        "[[strategies.daily.drill.checks]]\ntype = \"command\"\n\
+         command = [\"sh\", \"-c\", \"touch {}; sleep 1000\"]\n",
         begun.display()
     )
 }
@@ -23,7 +24,10 @@ fn waits(shop: &Shop) -> String {
 fn databases(server: &Server, like: &str) -> i64 {
     let mut connection = server.connect("postgres");
     let sql = format!("SELECT count(*) FROM pg_database WHERE datname LIKE '{like}%'");
-    server.runtime.block_on(sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_one(&mut connection)).unwrap()
+    server
+        .runtime
+        .block_on(sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_one(&mut connection))
+        .unwrap()
 }
 
 #[test]
@@ -32,8 +36,16 @@ fn a_drill_that_is_aimed_at_a_source_is_refused_by_any_name_of_it() {
     shop.run();
     let other_name = shop.database.url().replace("127.0.0.1", "localhost");
     for (drill, scratch, words) in [
-        ("postgres = { url = \"${SCRATCH_15}\" }\n", shop.database.url(), "is the source `db` itself"),
-        ("postgres = { url = \"${SCRATCH_15}\", on_source_server = true }\n", other_name, "is the source `db` itself"),
+        (
+            "postgres = { url = \"${SCRATCH_15}\" }\n",
+            shop.database.url(),
+            "is the source `db` itself",
+        ),
+        (
+            "postgres = { url = \"${SCRATCH_15}\", on_source_server = true }\n",
+            other_name,
+            "is the source `db` itself",
+        ),
         (
             "postgres = { url = \"${SCRATCH_15}\" }\n",
             shop.server().url("postgres").to_string(),
@@ -43,19 +55,27 @@ fn a_drill_that_is_aimed_at_a_source_is_refused_by_any_name_of_it() {
         ("work_dir = \"@/store\"\n", String::new(), "is in the place of the storage `local`"),
     ] {
         shop.configure(drill);
-        let refused = shop.backup(&["drill", "--strategy", "daily"]).env("SCRATCH_15", scratch).expect(2);
-        assert!(refused.err().contains(words) && refused.err().contains("Nothing was written"), "{drill}: {refused}");
+        let refused =
+            shop.backup(&["drill", "--strategy", "daily"]).env("SCRATCH_15", scratch).expect(2);
+        assert!(
+            refused.err().contains(words) && refused.err().contains("Nothing was written"),
+            "{drill}: {refused}"
+        );
         assert!(!refused.err().contains("s3cret-pg"), "{refused}");
     }
     assert_eq!(databases(shop.server(), &shop.prefix()), 0);
     assert!(!shop.site.path("files/drills").exists());
     // Of a drill elsewhere, whose configuration has no sources, the facts tell which they were.
     let text = format!(
-        "[storages.local]\ntype = \"local\"\npath = \"@/store\"\n[strategies.daily]\nstorages = [\"local\"]\n[strategies.daily.drill]\n{}",
+        "[storages.local]\ntype = \"local\"\npath = \"@/store\"\n[strategies.daily]\n\
+         storages = [\"local\"]\n[strategies.daily.drill]\n{}",
         "postgres = { url = \"${SCRATCH_15}\" }\n"
     );
     shop.site.configure(&text);
-    let refused = shop.backup(&["drill", "--strategy", "daily"]).env("SCRATCH_15", shop.database.url()).expect(2);
+    let refused = shop
+        .backup(&["drill", "--strategy", "daily"])
+        .env("SCRATCH_15", shop.database.url())
+        .expect(2);
     assert!(refused.err().contains("is the source `db` itself"), "{refused}");
 }
 
@@ -64,11 +84,14 @@ fn a_drill_with_a_configuration_and_key_of_its_own_needs_no_source() {
     let shop = Shop::of(crate::support::shop::Kind { major: 16, encrypted: true, s3: false });
     shop.run();
     shop.site.configure(
-        "[storages.local]\ntype = \"local\"\npath = \"@/store\"\n[strategies.daily]\nstorages = [\"local\"]\n\
-         [strategies.daily.drill]\nidentity_file = \"@/key\"\n[[strategies.daily.drill.checks]]\ntype = \"query\"\nsource = \"db\"\n\
+        "[storages.local]\ntype = \"local\"\npath = \"@/store\"\n[strategies.daily]\n\
+         storages = [\"local\"]\n\
+         [strategies.daily.drill]\nidentity_file = \"@/key\"\n[[strategies.daily.drill.checks]]\n\
+         type = \"query\"\nsource = \"db\"\n\
          query = \"SELECT count(*) FROM item\"\nexpect = 500\n",
     );
-    let report = shop.backup(&["drill", "--strategy", "daily", "--json"]).env("DB_URL", "").expect(0).json();
+    let report =
+        shop.backup(&["drill", "--strategy", "daily", "--json"]).env("DB_URL", "").expect(0).json();
     assert_passed(&report);
 }
 
@@ -96,7 +119,9 @@ fn clusters(shop: &Shop) -> usize {
 
 #[test]
 fn killed_when_its_folder_was_made_nothing_is_left_after_the_next() {
-    nothing_is_left(SERVER, |shop| shop.site.path("state/node").exists() && !shop.leftovers(&[]).is_empty());
+    nothing_is_left(SERVER, |shop| {
+        shop.site.path("state/node").exists() && !shop.leftovers(&[]).is_empty()
+    });
 }
 
 #[test]
@@ -148,7 +173,9 @@ fn what_is_to_be_kept_stays_until_somebody_removes_it() {
     assert_eq!(databases(shop.server(), &shop.prefix()), 1);
     shop.drill(0, &[]);
     assert_eq!(databases(shop.server(), &shop.prefix()), 1, "the next drill leaves it");
-    assert!(shop.leftovers(&[]).iter().any(|path| Path::new(path).join("files/config.json").exists()));
+    assert!(
+        shop.leftovers(&[]).iter().any(|path| Path::new(path).join("files/config.json").exists())
+    );
     let prefix = shop.prefix();
     let sql = format!("SELECT datname::text FROM pg_database WHERE datname LIKE '{prefix}%'");
     for name in shop.database.texts(&sql) {
@@ -161,10 +188,14 @@ fn what_could_not_be_judged_is_inconclusive_and_says_nothing_of_the_snapshot() {
     let shop = Shop::of(crate::support::shop::Kind { major: 15, encrypted: true, s3: false });
     shop.run();
     for (drill, words) in [
-        ("postgres = { url = \"postgresql://127.0.0.1:1/postgres?user=drill\" }\n", "Look whether the server runs"),
+        (
+            "postgres = { url = \"postgresql://127.0.0.1:1/postgres?user=drill\" }\n",
+            "Look whether the server runs",
+        ),
         ("max_bytes = \"1KiB\"\n", "`max_bytes` allows 1.0 KiB"),
         (
-            "timeout = \"1s\"\n[[strategies.daily.drill.checks]]\ntype = \"command\"\ncommand = [\"sleep\", \"1000\"]\n",
+            "timeout = \"1s\"\n[[strategies.daily.drill.checks]]\ntype = \"command\"\n\
+             command = [\"sleep\", \"1000\"]\n",
             "took longer than its `timeout` of 1",
         ),
         ("postgres = { server_dir = \"@/nothing\" }\n", "No `initdb` is new enough"),
@@ -208,7 +239,8 @@ fn the_evidence_is_a_page_a_document_or_text() {
     let none = shop.backup(&["drill", "report"]).expect(1);
     assert!(none.err().contains("No drill is recorded"), "{none}");
     let drilled = shop.drill(0, &[]).json();
-    let report = |args: &[&str]| shop.backup(&["drill", "report"]).args(args).expect(0).out().to_owned();
+    let report =
+        |args: &[&str]| shop.backup(&["drill", "report"]).args(args).expect(0).out().to_owned();
     let page = report(&["--format", "html"]);
     assert!(page.starts_with("<!DOCTYPE html>") && page.trim_end().ends_with("</html>"));
     for part in [
@@ -221,12 +253,19 @@ fn the_evidence_is_a_page_a_document_or_text() {
     ] {
         assert!(page.contains(part), "{part}");
     }
-    assert!(!page.contains("<script") && !page.contains("src=") && !page.contains("href="), "it needs nothing else");
-    let document: serde_json::Value = serde_json::from_str(&report(&["--format", "json", &id])).unwrap();
+    assert!(
+        !page.contains("<script") && !page.contains("src=") && !page.contains("href="),
+        "it needs nothing else"
+    );
+    let document: serde_json::Value =
+        serde_json::from_str(&report(&["--format", "json", &id])).unwrap();
     assert_eq!(document["id"], drilled["id"]);
     assert_eq!(document["checks"], drilled["checks"]);
     let text = report(&[drilled["id"].as_str().unwrap()]);
-    assert!(text.contains("drill passed") && text.contains("rows of \"public\".\"item\""), "{text}");
+    assert!(
+        text.contains("drill passed") && text.contains("rows of \"public\".\"item\""),
+        "{text}"
+    );
     assert!(!page.contains("s3cret-pg") && !text.contains("s3cret-pg"));
 }
 
@@ -249,9 +288,12 @@ fn the_scheduler_drills_on_time_and_tells_what_it_found() {
     std::fs::create_dir_all(site.path("files")).unwrap();
     std::fs::write(site.path("files/a"), "alpha").unwrap();
     let config = format!(
-        "[sources.files]\ntype = \"directory\"\npath = \"@/files\"\n[storages.local]\ntype = \"local\"\npath = \"@/store\"\n\
-             [notify.hook]\ntype = \"webhook\"\nurl = \"{}\"\non = [\"drill_passed\", \"drill_failed\", \"drill_inconclusive\"]\n\
-             [strategies.daily]\nsources = [\"files\"]\nstorages = [\"local\"]\nretry = {{ attempts = 2, backoff = \"1s\" }}\n\
+        "[sources.files]\ntype = \"directory\"\npath = \"@/files\"\n[storages.local]\n\
+         type = \"local\"\npath = \"@/store\"\n\
+             [notify.hook]\ntype = \"webhook\"\nurl = \"{}\"\n\
+         on = [\"drill_passed\", \"drill_failed\", \"drill_inconclusive\"]\n\
+             [strategies.daily]\nsources = [\"files\"]\nstorages = [\"local\"]\n\
+         retry = {{ attempts = 2, backoff = \"1s\" }}\n\
              [strategies.daily.drill]\nschedule = \"0 5 * * 0\"\n",
         hook.address
     );
@@ -278,7 +320,10 @@ fn the_scheduler_drills_on_time_and_tells_what_it_found() {
     daemon.stop();
     let status = clock.shown_to(site.backup(["status", "--json"])).expect(1).json();
     assert_eq!(status["strategies"][0]["state"], "unproven", "{status:#}");
-    assert!(status["strategies"][0]["reason"].as_str().unwrap().contains("files.tar"), "{status:#}");
+    assert!(
+        status["strategies"][0]["reason"].as_str().unwrap().contains("files.tar"),
+        "{status:#}"
+    );
     let events: Vec<serde_json::Value> = hook.take().iter().map(told::Got::json).collect();
     let kinds: Vec<&str> = events.iter().map(|event| event["event"].as_str().unwrap()).collect();
     assert_eq!(kinds, ["drill_passed", "drill_failed"], "{events:#?}");
@@ -293,7 +338,8 @@ fn roles_and_what_is_theirs_come_back_in_a_cluster_of_the_drills_own() {
     let role = crate::support::stores::fresh("hf_role").replace('-', "_");
     shop.server().run("postgres", &format!("CREATE ROLE {role}"));
     shop.database.run(&format!(
-        "ALTER TABLE item OWNER TO {role}; ALTER TABLE item ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY; \
+        "ALTER TABLE item OWNER TO {role}; ALTER TABLE item ENABLE ROW LEVEL SECURITY, FORCE ROW \
+         LEVEL SECURITY; \
          CREATE POLICY few ON item TO {role} USING (id < 10); GRANT SELECT ON \"user\" TO {role}"
     ));
     // Without the roles everything belongs to who restores; whom the policy is for is known.
@@ -303,15 +349,22 @@ fn roles_and_what_is_theirs_come_back_in_a_cluster_of_the_drills_own() {
     let elsewhere = Server::new(16);
     shop.configure("postgres = { url = \"${SCRATCH_16}\" }\n");
     let report = shop.drill(1, &[]).json();
-    assert!(report["problem"].as_str().unwrap().contains(&format!("role \"{role}\" does not exist")), "{report:#}");
+    assert!(
+        report["problem"].as_str().unwrap().contains(&format!("role \"{role}\" does not exist")),
+        "{report:#}"
+    );
     assert_eq!(shop.leftovers(&[&elsewhere]), [""; 0]);
     shop.configure("");
     let text = std::fs::read_to_string(shop.site.config()).unwrap();
-    std::fs::write(shop.site.config(), text.replace("[sources.settings]", "globals = true\n[sources.settings]"))
-        .unwrap();
+    std::fs::write(
+        shop.site.config(),
+        text.replace("[sources.settings]", "globals = true\n[sources.settings]"),
+    )
+    .unwrap();
     shop.run();
     let check = format!(
-        "[[strategies.daily.drill.checks]]\ntype = \"query\"\nsource = \"db\"\nquery = \"SELECT tableowner FROM pg_tables WHERE tablename = 'item'\"\n\
+        "[[strategies.daily.drill.checks]]\ntype = \"query\"\nsource = \"db\"\n\
+         query = \"SELECT tableowner FROM pg_tables WHERE tablename = 'item'\"\n\
          expect = \"{role}\"\n"
     );
     let text = std::fs::read_to_string(shop.site.config()).unwrap();
@@ -320,8 +373,12 @@ fn roles_and_what_is_theirs_come_back_in_a_cluster_of_the_drills_own() {
     shop.server().run("postgres", &format!("DROP DATABASE {} WITH (FORCE)", shop.database.name));
     shop.server().run("postgres", &format!("DROP ROLE {role}"));
     assert_passed(&report);
-    let restored: Vec<&str> =
-        report["artifacts"].as_array().unwrap().iter().map(|one| one["done"].as_str().unwrap()).collect();
+    let restored: Vec<&str> = report["artifacts"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| one["done"].as_str().unwrap())
+        .collect();
     assert_eq!(&restored[..2], ["restored", "restored"], "roles, then the database: {report:#}");
 }
 
@@ -333,13 +390,16 @@ fn a_verdict_outlives_the_machine_and_retention_heeds_it() {
     shop.drill(0, &[]);
     // Another machine sees it once it has looked into the storage.
     let text = std::fs::read_to_string(shop.site.config()).unwrap();
-    let text =
-        text.replace("state_dir = ", "state_dir = \"@/other\" # ").replace('@', shop.site.dir.path().to_str().unwrap());
-    let text = text.replace("retry = {", "retention = { keep_last = 1 }\nmax_delete_percent = 100\nretry = {");
+    let text = text
+        .replace("state_dir = ", "state_dir = \"@/other\" # ")
+        .replace('@', shop.site.dir.path().to_str().unwrap());
+    let text = text
+        .replace("retry = {", "retention = { keep_last = 1 }\nmax_delete_percent = 100\nretry = {");
     std::fs::write(shop.site.config(), text).unwrap();
     let list = shop.backup(&["list", "--json"]).expect(0).json();
     assert_eq!(list["snapshots"][0]["drilled"]["verdict"], "passed", "{list:#}");
-    let drills = shop.backup(&["status", "--json"]).expect(0).json()["strategies"][0]["drills"].clone();
+    let drills =
+        shop.backup(&["status", "--json"]).expect(0).json()["strategies"][0]["drills"].clone();
     assert_eq!(drills["verdict"], "passed", "{drills:#}");
     assert!(drills["last_passed"].is_string() && drills["last"].is_null(), "{drills:#}");
     // The newest that passed stays, whatever the rules say.
@@ -377,7 +437,8 @@ fn what_others_put_where_drills_leave_things_is_not_touched() {
     // A server of somebody, and in the folder for everybody a link to it under a name of ours.
     let server = shop.site.path("server");
     std::fs::create_dir(&server).unwrap();
-    let mut process = std::process::Command::new("sleep").arg("1000").current_dir(&server).spawn().unwrap();
+    let mut process =
+        std::process::Command::new("sleep").arg("1000").current_dir(&server).spawn().unwrap();
     std::fs::write(server.join("postmaster.pid"), format!("{}\n", process.id())).unwrap();
     let evil = std::env::temp_dir().join(format!("{}evil_pg", shop.prefix()));
     std::fs::create_dir_all(evil.join("db")).unwrap();
@@ -419,7 +480,10 @@ fn a_cluster_is_not_made_in_a_source_or_storage_that_is_the_temporary_folder() {
     let shop = Shop::new(15);
     shop.run();
     for folder in ["files", "store"] {
-        let refused = shop.backup(&["drill", "--strategy", "daily"]).env("TMPDIR", shop.site.path(folder)).expect(2);
+        let refused = shop
+            .backup(&["drill", "--strategy", "daily"])
+            .env("TMPDIR", shop.site.path(folder))
+            .expect(2);
         assert!(refused.err().contains("Nothing was written"), "{refused}");
     }
 }
@@ -429,7 +493,8 @@ fn a_snapshot_that_is_pruned_elsewhere_while_it_is_drilled_is_not_called_bad() {
     let shop = Shop::new(15);
     shop.configure(SERVER);
     shop.database.run(
-        "CREATE FUNCTION slow() RETURNS boolean LANGUAGE sql AS 'SELECT pg_sleep(3) IS NOT NULL'; CREATE TABLE late (x int, CHECK (slow())); \
+        "CREATE FUNCTION slow() RETURNS boolean LANGUAGE sql AS 'SELECT pg_sleep(3) IS NOT NULL'; \
+         CREATE TABLE late (x int, CHECK (slow())); \
          INSERT INTO late VALUES (1)",
     );
     let id = shop.run();
@@ -439,7 +504,10 @@ fn a_snapshot_that_is_pruned_elsewhere_while_it_is_drilled_is_not_called_bad() {
     std::fs::remove_dir_all(shop.snapshot(&id)).unwrap();
     let report = drilling.wait().expect(1).json();
     assert_eq!(report["verdict"], "inconclusive", "{report:#}");
-    assert!(report["problem"].as_str().unwrap().contains("deleted while it was drilled"), "{report:#}");
+    assert!(
+        report["problem"].as_str().unwrap().contains("deleted while it was drilled"),
+        "{report:#}"
+    );
     assert!(!shop.site.path("store/app/marks").exists());
 }
 
@@ -448,7 +516,8 @@ fn killed_while_it_cleans_up_nothing_is_left_after_the_next() {
     let shop = Shop::new(15);
     let (begun, go) = (shop.site.path("begun"), shop.site.path("go"));
     let waits = format!(
-        "[[strategies.daily.drill.checks]]\ntype = \"command\"\ncommand = [\"sh\", \"-c\", \"touch {}; until [ -e {} ]; do sleep 0.02; done\"]\n",
+        "[[strategies.daily.drill.checks]]\ntype = \"command\"\n\
+         command = [\"sh\", \"-c\", \"touch {}; until [ -e {} ]; do sleep 0.02; done\"]\n",
         begun.display(),
         go.display()
     );
@@ -465,7 +534,8 @@ fn killed_while_it_cleans_up_nothing_is_left_after_the_next() {
     run(&mut lock, "BEGIN; LOCK TABLE pg_database IN SHARE MODE");
     std::fs::write(&go, "").unwrap();
     let dropping = format!(
-        "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'DROP DATABASE%{}%' AND wait_event_type = 'Lock'",
+        "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'DROP DATABASE%{}%' AND \
+         wait_event_type = 'Lock'",
         shop.prefix()
     );
     until("it drops the database", || shop.database.number(&dropping) > 0);
@@ -483,9 +553,11 @@ fn on_a_schedule_what_could_not_be_judged_is_tried_again_and_then_told() {
     std::fs::create_dir_all(site.path("files")).unwrap();
     std::fs::write(site.path("files/a"), "alpha").unwrap();
     let config = format!(
-        "[sources.files]\ntype = \"directory\"\npath = \"@/files\"\n[storages.local]\ntype = \"local\"\npath = \"@/store\"\n\
+        "[sources.files]\ntype = \"directory\"\npath = \"@/files\"\n[storages.local]\n\
+         type = \"local\"\npath = \"@/store\"\n\
          [notify.hook]\ntype = \"webhook\"\nurl = \"{}\"\n\
-         [strategies.daily]\nsources = [\"files\"]\nstorages = [\"local\"]\nretry = {{ attempts = 2, backoff = \"1s\" }}\n\
+         [strategies.daily]\nsources = [\"files\"]\nstorages = [\"local\"]\n\
+         retry = {{ attempts = 2, backoff = \"1s\" }}\n\
          [strategies.daily.drill]\nschedule = \"0 5 * * 0\"\n",
         hook.address
     );

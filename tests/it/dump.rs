@@ -1,4 +1,5 @@
-//! `backup dump`: any artifact, any file and any folder of a snapshot on stdout, and nothing else there.
+//! `backup dump`: any artifact, any file and any folder of a snapshot on stdout, and nothing else
+//! there.
 
 use std::path::{Path, PathBuf};
 
@@ -26,7 +27,8 @@ fn site() -> Site {
     small_tree(&data);
     sh(
         &data,
-        "truncate -s 3M sparse && printf end >> sparse && ln a.txt hard && mkfifo pipe && mkdir -p deep/er && seq 9 > deep/er/x && ln a.txt deep/other",
+        "truncate -s 3M sparse && printf end >> sparse && ln a.txt hard && mkfifo pipe && mkdir -p \
+         deep/er && seq 9 > deep/er/x && ln a.txt deep/other",
         &[],
     );
     site.run(0);
@@ -46,7 +48,10 @@ fn every_artifact_of_the_frozen_snapshots_comes_out_as_it_was() {
     for variant in ["plain", "gzip", "encrypted"] {
         let dump = |what: &str| {
             let args = ["dump", "latest", what, "--quiet", "--storage"];
-            let dump = backup(args).arg(fixture(variant)).arg("--identity-file").arg(fixture("identity.txt"));
+            let dump = backup(args)
+                .arg(fixture(variant))
+                .arg("--identity-file")
+                .arg(fixture("identity.txt"));
             let dumped = dump.expect(0);
             assert_eq!(dumped.err(), "", "{variant} {what}");
             dumped.stdout
@@ -62,9 +67,12 @@ fn every_artifact_of_the_frozen_snapshots_comes_out_as_it_was() {
             assert_eq!(artifact["plain_bytes"], bytes.len(), "{variant} {name}");
         }
         // A source stands for its main artifact.
-        for (source, artifact) in
-            [("db", "db.pgdump"), ("app", "app.sqlite"), ("files", "files.tar"), ("words", "words.out")]
-        {
+        for (source, artifact) in [
+            ("db", "db.pgdump"),
+            ("app", "app.sqlite"),
+            ("files", "files.tar"),
+            ("words", "words.out"),
+        ] {
             assert!(dump(source) == dump(artifact), "{variant} {source}");
         }
     }
@@ -74,17 +82,32 @@ fn every_artifact_of_the_frozen_snapshots_comes_out_as_it_was() {
 fn every_file_is_as_it_was_and_a_folder_is_a_tarball() {
     let site = site();
     let data = site.path("data");
-    for path in ["a.txt", "sub/b.bin", "sub/quote'd \"name\"", "hard", "sparse", "./deep//er/x", "deep/other"] {
+    for path in [
+        "a.txt",
+        "sub/b.bin",
+        "sub/quote'd \"name\"",
+        "hard",
+        "sparse",
+        "./deep//er/x",
+        "deep/other",
+    ] {
         let dumped = dump(&site, &["files", path]).expect(0);
         assert!(dumped.stdout == std::fs::read(data.join(path)).unwrap(), "{path}");
-        assert!(dumped.err().contains(" written, ") && dumped.err().contains(" fetched"), "{dumped}");
+        assert!(
+            dumped.err().contains(" written, ") && dumped.err().contains(" fetched"),
+            "{dumped}"
+        );
     }
     for folder in ["sub", "deep/er", "."] {
         let tarball = dump(&site, &["files", folder]).expect(0);
         std::fs::write(site.path("folder.tar"), &tarball.stdout).unwrap();
         // Whoever is not root makes no pipe less: all of it compares.
         sh(site.dir.path(), "rm -rf out && mkdir out && tar -xpf folder.tar -C out", &[]);
-        sh(site.dir.path(), r#"diff -r --no-dereference -x pipe "data/$1" "out/$1""#, &[folder.as_ref()]);
+        sh(
+            site.dir.path(),
+            r#"diff -r --no-dereference -x pipe "data/$1" "out/$1""#,
+            &[folder.as_ref()],
+        );
     }
     // A hard link whose content lies outside of the folder would be lost in it.
     let outside = dump(&site, &["files", "deep"]).run();
@@ -116,7 +139,8 @@ fn what_is_not_there_or_has_no_content_is_said_with_what_is_near() {
         let wrong = dump(&site, args).expect(2);
         assert!(wrong.err().contains(says) && wrong.stdout.is_empty(), "{wrong}");
     }
-    let locked = backup(["dump", "latest", "files", "--storage"]).arg(fixture("encrypted")).expect(2);
+    let locked =
+        backup(["dump", "latest", "files", "--storage"]).arg(fixture("encrypted")).expect(2);
     assert!(locked.err().contains("--identity-file"), "{locked}");
 }
 
@@ -134,7 +158,10 @@ fn damage_is_exit_code_4_and_the_last_bytes_are_held_back() {
     std::fs::write(&file, &bytes).unwrap();
     for args in [&["files"][..], &["files", "noise"]] {
         let damaged = dump(&site, args).expect(4);
-        assert!(damaged.err().contains("What was written is incomplete and not to be used"), "{damaged}");
+        assert!(
+            damaged.err().contains("What was written is incomplete and not to be used"),
+            "{damaged}"
+        );
         assert!(damaged.err().contains("`files.tar`"), "{damaged}");
         assert!(damaged.stdout.len() < whole - 512, "{}", damaged.stdout.len());
     }
@@ -171,7 +198,10 @@ fn a_terminal_gets_bytes_only_when_it_is_forced_on_it() {
         sh(site.dir.path(), script, &[PROGRAM.as_ref(), config.as_os_str(), more.as_ref()])
     };
     let refused = on_a_terminal("");
-    assert!(refused.contains("does not belong on a terminal") && refused.contains("exit 2"), "{refused}");
+    assert!(
+        refused.contains("does not belong on a terminal") && refused.contains("exit 2"),
+        "{refused}"
+    );
     assert!(!refused.contains("alpha"), "{refused}");
     assert!(on_a_terminal("--force").contains("alpha"));
 }
@@ -195,5 +225,8 @@ fn an_output_that_fails_is_no_damage() {
     let site = site();
     let script = r#""$1" --config "$2" dump latest files 2>&1 > /dev/full || echo "exit $?""#;
     let said = sh(site.dir.path(), script, &[PROGRAM.as_ref(), site.config().as_os_str()]);
-    assert!(said.contains("Could not write to the output: No space left") && said.contains("exit 1"), "{said}");
+    assert!(
+        said.contains("Could not write to the output: No space left") && said.contains("exit 1"),
+        "{said}"
+    );
 }

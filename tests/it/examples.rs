@@ -1,4 +1,5 @@
-//! What is shipped to be tried and copied: the commands of the README, the demo, the example strategies.
+//! What is shipped to be tried and copied: the commands of the README, the demo, the example
+//! strategies.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -15,7 +16,9 @@ pub(crate) fn commands(readme: &Path) -> Vec<String> {
         match line.trim() {
             "```sh" => inside = true,
             "```" => inside = false,
-            command if inside && !command.is_empty() && !command.starts_with('#') => commands.push(command.to_owned()),
+            command if inside && !command.is_empty() && !command.starts_with('#') => {
+                commands.push(command.to_owned())
+            }
             _ => {}
         }
     }
@@ -25,9 +28,11 @@ pub(crate) fn commands(readme: &Path) -> Vec<String> {
 
 /// The program has the command and the flags that it is called with here.
 pub(crate) fn is_understood(command: &str, own: &[&str]) {
-    let own: Vec<&str> = own.iter().copied().take_while(|word| !["|", ">", "#", "&&"].contains(word)).collect();
+    let own: Vec<&str> =
+        own.iter().copied().take_while(|word| !["|", ">", "#", "&&"].contains(word)).collect();
     let verbs: Vec<&str> = own.iter().copied().take_while(|word| !word.starts_with('-')).collect();
-    // `show ID`: a verb takes values too, so the longest run of verbs that the program knows counts.
+    // `show ID`: a verb takes values too, so the longest run of verbs that the program knows
+    // counts.
     let help = (0..=verbs.len())
         .rev()
         .map(|count| backup(verbs[..count].iter().copied().chain(["--help"])).run())
@@ -43,7 +48,10 @@ pub(crate) fn is_understood(command: &str, own: &[&str]) {
         assert!(known.contains(flag), "`{command}`: no `{flag}` in\n{help}");
     }
     if let Some(verb) = verbs.first() {
-        assert!(backup([verb, "--help"]).run().code() == Some(0), "`{command}`: no command `{verb}`");
+        assert!(
+            backup([verb, "--help"]).run().code() == Some(0),
+            "`{command}`: no command `{verb}`"
+        );
     }
 }
 
@@ -53,7 +61,9 @@ fn every_command_and_flag_in_the_readme_exists() {
         let words: Vec<&str> = command.split_whitespace().collect();
         // `cargo run ... --` stands for the program; what comes after a pipe is another one.
         match words.as_slice() {
-            ["backup", own @ ..] | ["cargo", "run", "--release", "--", own @ ..] => is_understood(&command, own),
+            ["backup", own @ ..] | ["cargo", "run", "--release", "--", own @ ..] => {
+                is_understood(&command, own)
+            }
             _ => {}
         }
     }
@@ -62,9 +72,11 @@ fn every_command_and_flag_in_the_readme_exists() {
 #[test]
 fn every_file_that_the_readme_names_exists() {
     let text = std::fs::read_to_string(repository().join("README.md")).unwrap();
-    let named = text
-        .split(|c: char| c.is_whitespace() || "`()[]\"'".contains(c))
-        .filter(|word| ["strategies/", "examples/", "tests/", "docs/", ".ci/"].iter().any(|top| word.starts_with(top)));
+    let named = text.split(|c: char| c.is_whitespace() || "`()[]\"'".contains(c)).filter(|word| {
+        ["strategies/", "examples/", "tests/", "docs/", ".ci/"]
+            .iter()
+            .any(|top| word.starts_with(top))
+    });
     let mut count = 0;
     for name in named {
         let name = name.trim_end_matches(['.', ',', ':', ';']);
@@ -82,14 +94,17 @@ fn demo() -> tempfile::TempDir {
         r#"mkdir examples && cp -r "$1/examples/demo" examples/ && cp -r "$1/strategies" ."#,
         &[repository().as_os_str()],
     );
-    backup(["--config", "strategies/demo.toml", "--strategy", "daily"]).dir(folder.path()).expect(0);
+    backup(["--config", "strategies/demo.toml", "--strategy", "daily"])
+        .dir(folder.path())
+        .expect(0);
     folder
 }
 
 #[test]
 fn the_demo_is_backed_up_and_comes_back_byte_for_byte() {
     let folder = demo();
-    let restore = ["restore", "--config", "strategies/demo.toml", "--strategy", "daily", "--to", "restored"];
+    let restore =
+        ["restore", "--config", "strategies/demo.toml", "--strategy", "daily", "--to", "restored"];
     backup(restore).dir(folder.path()).expect(0);
     let at = |path: &str| files(&folder.path().join(path));
     assert_eq!(at("restored/attachments"), at("examples/demo/attachments"));
@@ -107,16 +122,22 @@ fn the_demo_passes_its_drill_and_fails_it_when_an_attachment_is_gone() {
     };
     assert_passed(&drill(0));
     sh(folder.path(), "rm -r examples/demo/attachments/0a", &[]);
-    backup(["--config", "strategies/demo.toml", "--strategy", "daily"]).dir(folder.path()).expect(0);
+    backup(["--config", "strategies/demo.toml", "--strategy", "daily"])
+        .dir(folder.path())
+        .expect(0);
     let failed = outcomes(&drill(4), "failed");
-    assert!(failed.len() == 1 && failed[0].contains("every attachment has its file"), "{failed:#?}");
+    assert!(
+        failed.len() == 1 && failed[0].contains("every attachment has its file"),
+        "{failed:#?}"
+    );
 }
 
 /// The one line of `docs/format.md` that begins so, without its indentation.
 fn documented(beginning: &str) -> String {
     let text = std::fs::read_to_string(repository().join("docs/format.md")).unwrap();
     let mut found = text.lines().map(str::trim).filter(|line| line.starts_with(beginning));
-    let line = found.next().unwrap_or_else(|| panic!("docs/format.md has no command `{beginning}`"));
+    let line =
+        found.next().unwrap_or_else(|| panic!("docs/format.md has no command `{beginning}`"));
     line.to_owned()
 }
 
@@ -142,7 +163,11 @@ fn the_commands_of_the_format_restore_the_demo_without_the_program() {
     sh(&snapshot, &plain(documented("cat attachments.tar.zst.age")), &[]);
     let restored = files(&snapshot.join("FOLDER"));
     assert_eq!(restored, files(&folder.path().join("examples/demo/attachments")));
-    sh(&snapshot, &documented("cat files.index.zst").replace("files.index", "attachments.index"), &[]);
+    sh(
+        &snapshot,
+        &documented("cat files.index.zst").replace("files.index", "attachments.index"),
+        &[],
+    );
     sh(
         &snapshot,
         "cat db.sqlite.zst | zstd -d | cmp - \"$1\"",
@@ -162,7 +187,9 @@ fn the_example_strategies_are_understood() {
     for entry in std::fs::read_dir(repository().join("strategies")).unwrap() {
         let path = entry.unwrap().path();
         // What lies elsewhere on the host of the example is here for the test.
-        let text = std::fs::read_to_string(&path).unwrap().replace("/run/secrets", secrets.to_str().unwrap());
+        let text = std::fs::read_to_string(&path)
+            .unwrap()
+            .replace("/run/secrets", secrets.to_str().unwrap());
         let file = folder.path().join(path.file_name().unwrap());
         std::fs::write(&file, text).unwrap();
         let listed = backup(["strategies", "--json", "--config"])

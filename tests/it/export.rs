@@ -39,18 +39,25 @@ fn host(extra: &str) -> Site {
 }
 
 fn export(site: &Site, output: &str, extra: &[&str], code: i32) -> Ran {
-    let args = site.backup(["export", "--strategy", "daily", "--json", "--output"]).arg(site.path(output));
+    let args =
+        site.backup(["export", "--strategy", "daily", "--json", "--output"]).arg(site.path(output));
     args.args(extra.iter().copied()).expect(code)
 }
 
 fn import(site: &Site, file: &Path, extra: &[&str], code: i32) -> Ran {
-    site.backup(["import", "--storage", "local", "--json"]).arg(file).args(extra.iter().copied()).expect(code)
+    site.backup(["import", "--storage", "local", "--json"])
+        .arg(file)
+        .args(extra.iter().copied())
+        .expect(code)
 }
 
 /// The application's data, out of the storage of `site`, is that of `origin`.
 fn restores(site: &Site, origin: &Site, extra: &[&str]) {
     let out = site.path("out");
-    site.backup(["restore", "--strategy", "daily", "--to"]).arg(&out).args(extra.iter().copied()).expect(0);
+    site.backup(["restore", "--strategy", "daily", "--to"])
+        .arg(&out)
+        .args(extra.iter().copied())
+        .expect(0);
     is_the_data(&out, origin);
 }
 
@@ -85,7 +92,11 @@ fn a_fresh_snapshot_of_one_machine_is_restored_on_another() {
     assert_eq!(there.ids(), [imported["id"].as_str().unwrap()]);
     there.backup(["verify", "--read-data"]).expect(0);
     restores(&there, &here, &[]);
-    assert_eq!(import(&there, &file, &[], 0).json()["present"], true, "a second time it is there already");
+    assert_eq!(
+        import(&there, &file, &[], 0).json()["present"],
+        true,
+        "a second time it is there already"
+    );
     assert_eq!(there.folders().len(), 1);
     assert_eq!(sh(there.dir.path(), "find store -name run.json -o -name '*.part'", &[]), "");
 }
@@ -97,17 +108,24 @@ fn ordinary_programs_read_the_file_and_its_own_text_says_how() {
     let listed = sh(here.dir.path(), "tar tf app.tar", &[]);
     let names: Vec<&str> = listed.lines().collect();
     assert_eq!(names[0], "README.txt");
-    assert!(names.last().unwrap().ends_with("/manifest.json") && names[1].starts_with("app/daily/"), "{listed}");
+    assert!(
+        names.last().unwrap().ends_with("/manifest.json") && names[1].starts_with("app/daily/"),
+        "{listed}"
+    );
     assert_eq!(sh(here.dir.path(), "bsdtar tf app.tar", &[]), listed);
     sh(here.dir.path(), "mkdir x && tar xf app.tar -C x", &[]);
     // Extracted it is a storage.
     backup(["verify", "--read-data", "--storage"]).arg(here.path("x/")).expect(0);
     // By hand, as the text says.
-    let script = "export DIR=$PWD/by-hand; mkdir -p \"$DIR\"; cd x; grep '^    cat ' README.txt > ../steps; bash -euo pipefail ../steps";
+    let script = "export DIR=$PWD/by-hand; mkdir -p \"$DIR\"; cd x; grep '^    cat ' README.txt > \
+        ../steps; bash -euo pipefail ../steps";
     sh(here.dir.path(), script, &[]);
     let out = here.path("by-hand");
     assert_eq!(sql(&here, &here.path("x/db.sqlite"), "SELECT sum(x) FROM t"), "42\n");
-    assert_eq!(std::fs::read(out.join("noise")).unwrap(), std::fs::read(here.path("data/noise")).unwrap());
+    assert_eq!(
+        std::fs::read(out.join("noise")).unwrap(),
+        std::fs::read(here.path("data/noise")).unwrap()
+    );
 }
 
 #[test]
@@ -121,8 +139,12 @@ fn an_encrypted_file_opens_with_age_alone() {
     export(&here, "app.tar", &[], 0);
     let file = here.path("app.tar.age");
     let key = identity.to_str().unwrap();
-    let listed = sh(here.dir.path(), r#"age -d -i "$1" app.tar.age | tar t"#, &[identity.as_os_str()]);
-    assert!(listed.contains("db.sqlite.zst.age"), "what is in it is encrypted as in a run: {listed}");
+    let listed =
+        sh(here.dir.path(), r#"age -d -i "$1" app.tar.age | tar t"#, &[identity.as_os_str()]);
+    assert!(
+        listed.contains("db.sqlite.zst.age"),
+        "what is in it is encrypted as in a run: {listed}"
+    );
     assert_eq!(sh(here.dir.path(), "tar tf app.tar", &[]).lines().count(), listed.lines().count());
 
     assert!(import(&there, &file, &[], 2).err().contains("`--identity-file`"));
@@ -191,11 +213,16 @@ fn an_export_that_is_stopped_leaves_nothing_and_one_that_is_killed_is_cleaned_up
     for (signal, code) in [(Signal::TERM, Some(1)), (Signal::KILL, None)] {
         let site = Site::new(&APP.replace(
             "type = \"directory\"\npath = \"@/data\"",
-            "type = \"command\"\ncommand = [\"sh\", \"-c\", \"touch @/reached; read x < @/gate; echo end\"]",
+            "type = \"command\"\ncommand = [\"sh\", \"-c\", \"touch @/reached; read x < @/gate; \
+             echo end\"]",
         ));
         sql(&site, &site.path("app.db"), "CREATE TABLE t(x)");
         sh(site.dir.path(), "mkfifo gate", &[]);
-        let start = || site.backup(["export", "--strategy", "daily", "--output"]).arg(site.path("app.tar")).spawn();
+        let start = || {
+            site.backup(["export", "--strategy", "daily", "--output"])
+                .arg(site.path("app.tar"))
+                .spawn()
+        };
         let running = start();
         until("the source is read", || site.path("reached").exists());
         export(&site, "app.tar", &[], 2);
@@ -228,7 +255,11 @@ fn another_application_is_not_taken_in_by_mistake() {
     assert!(there.folders().is_empty());
     // By its address a storage takes whatever it is given.
     let (file, store) = (here.path("app.tar"), there.path("store"));
-    without_configuration(&there, r#"import "$1" --storage "$2""#, &[file.as_os_str(), store.as_os_str()]);
+    without_configuration(
+        &there,
+        r#"import "$1" --storage "$2""#,
+        &[file.as_os_str(), store.as_os_str()],
+    );
     there.backup(["verify", "--read-data"]).expect(0);
 }
 
@@ -251,8 +282,11 @@ fn pack(file: &Path, members: &[(String, Vec<u8>)]) {
         let mut header = tar::Header::new_ustar();
         let place = header.as_ustar_mut().unwrap();
         // `set_path` refuses what a hostile writer would not.
-        let (prefix, rest) =
-            if name.len() > 100 { name.split_at(name.find('/').unwrap()) } else { ("", name.as_str()) };
+        let (prefix, rest) = if name.len() > 100 {
+            name.split_at(name.find('/').unwrap())
+        } else {
+            ("", name.as_str())
+        };
         let rest = if prefix.is_empty() { rest } else { &rest[1..] };
         place.prefix[..prefix.len()].copy_from_slice(prefix.as_bytes());
         place.name[..rest.len()].copy_from_slice(rest.as_bytes());
@@ -277,7 +311,11 @@ fn a_file_that_is_not_one_whole_snapshot_leaves_nothing_behind() {
         let refused = import(&there, &file, &[], 4);
         assert!(refused.err().contains(says), "{what}: {refused}");
         assert!(there.folders().is_empty(), "{what}: {:?}", there.folders());
-        assert_eq!(sh(there.dir.path(), "find . -name '*.part' -o -name '*evil*'", &[]), "", "{what}");
+        assert_eq!(
+            sh(there.dir.path(), "find . -name '*.part' -o -name '*evil*'", &[]),
+            "",
+            "{what}"
+        );
     };
     let with = |name: &str, content: &[u8]| {
         let mut all = one.clone();
@@ -363,7 +401,9 @@ async fn a_file_is_taken_into_a_bucket_and_an_import_that_is_stopped_leaves_noth
     for (signal, code) in [(Signal::TERM, Some(1)), (Signal::KILL, None)] {
         let slow = Site::new(&format!("upload_rate = \"500KiB/s\"\n{APP}"));
         let running = slow.backup(["import", "--storage", "local"]).arg(&file).spawn();
-        until("it began to write", || !sh(slow.dir.path(), "find . -name '*.zst' -o -name '*.part'", &[]).is_empty());
+        until("it began to write", || {
+            !sh(slow.dir.path(), "find . -name '*.zst' -o -name '*.part'", &[]).is_empty()
+        });
         running.signal(signal);
         assert_eq!(running.wait().code(), code);
         assert!(slow.ids().is_empty(), "nothing half is listed");

@@ -1,5 +1,5 @@
-//! What goes wrong: in every case no manifest, a clear error, the right exit code, earlier snapshots untouched, and the next run
-//! succeeds.
+//! What goes wrong: in every case no manifest, a clear error, the right exit code, earlier
+//! snapshots untouched, and the next run succeeds.
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,8 @@ fn write_script(site: &Site, script: &str) {
     std::fs::write(site.path("dump.sh"), script).unwrap();
 }
 
-/// The same run fails when the script does, with the earlier snapshot as it was; and succeeds after that.
+/// The same run fails when the script does, with the earlier snapshot as it was; and succeeds after
+/// that.
 fn fails_cleanly(script: &str, says: &str) {
     let site = scripted("echo good");
     site.run(0);
@@ -78,7 +79,9 @@ fn a_missing_program_or_folder_is_named() {
 fn anything_runs(argument: &Path) -> bool {
     let processes = std::fs::read_dir("/proc").unwrap().flatten();
     let lines = processes.filter_map(|process| std::fs::read(process.path().join("cmdline")).ok());
-    lines.into_iter().any(|line| line.split(|byte| *byte == 0).any(|word| word == argument.as_os_str().as_bytes()))
+    lines.into_iter().any(|line| {
+        line.split(|byte| *byte == 0).any(|word| word == argument.as_os_str().as_bytes())
+    })
 }
 
 /// Waits until `condition` holds of the site, looking whenever something may have changed.
@@ -96,7 +99,11 @@ fn gated(site: &Site) -> (PathBuf, PathBuf) {
     sh(site.dir.path(), r#"mkfifo "$1""#, &[gate.as_os_str()]);
     write_script(
         site,
-        &format!("head -c 9000000 /dev/urandom; touch {}; read x < {}; echo end", reached.display(), gate.display()),
+        &format!(
+            "head -c 9000000 /dev/urandom; touch {}; read x < {}; echo end",
+            reached.display(),
+            gate.display()
+        ),
     );
     (reached, gate)
 }
@@ -139,8 +146,15 @@ fn killed_at_many_points_it_never_leaves_half_a_backup() {
     for count in 0..36 {
         let mut command = std::process::Command::new("strace");
         command.args(["-f", "-qq", "-o", "/dev/null", "-e", &strace(count)]);
-        command.arg(env!("CARGO_BIN_EXE_backup")).arg("--config").arg(site.config()).args(["--strategy", "daily"]);
-        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).env("HOME", site.dir.path());
+        command
+            .arg(env!("CARGO_BIN_EXE_backup"))
+            .arg("--config")
+            .arg(site.config())
+            .args(["--strategy", "daily"]);
+        command
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap())
+            .env("HOME", site.dir.path());
         let _ = command.output().expect("strace runs");
         let verdict = site.backup(["verify", "--read-data", "--json"]).expect(0).json();
         assert!(!verdict["snapshots"].as_array().unwrap().is_empty(), "{count}");
@@ -190,7 +204,8 @@ fn a_second_run_of_a_strategy_is_refused_while_the_first_goes_on() {
     // Another state folder, as a second container has one: the storage's own lock is in the way.
     site.backup(["list"]).expect(0);
     let other = site.path("other.toml");
-    let text = std::fs::read_to_string(site.config()).unwrap().replace("/state\"", "/other-state\"");
+    let text =
+        std::fs::read_to_string(site.config()).unwrap().replace("/state\"", "/other-state\"");
     std::fs::write(&other, text).unwrap();
     crate::support::backup(["--config"]).arg(&other).args(["--strategy", "daily"]).expect(5);
     std::fs::write(gate, "go\n").unwrap();
@@ -232,9 +247,15 @@ fn a_disk_that_fills_is_an_error_and_leaves_room_again() {
     write_script(&site, "head -c 15000000 /dev/urandom");
     site.run(0);
     // The next one would not fit, and that is said before anything is read.
-    write_script(&site, &format!("touch {}; head -c 15000000 /dev/urandom", site.path("was-read").display()));
+    write_script(
+        &site,
+        &format!("touch {}; head -c 15000000 /dev/urandom", site.path("was-read").display()),
+    );
     let refused = site.run(1);
-    assert!(format!("{}{}", refused.out(), refused.err()).contains("the last snapshot took"), "{refused}");
+    assert!(
+        format!("{}{}", refused.out(), refused.err()).contains("the last snapshot took"),
+        "{refused}"
+    );
     assert!(!site.path("was-read").exists());
     drop(unmount);
 }
@@ -258,11 +279,20 @@ fn what_may_pass_by_itself_is_told_from_what_does_not() {
     };
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let server = postgres(16).url;
-    assert!(may_pass(&database(&format!("postgresql://postgresAT127.0.0.1:{closed}/postgres"))), "the server is down");
+    assert!(
+        may_pass(&database(&format!("postgresql://postgresAT127.0.0.1:{closed}/postgres"))),
+        "the server is down"
+    );
     let (_, place) = server.split_once('@').unwrap();
     let refused = format!("postgresql://postgres:wrongAT{place}");
     assert!(!may_pass(&database(&refused)), "the password is wrong");
     assert!(may_pass(SCRIPTED), "of a program that failed nobody can tell");
-    assert!(!may_pass(&SCRIPTED.replace("\"sh\", ", "\"no-such-program\", ")), "there is no such program");
-    assert!(!may_pass(&SCRIPTED.replace("@/store", "/proc/nowhere/store")), "there is no such disk");
+    assert!(
+        !may_pass(&SCRIPTED.replace("\"sh\", ", "\"no-such-program\", ")),
+        "there is no such program"
+    );
+    assert!(
+        !may_pass(&SCRIPTED.replace("@/store", "/proc/nowhere/store")),
+        "there is no such disk"
+    );
 }

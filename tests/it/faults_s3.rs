@@ -1,5 +1,6 @@
-//! Buckets that misbehave while the program runs: in every case no half backup, a clear error, the right exit code, earlier snapshots untouched
-//! and readable, the next run succeeds, and nothing is left behind.
+//! Buckets that misbehave while the program runs: in every case no half backup, a clear error, the
+//! right exit code, earlier snapshots untouched and readable, the next run succeeds, and nothing is
+//! left behind.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,8 +22,18 @@ const SOON: Duration = Duration::from_secs(30);
 /// Longer than any test waits.
 const NEVER: Fault = Fault::Slow(Duration::from_secs(100_000));
 const LOCAL: &str = "[storages.local]\ntype = \"local\"\npath = \"@/store\"\n";
-const ALL: [Op; 10] =
-    [Op::Put, Op::Begin, Op::Part(1), Op::Part(2), Op::Complete, Op::Abort, Op::Head, Op::Get, Op::List, Op::Delete];
+const ALL: [Op; 10] = [
+    Op::Put,
+    Op::Begin,
+    Op::Part(1),
+    Op::Part(2),
+    Op::Complete,
+    Op::Abort,
+    Op::Head,
+    Op::Get,
+    Op::List,
+    Op::Delete,
+];
 
 /// A site with one bucket, behind a proxy.
 struct Bucket {
@@ -49,13 +60,15 @@ impl Bucket {
         Self::with(server, &["offsite"], "", "").await
     }
 
-    /// With more storages before the bucket's, which is `offsite`, and more settings of the strategy.
+    /// With more storages before the bucket's, which is `offsite`, and more settings of the
+    /// strategy.
     async fn with(server: Server, storages: &[&str], tables: &str, strategy: &str) -> Self {
         let name = fresh("faults");
         server.client().create_bucket().bucket(&name).send().await.unwrap();
         let proxy = S3Proxy::before(&server.endpoint()).await;
         let behind = S3 { endpoint: proxy.endpoint.clone(), ..s3(server) };
-        let offsite = s3_storage("offsite", &behind, &name) + "part_size = \"5MiB\"\nattempts = 3\n";
+        let offsite =
+            s3_storage("offsite", &behind, &name) + "part_size = \"5MiB\"\nattempts = 3\n";
         let site = Site::new(&configuration(storages, &format!("{tables}{offsite}"), strategy));
         let bucket = Self { site, proxy, server, name };
         bucket.script("head -c 12000000 /dev/urandom");
@@ -66,12 +79,18 @@ impl Bucket {
         std::fs::write(self.site.path("dump.sh"), script).unwrap();
     }
 
-    /// Every key with the size and the time of the object, as the server tells them without the proxy.
+    /// Every key with the size and the time of the object, as the server tells them without the
+    /// proxy.
     async fn objects(&self) -> Vec<(String, String)> {
         let page = self.server.client().list_objects_v2().bucket(&self.name).send().await.unwrap();
         assert_ne!(page.is_truncated(), Some(true));
-        let told = |object: &aws_sdk_s3::types::Object| format!("{:?} {:?}", object.size(), object.last_modified());
-        page.contents().iter().map(|object| (object.key().unwrap().to_owned(), told(object))).collect()
+        let told = |object: &aws_sdk_s3::types::Object| {
+            format!("{:?} {:?}", object.size(), object.last_modified())
+        };
+        page.contents()
+            .iter()
+            .map(|object| (object.key().unwrap().to_owned(), told(object)))
+            .collect()
     }
 
     /// Nothing is under way: no heartbeat, no unfinished upload, no folder without a manifest.
@@ -106,7 +125,8 @@ impl Bucket {
 /// The path of the artifact of the script.
 const DUMP: &str = "dump.out.zst";
 
-/// With the fault the run fails and says so, leaving all as it was; without it the next one succeeds.
+/// With the fault the run fails and says so, leaving all as it was; without it the next one
+/// succeeds.
 async fn fails_cleanly(server: Server, op: Op, suffix: &'static str, fault: Fault, says: &str) {
     let bucket = Bucket::new(server).await;
     bucket.site.run(0);
@@ -124,7 +144,8 @@ async fn fails_cleanly(server: Server, op: Op, suffix: &'static str, fault: Faul
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_that_fails_midway_is_no_backup() {
-    fails_cleanly(Server::S3s, Op::Part(2), "", Fault::Say(500, "InternalError"), "InternalError").await;
+    fails_cleanly(Server::S3s, Op::Part(2), "", Fault::Say(500, "InternalError"), "InternalError")
+        .await;
     fails_cleanly(Server::Garage, Op::Complete, "", Fault::Say(503, "SlowDown"), "SlowDown").await;
 }
 
@@ -197,7 +218,10 @@ async fn a_manifest_that_was_acknowledged_and_lost_is_no_backup() {
         bucket.proxy.inject_at(Op::Put, "manifest.json", fault, ALWAYS);
         let failed = bucket.site.run(1);
         assert_eq!(failed.json()["outcome"], "failed", "{failed}");
-        assert!(failed.json()["storages"][0]["error"].to_string().contains("manifest.json"), "{failed}");
+        assert!(
+            failed.json()["storages"][0]["error"].to_string().contains("manifest.json"),
+            "{failed}"
+        );
         bucket.proxy.heal();
         assert_eq!(bucket.site.ids().len(), 1);
     }
@@ -212,7 +236,11 @@ async fn a_manifest_that_arrived_unknown_to_us_keeps_its_artifacts() {
     bucket.proxy.inject_at(Op::Head, "manifest.json", Fault::DropAnswer, ALWAYS);
     let failed = bucket.site.run(1);
     // The first look was before the manifest was sent, and failed; so nothing was sent then.
-    assert_eq!(bucket.objects().await.iter().filter(|(key, _)| key.ends_with("manifest.json")).count(), 1, "{failed}");
+    assert_eq!(
+        bucket.objects().await.iter().filter(|(key, _)| key.ends_with("manifest.json")).count(),
+        1,
+        "{failed}"
+    );
     bucket.proxy.heal();
     // Now the store is lost between the manifest and its answer.
     let lost = Arc::new(Notify::new());
@@ -224,7 +252,8 @@ async fn a_manifest_that_arrived_unknown_to_us_keeps_its_artifacts() {
         bucket.proxy.inject(op, Fault::DropRequest, ALWAYS);
     }
     bucket.proxy.inject_at(Op::Head, "manifest.json", Fault::DropRequest, ALWAYS);
-    // The answer never comes: the program asks again after its patience, so it is asked to stop meanwhile.
+    // The answer never comes: the program asks again after its patience, so it is asked to stop
+    // meanwhile.
     running.signal(Signal::TERM);
     let failed = running.wait().expect(1);
     assert!(failed.out().contains("not certain whether it is there"), "{failed}");
@@ -232,7 +261,9 @@ async fn a_manifest_that_arrived_unknown_to_us_keeps_its_artifacts() {
 }
 
 /// Tells that a request was carried out, and never lets its answer go.
-fn tell(happened: &Arc<Notify>) -> Arc<dyn Fn() -> futures::future::BoxFuture<'static, ()> + Send + Sync> {
+fn tell(
+    happened: &Arc<Notify>,
+) -> Arc<dyn Fn() -> futures::future::BoxFuture<'static, ()> + Send + Sync> {
     let happened = Arc::clone(happened);
     Arc::new(move || {
         happened.notify_one();
@@ -276,7 +307,11 @@ async fn stopped_anywhere(server: Server, signal: Signal) {
         } else {
             assert_eq!(ended.json()["outcome"], "cancelled", "{ended}");
             assert_eq!(bucket.objects().await, before, "{op:?} {suffix}: nothing is left of it");
-            assert_eq!(server.unfinished_uploads(&bucket.name).await.unwrap_or(0), 0, "{op:?} {suffix}");
+            assert_eq!(
+                server.unfinished_uploads(&bucket.name).await.unwrap_or(0),
+                0,
+                "{op:?} {suffix}"
+            );
         }
         snapshots += usize::from(committed);
         assert_eq!(bucket.site.ids().len(), snapshots, "{op:?} {suffix}: {ended}");
@@ -311,7 +346,9 @@ async fn a_store_that_never_answers_holds_nobody_up_who_asks_to_stop() {
         let bucket = Bucket::new(Server::Garage).await;
         bucket.site.run(0);
         for op in ALL.into_iter().filter(|op| *op != first) {
-            if first == Op::Put || !matches!(op, Op::Put | Op::Head | Op::List | Op::Begin | Op::Part(_)) {
+            if first == Op::Put
+                || !matches!(op, Op::Put | Op::Head | Op::List | Op::Begin | Op::Part(_))
+            {
                 bucket.proxy.inject(op, NEVER, if op == Op::List { 0 } else { ALWAYS });
             }
         }
@@ -364,7 +401,8 @@ async fn a_storage_that_disappears_midway_does_not_take_the_others_with_it() {
     assert_eq!(listed["unlisted"][0]["storage"], "offsite");
     let verdict = bucket.site.backup(["verify", "--json"]).expect(1).json();
     assert_eq!(verdict["snapshots"].as_array().unwrap().len(), 2);
-    let restored = bucket.site.backup(["restore", "--strategy", "daily", "--to"]).arg(bucket.site.path("out"));
+    let restored =
+        bucket.site.backup(["restore", "--strategy", "daily", "--to"]).arg(bucket.site.path("out"));
     assert!(restored.expect(0).err().contains("may have a newer snapshot"));
     bucket.recovers(2).await;
 }
@@ -376,7 +414,8 @@ async fn a_commit_that_has_begun_goes_through_to_the_other_storages() {
     bucket.server.client().create_bucket().bucket(&second).send().await.unwrap();
     let first = S3 { endpoint: bucket.proxy.endpoint.clone(), ..s3(bucket.server) };
     let behind = S3 { endpoint: bucket.proxy.endpoint.clone(), ..s3(bucket.server) };
-    let tables = s3_storage("first", &first, &second) + &s3_storage("offsite", &behind, &bucket.name);
+    let tables =
+        s3_storage("first", &first, &second) + &s3_storage("offsite", &behind, &bucket.name);
     bucket.site.configure(&configuration(&["first", "offsite"], &tables, ""));
     let committing = Arc::new(Notify::new());
     let go_on = Arc::new(Notify::new());
@@ -394,7 +433,10 @@ async fn a_commit_that_has_begun_goes_through_to_the_other_storages() {
     running.signal(Signal::TERM);
     go_on.notify_one();
     let ran = running.wait().expect(0).json();
-    assert!(ran["storages"].as_array().unwrap().iter().all(|storage| storage["committed"] == true), "{ran}");
+    assert!(
+        ran["storages"].as_array().unwrap().iter().all(|storage| storage["committed"] == true),
+        "{ran}"
+    );
     bucket.assert_tidy().await;
     bucket.verify(0);
 }
@@ -409,7 +451,10 @@ async fn a_quota_that_is_used_up_is_said_and_leaves_nothing() {
     // Its own command knows only buckets that it made itself.
     let name = fresh("quota");
     garage(&format!("bucket create {name}"));
-    garage(&format!("bucket allow --read --write --owner {name} --key {}", setting("HOLDFAST_TEST_S3_ACCESS_KEY")));
+    garage(&format!(
+        "bucket allow --read --write --owner {name} --key {}",
+        setting("HOLDFAST_TEST_S3_ACCESS_KEY")
+    ));
     let offsite = s3_storage("offsite", &s3(Server::Garage), &name) + "part_size = \"5MiB\"\n";
     bucket.site.configure(&configuration(&["offsite"], &offsite, ""));
     let bucket = Bucket { name: name.clone(), ..bucket };
@@ -455,7 +500,12 @@ async fn a_run_of_another_machine_is_respected_while_it_lives_and_collected_a_da
     other.run(5);
     let folder = files_of(&bucket);
     let unfinished = || {
-        sh(&folder, "for d in */; do [ -e $d/manifest.json ] || [ -z \"$(find $d -type f)\" ] || echo $d; done", &[])
+        sh(
+            &folder,
+            "for d in */; do [ -e $d/manifest.json ] || [ -z \"$(find $d -type f)\" ] || echo $d; \
+             done",
+            &[],
+        )
     };
     let dead = unfinished();
     assert_eq!(dead.lines().count(), 1, "the refused runs left nothing");
@@ -484,7 +534,8 @@ async fn two_machines_at_once_never_hurt_each_other() {
         let other = other_machine(&bucket);
         let mut committed = 0;
         for _ in 0..4 {
-            let both = [&bucket.site, &other].map(|site| site.backup(["--strategy", "daily", "--json"]).spawn());
+            let both = [&bucket.site, &other]
+                .map(|site| site.backup(["--strategy", "daily", "--json"]).spawn());
             for ran in both.map(support::Running::wait) {
                 assert!(matches!(ran.code(), Some(0 | 5)), "{ran}");
                 committed += usize::from(ran.code() == Some(0));
@@ -504,7 +555,9 @@ async fn a_damaged_copy_says_where_another_is() {
     let middle = body.len() / 2;
     body[middle] ^= 1;
     std::fs::write(&file, body).unwrap();
-    let restore = |to: &str| bucket.site.backup(["restore", "--strategy", "daily", "--to"]).arg(bucket.site.path(to));
+    let restore = |to: &str| {
+        bucket.site.backup(["restore", "--strategy", "daily", "--to"]).arg(bucket.site.path(to))
+    };
     let damaged = restore("out").expect(4);
     assert!(damaged.err().contains("--storage offsite"), "{damaged}");
     restore("again").args(["--storage", "offsite"]).expect(0);
@@ -520,7 +573,11 @@ async fn what_cannot_be_reached_is_not_called_damaged() {
     let verdict = bucket.verify(1).json();
     assert_eq!(verdict["snapshots"][0]["problems"], serde_json::json!([]), "{verdict}");
     assert_ne!(verdict["snapshots"][0]["unread"], serde_json::json!([]), "{verdict}");
-    bucket.site.backup(["restore", "--strategy", "daily", "--to"]).arg(bucket.site.path("out")).expect(1);
+    bucket
+        .site
+        .backup(["restore", "--strategy", "daily", "--to"])
+        .arg(bucket.site.path("out"))
+        .expect(1);
     // Not even when the manifest itself is what does not come.
     std::fs::remove_dir_all(bucket.site.path("state")).unwrap();
     let listed = bucket.site.backup(["list", "--json"]).expect(1).json();
@@ -532,17 +589,24 @@ async fn what_cannot_be_reached_is_not_called_damaged() {
 async fn reading_ends_soon_when_asked_to() {
     let bucket = Bucket::new(Server::Garage).await;
     bucket.site.run(0);
-    for command in [&["verify", "--read-data"][..], &["restore", "--strategy", "daily", "--to", "out"][..]] {
+    for command in
+        [&["verify", "--read-data"][..], &["restore", "--strategy", "daily", "--to", "out"][..]]
+    {
         let reached = Arc::new(Notify::new());
         bucket.proxy.inject_at(Op::Get, DUMP, Fault::Then(tell(&reached)), ALWAYS);
-        let running = bucket.site.backup(command).dir(bucket.site.dir.path()).patience(SOON).spawn();
+        let running =
+            bucket.site.backup(command).dir(bucket.site.dir.path()).patience(SOON).spawn();
         reached.notified().await;
         running.signal(Signal::TERM);
         let ended = running.wait().expect(1);
         assert!(ended.err().contains("Cancelled"), "{ended}");
         bucket.proxy.heal();
     }
-    bucket.site.backup(["restore", "--strategy", "daily", "--to"]).arg(bucket.site.path("again")).expect(0);
+    bucket
+        .site
+        .backup(["restore", "--strategy", "daily", "--to"])
+        .arg(bucket.site.path("again"))
+        .expect(0);
 }
 
 #[test]

@@ -1,5 +1,6 @@
-//! The frozen snapshots of every format: whatever version this is, it lists, shows, verifies and restores them, and so do ordinary
-//! tools. `tests/fixtures/README.md` says what they are. A format that it does not know is refused in words.
+//! The frozen snapshots of every format: whatever version this is, it lists, shows, verifies and
+//! restores them, and so do ordinary tools. `tests/fixtures/README.md` says what they are. A format
+//! that it does not know is refused in words.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -18,7 +19,12 @@ fn fixture(name: &str) -> PathBuf {
 /// `backup ARGS...` on a storage alone, with the test identity.
 fn on(storage: &Path, args: &[&str]) -> Backup {
     let identity = fixture("identity.txt");
-    backup(args).arg("--storage").arg(storage).args(["--instance", "shop"]).arg("--identity-file").arg(identity)
+    backup(args)
+        .arg("--storage")
+        .arg(storage)
+        .args(["--instance", "shop"])
+        .arg("--identity-file")
+        .arg(identity)
 }
 
 /// Restores the one snapshot of a storage to `folder`.
@@ -40,9 +46,14 @@ fn snapshot(storage: &Path) -> PathBuf {
     folder
 }
 
-/// What `listing.py` has of a folder: everything that a backup must keep. The owners only where they can be set.
+/// What `listing.py` has of a folder: everything that a backup must keep. The owners only where
+/// they can be set.
 fn tree(folder: &Path) -> String {
-    let listing = sh(folder, r#"python3 "$1" ."#, &[repository().join("tests/it/directory/listing.py").as_os_str()]);
+    let listing = sh(
+        folder,
+        r#"python3 "$1" ."#,
+        &[repository().join("tests/it/directory/listing.py").as_os_str()],
+    );
     without_owners(&listing)
 }
 
@@ -50,10 +61,17 @@ fn without_owners(listing: &str) -> String {
     if is_root() {
         return listing.to_owned();
     }
-    let fields =
-        |line: &str| line.split("' '").filter(|field| !field.starts_with("owner=")).collect::<Vec<_>>().join("' '");
+    let fields = |line: &str| {
+        line.split("' '")
+            .filter(|field| !field.starts_with("owner="))
+            .collect::<Vec<_>>()
+            .join("' '")
+    };
     // A file that now belongs to someone else does not run with that one's rights.
-    listing.lines().map(|line| fields(line).replace("'mode=0o4755'", "'mode=0o755'") + "\n").collect()
+    listing
+        .lines()
+        .map(|line| fields(line).replace("'mode=0o4755'", "'mode=0o755'") + "\n")
+        .collect()
 }
 
 /// The folder and every stream in `restored` are what they were.
@@ -97,9 +115,14 @@ fn the_snapshots_of_format_1_are_listed_shown_and_verified() {
             assert!(kinds.contains(&kind), "{variant}: {kind} in {kinds:?}");
         }
         let sources = shown["facts"]["sources"].as_array().unwrap();
-        let words: Vec<&str> = sources.iter().map(|source| source["consistency"].as_str().unwrap()).collect();
+        let words: Vec<&str> =
+            sources.iter().map(|source| source["consistency"].as_str().unwrap()).collect();
         assert_eq!(words, ["snapshot", "snapshot", "files", "command"]);
-        let things = sources[0]["facts"]["tables"].as_array().unwrap().iter().find(|table| table["name"] == "thing");
+        let things = sources[0]["facts"]["tables"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|table| table["name"] == "thing");
         assert_eq!(things.unwrap()["rows"], 500);
 
         let files = on(&storage, &["show", "latest", "--files", "--json"]).expect(0).json();
@@ -142,7 +165,11 @@ fn the_snapshots_of_format_1_are_restored_by_ordinary_tools() {
             plain "$1" "$2" files.tar "$3" | tar -xpf - --numeric-owner --xattrs --xattrs-include='*' -C files
             sqlite3 app/app.sqlite 'PRAGMA integrity_check; SELECT group_concat(name) FROM user' | tee /dev/stderr | grep -q ann,bob,
             "#,
-            &[snapshot(&fixture(variant)).as_os_str(), OsStr::new(variant), fixture("identity.txt").as_os_str()],
+            &[
+                snapshot(&fixture(variant)).as_os_str(),
+                OsStr::new(variant),
+                fixture("identity.txt").as_os_str(),
+            ],
         );
         // SQLite changes a database in WAL mode that it opens.
         sh(out.path(), "rm -f app/app.sqlite-wal app/app.sqlite-shm", &[]);
@@ -186,11 +213,15 @@ fn a_newer_format_is_refused_in_words() {
 
 #[test]
 fn an_unknown_requirement_is_refused_in_words() {
-    let copy = edited("plain", |manifest, _| manifest["requires"] = serde_json::json!(["zstd", "chunks"]));
+    let copy =
+        edited("plain", |manifest, _| manifest["requires"] = serde_json::json!(["zstd", "chunks"]));
     for args in [&["show", "latest"][..], &["verify"], &["restore", "--to", "nowhere"]] {
         let refused = on(copy.path(), args).dir(copy.path()).run();
         assert!(refused.code().is_some_and(|code| code != 0), "{refused}");
-        assert!(format!("{}{}", refused.out(), refused.err()).contains("requires chunks"), "{refused}");
+        assert!(
+            format!("{}{}", refused.out(), refused.err()).contains("requires chunks"),
+            "{refused}"
+        );
     }
     assert!(!copy.path().join("nowhere").exists());
 }
@@ -214,15 +245,20 @@ fn an_artifact_that_goes_on_in_further_objects_is_read_as_one() {
         let copy = edited(variant, |manifest, folder| {
             manifest["requires"].as_array_mut().unwrap().push("continued".into());
             for artifact in manifest["artifacts"].as_array_mut().unwrap() {
-                let [object] = artifact["objects"].as_array().unwrap().as_slice() else { panic!("{artifact}") };
+                let [object] = artifact["objects"].as_array().unwrap().as_slice() else {
+                    panic!("{artifact}")
+                };
                 let key = object["key"].as_str().unwrap().to_owned();
                 let bytes = std::fs::read(folder.join(&key)).unwrap();
                 let mut objects = Vec::new();
                 for (number, part) in bytes.chunks(bytes.len().div_ceil(3)).enumerate() {
-                    let key = if number == 0 { key.clone() } else { format!("{key}.{:04}", number + 1) };
+                    let key =
+                        if number == 0 { key.clone() } else { format!("{key}.{:04}", number + 1) };
                     std::fs::write(folder.join(&key), part).unwrap();
                     let digest = holdfast::model::Digest::of(part).to_string();
-                    objects.push(serde_json::json!({ "key": key, "size": part.len(), "digest": digest }));
+                    objects.push(
+                        serde_json::json!({ "key": key, "size": part.len(), "digest": digest }),
+                    );
                 }
                 artifact["objects"] = objects.into();
             }
@@ -242,7 +278,11 @@ fn a_newer_snapshot_that_cannot_be_read_is_not_passed_over_in_silence() {
     std::fs::create_dir(&newer).unwrap();
     std::fs::write(newer.join("manifest.json"), "cut").unwrap();
     let restored = restore(copy.path(), &copy.path().join("out"));
-    assert!(restored.err().contains("20990101T000000Z-abcdef") && restored.err().contains("passed over"), "{restored}");
+    assert!(
+        restored.err().contains("20990101T000000Z-abcdef")
+            && restored.err().contains("passed over"),
+        "{restored}"
+    );
 }
 
 /// The storage of the fixture with holes, access lists and attributes.
@@ -252,8 +292,11 @@ fn files_fixture(name: &str) -> PathBuf {
 
 /// The folder is what it was, its holes and access lists included.
 fn assert_files_restored(variant: &str, folder: &Path) {
-    let listing =
-        sh(folder, r#"python3 "$1" . holes"#, &[repository().join("tests/it/directory/listing.py").as_os_str()]);
+    let listing = sh(
+        folder,
+        r#"python3 "$1" . holes"#,
+        &[repository().join("tests/it/directory/listing.py").as_os_str()],
+    );
     let expected = std::fs::read_to_string(files_fixture("files.listing")).unwrap();
     assert_eq!(without_owners(&listing), without_owners(&expected), "{variant}");
 }
@@ -265,7 +308,12 @@ fn holes_access_lists_and_attributes_of_format_1_are_restored() {
         let command = |args: &[&str]| {
             let identity = files_fixture("identity.txt");
             let storage = files_fixture(variant);
-            backup(args).arg("--storage").arg(storage).args(["--instance", "shop"]).arg("--identity-file").arg(identity)
+            backup(args)
+                .arg("--storage")
+                .arg(storage)
+                .args(["--instance", "shop"])
+                .arg("--identity-file")
+                .arg(identity)
         };
         command(&["verify", "--read-data"]).expect(0);
         command(&["restore"]).arg("--to").arg(out.path()).expect(if is_root() { 0 } else { 3 });
@@ -308,11 +356,17 @@ fn one_file_is_got_out_of_the_blocks_as_the_format_says() {
     let folder = snapshot(&files_fixture("plain"));
     let expected = std::fs::read_to_string(files_fixture("files.listing")).unwrap();
     // In the first block and in later ones, within a block and across several.
-    for path in ["numbers", "zeros/z", "attributes", "m-zeros", "zeros/more", "access lists/inherited/file"] {
-        let script =
-            format!("PATH_IN_SOURCE=$1\n{}\n", commands.trim_end().to_owned() + " | sha256sum | cut -d' ' -f1");
-        let digest = sh(&folder, r#"bash -c "$2" recipe "$1""#, &[OsStr::new(path), OsStr::new(&script)]);
-        let line = expected.lines().find(|line| line.starts_with(&format!("b'./{path}' "))).unwrap();
+    for path in
+        ["numbers", "zeros/z", "attributes", "m-zeros", "zeros/more", "access lists/inherited/file"]
+    {
+        let script = format!(
+            "PATH_IN_SOURCE=$1\n{}\n",
+            commands.trim_end().to_owned() + " | sha256sum | cut -d' ' -f1"
+        );
+        let digest =
+            sh(&folder, r#"bash -c "$2" recipe "$1""#, &[OsStr::new(path), OsStr::new(&script)]);
+        let line =
+            expected.lines().find(|line| line.starts_with(&format!("b'./{path}' "))).unwrap();
         assert!(line.contains(&format!("'{}'", digest.trim())), "{path}: {digest} in {line}");
     }
     let blocks = sh(&folder, "zstd -dc files.blocks.zst | grep -c '\"plain\"'", &[]);

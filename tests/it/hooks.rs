@@ -1,4 +1,5 @@
-//! The operator's own programs around a run and around its sources: in their order, told what happened, and what undoes is never left out.
+//! The operator's own programs around a run and around its sources: in their order, told what
+//! happened, and what undoes is never left out.
 
 use crate::support::daemon::until;
 use crate::support::site::Site;
@@ -29,7 +30,8 @@ fn site() -> Site {
     let site = Site::new(CONFIGURATION);
     let log = site.path("log");
     let log = log.display();
-    let said = "$HOLDFAST_HOOK${HOLDFAST_SOURCE:+ of $HOLDFAST_SOURCE}${HOLDFAST_OUTCOME:+: $HOLDFAST_OUTCOME}";
+    let said = "$HOLDFAST_HOOK${HOLDFAST_SOURCE:+ of $HOLDFAST_SOURCE}${HOLDFAST_OUTCOME:+: \
+        $HOLDFAST_OUTCOME}";
     std::fs::write(
         site.path("hook.sh"),
         format!(
@@ -39,21 +41,35 @@ fn site() -> Site {
     )
     .unwrap();
     for name in ["first", "second"] {
-        std::fs::write(site.path(format!("{name}.sh")), format!("echo 'dump of {name}' >> {log}; echo data")).unwrap();
+        std::fs::write(
+            site.path(format!("{name}.sh")),
+            format!("echo 'dump of {name}' >> {log}; echo data"),
+        )
+        .unwrap();
     }
     site
 }
 
 fn log(site: &Site) -> Vec<String> {
-    std::fs::read_to_string(site.path("log")).unwrap_or_default().lines().map(str::to_owned).collect()
+    std::fs::read_to_string(site.path("log"))
+        .unwrap_or_default()
+        .lines()
+        .map(str::to_owned)
+        .collect()
 }
 
 #[test]
 fn they_are_started_in_their_order_and_told_how_it_went() {
     let site = site();
     site.run(0);
-    let expected =
-        ["before", "before of first", "dump of first", "after of first: dumped", "dump of second", "after: committed"];
+    let expected = [
+        "before",
+        "before of first",
+        "dump of first",
+        "after of first: dumped",
+        "dump of second",
+        "after: committed",
+    ];
     assert_eq!(log(&site), expected);
 }
 
@@ -63,7 +79,12 @@ fn arguments_are_handed_on_without_a_shell_and_the_facts_in_the_environment() {
     let out = site.path("out");
     std::fs::write(
         site.path("hook.sh"),
-        format!("[ $HOLDFAST_HOOK != after ] || [ -n \"$HOLDFAST_SOURCE\" ] || printf '%s\\n' \"$@\" \"$HOLDFAST_INSTANCE\" \"$HOLDFAST_STRATEGY\" \"$HOLDFAST_SNAPSHOT\" \"$(env | grep -c SECRET)\" > {}", out.display()),
+        format!(
+            "[ $HOLDFAST_HOOK != after ] || [ -n \"$HOLDFAST_SOURCE\" ] || printf '%s\\n' \
+            \"$@\" \"$HOLDFAST_INSTANCE\" \"$HOLDFAST_STRATEGY\" \"$HOLDFAST_SNAPSHOT\" \"$(env | \
+            grep -c SECRET)\" > {}",
+            out.display()
+        ),
     )
     .unwrap();
     let ran = site.backup(["--strategy", "daily", "--json"]).env("MY_SECRET", "x").expect(0).json();
@@ -78,7 +99,10 @@ fn a_failing_before_fails_the_run_and_what_undoes_it_is_started_all_the_same() {
     std::fs::write(site.path("fail-before-"), "").unwrap();
     let ran = site.run(1);
     assert_eq!(log(&site), ["before", "after: failed", "on_failure: failed"]);
-    assert!(ran.json()["error"].as_str().unwrap().contains("the hook `before` of the strategy `daily`"), "{ran}");
+    assert!(
+        ran.json()["error"].as_str().unwrap().contains("the hook `before` of the strategy `daily`"),
+        "{ran}"
+    );
     assert!(site.folders().is_empty());
 }
 
@@ -117,7 +141,8 @@ fn a_failing_after_is_a_problem_of_a_committed_run() {
 fn a_run_that_is_cancelled_is_unfrozen_too() {
     let site = site();
     let begun = site.path("begun");
-    std::fs::write(site.path("first.sh"), format!("touch {}; sleep 1000", begun.display())).unwrap();
+    std::fs::write(site.path("first.sh"), format!("touch {}; sleep 1000", begun.display()))
+        .unwrap();
     let running = site.backup(["--strategy", "daily"]).spawn();
     until("the dump has begun", || begun.exists());
     running.signal(rustix::process::Signal::TERM);
@@ -155,8 +180,12 @@ fn an_after_that_hangs_is_ended_with_the_run_when_that_has_had_its_grace() {
     let configuration = std::fs::read_to_string(site.config()).unwrap();
     std::fs::write(site.config(), format!("stop_grace = \"1s\"\n{configuration}")).unwrap();
     let (begun, pid) = (site.path("begun"), site.path("pid"));
-    std::fs::write(site.path("first.sh"), format!("touch {}; sleep 1000", begun.display())).unwrap();
-    let hook = format!("[ $HOLDFAST_HOOK = before ] || {{ echo $$ > {}; exec sleep 1000; }}", pid.display());
+    std::fs::write(site.path("first.sh"), format!("touch {}; sleep 1000", begun.display()))
+        .unwrap();
+    let hook = format!(
+        "[ $HOLDFAST_HOOK = before ] || {{ echo $$ > {}; exec sleep 1000; }}",
+        pid.display()
+    );
     std::fs::write(site.path("hook.sh"), hook).unwrap();
     let running = site.backup(["--strategy", "daily"]).spawn();
     until("the dump has begun", || begun.exists());

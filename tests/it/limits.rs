@@ -50,7 +50,8 @@ fn niceness_reaches_the_children() {
 
 #[test]
 fn niceness_reaches_every_thread() {
-    // The command looks at the threads of its parent: the fields of stat after the name, the 17th of which is the niceness.
+    // The command looks at the threads of its parent: the fields of stat after the name, the 17th
+    // of which is the niceness.
     let script = "sed 's/.*) //' /proc/$PPID/task/*/stat | cut -d' ' -f17 | sort -u";
     let site = site("nice = 9", script);
     site.run(0);

@@ -1,4 +1,5 @@
-//! The integration tests: what the program promises, shown on real servers and processes. `tests/run` runs them all.
+//! The integration tests: what the program promises, shown on real servers and processes.
+//! `tests/run` runs them all.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -51,3 +52,4 @@ mod status;
 mod storage;
 mod storage_faults;
 mod support;
+mod width;

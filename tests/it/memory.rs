@@ -1,4 +1,5 @@
-//! Memory is bounded by the settings and not by the data: the highest resident memory of the program, as a process.
+//! Memory is bounded by the settings and not by the data: the highest resident memory of the
+//! program, as a process.
 
 use std::process::Command;
 
@@ -6,8 +7,8 @@ use super::support::s3;
 use super::support::site::{Site, s3_storage};
 use super::support::stores::{Server, fresh};
 
-/// What a run of two threads may hold at its peak. A release build stays within 64 MiB. The tests run a debug build, of which
-/// more code is resident, so that the bound here is wider by that.
+/// What a run of two threads may hold at its peak. A release build stays within 64 MiB. The tests
+/// run a debug build, of which more code is resident, so that the bound here is wider by that.
 const BOUND: u64 = (64 + DEBUG_CODE_MIB) << 20;
 #[cfg(debug_assertions)]
 const DEBUG_CODE_MIB: u64 = 24;
@@ -17,7 +18,8 @@ const DEBUG_CODE_MIB: u64 = 0;
 /// What may differ between two runs that should need the same.
 const NOISE: u64 = 4 << 20;
 
-/// Starts what its arguments say and prints the highest resident memory of it, or of a child of it, in KiB.
+/// Starts what its arguments say and prints the highest resident memory of it, or of a child of it,
+/// in KiB.
 const JUDGE: &str = "
 import resource, subprocess, sys
 ended = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL)
@@ -37,23 +39,26 @@ fn peak(site: &Site, args: &[&str]) -> u64 {
     String::from_utf8(output.stdout).unwrap().trim().parse::<u64>().unwrap() << 10
 }
 
-/// A site with a source of `mebibytes` that do not compress, the worst case: packed blocks are as large as plain ones.
+/// A site with a source of `mebibytes` that do not compress, the worst case: packed blocks are as
+/// large as plain ones.
 fn configuration(mebibytes: u64, storages: &str, names: &str, more: &str) -> String {
     let bytes = mebibytes << 20;
     format!(
         "threads = 2\n{more}\n\
-         [sources.noise]\ntype = \"command\"\ncommand = [\"head\", \"-c\", \"{bytes}\", \"/dev/urandom\"]\n\
+         [sources.noise]\ntype = \"command\"\n\
+         command = [\"head\", \"-c\", \"{bytes}\", \"/dev/urandom\"]\n\
          {storages}\n\
-         [strategies.daily]\nschedule = \"30 1 * * *\"\nsources = [\"noise\"]\nstorages = [{names}]\n\
+         [strategies.daily]\nschedule = \"30 1 * * *\"\nsources = [\"noise\"]\n\
+         storages = [{names}]\n\
          retention = {{ keep_last = 1 }}\n"
     )
 }
 
 /// Runs 64 MiB and 256 MiB through the same settings. Returns the site of the last of the larger.
 ///
-/// The storages take less than the source gives, so that all that may be between the two soon is: how much a run holds that
-/// waits for nothing is chance, and the longer one meets the higher peak. What else the machine does can only add to a peak,
-/// so that the least of two is compared.
+/// The storages take less than the source gives, so that all that may be between the two soon is:
+/// how much a run holds that waits for nothing is chance, and the longer one meets the higher peak.
+/// What else the machine does can only add to a peak, so that the least of two is compared.
 fn the_same_for_more(storages: &str, names: &str, more: &str) -> Site {
     let more = format!("upload_rate = \"80MiB/s\"\n{more}");
     let run = |mebibytes| {

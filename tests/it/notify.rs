@@ -1,4 +1,5 @@
-//! What an operator is told, by real requests and real mails; and that a notifier never harms a run.
+//! What an operator is told, by real requests and real mails; and that a notifier never harms a
+//! run.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -53,7 +54,10 @@ fn site(notify: &str) -> Site {
 }
 
 fn webhook(name: &str, listener: &Listener, more: &str) -> String {
-    format!("[notify.{name}]\ntype = \"webhook\"\nurl = \"{}/hook/{name}\"\n{more}\n", listener.address)
+    format!(
+        "[notify.{name}]\ntype = \"webhook\"\nurl = \"{}/hook/{name}\"\n{more}\n",
+        listener.address
+    )
 }
 
 fn ping(listener: &Listener, more: &str) -> String {
@@ -94,7 +98,10 @@ fn a_webhook_is_told_what_is_wrong_with_all_that_is_known_of_it() {
     let mut said = ran.json();
     said.as_object_mut().unwrap().shift_remove("format");
     assert_eq!(event["run"], said);
-    assert_eq!(event["time"].as_str().unwrap().get(..19), said["finished"].as_str().unwrap().get(..19));
+    assert_eq!(
+        event["time"].as_str().unwrap().get(..19),
+        said["finished"].as_str().unwrap().get(..19)
+    );
 
     run(&site, "half", 3);
     let event = listener.take()[0].json();
@@ -108,10 +115,21 @@ fn a_webhook_is_told_what_is_wrong_with_all_that_is_known_of_it() {
 fn on_and_strategies_say_what_is_told() {
     let listener = Listener::new();
     let all = webhook("all", &listener, "on = [\"start\", \"success\", \"failure\"]");
-    let site = site(&(all + &webhook("daily", &listener, "on = [\"success\", \"failure\"]\nstrategies = [\"daily\"]")));
+    let site = site(
+        &(all
+            + &webhook(
+                "daily",
+                &listener,
+                "on = [\"success\", \"failure\"]\nstrategies = [\"daily\"]",
+            )),
+    );
     run(&site, "bad", 1);
-    let events: Vec<_> = listener.take().iter().map(|got| (got.path.clone(), got.json()["event"].clone())).collect();
-    assert_eq!(events, [("/hook/all".to_owned(), "start".into()), ("/hook/all".to_owned(), "failure".into())]);
+    let events: Vec<_> =
+        listener.take().iter().map(|got| (got.path.clone(), got.json()["event"].clone())).collect();
+    assert_eq!(
+        events,
+        [("/hook/all".to_owned(), "start".into()), ("/hook/all".to_owned(), "failure".into())]
+    );
     run(&site, "daily", 0);
     let mut paths = paths(&listener.take());
     paths.sort();
@@ -130,25 +148,41 @@ fn a_template_and_headers_make_the_request_that_a_service_wants() {
         "json",
         &listener,
         "method = \"PUT\"\nheaders = { Authorization = \"Bearer ${TOKEN}\", X-Plain = \"1\" }\n\
-         body = '{\"text\": {{title_json}}, \"all\": {{json}}, \"fields\": [{{message_json}}, {{snapshot_json}}, \"{{event}} {{instance}}/{{strategy}}\"]}'",
+         body = '{\"text\": {{title_json}}, \"all\": {{json}}, \"fields\": [{{message_json}}, \
+         {{snapshot_json}}, \"{{event}} {{instance}}/{{strategy}}\"]}'",
     );
-    let plain =
-        webhook("plain", &listener, "content_type = \"text/plain\"\nbody = \"{{title}} at {{time}}\\n{{text}}\"");
+    let plain = webhook(
+        "plain",
+        &listener,
+        "content_type = \"text/plain\"\nbody = \"{{title}} at {{time}}\\n{{text}}\"",
+    );
     let get = webhook("get", &listener, "method = \"GET\"");
     let site = site(&(json + &plain + &get));
     site.backup(["--strategy", "bad"]).env("TOKEN", "t0ken").expect(1);
-    let got: BTreeMap<String, Got> = listener.take().into_iter().map(|got| (got.path.clone(), got)).collect();
+    let got: BTreeMap<String, Got> =
+        listener.take().into_iter().map(|got| (got.path.clone(), got)).collect();
     let json = &got["/hook/json"];
-    assert_eq!((json.method.as_str(), json.headers["authorization"].as_str()), ("PUT", "Bearer t0ken"));
+    assert_eq!(
+        (json.method.as_str(), json.headers["authorization"].as_str()),
+        ("PUT", "Bearer t0ken")
+    );
     assert_eq!(json.headers["x-plain"], "1");
     let body = json.json();
     let title = "Backup app/bad failed: nothing was committed";
     assert_eq!((&body["text"], &body["all"]["event"]), (&title.into(), &"failure".into()));
-    assert!(body["fields"][0].as_str().unwrap().starts_with(&format!("{title}\nThe source `broken` failed")));
+    assert!(
+        body["fields"][0]
+            .as_str()
+            .unwrap()
+            .starts_with(&format!("{title}\nThe source `broken` failed"))
+    );
     assert_eq!(body["fields"][1], body["all"]["run"]["id"]);
     assert_eq!(body["fields"][2], "failure app/bad");
     let plain = &got["/hook/plain"];
-    assert_eq!((plain.method.as_str(), plain.headers["content-type"].as_str()), ("POST", "text/plain"));
+    assert_eq!(
+        (plain.method.as_str(), plain.headers["content-type"].as_str()),
+        ("POST", "text/plain")
+    );
     assert!(plain.body.starts_with(&format!("{title} at 2")), "{plain:?}");
     assert_eq!((got["/hook/get"].method.as_str(), got["/hook/get"].body.as_str()), ("GET", ""));
 }
@@ -167,7 +201,11 @@ fn a_ping_is_told_when_a_run_begins_and_how_it_ends() {
     assert_eq!(paths(&got), ["POST /ping/uuid/start", "POST /ping/uuid/fail"]);
     assert!(got[1].body.contains("it \"broke\""), "{got:?}");
     run(&site, "half", 3);
-    assert_eq!(paths(&listener.take()), ["POST /ping/uuid/start", "POST /ping/uuid"], "there is a snapshot");
+    assert_eq!(
+        paths(&listener.take()),
+        ["POST /ping/uuid/start", "POST /ping/uuid"],
+        "there is a snapshot"
+    );
 
     site.configure(&format!(
         "{BODY}{}",
@@ -180,7 +218,8 @@ fn a_ping_is_told_when_a_run_begins_and_how_it_ends() {
 
     // A service with an address for each, as one that pushes to a monitor.
     let urls = format!(
-        "[notify.kuma]\ntype = \"ping\"\nsuccess_url = \"{0}/push?status=up&msg=OK\"\nfailure_url = \"{0}/push?status=down\"\nmethod = \"GET\"\n",
+        "[notify.kuma]\ntype = \"ping\"\nsuccess_url = \"{0}/push?status=up&msg=OK\"\n\
+         failure_url = \"{0}/push?status=down\"\nmethod = \"GET\"\n",
         listener.address
     );
     site.configure(&format!("{BODY}{urls}"));
@@ -217,7 +256,10 @@ fn a_run_that_could_not_begin_is_a_failure() {
     let event = got[0].json();
     assert_eq!((&event["event"], &event["run"]), (&"failure".into(), &serde_json::Value::Null));
     let reason = event["reason"].as_str().unwrap();
-    assert!(reason.contains("state") && ran.err().contains(reason.split(':').next().unwrap()), "{reason}\n{ran}");
+    assert!(
+        reason.contains("state") && ran.err().contains(reason.split(':').next().unwrap()),
+        "{reason}\n{ran}"
+    );
 }
 
 #[test]
@@ -233,16 +275,26 @@ fn what_may_pass_is_tried_again_and_what_will_not_is_not() {
         let ran = run(&site, "daily", 0);
         assert_eq!(listener.take().len(), tries, "{answers:?}\n{ran}");
         assert!(
-            ran.err().contains("not told yet, and tried again: `127.0.0.1:") && !ran.err().contains("ERROR"),
+            ran.err().contains("not told yet, and tried again: `127.0.0.1:")
+                && !ran.err().contains("ERROR"),
             "{ran}"
         );
     }
     for (answer, said) in [
-        (Answer::Status(403), "answered 403 Forbidden: check the address and the key of this notifier"),
+        (
+            Answer::Status(403),
+            "answered 403 Forbidden: check the address and the key of this notifier",
+        ),
         (Answer::Status(400), "answered 400 Bad Request: check the settings of this notifier"),
         // What was meant for one address is not taken to another.
-        (Answer::Redirect(302, "/elsewhere"), "answered 302 Found: it sends elsewhere, which is not followed"),
-        (Answer::Redirect(307, "/elsewhere"), "answered 307 Temporary Redirect: it sends elsewhere"),
+        (
+            Answer::Redirect(302, "/elsewhere"),
+            "answered 302 Found: it sends elsewhere, which is not followed",
+        ),
+        (
+            Answer::Redirect(307, "/elsewhere"),
+            "answered 307 Temporary Redirect: it sends elsewhere",
+        ),
     ] {
         listener.answer(&[answer]);
         let ran = run(&site, "daily", 0);
@@ -256,7 +308,8 @@ fn what_may_pass_is_tried_again_and_what_will_not_is_not() {
 fn notifiers_that_are_down_or_hang_change_neither_the_end_of_a_run_nor_what_others_are_told() {
     let (listener, hanging) = (Listener::new(), Listener::new());
     hanging.answer(&[Answer::Silence; 9]);
-    let down = "[notify.down]\ntype = \"webhook\"\nurl = \"http://127.0.0.1:1/hook/down\"\non = [\"success\"]\n";
+    let down = "[notify.down]\ntype = \"webhook\"\nurl = \"http://127.0.0.1:1/hook/down\"\n\
+        on = [\"success\"]\n";
     let hung = webhook("hung", &hanging, "on = [\"success\", \"start\"]");
     let good = webhook("own", &listener, "on = [\"success\"]");
     let site = site(&format!("{down}{hung}{good}"));
@@ -287,20 +340,32 @@ fn secrets_of_notifiers_are_neither_printed_nor_stored() {
     let server = MailServer::new("starttls", &authority, "another");
     let port = server.port;
     let own = format!(
-        "[notify.own]\ntype = \"webhook\"\nurl = \"{}/CoreHook5\"\non = [\"start\", \"success\"]\nheaders = {{ X-Key = \"CoreHeader4\" }}\n\
+        "[notify.own]\ntype = \"webhook\"\nurl = \"{}/CoreHook5\"\non = [\"start\", \"success\"]\n\
+         headers = {{ X-Key = \"CoreHeader4\" }}\n\
          body = '{{\"key\": \"${{BODY_KEY}}\", \"title\": {{{{title_json}}}}}}'\n",
         listener.address
     );
     let site = site(&format!(
         "{own}[notify.hc]\ntype = \"ping\"\nurl_file = \"hc-url\"\n\
-         [notify.down]\ntype = \"webhook\"\nurl = \"http://user:CoreUser1{AT}127.0.0.1:1/CorePath2?key=CoreQuery3\"\non = [\"start\"]\n\
-         [notify.mail]\ntype = \"mail\"\nserver = \"localhost\"\nport = {port}\nusername = \"robot\"\npassword_file = \"mail-password\"\n\
+         [notify.down]\ntype = \"webhook\"\n\
+         url = \"http://user:CoreUser1{AT}127.0.0.1:1/CorePath2?key=CoreQuery3\"\n\
+         on = [\"start\"]\n\
+         [notify.mail]\ntype = \"mail\"\nserver = \"localhost\"\nport = {port}\n\
+         username = \"robot\"\npassword_file = \"mail-password\"\n\
          from = \"a{AT}b.example\"\nto = [\"c{AT}d.example\"]\non = [\"start\"]\n",
     ));
     std::fs::write(site.path("hc-url"), format!("{}/CorePing6\n", listener.address)).unwrap();
     std::fs::write(site.path("mail-password"), "CoreMail7\n").unwrap();
-    let cores =
-        ["CoreUser1", "CorePath2", "CoreQuery3", "CoreHeader4", "CoreHook5", "CorePing6", "CoreMail7", "CoreBody8"];
+    let cores = [
+        "CoreUser1",
+        "CorePath2",
+        "CoreQuery3",
+        "CoreHeader4",
+        "CoreHook5",
+        "CorePing6",
+        "CoreMail7",
+        "CoreBody8",
+    ];
     let mut outputs = Vec::new();
     for (answer, args) in [
         (Answer::Status(200), &["--strategy", "daily", "--verbose"][..]),
@@ -314,12 +379,22 @@ fn secrets_of_notifiers_are_neither_printed_nor_stored() {
         (Answer::Status(200), &["show", "latest", "--strategy", "daily", "--json"]),
     ] {
         listener.answer(&[answer; 9]);
-        let backup = site.backup(args).env("BODY_KEY", "CoreBody8").env("SSL_CERT_FILE", &authority.certificate);
+        let backup = site
+            .backup(args)
+            .env("BODY_KEY", "CoreBody8")
+            .env("SSL_CERT_FILE", &authority.certificate);
         outputs.push(backup.run());
     }
     let got = listener.take();
-    assert!(got.iter().any(|got| got.body.contains("CoreBody8") && got.headers["x-key"] == "CoreHeader4"));
-    assert!(outputs[0].err().contains("mail server `localhost` did not take the mail"), "{}", outputs[0]);
+    assert!(
+        got.iter()
+            .any(|got| got.body.contains("CoreBody8") && got.headers["x-key"] == "CoreHeader4")
+    );
+    assert!(
+        outputs[0].err().contains("mail server `localhost` did not take the mail"),
+        "{}",
+        outputs[0]
+    );
     assert!(outputs[0].err().contains("Not the password: ***"), "{}", outputs[0]);
     for ran in &outputs {
         let said = format!("{}{}", ran.out(), ran.err());
@@ -336,8 +411,10 @@ fn secrets_of_notifiers_are_neither_printed_nor_stored() {
 
 fn mailing(mode: &str, server: &MailServer, login: &str) -> Site {
     site(&format!(
-        "[notify.mail]\ntype = \"mail\"\nserver = \"localhost\"\nport = {}\ntls = \"{mode}\"\n{login}\
-         from = \"Sicherung ÄÖ <backup{AT}example.org>\"\nto = [\"ops{AT}example.org\", \"Boss <boss{AT}example.org>\"]\n",
+        "[notify.mail]\ntype = \"mail\"\nserver = \"localhost\"\nport = {}\ntls = \"{mode}\"\n\
+         {login}\
+         from = \"Sicherung ÄÖ <backup{AT}example.org>\"\n\
+         to = [\"ops{AT}example.org\", \"Boss <boss{AT}example.org>\"]\n",
         server.port
     ))
 }
@@ -350,11 +427,17 @@ fn a_mail_is_sent_encrypted_and_with_a_login() {
         let server = MailServer::new(mode, &authority, "hunter2");
         let site = mailing(mode, &server, "username = \"robot\"\npassword_file = \"password\"\n");
         std::fs::write(site.path("password"), "hunter2\n").unwrap();
-        let backup = |args: &[&str], code| site.backup(args).env("SSL_CERT_FILE", &authority.certificate).expect(code);
+        let backup = |args: &[&str], code| {
+            site.backup(args).env("SSL_CERT_FILE", &authority.certificate).expect(code)
+        };
         backup(&["--strategy", "daily"], 0);
         let ran = backup(&["--strategy", "bad"], 1);
         let mail = server.mail();
-        assert_eq!((&mail["encrypted"], &mail["user"]), (&true.into(), &"robot".into()), "{mail:#}\n{ran}");
+        assert_eq!(
+            (&mail["encrypted"], &mail["user"]),
+            (&true.into(), &"robot".into()),
+            "{mail:#}\n{ran}"
+        );
         assert_eq!(mail["from"], "backup@example.org");
         assert_eq!(mail["to"], serde_json::json!(["ops@example.org", "boss@example.org"]));
         let headers = &mail["headers"];
@@ -363,7 +446,10 @@ fn a_mail_is_sent_encrypted_and_with_a_login() {
         assert_eq!(headers["auto-submitted"], "auto-generated");
         assert!(headers["message-id"].is_string() && headers["date"].is_string(), "{headers:#}");
         let text = mail["text"].as_str().unwrap();
-        assert!(text.starts_with("Backup app/bad failed") && text.contains("it \"broke\""), "{text}");
+        assert!(
+            text.starts_with("Backup app/bad failed") && text.contains("it \"broke\""),
+            "{text}"
+        );
         assert!(server.is_empty(), "a success is no news");
 
         // Whom the system does not know is told nothing.
@@ -371,7 +457,10 @@ fn a_mail_is_sent_encrypted_and_with_a_login() {
         assert!(ran.out().contains("certificate"), "{ran}");
         std::fs::write(site.path("password"), "wrong\n").unwrap();
         let ran = backup(&["notify", "test"], 1);
-        assert!(ran.out().contains("Not the password: ***. Check the settings of this notifier"), "{ran}");
+        assert!(
+            ran.out().contains("Not the password: ***. Check the settings of this notifier"),
+            "{ran}"
+        );
         assert!(server.is_empty());
     }
     let server = MailServer::new("plain", &authority, "");
@@ -393,7 +482,8 @@ fn notify_test_tells_each_notifier_and_shows_who_took_it() {
     let site = site(&(webhook("chat", &secure, "") + &ping(&listener, "")));
     let backup = |args: &[&str]| site.backup(args).env("SSL_CERT_FILE", &authority.certificate);
     let ran = backup(&["notify", "test"]).expect(0);
-    let shown: Vec<Vec<&str>> = ran.out().lines().map(|line| line.split_whitespace().collect()).collect();
+    let shown: Vec<Vec<&str>> =
+        ran.out().lines().map(|line| line.split_whitespace().collect()).collect();
     assert_eq!(shown[0], ["INSTANCE", "NAME", "TYPE", "TIME", "RESULT"]);
     assert_eq!((shown[1][..3].to_vec(), shown[1][4]), (vec!["app", "chat", "webhook"], "taken"));
     assert_eq!((shown[2][..3].to_vec(), shown[2][4]), (vec!["app", "hc", "ping"], "taken"));
@@ -421,7 +511,8 @@ fn notify_test_tells_each_notifier_and_shows_who_took_it() {
     assert!(ran.out().contains("notify chat"), "{ran}");
     assert!(
         ran.out().contains(
-            "A webhook on failure, problems, stale, recovered, drill_failed, drill_inconclusive; not contacted"
+            "A webhook on failure, problems, stale, recovered, drill_failed, drill_inconclusive; \
+             not contacted"
         ),
         "{ran}"
     );
@@ -437,7 +528,10 @@ fn a_proxy_of_the_environment_is_used() {
     site.backup(["notify", "test"]).env("HTTP_PROXY", &proxy.address).expect(0);
     assert_eq!(paths(&proxy.take()), [format!("POST {}/hook/own", listener.address)]);
     assert!(listener.take().is_empty());
-    site.backup(["notify", "test"]).env("HTTP_PROXY", &proxy.address).env("NO_PROXY", "127.0.0.1").expect(0);
+    site.backup(["notify", "test"])
+        .env("HTTP_PROXY", &proxy.address)
+        .env("NO_PROXY", "127.0.0.1")
+        .expect(0);
     assert_eq!((proxy.take().len(), listener.take().len()), (0, 1));
 }
 
@@ -446,7 +540,9 @@ fn configured(text: &str) -> BTreeMap<Name, Notify> {
     let site = site(text);
     let text = std::fs::read_to_string(site.config()).unwrap();
     let environment = Environment(Default::default());
-    config::parse(&site.config(), &text, &environment).unwrap_or_else(|errors| panic!("{errors}")).notify
+    config::parse(&site.config(), &text, &environment)
+        .unwrap_or_else(|errors| panic!("{errors}"))
+        .notify
 }
 
 #[test]
@@ -463,8 +559,10 @@ fn events_come_in_their_order_and_a_flood_of_them_is_bounded() {
         notifiers.tell(&Event::stale(&app, &daily, now, "no run since 1970".to_owned()));
         notifiers.tell(&Event::recovered(&app, &daily, now, None));
         notifiers.settle(Duration::from_secs(30)).await;
-        let told: Vec<String> = listener.take().iter().map(|got| got.json()["title"].to_string()).collect();
-        let titles = ["\"Backup app/daily is overdue\"", "\"Backup app/daily is as it should be again\""];
+        let told: Vec<String> =
+            listener.take().iter().map(|got| got.json()["title"].to_string()).collect();
+        let titles =
+            ["\"Backup app/daily is overdue\"", "\"Backup app/daily is as it should be again\""];
         assert_eq!(told, [titles[0], titles[0], titles[1]]);
 
         // The first is tried for 6 seconds, and meanwhile 64 others wait: the rest is dropped.
@@ -476,7 +574,8 @@ fn events_come_in_their_order_and_a_flood_of_them_is_bounded() {
         notifiers.settle(Duration::from_millis(300)).await;
         assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
         notifiers.settle(crate::support::PATIENCE).await;
-        let told: Vec<String> = listener.take().iter().map(|got| got.json()["reason"].to_string()).collect();
+        let told: Vec<String> =
+            listener.take().iter().map(|got| got.json()["reason"].to_string()).collect();
         assert_eq!(told[..4], ["\"number 0\"", "\"number 0\"", "\"number 0\"", "\"number 1\""]);
         // The first waits for nobody, or it is one of the 64.
         assert!(told.len() == 2 + 64 || told.len() == 3 + 64, "{}", told.len());
@@ -496,15 +595,20 @@ fn every_recipe_of_the_documentation_is_a_configuration() {
         let mut environment = Environment(Default::default());
         for part in recipe.split("${").skip(1) {
             let name = part.split('}').next().unwrap();
-            environment.0.insert(name.into(), if name.ends_with("URL") { "https://example.org/x" } else { "x" }.into());
+            environment.0.insert(
+                name.into(),
+                if name.ends_with("URL") { "https://example.org/x" } else { "x" }.into(),
+            );
         }
         let secrets = site.path("secrets");
         std::fs::create_dir_all(&secrets).unwrap();
         for part in recipe.split("/run/secrets/").skip(1) {
-            std::fs::write(secrets.join(part.split('"').next().unwrap()), "https://example.org/x").unwrap();
+            std::fs::write(secrets.join(part.split('"').next().unwrap()), "https://example.org/x")
+                .unwrap();
         }
         let recipe = recipe.replace("/run/secrets", secrets.to_str().unwrap());
-        let read = config::parse(Path::new("recipe.toml"), &format!("{head}{recipe}"), &environment);
+        let read =
+            config::parse(Path::new("recipe.toml"), &format!("{head}{recipe}"), &environment);
         let read = read.unwrap_or_else(|errors| panic!("{errors}\n{recipe}"));
         assert!(!read.notify.is_empty(), "{recipe}");
         recipes += 1;

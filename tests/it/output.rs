@@ -1,6 +1,7 @@
-//! What a person sees, word by word: the texts of the commands, held against the files in `output/`. What differs from run to run (ids,
-//! times, sizes of what is compressed) stands there as a word. After a change that is meant, run these tests once with
-//! `HOLDFAST_WRITE_EXPECTED=1` and read the difference.
+//! What a person sees, word by word: the texts of the commands, held against the files in
+//! `output/`. What differs from run to run (ids, times, sizes of what is compressed) stands there
+//! as a word. After a change that is meant, run these tests once with `HOLDFAST_WRITE_EXPECTED=1`
+//! and read the difference.
 
 use std::path::Path;
 
@@ -127,7 +128,8 @@ fn a_run_and_a_restore() {
     assert_text("run.txt", &site, run.out());
     let plan = site.backup(["--strategy", "daily", "--dry-run"]).expect(0);
     assert_text("dry-run.txt", &site, plan.out());
-    let restored = site.backup(["restore", "--strategy", "daily", "--to"]).arg(site.path("out")).expect(0);
+    let restored =
+        site.backup(["restore", "--strategy", "daily", "--to"]).arg(site.path("out")).expect(0);
     assert_text("restore.txt", &site, restored.out());
 }
 
@@ -167,13 +169,15 @@ async fn snapshots_and_what_keeps_them() {
     let config = LocalConfig::from_path(site.path("store"));
     let storage = StorageConfig::Local(config).open(&Cancel::new()).await.unwrap();
     // Sundays, and one Saturday.
-    let days = ["03-01", "02-28", "02-22", "02-15", "02-08", "02-01", "01-25", "01-18", "01-11", "01-04"];
+    let days =
+        ["03-01", "02-28", "02-22", "02-15", "02-08", "02-01", "01-25", "01-18", "01-11", "01-04"];
     let times = days.map(|day| format!("2026-{day}T03:00:00Z").parse().unwrap());
     let ids = plant(&*storage, "app", "daily", times).await;
     let partial = SnapshotId::new("2026-02-10T03:00:00Z".parse().unwrap(), [9, 9, 9]);
     plant_one(&*storage, "app", "daily", &partial, Completeness::Partial).await;
     let rules = std::fs::read_to_string(site.config()).unwrap();
-    let rules = rules.replace("{ keep_daily = 30, keep_weekly = 8 }", "{ keep_last = 2, keep_weekly = 4 }");
+    let rules =
+        rules.replace("{ keep_daily = 30, keep_weekly = 8 }", "{ keep_last = 2, keep_weekly = 4 }");
     std::fs::write(site.config(), rules).unwrap();
     let drilled = Mark {
         format: 1,
@@ -189,7 +193,10 @@ async fn snapshots_and_what_keeps_them() {
         let ran = site.backup(args).expect(code);
         text += &format!("$ backup {}\n{}{}\n", args.join(" "), ran.out(), ran.err());
     };
-    shown(&["hold", ids[8].as_str(), "--reason", "before the migration", "--until", "2036-01-31"], 0);
+    shown(
+        &["hold", ids[8].as_str(), "--reason", "before the migration", "--until", "2036-01-31"],
+        0,
+    );
     shown(&["list"], 0);
     shown(&["prune", "--plan"], 0);
     // The oldest of those that go is damaged.
@@ -211,15 +218,19 @@ async fn snapshots_and_what_keeps_them() {
 #[test]
 fn errors() {
     let site = site();
-    let refused =
-        |args: &[&str], code| format!("$ backup {}\n{}\n", args.join(" "), site.backup(args).expect(code).err());
+    let refused = |args: &[&str], code| {
+        format!("$ backup {}\n{}\n", args.join(" "), site.backup(args).expect(code).err())
+    };
     let mut text = refused(&["--strategy", "dialy"], 2);
     text += &refused(&["show", "latest"], 1);
     text += &refused(&["restore", "--strategy", "daily", "--to", "out"], 1);
     text += &refused(&["verify", "--storage", "disc"], 2);
     text += &refused(&["check", "--identity-file", "nothing.txt"], 1);
     std::fs::remove_dir_all(site.path("data/files")).unwrap();
-    text += &format!("$ backup --strategy daily\n{}\n", site.backup(["--strategy", "daily", "-q"]).expect(1).out());
+    text += &format!(
+        "$ backup --strategy daily\n{}\n",
+        site.backup(["--strategy", "daily", "-q"]).expect(1).out()
+    );
     std::fs::write(
         site.config(),
         r#"

@@ -1,5 +1,5 @@
-//! Parts of a snapshot: one file out of a large tree costs the blocks that it lies in, on any storage, encrypted or not; and a restore of parts is as
-//! careful as one of all.
+//! Parts of a snapshot: one file out of a large tree costs the blocks that it lies in, on any
+//! storage, encrypted or not; and a restore of parts is as careful as one of all.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -43,7 +43,10 @@ fn large_tree(data: &Path) {
 
 fn restore(site: &Site, to: &str, args: &[&str]) -> Backup {
     let identity = site.path("key.txt");
-    let restore = site.backup(["restore", "--strategy", "daily", "--json", "--to"]).arg(site.path(to)).args(args);
+    let restore = site
+        .backup(["restore", "--strategy", "daily", "--json", "--to"])
+        .arg(site.path(to))
+        .args(args);
     if identity.exists() { restore.arg("--identity-file").arg(identity) } else { restore }
 }
 
@@ -55,7 +58,8 @@ fn dump(site: &Site, path: &str) -> Backup {
 
 /// A new key in `key.txt`, and the setting that encrypts to it.
 fn key(site: &Site) -> String {
-    let recipient = sh(site.dir.path(), "age-keygen -o key.txt 2>/dev/null && age-keygen -y key.txt", &[]);
+    let recipient =
+        sh(site.dir.path(), "age-keygen -o key.txt 2>/dev/null && age-keygen -y key.txt", &[]);
     format!("[encryption]\nrecipients = [\"{}\"]\n", recipient.trim())
 }
 
@@ -65,17 +69,24 @@ fn fetched(ran: &Ran) -> u64 {
 
 /// One small file, a hard link to it, and one of many small ones.
 fn assert_small_files_are_cheap(site: &Site) {
-    for (number, path) in ["docs/needle.txt", "hard", "many/399", "many/deep/last"].into_iter().enumerate() {
+    for (number, path) in
+        ["docs/needle.txt", "hard", "many/399", "many/deep/last"].into_iter().enumerate()
+    {
         let to = format!("out-{number}");
         let restored = restore(site, &to, &["--path", &format!("/{path}")]).expect(0);
         let expected = std::fs::read(site.path("data").join(path)).unwrap();
-        assert!(std::fs::read(site.path(&to).join("files").join(path)).unwrap() == expected, "{path}");
+        assert!(
+            std::fs::read(site.path(&to).join("files").join(path)).unwrap() == expected,
+            "{path}"
+        );
         assert!(fetched(&restored) < MOST, "{restored}");
         assert!(dump(site, path).expect(0).stdout == expected, "{path}");
     }
     let found = files(&site.path("out-3"));
     assert_eq!(found.len(), 1, "nothing else is restored: {:?}", found.keys());
-    assert!(dump(site, "sparse").expect(0).stdout == std::fs::read(site.path("data/sparse")).unwrap());
+    assert!(
+        dump(site, "sparse").expect(0).stdout == std::fs::read(site.path("data/sparse")).unwrap()
+    );
 }
 
 #[test]
@@ -127,7 +138,10 @@ async fn one_small_file_of_a_bucket_is_cheap_encrypted_or_not() {
         let restored = restore(&site, "out", &["--path", "/docs/needle.txt"]).expect(0);
         let sent = proxy.sent_bytes() - before;
         // What is told is what was sent, but for the manifest.
-        assert!(sent < MOST && fetched(&restored) <= sent && sent - fetched(&restored) < 64 << 10, "{sent} {restored}");
+        assert!(
+            sent < MOST && fetched(&restored) <= sent && sent - fetched(&restored) < 64 << 10,
+            "{sent} {restored}"
+        );
         assert_small_files_are_cheap(&site);
 
         // A folder of many small files is got by few requests.
@@ -139,16 +153,25 @@ async fn one_small_file_of_a_bucket_is_cheap_encrypted_or_not() {
     }
 }
 
-/// Where in `files.tar.zst` the first compressed byte of the block is that has the content of `path`.
+/// Where in `files.tar.zst` the first compressed byte of the block is that has the content of
+/// `path`.
 fn block_of(site: &Site, path: &str) -> usize {
     let lines = |artifact: &str| {
         let dumped = site.backup(["dump", "latest", artifact]).expect(0);
-        dumped.out().lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<serde_json::Value>>()
+        dumped
+            .out()
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect::<Vec<serde_json::Value>>()
     };
     let index = lines("files.index");
-    let offset = index.iter().find(|entry| entry["path"] == path).unwrap()["data_offset"].as_u64().unwrap();
+    let offset =
+        index.iter().find(|entry| entry["path"] == path).unwrap()["data_offset"].as_u64().unwrap();
     let blocks = lines("files.blocks");
-    let block = blocks.iter().rev().find(|block| block["plain"].as_u64().is_some_and(|plain| plain <= offset));
+    let block = blocks
+        .iter()
+        .rev()
+        .find(|block| block["plain"].as_u64().is_some_and(|plain| plain <= offset));
     usize::try_from(block.unwrap()["compressed"].as_u64().unwrap()).unwrap()
 }
 
@@ -171,10 +194,13 @@ fn three_files(settings: &str) -> Site {
 
 #[test]
 fn damage_takes_the_files_that_lie_in_it_and_no_other() {
-    for settings in ["", "[compression]\nalgorithm = \"none\"\n", "[compression]\nalgorithm = \"gzip\"\n"] {
+    for settings in
+        ["", "[compression]\nalgorithm = \"none\"\n", "[compression]\nalgorithm = \"gzip\"\n"]
+    {
         let site = three_files(settings);
         let names = files(&site.newest());
-        let name = names.keys().find(|name| name.to_str().unwrap().starts_with("files.tar")).unwrap();
+        let name =
+            names.keys().find(|name| name.to_str().unwrap().starts_with("files.tar")).unwrap();
         flip(&site.newest().join(name), block_of(&site, "b") + 1_500_000);
         let damaged = restore(&site, "out", &["--path", "/b"]).expect(4);
         assert!(damaged.err().contains("`files.tar`"), "{damaged}");
@@ -197,7 +223,10 @@ fn what_leads_to_the_files_is_named_when_it_is_damaged() {
         assert!(damaged.err().contains(&format!("`{artifact}`")), "{damaged}");
         assert!(!site.path("out/files/b").exists());
         let dumped = dump(&site, "b").expect(4);
-        assert!(dumped.err().contains(&format!("`{artifact}`")) && dumped.stdout.is_empty(), "{dumped}");
+        assert!(
+            dumped.err().contains(&format!("`{artifact}`")) && dumped.stdout.is_empty(),
+            "{dumped}"
+        );
         // Whoever would replace something is told before anything is.
         std::fs::create_dir_all(site.path("there/files")).unwrap();
         std::fs::write(site.path("there/files/b"), "mine").unwrap();
@@ -216,7 +245,8 @@ fn a_damaged_file_replaces_nothing() {
     restore(&site, "out", &["--path", "/b", "--overwrite"]).expect(4);
     assert_eq!(std::fs::read_to_string(site.path("out/files/b")).unwrap(), "mine");
     // Beside it is only the mark of a restore that can be run again.
-    let beside: Vec<_> = files(&site.path("out/files")).into_keys().filter(|name| name != "b").collect();
+    let beside: Vec<_> =
+        files(&site.path("out/files")).into_keys().filter(|name| name != "b").collect();
     assert!(matches!(beside.as_slice(), [mark] if mark == ".holdfast-restore"), "{beside:?}");
 }
 
@@ -246,7 +276,8 @@ fn an_artifact_that_goes_on_in_further_objects_is_read_in_parts_too() {
     }
 }
 
-/// Cuts the tarball of the newest snapshot into objects of that size, as a storage with a limit would have them.
+/// Cuts the tarball of the newest snapshot into objects of that size, as a storage with a limit
+/// would have them.
 fn continue_in_pieces(site: &Site, size: usize) {
     let folder = site.newest();
     let id = folder.file_name().unwrap().to_str().unwrap().parse().unwrap();
@@ -254,7 +285,8 @@ fn continue_in_pieces(site: &Site, size: usize) {
     let names = ("app".parse().unwrap(), "daily".parse().unwrap());
     let mut manifest = Manifest::from_bytes(&body, &names.0, &names.1, &id).unwrap();
     manifest.requires.push("continued".to_owned());
-    let artifact = manifest.artifacts.iter_mut().find(|artifact| artifact.name == "files.tar").unwrap();
+    let artifact =
+        manifest.artifacts.iter_mut().find(|artifact| artifact.name == "files.tar").unwrap();
     let key = artifact.objects[0].key.clone();
     let bytes = std::fs::read(folder.join(&key)).unwrap();
     artifact.objects = bytes
@@ -295,13 +327,28 @@ fn a_plan_says_what_would_change_and_touches_nothing() {
     let [_, replaces, deletes, bytes] = preview(&full);
     assert!(replaces >= 1 && deletes == 2 && bytes == 9 << 20, "{full}");
     let changes = full["artifacts"][0]["preview"]["changes"].as_array().unwrap();
-    assert!(changes.iter().any(|change| change["path"] == "old/x" && change["action"] == "delete"), "{full}");
+    assert!(
+        changes.iter().any(|change| change["path"] == "old/x" && change["action"] == "delete"),
+        "{full}"
+    );
     let one = plan(&["--overwrite", "--path", "/b"]);
-    assert_eq!(preview(&one)[1..], [1, 0, 3 << 20], "the file; the folder that leads there stays as it is: {one}");
+    assert_eq!(
+        preview(&one)[1..],
+        [1, 0, 3 << 20],
+        "the file; the folder that leads there stays as it is: {one}"
+    );
     // What would be refused is refused.
     let refused = restore(&site, "out", &["--dry-run"]).expect(1);
     assert!(refused.err().contains("--overwrite"), "{refused}");
-    let text = site.backup(["restore", "--strategy", "daily", "--dry-run", "--overwrite", "--delete", "--to"]);
+    let text = site.backup([
+        "restore",
+        "--strategy",
+        "daily",
+        "--dry-run",
+        "--overwrite",
+        "--delete",
+        "--to",
+    ]);
     let text = text.arg(site.path("out")).expect(0);
     for says in ["would be restored from store", "remove   old/x", "Nothing was touched"] {
         assert!(text.out().contains(says), "{text}");
@@ -310,14 +357,19 @@ fn a_plan_says_what_would_change_and_touches_nothing() {
 
     let done = restore(&site, "out", &["--overwrite", "--delete"]).expect(0).json();
     let restored = &done["restored"][0]["files"];
-    assert_eq!((restored["deleted"].as_u64(), restored["bytes"].as_u64()), (Some(2), Some(9 << 20)), "{done}");
+    assert_eq!(
+        (restored["deleted"].as_u64(), restored["bytes"].as_u64()),
+        (Some(2), Some(9 << 20)),
+        "{done}"
+    );
     sh(site.dir.path(), "diff -r data out/files", &[]);
 }
 
 #[test]
 fn parts_are_of_folders_and_of_one() {
     let site = Site::new(&format!(
-        "[sources.one]\ntype = \"directory\"\npath = \"@/one\"\n[sources.two]\ntype = \"directory\"\npath = \"@/two\"\n\
+        "[sources.one]\ntype = \"directory\"\npath = \"@/one\"\n[sources.two]\n\
+         type = \"directory\"\npath = \"@/two\"\n\
          [sources.words]\ntype = \"command\"\ncommand = [\"echo\", \"words\"]\n{LOCAL}\
          [strategies.daily]\nsources = [\"one\", \"two\", \"words\"]\nstorages = [\"store\"]\n\
          [strategies.single]\nsources = [\"one\", \"words\"]\nstorages = [\"store\"]\n"
@@ -335,7 +387,9 @@ fn parts_are_of_folders_and_of_one() {
     assert_eq!(files(&site.path("out")).into_values().collect::<Vec<_>>(), [b"two"]);
     // What is no folder is left out, and that is said.
     site.backup(["--strategy", "single"]).expect(0);
-    let restored = site.backup(["restore", "--strategy", "single", "--path", "x", "--to"]).arg(site.path("other"));
+    let restored = site
+        .backup(["restore", "--strategy", "single", "--path", "x", "--to"])
+        .arg(site.path("other"));
     let restored = restored.expect(0);
     assert!(restored.out().contains("left out: `words.out` is no folder of files"), "{restored}");
     // With `--delete` alone, what is no folder is restored as ever.
@@ -361,7 +415,8 @@ async fn an_interrupted_restore_says_so_and_can_be_run_again() {
     }
     site.run(0);
     for signal in [Signal::TERM, Signal::INT] {
-        // After the first file the connection breaks, and the next request for the rest has no answer.
+        // After the first file the connection breaks, and the next request for the rest has no
+        // answer.
         let reached = Arc::new(Notify::new());
         let tell = Arc::clone(&reached);
         let hang = Fault::Then(Arc::new(move || {

@@ -1,4 +1,5 @@
-//! PostgreSQL out and back, on real servers of three majors, with real tools and with ones that fail.
+//! PostgreSQL out and back, on real servers of three majors, with real tools and with ones that
+//! fail.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,7 +9,9 @@ use std::time::Duration;
 use holdfast::model::{ArtifactKind, DatabaseUrl, Secret, Span};
 use holdfast::source::postgres::{Postgres, PostgresConfig, PostgresRestorer, RowCounts};
 use holdfast::source::process::{Call, ProcessError};
-use holdfast::source::{Dumped, Level, RestoreArtifact, RestoreOptions, Restorer, Source, SourceError, Target};
+use holdfast::source::{
+    Dumped, Level, RestoreArtifact, RestoreOptions, Restorer, Source, SourceError, Target,
+};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use crate::support::sh;
@@ -31,7 +34,8 @@ impl Server {
     fn new(major: u32) -> Self {
         let mut bench = Bench::new();
         let path = bench.cx.environment.get("PATH").unwrap_or_default().to_owned();
-        let mut folders: Vec<PathBuf> = MAJORS.iter().map(|major| Self::client_dir(*major)).collect();
+        let mut folders: Vec<PathBuf> =
+            MAJORS.iter().map(|major| Self::client_dir(*major)).collect();
         folders.extend(std::env::split_paths(&path));
         bench.cx.environment.0.insert("PATH".into(), std::env::join_paths(folders).unwrap());
         Self { bench, major, url: variable(&format!("HOLDFAST_TEST_PG{major}_URL")) }
@@ -82,8 +86,10 @@ impl Server {
         call.capture(&self.bench.cx, 1_000).unwrap();
         let text = std::fs::read_to_string(file).unwrap();
         // A key that is new each time.
-        let varies = |line: &&str| line.starts_with("\\restrict ") || line.starts_with("\\unrestrict ");
-        let mut lines: Vec<String> = text.lines().filter(|line| !varies(line)).map(str::to_owned).collect();
+        let varies =
+            |line: &&str| line.starts_with("\\restrict ") || line.starts_with("\\unrestrict ");
+        let mut lines: Vec<String> =
+            text.lines().filter(|line| !varies(line)).map(str::to_owned).collect();
         lines.sort_unstable();
         lines
     }
@@ -118,7 +124,10 @@ impl Database<'_> {
     }
 
     fn is_empty(&self) -> bool {
-        self.server.number(&self.name, "SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace") == 0
+        self.server.number(
+            &self.name,
+            "SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace",
+        ) == 0
     }
 }
 
@@ -208,40 +217,83 @@ fn a_database_comes_back_as_it_was_on_every_major() {
             assert_eq!(rows(&dumped, table), Some(expected), "{table}");
         }
         assert_eq!(rows(&dumped, "parted"), None);
-        for (what, expected) in
-            [("enums", 1), ("functions", 1), ("triggers", 1), ("sequences", 2), ("views", 1), ("large_objects", 1)]
-        {
+        for (what, expected) in [
+            ("enums", 1),
+            ("functions", 1),
+            ("triggers", 1),
+            ("sequences", 2),
+            ("views", 1),
+            ("large_objects", 1),
+        ] {
             assert_eq!(dumped.facts["counts"][what], expected, "{what}");
         }
-        assert!(!dumped.facts.to_string().contains(url::Url::parse(&server.url).unwrap().password().unwrap()));
+        assert!(
+            !dumped
+                .facts
+                .to_string()
+                .contains(url::Url::parse(&server.url).unwrap().password().unwrap())
+        );
 
         let stream = outputs.bytes("pgdump");
         let before = server.canonical(&original.name);
         for (target, jobs) in [(&copy, 1), (&parallel, 3)] {
             let options = RestoreOptions { jobs, ..RestoreOptions::default() };
-            let artifact = RestoreArtifact { plain_bytes: Some(stream.len() as u64), ..artifact(&dumped) };
-            PostgresRestorer.prepare(&server.bench.cx, &artifact, &target.target(), &options).unwrap();
-            let restored = PostgresRestorer
-                .restore(&server.bench.cx, &artifact, &mut stream.as_slice(), &target.target(), &options)
+            let artifact =
+                RestoreArtifact { plain_bytes: Some(stream.len() as u64), ..artifact(&dumped) };
+            PostgresRestorer
+                .prepare(&server.bench.cx, &artifact, &target.target(), &options)
                 .unwrap();
-            assert!(restored.place.contains(&target.name) && restored.place.contains("***"), "{}", restored.place);
+            let restored = PostgresRestorer
+                .restore(
+                    &server.bench.cx,
+                    &artifact,
+                    &mut stream.as_slice(),
+                    &target.target(),
+                    &options,
+                )
+                .unwrap();
+            assert!(
+                restored.place.contains(&target.name) && restored.place.contains("***"),
+                "{}",
+                restored.place
+            );
             assert_eq!(server.canonical(&target.name), before, "PostgreSQL {major}, {jobs} jobs");
         }
         let left = std::fs::read_dir(&server.bench.cx.work_dir).unwrap();
-        let left: Vec<_> =
-            left.map(|entry| entry.unwrap().file_name()).filter(|name| name != "canonical.sql").collect();
+        let left: Vec<_> = left
+            .map(|entry| entry.unwrap().file_name())
+            .filter(|name| name != "canonical.sql")
+            .collect();
         assert!(left.is_empty(), "{left:?}");
 
         // What is there is refused, and replaced only on request.
-        let refused =
-            PostgresRestorer.prepare(&server.bench.cx, &artifact(&dumped), &copy.target(), &RestoreOptions::default());
-        assert!(matches!(&refused, Err(SourceError::NotEmpty(place)) if place.contains("***")), "{refused:?}");
+        let refused = PostgresRestorer.prepare(
+            &server.bench.cx,
+            &artifact(&dumped),
+            &copy.target(),
+            &RestoreOptions::default(),
+        );
+        assert!(
+            matches!(&refused, Err(SourceError::NotEmpty(place)) if place.contains("***")),
+            "{refused:?}"
+        );
         copy.run("DELETE FROM \"user\"; CREATE TABLE later (x int)");
-        let options = RestoreOptions { overwrite: true, no_owner: true, ..RestoreOptions::default() };
+        let options =
+            RestoreOptions { overwrite: true, no_owner: true, ..RestoreOptions::default() };
         let restored = PostgresRestorer
-            .restore(&server.bench.cx, &artifact(&dumped), &mut stream.as_slice(), &copy.target(), &options)
+            .restore(
+                &server.bench.cx,
+                &artifact(&dumped),
+                &mut stream.as_slice(),
+                &copy.target(),
+                &options,
+            )
             .unwrap();
-        assert!(restored.warnings.kept()[0].reason.contains("`\"public\".\"later\"`"), "{:?}", restored.warnings);
+        assert!(
+            restored.warnings.kept()[0].reason.contains("`\"public\".\"later\"`"),
+            "{:?}",
+            restored.warnings
+        );
         copy.run("DROP TABLE later");
         assert_eq!(server.canonical(&copy.name), before);
     }
@@ -251,14 +303,18 @@ fn a_database_comes_back_as_it_was_on_every_major() {
 fn the_rows_in_the_facts_are_those_in_the_dump_while_others_write() {
     let server = Server::new(16);
     let (original, copy) = (server.database(), server.database());
-    original.run("CREATE TABLE a (x int, pad text); CREATE TABLE b (x int); INSERT INTO a SELECT i, repeat('x', 500) FROM generate_series(1, 20000) i");
+    original.run(
+        "CREATE TABLE a (x int, pad text); CREATE TABLE b (x int); INSERT INTO a SELECT \
+        i, repeat('x', 500) FROM generate_series(1, 20000) i",
+    );
     let stop = AtomicBool::new(false);
     let (dumped, outputs) = std::thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
                 let mut connection = server.connect(&original.name);
                 while !stop.load(Ordering::Relaxed) {
-                    let sql = "INSERT INTO a SELECT 0, 'y' FROM generate_series(1, 20); INSERT INTO b VALUES (1); DELETE FROM a WHERE x = \
+                    let sql = "INSERT INTO a SELECT 0, 'y' FROM generate_series(1, 20); INSERT \
+                        INTO b VALUES (1); DELETE FROM a WHERE x = \
                                (SELECT max(x) FROM a WHERE x > 0)";
                     server.bench.wait(sqlx::raw_sql(sql).execute(&mut connection)).unwrap();
                 }
@@ -290,12 +346,16 @@ fn the_password_is_neither_in_the_arguments_nor_in_the_environment_of_a_tool() {
     let database = server.database();
     let role = format!("{}_role", database.name);
     let password = r"sec:ret\wi'th $odd€";
-    database.run(&format!("CREATE ROLE {role} SUPERUSER LOGIN PASSWORD '{}'", password.replace('\'', "''")));
+    database.run(&format!(
+        "CREATE ROLE {role} SUPERUSER LOGIN PASSWORD '{}'",
+        password.replace('\'', "''")
+    ));
     // The real tool, after it noted what everyone can see of it.
     let tools = server.bench.path("tools");
     let real = Server::client_dir(18);
     let body = format!(
-        "tr '\\0' '\\n' < /proc/$$/cmdline > {0}/seen; tr '\\0' '\\n' < /proc/$$/environ >> {0}/seen; exec {1}/pg_dump \"$@\"",
+        "tr '\\0' '\\n' < /proc/$$/cmdline > {0}/seen; tr '\\0' '\\n' < /proc/$$/environ >> \
+         {0}/seen; exec {1}/pg_dump \"$@\"",
         server.bench.folder.path().display(),
         real.display()
     );
@@ -303,8 +363,11 @@ fn the_password_is_neither_in_the_arguments_nor_in_the_environment_of_a_tool() {
     let mut url = url::Url::parse(&server.url(&database.name)).unwrap();
     url.set_username(&role).unwrap();
     url.set_password(None).unwrap();
-    let config =
-        PostgresConfig { password: Some(Secret::new(password)), client_dir: Some(tools), ..config(url.as_str()) };
+    let config = PostgresConfig {
+        password: Some(Secret::new(password)),
+        client_dir: Some(tools),
+        ..config(url.as_str())
+    };
     let result = Postgres::new(config.clone()).dump(&server.bench.cx, &Kept::default());
     let seen = std::fs::read_to_string(server.bench.path("seen")).unwrap();
     drop(result.unwrap());
@@ -325,8 +388,16 @@ fn an_older_client_is_refused_before_the_run_and_the_needed_one_is_named() {
     assert!(error.contains("`postgresql-client-18`") && error.contains("found: 15."), "{error}");
     assert!(outputs.streams.lock().unwrap().is_empty());
     let findings = source.check(&server.bench.cx);
-    assert!(findings.iter().any(|found| found.level == Level::Error && found.subject == "pg_dump"), "{findings:?}");
-    assert!(Postgres::new(database.config()).check(&server.bench.cx).iter().all(|found| found.level == Level::Ok));
+    assert!(
+        findings.iter().any(|found| found.level == Level::Error && found.subject == "pg_dump"),
+        "{findings:?}"
+    );
+    assert!(
+        Postgres::new(database.config())
+            .check(&server.bench.cx)
+            .iter()
+            .all(|found| found.level == Level::Ok)
+    );
 }
 
 #[test]
@@ -355,12 +426,15 @@ fn tools_that_fail_leave_no_dump() {
                 && error.to_string().contains("no space left")
         }),
         ("signal", "head -c 1000000 /dev/zero; kill -11 $$", |error| {
-            matches!(error, SourceError::Process(ProcessError::Signal { .. })) && error.to_string().contains("SIGSEGV")
+            matches!(error, SourceError::Process(ProcessError::Signal { .. }))
+                && error.to_string().contains("SIGSEGV")
         }),
         ("flood", "head -c 100000000 /dev/zero >&2; exit 9", |error| {
             matches!(error, SourceError::Process(ProcessError::Exit { status: 9, .. }))
         }),
-        ("hang", "echo some; sleep 1000", |error| matches!(error, SourceError::Process(ProcessError::Hung { .. }))),
+        ("hang", "echo some; sleep 1000", |error| {
+            matches!(error, SourceError::Process(ProcessError::Hung { .. }))
+        }),
         ("held", "sleep 1000 & echo some", |error| {
             matches!(error, SourceError::Process(ProcessError::HeldOpen { .. }))
         }),
@@ -378,8 +452,10 @@ fn tools_that_fail_leave_no_dump() {
     let mut connection = server.connect("postgres");
     let deadline = std::time::Instant::now() + Duration::from_secs(10);
     loop {
-        let sessions: i64 =
-            server.bench.wait(sqlx::query_scalar(AssertSqlSafe(sql.as_str())).fetch_one(&mut connection)).unwrap();
+        let sessions: i64 = server
+            .bench
+            .wait(sqlx::query_scalar(AssertSqlSafe(sql.as_str())).fetch_one(&mut connection))
+            .unwrap();
         if sessions == 0 {
             break;
         }
@@ -392,12 +468,22 @@ fn a_server_that_refuses_or_is_not_there_is_named_without_the_password() {
     let server = Server::new(16);
     let cases = [
         ("postgresql://postgres:hunter2@127.0.0.1:1/x".to_owned(), true, "reached"),
-        (server.url.replace(url::Url::parse(&server.url).unwrap().password().unwrap(), "hunter2"), false, "28P01"),
+        (
+            server
+                .url
+                .replace(url::Url::parse(&server.url).unwrap().password().unwrap(), "hunter2"),
+            false,
+            "28P01",
+        ),
         (server.url("no_such_database"), false, "createdb"),
     ];
     for (url, passing, part) in cases {
-        let error = Postgres::new(config(&url)).dump(&server.bench.cx, &Kept::default()).err().unwrap();
-        assert!(matches!(&error, SourceError::Database { transient, .. } if *transient == passing), "{error:?}");
+        let error =
+            Postgres::new(config(&url)).dump(&server.bench.cx, &Kept::default()).err().unwrap();
+        assert!(
+            matches!(&error, SourceError::Database { transient, .. } if *transient == passing),
+            "{error:?}"
+        );
         let text = error.to_string();
         assert!(text.contains(part) && !text.contains("hunter2") && text.contains("***"), "{text}");
     }
@@ -415,7 +501,13 @@ fn a_cut_or_damaged_stream_leaves_the_target_as_it_was() {
         for kept in [stream.len() - 1, stream.len() / 2, 5] {
             let mut damaged = Damaged(&stream[..kept]);
             let error = PostgresRestorer
-                .restore(&server.bench.cx, &artifact(&dumped), &mut damaged, &copy.target(), &options)
+                .restore(
+                    &server.bench.cx,
+                    &artifact(&dumped),
+                    &mut damaged,
+                    &copy.target(),
+                    &options,
+                )
                 .unwrap_err();
             // pg_restore itself may be quicker to see that a dump of five bytes is none.
             assert!(matches!(error, SourceError::Stream(_)) || kept == 5, "{error}");
@@ -424,7 +516,13 @@ fn a_cut_or_damaged_stream_leaves_the_target_as_it_was() {
     }
     let mut cut = &stream[..stream.len() - 1];
     let error = PostgresRestorer
-        .restore(&server.bench.cx, &artifact(&dumped), &mut cut, &copy.target(), &RestoreOptions::default())
+        .restore(
+            &server.bench.cx,
+            &artifact(&dumped),
+            &mut cut,
+            &copy.target(),
+            &RestoreOptions::default(),
+        )
         .unwrap_err();
     assert!(error.to_string().contains("hint: The stream ended too early"), "{error}");
     assert!(copy.is_empty());
@@ -435,13 +533,20 @@ fn a_restore_that_fails_says_why_and_leaves_nothing() {
     let server = Server::new(15);
     let (original, copy) = (server.database(), server.database());
     let role = format!("{}_role", original.name);
-    original.run(&format!("CREATE ROLE {role}; CREATE TABLE a (x int); ALTER TABLE a OWNER TO {role}"));
+    original
+        .run(&format!("CREATE ROLE {role}; CREATE TABLE a (x int); ALTER TABLE a OWNER TO {role}"));
     let (dumped, outputs) = original.dump();
     original.run(&format!("DROP OWNED BY {role}; DROP ROLE {role}"));
     let restore = |jobs, no_owner| {
         let options = RestoreOptions { jobs, no_owner, ..RestoreOptions::default() };
         let stream = outputs.bytes("pgdump");
-        PostgresRestorer.restore(&server.bench.cx, &artifact(&dumped), &mut stream.as_slice(), &copy.target(), &options)
+        PostgresRestorer.restore(
+            &server.bench.cx,
+            &artifact(&dumped),
+            &mut stream.as_slice(),
+            &copy.target(),
+            &options,
+        )
     };
     let error = restore(1, false).unwrap_err().to_string();
     assert!(error.contains(&role) && error.contains("--no-owner"), "{error}");
@@ -460,7 +565,8 @@ fn roles_go_out_and_back_and_those_that_are_there_stay_as_they_are() {
     let (old, new) = (format!("{}_old", original.name), format!("{} New\"r", original.name));
     let quoted = new.replace('"', "\"\"");
     original.run(&format!(
-        "CREATE ROLE {old} NOLOGIN; CREATE ROLE \"{quoted}\" LOGIN PASSWORD 'x'; GRANT {old} TO \"{quoted}\""
+        "CREATE ROLE {old} NOLOGIN; CREATE ROLE \"{quoted}\" LOGIN PASSWORD 'x'; GRANT {old} TO \
+         \"{quoted}\""
     ));
     let outputs = Kept::default();
     let config = PostgresConfig { globals: true, ..original.config() };
@@ -469,24 +575,37 @@ fn roles_go_out_and_back_and_those_that_are_there_stay_as_they_are() {
     assert_eq!(names, ["globals.sql", "pgdump"]);
     original.run(&format!("DROP ROLE \"{quoted}\"; ALTER ROLE {old} CREATEDB"));
 
-    let artifact =
-        RestoreArtifact { name: "src.globals.sql".to_owned(), kind: ArtifactKind::PgGlobals, ..artifact(&dumped) };
+    let artifact = RestoreArtifact {
+        name: "src.globals.sql".to_owned(),
+        kind: ArtifactKind::PgGlobals,
+        ..artifact(&dumped)
+    };
     let script = outputs.bytes("globals.sql");
     let options = RestoreOptions::default();
     let restored = PostgresRestorer
         .restore(&other.bench.cx, &artifact, &mut script.as_slice(), &original.target(), &options)
         .unwrap();
-    assert!(restored.warnings.kept().iter().any(|found| found.reason.contains(&old)), "{:?}", restored.warnings);
+    assert!(
+        restored.warnings.kept().iter().any(|found| found.reason.contains(&old)),
+        "{:?}",
+        restored.warnings
+    );
     let count = |sql: String| server.number("postgres", &sql);
     let plain = new.replace('\'', "''");
     assert_eq!(
-        count(format!("SELECT count(*) FROM pg_authid WHERE rolname = '{plain}' AND rolpassword IS NOT NULL")),
+        count(format!(
+            "SELECT count(*) FROM pg_authid WHERE rolname = '{plain}' AND rolpassword IS NOT NULL"
+        )),
         1
     );
-    assert_eq!(count(format!("SELECT count(*) FROM pg_roles WHERE rolname = '{old}' AND rolcreatedb")), 1);
+    assert_eq!(
+        count(format!("SELECT count(*) FROM pg_roles WHERE rolname = '{old}' AND rolcreatedb")),
+        1
+    );
     assert_eq!(
         count(
-            "SELECT count(*) FROM pg_auth_members WHERE roleid = (SELECT oid FROM pg_roles WHERE rolname = '"
+            "SELECT count(*) FROM pg_auth_members WHERE roleid = (SELECT oid FROM pg_roles WHERE \
+             rolname = '"
                 .to_owned()
                 + &old
                 + "')"
@@ -496,8 +615,13 @@ fn roles_go_out_and_back_and_those_that_are_there_stay_as_they_are() {
 
     // A damaged script is not begun.
     original.run(&format!("DROP ROLE \"{quoted}\""));
-    let damaged =
-        PostgresRestorer.restore(&other.bench.cx, &artifact, &mut Damaged(&script), &original.target(), &options);
+    let damaged = PostgresRestorer.restore(
+        &other.bench.cx,
+        &artifact,
+        &mut Damaged(&script),
+        &original.target(),
+        &options,
+    );
     assert!(matches!(damaged, Err(SourceError::Stream(_))));
     assert_eq!(count(format!("SELECT count(*) FROM pg_authid WHERE rolname = '{plain}'")), 0);
     original.run(&format!("DROP ROLE {old}"));
@@ -509,7 +633,8 @@ fn a_user_who_may_not_read_everything_is_told_before_and_fails_in_the_run() {
     let database = server.database();
     let role = format!("{}_role", database.name);
     database.run(&format!(
-        "CREATE ROLE {role} LOGIN PASSWORD 'x'; CREATE TABLE hidden (x int); CREATE TABLE ruled (x int); \
+        "CREATE ROLE {role} LOGIN PASSWORD 'x'; CREATE TABLE hidden (x int); CREATE TABLE ruled (x \
+         int); \
         GRANT SELECT ON ruled TO {role}; ALTER TABLE ruled ENABLE ROW LEVEL SECURITY"
     ));
     let mut url = url::Url::parse(&server.url(&database.name)).unwrap();
@@ -534,8 +659,12 @@ fn a_lock_that_someone_holds_ends_the_dump_with_the_reason() {
     database.run("CREATE TABLE held (x int)");
     let mut holder = server.connect(&database.name);
     server.bench.wait(sqlx::raw_sql("BEGIN; LOCK TABLE held").execute(&mut holder)).unwrap();
-    let config = PostgresConfig { lock_timeout: Span::from(Duration::from_millis(200)), ..database.config() };
-    let error = Postgres::new(config).dump(&server.bench.cx, &Kept::default()).err().unwrap().to_string();
+    let config = PostgresConfig {
+        lock_timeout: Span::from(Duration::from_millis(200)),
+        ..database.config()
+    };
+    let error =
+        Postgres::new(config).dump(&server.bench.cx, &Kept::default()).err().unwrap().to_string();
     assert!(error.contains("lock_timeout"), "{error}");
 }
 
@@ -543,26 +672,40 @@ fn a_lock_that_someone_holds_ends_the_dump_with_the_reason() {
 fn a_count_that_fails_is_a_warning_and_the_others_are_still_counted() {
     let server = Server::new(18);
     let database = server.database();
-    database.run("CREATE TABLE a (x int); CREATE TABLE held (x int); CREATE TABLE z (x int); INSERT INTO z VALUES (1)");
+    database.run(
+        "CREATE TABLE a (x int); CREATE TABLE held (x int); CREATE TABLE z (x int); \
+        INSERT INTO z VALUES (1)",
+    );
     let mut holder = server.connect(&database.name);
     server.bench.wait(sqlx::raw_sql("BEGIN; LOCK TABLE held").execute(&mut holder)).unwrap();
     let version = "if [ \"$1\" = --version ]; then echo 'pg_dump (PostgreSQL) 18.1'; exit; fi";
     let psql = Server::client_dir(18).join("psql").display().to_string();
-    // A tool that does not mind the lock, and one that also ends the session that counts: it waits for the lock just then.
+    // A tool that does not mind the lock, and one that also ends the session that counts: it waits
+    // for the lock just then.
     let ends = format!(
-        "until {psql} -Xqtc \"SELECT 'ended', pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND \
+        "until {psql} -Xqtc \"SELECT 'ended', pg_terminate_backend(pid) FROM pg_stat_activity \
+         WHERE wait_event_type = 'Lock' AND \
          datname = '{0}'\" | grep -q ended; do :; done",
         database.name
     );
-    for (name, body, counted) in [("patient", "echo dump", Some(1)), ("hostile", ends.as_str(), None)] {
+    for (name, body, counted) in
+        [("patient", "echo dump", Some(1)), ("hostile", ends.as_str(), None)]
+    {
         let folder = server.bench.path(name);
         script(&folder.join("pg_dump"), &format!("{version}\n{body}"));
         let lock_timeout = Span::from(Duration::from_secs(if counted.is_some() { 1 } else { 100 }));
         let config = PostgresConfig { client_dir: Some(folder), lock_timeout, ..database.config() };
         let dumped = Postgres::new(config).dump(&server.bench.cx, &Kept::default()).unwrap();
-        assert_eq!((rows(&dumped, "a"), rows(&dumped, "held"), rows(&dumped, "z")), (Some(0), None, counted), "{name}");
+        assert_eq!(
+            (rows(&dumped, "a"), rows(&dumped, "held"), rows(&dumped, "z")),
+            (Some(0), None, counted),
+            "{name}"
+        );
         let warnings = dumped.warnings.kept();
-        assert!(warnings[0].reason.contains("count the rows of \"public\".\"held\""), "{warnings:?}");
+        assert!(
+            warnings[0].reason.contains("count the rows of \"public\".\"held\""),
+            "{warnings:?}"
+        );
         assert_eq!(warnings.len(), if counted.is_some() { 1 } else { 2 }, "{warnings:?}");
         assert_eq!(dumped.consistency, "snapshot");
     }
@@ -593,7 +736,8 @@ fn a_server_that_exports_no_snapshot_is_dumped_without_counts_and_the_snapshot_s
     let role = format!("{}_role", database.name);
     // What a transaction pooler or an old standby refuses, refused here by a missing right.
     database.run(&format!(
-        "CREATE TABLE a AS SELECT 1 AS x; CREATE ROLE {role} LOGIN PASSWORD 'x'; GRANT pg_read_all_data TO {role}; \
+        "CREATE TABLE a AS SELECT 1 AS x; CREATE ROLE {role} LOGIN PASSWORD 'x'; GRANT \
+         pg_read_all_data TO {role}; \
          REVOKE EXECUTE ON FUNCTION pg_export_snapshot() FROM PUBLIC"
     ));
     let mut url = url::Url::parse(&server.url(&database.name)).unwrap();
@@ -605,13 +749,17 @@ fn a_server_that_exports_no_snapshot_is_dumped_without_counts_and_the_snapshot_s
     assert_eq!((dumped.consistency, &dumped.facts["row_counts"]), ("dump", &"off".into()));
     assert_eq!(rows(&dumped, "a"), None);
     assert_eq!(dumped.facts["counts"]["tables"], 1);
-    let reasons: Vec<&str> = dumped.warnings.kept().iter().map(|found| found.reason.as_str()).collect();
+    let reasons: Vec<&str> =
+        dumped.warnings.kept().iter().map(|found| found.reason.as_str()).collect();
     assert!(
-        reasons.len() == 2 && reasons[0].contains("passwords") && reasons[1].contains("pg_export_snapshot"),
+        reasons.len() == 2
+            && reasons[0].contains("passwords")
+            && reasons[1].contains("pg_export_snapshot"),
         "{reasons:?}"
     );
     assert!(!String::from_utf8(outputs.bytes("globals.sql")).unwrap().contains("SCRAM-SHA-256"));
-    let levels: Vec<Level> = source.check(&server.bench.cx).iter().map(|found| found.level).collect();
+    let levels: Vec<Level> =
+        source.check(&server.bench.cx).iter().map(|found| found.level).collect();
     assert_eq!(levels.iter().filter(|level| **level == Level::Warning).count(), 2);
     database.run(&format!("DROP OWNED BY {role}; DROP ROLE {role}"));
 }
@@ -621,9 +769,14 @@ fn a_target_that_takes_no_writes_is_refused_before_it_is_touched() {
     let server = Server::new(15);
     let (original, copy) = (server.database(), server.database());
     let (dumped, _) = original.dump();
-    server.run("postgres", &format!("ALTER DATABASE {} SET default_transaction_read_only = on", copy.name));
+    server.run(
+        "postgres",
+        &format!("ALTER DATABASE {} SET default_transaction_read_only = on", copy.name),
+    );
     let options = RestoreOptions::default();
-    let error = PostgresRestorer.prepare(&server.bench.cx, &artifact(&dumped), &copy.target(), &options).unwrap_err();
+    let error = PostgresRestorer
+        .prepare(&server.bench.cx, &artifact(&dumped), &copy.target(), &options)
+        .unwrap_err();
     assert!(error.to_string().contains("takes no writes"), "{error}");
 }
 
@@ -632,16 +785,24 @@ fn a_server_is_reached_through_its_socket() {
     let server = Server::new(15);
     let database = server.database();
     let mut connection = server.connect("postgres");
-    let folder: String =
-        server.bench.wait(sqlx::query_scalar("SHOW unix_socket_directories").fetch_one(&mut connection)).unwrap();
+    let folder: String = server
+        .bench
+        .wait(sqlx::query_scalar("SHOW unix_socket_directories").fetch_one(&mut connection))
+        .unwrap();
     let folder = folder.split(',').next().unwrap().trim();
     let mut url = url::Url::parse(&server.url).unwrap();
     let user = url.username().to_owned();
     let (password, port) = (url.password().unwrap().to_owned(), url.port().unwrap());
     url = format!("postgresql:///{}", database.name).parse().unwrap();
     let port = port.to_string();
-    url.query_pairs_mut().extend_pairs([("host", folder), ("port", &port), ("user", &user), ("password", &password)]);
-    let dumped = Postgres::new(config(url.as_str())).dump(&server.bench.cx, &Kept::default()).unwrap();
+    url.query_pairs_mut().extend_pairs([
+        ("host", folder),
+        ("port", &port),
+        ("user", &user),
+        ("password", &password),
+    ]);
+    let dumped =
+        Postgres::new(config(url.as_str())).dump(&server.bench.cx, &Kept::default()).unwrap();
     assert_eq!(dumped.facts["database"], database.name.as_str());
 }
 
@@ -650,7 +811,8 @@ fn without_a_user_in_the_address_it_is_the_one_that_we_run_as() {
     let server = Server::new(15);
     let mut url = url::Url::parse(&server.url).unwrap();
     url.set_username("").unwrap();
-    let error = Postgres::new(config(url.as_str())).dump(&server.bench.cx, &Kept::default()).err().unwrap();
+    let error =
+        Postgres::new(config(url.as_str())).dump(&server.bench.cx, &Kept::default()).err().unwrap();
     let name = sh(Path::new("/"), "id -un", &[]);
     // It is no role of this server.
     assert!(error.to_string().contains(&format!("user \"{}\"", name.trim())), "{error}");
@@ -690,7 +852,9 @@ fn a_dump_is_put_into_a_folder_as_a_file_that_the_ordinary_tool_reads() {
     let target = Target::Folder(server.bench.path("to"));
     let stream = outputs.bytes("pgdump");
     let options = RestoreOptions::default();
-    PostgresRestorer.restore(&server.bench.cx, &artifact(&dumped), &mut stream.as_slice(), &target, &options).unwrap();
+    PostgresRestorer
+        .restore(&server.bench.cx, &artifact(&dumped), &mut stream.as_slice(), &target, &options)
+        .unwrap();
     let file = server.bench.path("to/src.pgdump");
     let listed = Call::new(&server.bench.cx, Server::client_dir(16).join("pg_restore"), "list")
         .args(["--list", file.to_str().unwrap()])
@@ -703,7 +867,11 @@ fn a_dump_is_put_into_a_folder_as_a_file_that_the_ordinary_tool_reads() {
     let by_hand = PostgresRestorer.by_hand(&artifact(&dumped));
     Call::new(&server.bench.cx, "sh", "restore by hand")
         .args(["-c", &by_hand])
-        .variable("PATH", std::env::join_paths([Server::client_dir(16), "/usr/bin".into(), "/bin".into()]).unwrap())
+        .variable(
+            "PATH",
+            std::env::join_paths([Server::client_dir(16), "/usr/bin".into(), "/bin".into()])
+                .unwrap(),
+        )
         .variable("DATABASE", &copy.name)
         .variable("PGPASSWORD", url.password().unwrap())
         .variable("PGHOST", url.host_str().unwrap())

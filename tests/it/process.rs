@@ -1,4 +1,5 @@
-//! A child is watched, drained and reaped; nothing that it does makes a failed dump look like a good one.
+//! A child is watched, drained and reaped; nothing that it does makes a failed dump look like a
+//! good one.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -11,12 +12,16 @@ use std::time::{Duration, Instant};
 use holdfast::model::{ArtifactKind, Secret};
 use holdfast::source::command::{Command, CommandConfig, CommandRestorer};
 use holdfast::source::process::{Call, Environment, MemoryFile, ProcessError};
-use holdfast::source::{Level, RestoreArtifact, RestoreOptions, Restorer, Source, SourceError, Target};
+use holdfast::source::{
+    Level, RestoreArtifact, RestoreOptions, Restorer, Source, SourceError, Target,
+};
 
 use crate::support::sources::{Bench, Damaged, Kept};
 
 fn shell(bench: &Bench, text: &str) -> Call {
-    Call::new(&bench.cx, "sh", "try").args(["-c", text]).working_dir(Some(bench.folder.path().to_owned()))
+    Call::new(&bench.cx, "sh", "try")
+        .args(["-c", text])
+        .working_dir(Some(bench.folder.path().to_owned()))
 }
 
 fn run(bench: &Bench, text: &str) -> (Result<u64, SourceError>, Vec<u8>) {
@@ -29,7 +34,9 @@ fn run(bench: &Bench, text: &str) -> (Result<u64, SourceError>, Vec<u8>) {
 fn assert_gone(bench: &Bench, file: &str) {
     let pid: i32 = std::fs::read_to_string(bench.path(file)).unwrap().trim().parse().unwrap();
     let pid = rustix::process::Pid::from_raw(pid).unwrap();
-    let Ok(process) = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) else { return };
+    let Ok(process) = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) else {
+        return;
+    };
     let mut fds = [rustix::event::PollFd::new(&process, rustix::event::PollFlags::IN)];
     let timeout = rustix::event::Timespec { tv_sec: 5, tv_nsec: 0 };
     assert_eq!(rustix::event::poll(&mut fds, Some(&timeout)), Ok(1), "{file} still runs");
@@ -48,7 +55,10 @@ fn an_exit_status_after_a_megabyte_is_a_failure_that_repeats_what_was_said() {
     let bench = Bench::new();
     let (result, out) = run(&bench, "head -c 1000000 /dev/zero; echo 'disk on fire' >&2; exit 7");
     let error = result.unwrap_err();
-    assert!(matches!(&error, SourceError::Process(ProcessError::Exit { status: 7, .. })), "{error}");
+    assert!(
+        matches!(&error, SourceError::Process(ProcessError::Exit { status: 7, .. })),
+        "{error}"
+    );
     assert!(error.to_string().contains("disk on fire"), "{error}");
     assert!(out.len() <= 1_000_000);
 }
@@ -63,7 +73,9 @@ fn a_signal_is_named() {
 #[test]
 fn a_flood_of_errors_blocks_nothing_and_only_its_end_is_kept() {
     let bench = Bench::new();
-    let error = run(&bench, "head -c 100000000 /dev/zero | tr '\\0' x >&2; echo last >&2; exit 1").0.unwrap_err();
+    let error = run(&bench, "head -c 100000000 /dev/zero | tr '\\0' x >&2; echo last >&2; exit 1")
+        .0
+        .unwrap_err();
     let SourceError::Process(ProcessError::Exit { said, .. }) = error else { panic!("{error}") };
     assert!(said.stderr.len() <= 16 * 1024 && said.stderr.ends_with("xlast\n"));
     assert_eq!(run(&bench, "head -c 9000000 /dev/zero >&2; echo fine").1, b"fine\n");
@@ -73,7 +85,9 @@ fn a_flood_of_errors_blocks_nothing_and_only_its_end_is_kept() {
 fn a_silent_child_is_killed_with_all_that_it_started() {
     let mut bench = Bench::new();
     bench.cx.no_progress_timeout = Duration::from_millis(1_500);
-    let error = run(&bench, "echo some; sleep 1000 & echo $! > sleeper; echo $$ > shell; wait").0.unwrap_err();
+    let error = run(&bench, "echo some; sleep 1000 & echo $! > sleeper; echo $$ > shell; wait")
+        .0
+        .unwrap_err();
     assert!(matches!(&error, SourceError::Process(ProcessError::Hung { .. })), "{error}");
     assert_gone(&bench, "sleeper");
     assert_gone(&bench, "shell");
@@ -86,7 +100,8 @@ fn a_silent_child_is_killed_with_all_that_it_started() {
 fn a_child_that_refuses_to_end_is_killed_after_a_grace() {
     let mut bench = Bench::new();
     bench.cx.no_progress_timeout = Duration::from_millis(1_500);
-    let error = run(&bench, "trap '' TERM; echo $$ > shell; while :; do sleep 1000; done").0.unwrap_err();
+    let error =
+        run(&bench, "trap '' TERM; echo $$ > shell; while :; do sleep 1000; done").0.unwrap_err();
     assert!(matches!(&error, SourceError::Process(ProcessError::Hung { .. })), "{error}");
     assert_gone(&bench, "shell");
 }
@@ -95,7 +110,8 @@ fn a_child_that_refuses_to_end_is_killed_after_a_grace() {
 fn a_child_that_reports_what_it_does_is_not_silent() {
     let mut bench = Bench::new();
     bench.cx.no_progress_timeout = Duration::from_secs(2);
-    let (result, out) = run(&bench, "for i in 1 2 3 4 5 6 7 8; do echo working >&2; sleep 0.4; done; echo done");
+    let (result, out) =
+        run(&bench, "for i in 1 2 3 4 5 6 7 8; do echo working >&2; sleep 0.4; done; echo done");
     result.unwrap();
     assert_eq!(out, b"done\n");
 }
@@ -105,7 +121,8 @@ fn output_that_is_held_open_after_the_end_is_not_known_to_be_complete() {
     let bench = Bench::new();
     // Even if what was left behind goes on to speak.
     for body in ["exec sleep 1000", "while :; do echo here >&2; sleep 0.5; done"] {
-        let error = run(&bench, &format!("sh -c '{body}' & echo $! > left; echo some")).0.unwrap_err();
+        let error =
+            run(&bench, &format!("sh -c '{body}' & echo $! > left; echo some")).0.unwrap_err();
         assert!(matches!(&error, SourceError::Process(ProcessError::HeldOpen { .. })), "{error}");
         assert_gone(&bench, "left");
     }
@@ -150,7 +167,8 @@ fn a_stop_ends_the_child_at_once() {
     let cancel = bench.cx.cancel.clone();
     let outputs = Kept { at_write: Some(Arc::new(move |_| cancel.cancel())), ..Kept::default() };
     let began = Instant::now();
-    let text = format!("cd {}; echo $$ > shell; echo ready; sleep 1000", bench.folder.path().display());
+    let text =
+        format!("cd {}; echo $$ > shell; echo ready; sleep 1000", bench.folder.path().display());
     let error = source(&["sh", "-c", &text]).dump(&bench.cx, &outputs).err().unwrap();
     assert!(matches!(error, SourceError::Cancelled), "{error}");
     assert_gone(&bench, "shell");
@@ -169,7 +187,8 @@ fn a_storage_that_fails_ends_the_child() {
         }
     }
     let bench = Bench::new();
-    let error = shell(&bench, "echo $$ > shell; exec yes").read_into(&bench.cx, &mut Full).unwrap_err();
+    let error =
+        shell(&bench, "echo $$ > shell; exec yes").read_into(&bench.cx, &mut Full).unwrap_err();
     assert!(matches!(error, SourceError::Stream(_)), "{error}");
     assert_gone(&bench, "shell");
 }
@@ -178,7 +197,9 @@ fn a_storage_that_fails_ends_the_child() {
 fn a_child_reads_all_that_it_is_fed() {
     let bench = Bench::new();
     let data: Vec<u8> = (0..5_000_000_u32).map(|number| number as u8).collect();
-    let fed = shell(&bench, "echo noise; cat > copy; touch ended").feed(&bench.cx, &mut data.as_slice()).unwrap();
+    let fed = shell(&bench, "echo noise; cat > copy; touch ended")
+        .feed(&bench.cx, &mut data.as_slice())
+        .unwrap();
     assert_eq!((fed.bytes, fed.stopped_early), (5_000_000, false));
     assert_eq!(std::fs::read(bench.path("copy")).unwrap(), data);
 }
@@ -201,12 +222,17 @@ fn a_child_that_stops_reading_is_judged_by_its_status() {
     let error = shell(&bench, "head -c 10 >/dev/null; echo no such table >&2; exit 3")
         .feed(&bench.cx, &mut data.as_slice())
         .unwrap_err();
-    assert!(matches!(&error, SourceError::Process(ProcessError::Exit { status: 3, .. })), "{error}");
+    assert!(
+        matches!(&error, SourceError::Process(ProcessError::Exit { status: 3, .. })),
+        "{error}"
+    );
     assert!(error.to_string().contains("no such table"), "{error}");
-    let fed = shell(&bench, "head -c 10 > /dev/null").feed(&bench.cx, &mut data.as_slice()).unwrap();
+    let fed =
+        shell(&bench, "head -c 10 > /dev/null").feed(&bench.cx, &mut data.as_slice()).unwrap();
     assert!(fed.stopped_early);
     // Damage in what it did not read is damage all the same.
-    let error = shell(&bench, "head -c 10 > /dev/null").feed(&bench.cx, &mut Damaged(&data)).unwrap_err();
+    let error =
+        shell(&bench, "head -c 10 > /dev/null").feed(&bench.cx, &mut Damaged(&data)).unwrap_err();
     assert!(matches!(error, SourceError::Stream(_)), "{error}");
 }
 
@@ -214,7 +240,9 @@ fn a_child_that_stops_reading_is_judged_by_its_status() {
 fn a_child_that_takes_nothing_is_killed() {
     let mut bench = Bench::new();
     bench.cx.no_progress_timeout = Duration::from_millis(300);
-    let error = shell(&bench, "sleep 1000").feed(&bench.cx, &mut vec![1; 10_000_000].as_slice()).unwrap_err();
+    let error = shell(&bench, "sleep 1000")
+        .feed(&bench.cx, &mut vec![1; 10_000_000].as_slice())
+        .unwrap_err();
     assert!(matches!(&error, SourceError::Process(ProcessError::Hung { .. })), "{error}");
 }
 
@@ -223,9 +251,15 @@ fn a_missing_program_is_named_with_what_to_do() {
     let bench = Bench::new();
     let call = Call::new(&bench.cx, "no-such-tool", "dump").when_missing("Install `such-tools`");
     let error = call.capture(&bench.cx, 10).unwrap_err().to_string();
-    assert_eq!(error, "Could not dump: the program `no-such-tool` was not found. Install `such-tools`");
+    assert_eq!(
+        error,
+        "Could not dump: the program `no-such-tool` was not found. Install `such-tools`"
+    );
     std::fs::write(bench.path("plain"), "").unwrap();
-    let error = Call::new(&bench.cx, bench.path("plain"), "dump").capture(&bench.cx, 10).unwrap_err().to_string();
+    let error = Call::new(&bench.cx, bench.path("plain"), "dump")
+        .capture(&bench.cx, 10)
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("not executable"), "{error}");
     let error = shell(&bench, "yes").capture(&bench.cx, 1_000).unwrap_err();
     assert!(matches!(error, SourceError::Process(ProcessError::TooMuch { .. })), "{error}");
@@ -246,7 +280,10 @@ fn a_child_has_nothing_of_our_environment_but_what_it_may() {
         .into(),
     );
     let outputs = Kept::default();
-    let config = CommandConfig { env_pass: vec!["PASSED".to_owned(), "UNSET".to_owned()], ..config(&["env"]) };
+    let config = CommandConfig {
+        env_pass: vec!["PASSED".to_owned(), "UNSET".to_owned()],
+        ..config(&["env"])
+    };
     let dumped = Command::new(config).dump(&bench.cx, &outputs).unwrap();
     let text = String::from_utf8(outputs.bytes("out")).unwrap();
     let mut lines: Vec<&str> = text.lines().collect();
@@ -274,7 +311,10 @@ fn a_memory_file_is_private_and_goes_with_its_owner() {
     assert!(metadata.is_file());
     assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
     let path = file.path().display().to_string();
-    assert_eq!(run(&bench, &format!("cat {path}; ls -l /proc/self/fd | grep -c pgpass || true")).1, b"secret0\n");
+    assert_eq!(
+        run(&bench, &format!("cat {path}; ls -l /proc/self/fd | grep -c pgpass || true")).1,
+        b"secret0\n"
+    );
     drop(file);
     assert!(!Path::new(&path).exists());
 }
@@ -315,14 +355,19 @@ fn the_output_of_a_command_goes_out_and_back() {
     let options = RestoreOptions::default();
     let stream = outputs.bytes("out");
     let folder = Target::Folder(bench.path("to/src"));
-    CommandRestorer.restore(&bench.cx, &artifact, &mut stream.as_slice(), &folder, &options).unwrap();
+    CommandRestorer
+        .restore(&bench.cx, &artifact, &mut stream.as_slice(), &folder, &options)
+        .unwrap();
     assert_eq!(std::fs::read(bench.path("to/src/src.out")).unwrap(), b"a\nb");
-    let again = CommandRestorer.restore(&bench.cx, &artifact, &mut stream.as_slice(), &folder, &options);
+    let again =
+        CommandRestorer.restore(&bench.cx, &artifact, &mut stream.as_slice(), &folder, &options);
     assert!(matches!(again, Err(SourceError::NotEmpty(_))));
 
     let copy = bench.path("copy").display().to_string();
     let command = to_command(&["tee", &copy]);
-    CommandRestorer.restore(&bench.cx, &artifact, &mut stream.as_slice(), &command, &options).unwrap();
+    CommandRestorer
+        .restore(&bench.cx, &artifact, &mut stream.as_slice(), &command, &options)
+        .unwrap();
     assert_eq!(std::fs::read(copy).unwrap(), b"a\nb");
     let missing = to_command(&["no-such-tool"]);
     assert!(CommandRestorer.prepare(&bench.cx, &artifact, &missing, &options).is_err());
@@ -331,7 +376,9 @@ fn the_output_of_a_command_goes_out_and_back() {
 #[test]
 fn a_command_is_checked_before_it_is_needed() {
     let bench = Bench::new();
-    let worst = |command: &[&str]| source(command).check(&bench.cx).iter().map(|finding| finding.level).max();
+    let worst = |command: &[&str]| {
+        source(command).check(&bench.cx).iter().map(|finding| finding.level).max()
+    };
     assert_eq!(worst(&["sh", "-c", "exit 1"]), Some(Level::Ok));
     assert_eq!(worst(&["no-such-tool"]), Some(Level::Error));
 }

@@ -1,4 +1,5 @@
-//! Retention that cannot delete the wrong thing: what goes goes for a reason, and nothing goes while anything is in doubt.
+//! Retention that cannot delete the wrong thing: what goes goes for a reason, and nothing goes
+//! while anything is in doubt.
 
 use chrono::{TimeDelta, Utc};
 use holdfast::model::{Cancel, Completeness, Mark, Says, SnapshotId, Verdict};
@@ -66,7 +67,10 @@ impl Pruned {
 }
 
 pub(crate) async fn store(site: &Site, name: &str) -> Box<dyn Storage> {
-    StorageConfig::Local(LocalConfig::from_path(site.path(name))).open(&Cancel::new()).await.unwrap()
+    StorageConfig::Local(LocalConfig::from_path(site.path(name)))
+        .open(&Cancel::new())
+        .await
+        .unwrap()
 }
 
 pub(crate) fn texts(ids: &[SnapshotId]) -> Vec<String> {
@@ -81,9 +85,17 @@ fn reasons(plan: &Value) -> Vec<(String, bool, String)> {
     snapshots
         .iter()
         .map(|one| {
-            let kinds: Vec<&str> =
-                one["reasons"].as_array().unwrap().iter().map(|reason| reason["kind"].as_str().unwrap()).collect();
-            (one["id"].as_str().unwrap().to_owned(), one["keep"].as_bool().unwrap(), kinds.join(" "))
+            let kinds: Vec<&str> = one["reasons"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|reason| reason["kind"].as_str().unwrap())
+                .collect();
+            (
+                one["id"].as_str().unwrap().to_owned(),
+                one["keep"].as_bool().unwrap(),
+                kinds.join(" "),
+            )
         })
         .collect()
 }
@@ -109,7 +121,10 @@ async fn a_plan_says_why_and_is_carried_out_exactly_or_not_at_all() {
     let before = files(&pruned.site.path("store"));
     let plan = pruned.prune(&["--plan"], 0).json();
     assert_eq!(files(&pruned.site.path("store")), before, "a plan changes nothing");
-    assert_eq!((plan["delete"].as_u64(), plan["freed_bytes"].as_u64().unwrap() > 2_000), (Some(2), true));
+    assert_eq!(
+        (plan["delete"].as_u64(), plan["freed_bytes"].as_u64().unwrap() > 2_000),
+        (Some(2), true)
+    );
     let why = reasons(&plan);
     assert_eq!(why.iter().map(|(id, ..)| id.clone()).collect::<Vec<_>>(), {
         let mut newest_first = texts(&pruned.ids);
@@ -119,7 +134,13 @@ async fn a_plan_says_why_and_is_carried_out_exactly_or_not_at_all() {
     let kept: Vec<(bool, &str)> = why.iter().map(|(_, keep, why)| (*keep, why.as_str())).collect();
     assert_eq!(
         kept,
-        [(true, "newest rule"), (true, "rule"), (true, "rule"), (false, "unmatched"), (false, "unmatched")]
+        [
+            (true, "newest rule"),
+            (true, "rule"),
+            (true, "rule"),
+            (false, "unmatched"),
+            (false, "unmatched")
+        ]
     );
     let digest = plan["plan"]["digest"].as_str().unwrap();
     // The listing changes: the plan is another.
@@ -131,7 +152,10 @@ async fn a_plan_says_why_and_is_carried_out_exactly_or_not_at_all() {
     let short = shown.out().split("--apply ").nth(1).unwrap().split('`').next().unwrap().to_owned();
     assert_eq!(short.len(), 12);
     pruned.prune(&["--apply", &short], 0);
-    assert_eq!(pruned.site.ids(), texts(&[pruned.ids[0].clone(), late[0].clone(), pruned.ids[1].clone()]));
+    assert_eq!(
+        pruned.site.ids(),
+        texts(&[pruned.ids[0].clone(), late[0].clone(), pruned.ids[1].clone()])
+    );
     // Once carried out there is nothing left of it.
     assert_eq!(pruned.prune(&["--plan"], 0).json()["delete"], 0);
     for bad in ["", "1234567", "not-a-digest"] {
@@ -143,7 +167,9 @@ async fn a_plan_says_why_and_is_carried_out_exactly_or_not_at_all() {
 async fn a_plan_is_a_page_to_read() {
     let pruned = Pruned::with("{ keep_last = 2 }", 3).await;
     let shown = pruned.site.backup(["prune", "--plan"]).expect(0);
-    for words in ["keep", "delete", "`keep_last = 2`", "no rule keeps it", "2 kept, 1 deleted", "--apply"] {
+    for words in
+        ["keep", "delete", "`keep_last = 2`", "no rule keeps it", "2 kept, 1 deleted", "--apply"]
+    {
         assert!(shown.out().contains(words), "{words}: {shown}");
     }
 }
@@ -152,11 +178,16 @@ async fn a_plan_is_a_page_to_read() {
 async fn more_than_half_is_not_deleted_at_once_unless_told_so() {
     let pruned = Pruned::with("{ keep_last = 2 }", 6).await;
     let refused = pruned.prune(&["--yes"], 1);
-    assert!(refused.out().contains("4 of 6 snapshots would be deleted, and `max_delete_percent` is 50"), "{refused}");
+    assert!(
+        refused.out().contains("4 of 6 snapshots would be deleted, and `max_delete_percent` is 50"),
+        "{refused}"
+    );
     assert_eq!(pruned.site.ids().len(), 6);
     // After a run it is a problem that the run reports; the snapshot is committed.
     let report = pruned.site.run(3).json();
-    assert!(report["storages"][0]["pruned"]["problem"].as_str().unwrap().contains("max_delete_percent"));
+    assert!(
+        report["storages"][0]["pruned"]["problem"].as_str().unwrap().contains("max_delete_percent")
+    );
     assert_eq!(pruned.site.ids().len(), 7);
     pruned.prune(&["--yes", "--force"], 0);
     assert_eq!(pruned.site.ids().len(), 2);
@@ -172,8 +203,10 @@ async fn the_brake_is_set_by_strategy_and_by_storage() {
     let strategy = configuration.clone() + "max_delete_percent = 100\n";
     let pruned = Pruned::configured(&strategy, 6).await;
     pruned.prune(&["--yes"], 0);
-    let storage = strategy
-        .replace("path = \"@/store\"", "path = \"@/store\"\nmax_delete_percent = 10\nretention = { keep_last = 4 }");
+    let storage = strategy.replace(
+        "path = \"@/store\"",
+        "path = \"@/store\"\nmax_delete_percent = 10\nretention = { keep_last = 4 }",
+    );
     let pruned = Pruned::configured(&storage, 6).await;
     let refused = pruned.prune(&["--yes"], 1);
     assert!(refused.out().contains("2 of 6"), "its own retention: {refused}");
@@ -183,7 +216,11 @@ async fn the_brake_is_set_by_strategy_and_by_storage() {
 async fn a_manifest_that_cannot_be_read_stops_deleting_until_it_is_forgotten() {
     let pruned = Pruned::with("{ keep_last = 2 }", 3).await;
     let manifest = pruned.path(&pruned.ids[1]).join("manifest.json");
-    sh(&pruned.site.path("store"), r#"sed -i 's/dump.out/dump.oof/' "$1""#, &[manifest.as_os_str()]);
+    sh(
+        &pruned.site.path("store"),
+        r#"sed -i 's/dump.out/dump.oof/' "$1""#,
+        &[manifest.as_os_str()],
+    );
     pruned.refuses("cannot be read");
     let id = pruned.ids[1].to_string();
     pruned.site.backup(["forget", &id, "--yes"]).expect(0);
@@ -208,9 +245,11 @@ async fn a_mark_that_cannot_be_read_stops_deleting() {
     pruned.site.backup(["hold", pruned.ids[0].as_str()]).expect(0);
     let marks = pruned.site.path("store/app/marks");
     let original = files(&marks);
-    for damage in
-        ["truncate -s 20 hold-*", "sed -i 's/hold/told/' hold-*", "mv hold-* hold-20200101T000000Z-000000.json"]
-    {
+    for damage in [
+        "truncate -s 20 hold-*",
+        "sed -i 's/hold/told/' hold-*",
+        "mv hold-* hold-20200101T000000Z-000000.json",
+    ] {
         sh(&marks, damage, &[]);
         pruned.refuses("marks");
         sh(&marks, "rm hold-*", &[]);
@@ -225,9 +264,11 @@ async fn a_mark_that_cannot_be_read_stops_deleting() {
 
 #[tokio::test]
 async fn marks_of_a_storage_that_cannot_be_reached_may_hold_anything() {
-    let configuration =
-        CONFIGURATION.replace("RETENTION", "{ keep_last = 2 }").replace("[\"local\"]", "[\"local\", \"far\"]")
-            + "[storages.far]\ntype = \"s3\"\nbucket = \"none\"\nendpoint = \"http://127.0.0.1:9\"\nregion = \"here\"\n\
+    let configuration = CONFIGURATION
+        .replace("RETENTION", "{ keep_last = 2 }")
+        .replace("[\"local\"]", "[\"local\", \"far\"]")
+        + "[storages.far]\ntype = \"s3\"\nbucket = \"none\"\nendpoint = \"http://127.0.0.1:9\"\n\
+            region = \"here\"\n\
            access_key_id = \"a\"\nsecret_access_key = \"b\"\nattempts = 1\n";
     let pruned = Pruned::configured(&configuration, 3).await;
     pruned.refuses("it is not known what is held");
@@ -266,7 +307,9 @@ async fn what_another_host_pruned_by_the_same_rules_is_explained() {
     let pruned = Pruned::with("{ keep_last = 3 }", 4).await;
     pruned.site.backup(["list"]).expect(0);
     let other = pruned.site.path("other.toml");
-    let text = std::fs::read_to_string(pruned.site.config()).unwrap().replace("/state\"", "/other-state\"");
+    let text = std::fs::read_to_string(pruned.site.config())
+        .unwrap()
+        .replace("/state\"", "/other-state\"");
     std::fs::write(&other, text).unwrap();
     crate::support::backup(["prune", "--yes", "--config"]).arg(&other).expect(0);
     assert_eq!(pruned.site.ids().len(), 3);
@@ -301,10 +344,15 @@ async fn a_held_snapshot_stays_until_it_is_released_or_the_time_is_over() {
     assert_eq!(pruned.site.ids().len(), 4);
     for forgotten in [held, timed] {
         let refused = pruned.site.backup(["forget", forgotten, "--yes", "--force"]).expect(2);
-        assert!(refused.err().contains("is held") && refused.err().contains("backup release"), "{refused}");
+        assert!(
+            refused.err().contains("is held") && refused.err().contains("backup release"),
+            "{refused}"
+        );
     }
     pruned.site.backup(["release", held]).expect(0);
-    assert!(pruned.site.backup(["release", held]).expect(1).err().contains("neither held nor suspect"));
+    assert!(
+        pruned.site.backup(["release", held]).expect(1).err().contains("neither held nor suspect")
+    );
     pruned.prune(&["--yes"], 0);
     assert_eq!(pruned.site.ids().len(), 3);
     assert!(!pruned.path(&pruned.ids[3]).exists() && pruned.path(&pruned.ids[2]).exists());
@@ -324,9 +372,10 @@ async fn a_held_snapshot_stays_until_it_is_released_or_the_time_is_over() {
 
 #[tokio::test]
 async fn what_is_held_in_one_storage_is_held_in_all() {
-    let configuration =
-        CONFIGURATION.replace("RETENTION", "{ keep_last = 2 }").replace("[\"local\"]", "[\"local\", \"other\"]")
-            + "[storages.other]\ntype = \"local\"\npath = \"@/other\"\n";
+    let configuration = CONFIGURATION
+        .replace("RETENTION", "{ keep_last = 2 }")
+        .replace("[\"local\"]", "[\"local\", \"other\"]")
+        + "[storages.other]\ntype = \"local\"\npath = \"@/other\"\n";
     let pruned = Pruned::configured(&configuration, 3).await;
     let other = store(&pruned.site, "other").await;
     plant(&*other, "app", "daily", pruned.ids.iter().map(SnapshotId::time)).await;
@@ -355,7 +404,10 @@ async fn the_newest_that_passed_a_drill_stays() {
         pruned.storage.replace(&mark.key(), mark.to_bytes().into()).await.unwrap();
     }
     pruned.prune(&["--yes"], 0);
-    assert_eq!(pruned.site.ids(), texts(&[pruned.ids[0].clone(), pruned.ids[1].clone(), pruned.ids[3].clone()]));
+    assert_eq!(
+        pruned.site.ids(),
+        texts(&[pruned.ids[0].clone(), pruned.ids[1].clone(), pruned.ids[3].clone()])
+    );
     let id = pruned.ids[3].as_str();
     assert!(pruned.site.backup(["forget", id, "--yes"]).expect(2).err().contains("passed a drill"));
     pruned.site.backup(["forget", id, "--yes", "--force"]).expect(0);
@@ -363,15 +415,22 @@ async fn the_newest_that_passed_a_drill_stays() {
 
 #[tokio::test]
 async fn the_last_good_one_is_never_deleted() {
-    let configuration = CONFIGURATION.replace("RETENTION", "{ keep_last = 1 }") + "max_delete_percent = 100\n";
+    let configuration =
+        CONFIGURATION.replace("RETENTION", "{ keep_last = 1 }") + "max_delete_percent = 100\n";
     let mut pruned = Pruned::configured(&configuration, 0).await;
     pruned.ids = plant(&*pruned.storage, "app", "daily", [days_ago(1), days_ago(2)]).await;
     let partial = SnapshotId::new(pruned.ids[0].time(), [9, 9, 9]);
     plant_one(&*pruned.storage, "app", "daily", &partial, Completeness::Partial).await;
     pruned.prune(&["--yes"], 0);
-    assert_eq!(pruned.site.ids(), texts(&[pruned.ids[0].clone(), partial.clone()]), "a partial one counts for nothing");
-    let refused =
-        pruned.site.backup(["forget", pruned.ids[0].as_str(), partial.as_str(), "--yes", "--force"]).expect(2);
+    assert_eq!(
+        pruned.site.ids(),
+        texts(&[pruned.ids[0].clone(), partial.clone()]),
+        "a partial one counts for nothing"
+    );
+    let refused = pruned
+        .site
+        .backup(["forget", pruned.ids[0].as_str(), partial.as_str(), "--yes", "--force"])
+        .expect(2);
     assert!(refused.err().contains("the last good one"), "{refused}");
     assert_eq!(pruned.site.ids().len(), 2, "none of those that were named");
     let run: SnapshotId = pruned.site.run(0).json()["id"].as_str().unwrap().parse().unwrap();
@@ -395,8 +454,11 @@ async fn a_partial_run_deletes_nothing() {
 #[tokio::test]
 async fn a_configuration_that_may_not_prune_does_not_and_another_does() {
     let retention = CONFIGURATION.replace("RETENTION", "{ keep_last = 2 }");
-    let pruned =
-        Pruned::configured(&retention.replace("path = \"@/store\"", "path = \"@/store\"\nprune = false"), 4).await;
+    let pruned = Pruned::configured(
+        &retention.replace("path = \"@/store\"", "path = \"@/store\"\nprune = false"),
+        4,
+    )
+    .await;
     let shown = pruned.prune(&["--yes"], 0);
     assert!(shown.out().contains("another configuration prunes here"), "{shown}");
     assert!(pruned.site.run(0).json()["storages"][0]["pruned"].is_null());
@@ -423,8 +485,15 @@ async fn killed_between_any_two_deletes_the_next_pruning_finishes() {
         command.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=unlinkat,unlink"]);
         // By what is deleted, since the calls are made by several threads.
         command.args(["-e", "inject=unlinkat,unlink:signal=KILL", "-P"]).arg(&object);
-        command.arg(env!("CARGO_BIN_EXE_backup")).arg("--config").arg(pruned.site.config()).args(["prune", "--yes"]);
-        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).env("HOME", pruned.site.dir.path());
+        command
+            .arg(env!("CARGO_BIN_EXE_backup"))
+            .arg("--config")
+            .arg(pruned.site.config())
+            .args(["prune", "--yes"]);
+        command
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap())
+            .env("HOME", pruned.site.dir.path());
         let ended = command.output().expect("strace runs").status;
         assert!(!ended.success(), "{}: it was killed", object.display());
         // Whatever is listed is undamaged, and the newest are among it.
@@ -459,7 +528,11 @@ async fn who_reads_a_snapshot_keeps_it_from_being_deleted() {
         &["restore", "--strategy", "daily", "--to"],
         &["dump", "latest", "dump", "--strategy", "daily"],
     ] {
-        let refused = pruned.site.backup(command).args((command.len() == 4).then(|| pruned.site.path("out"))).expect(5);
+        let refused = pruned
+            .site
+            .backup(command)
+            .args((command.len() == 4).then(|| pruned.site.path("out")))
+            .expect(5);
         assert!(refused.err().contains("deletes snapshots"), "{refused}");
     }
 }
@@ -469,8 +542,9 @@ async fn on_a_terminal_it_asks_first() {
     let pruned = Pruned::with("{ keep_last = 2 }", 3).await;
     let answer = |answer: &str| {
         let program = env!("CARGO_BIN_EXE_backup");
-        let script =
-            format!(r#"printf '{answer}\n' | script -qec "'{program}' --config '$1' prune" /dev/null | tr -d '\r'"#);
+        let script = format!(
+            r#"printf '{answer}\n' | script -qec "'{program}' --config '$1' prune" /dev/null | tr -d '\r'"#
+        );
         sh(pruned.site.dir.path(), &script, &[pruned.site.config().as_os_str()])
     };
     let said = answer("n");

@@ -1,4 +1,5 @@
-//! Retention where something is not as it seems: a storage that lost what it had, marks that only one storage has, names that collide.
+//! Retention where something is not as it seems: a storage that lost what it had, marks that only
+//! one storage has, names that collide.
 
 use std::path::Path;
 
@@ -27,7 +28,8 @@ fn mark(strategy: &str, id: &SnapshotId, says: Says) -> Mark {
 
 /// The configuration with a second local storage, which the strategy does not name.
 fn with_archive(retention: &str) -> String {
-    CONFIGURATION.replace("RETENTION", retention) + "[storages.archive]\ntype = \"local\"\npath = \"@/archive\"\n"
+    CONFIGURATION.replace("RETENTION", retention)
+        + "[storages.archive]\ntype = \"local\"\npath = \"@/archive\"\n"
 }
 
 #[tokio::test]
@@ -44,7 +46,8 @@ async fn the_last_one_that_no_drill_found_bad_stays() {
     let good = pruned.ids[2].as_str();
     let refused = pruned.site.backup(["forget", good, "--yes", "--force"]).expect(2);
     assert!(refused.err().contains("is the last good one"), "{refused}");
-    // Those that are known to be bad can be got rid of, and once there is a new one it is the good one.
+    // Those that are known to be bad can be got rid of, and once there is a new one it is the good
+    // one.
     pruned.site.backup(["forget", pruned.ids[0].as_str(), "--yes"]).expect(0);
     pruned.site.run(0);
     assert_eq!(pruned.site.ids().len(), 1);
@@ -54,7 +57,8 @@ async fn the_last_one_that_no_drill_found_bad_stays() {
 async fn a_run_heeds_the_marks_of_storages_that_it_does_not_write_to() {
     let pruned = Pruned::configured(&with_archive("{ keep_last = 2 }"), 3).await;
     let archive = store(&pruned.site, "archive").await;
-    plant_one(&*archive, "app", "daily", &pruned.ids[2], holdfast::model::Completeness::Whole).await;
+    plant_one(&*archive, "app", "daily", &pruned.ids[2], holdfast::model::Completeness::Whole)
+        .await;
     pruned.site.backup(["hold", pruned.ids[2].as_str(), "--storage", "archive"]).expect(0);
     pruned.site.run(0);
     assert!(pruned.path(&pruned.ids[2]).exists(), "held in another storage");
@@ -82,17 +86,24 @@ async fn all_that_is_gone_is_not_taken_as_it_is() {
 
 #[tokio::test]
 async fn two_strategies_with_the_same_id_do_not_take_each_others_hold() {
-    let second = "[strategies.weekly]\nsources = [\"dump\"]\nstorages = [\"local\"]\nretention = { keep_last = 1 }\n";
-    let pruned = Pruned::configured(&(CONFIGURATION.replace("RETENTION", "{ keep_last = 1 }") + second), 2).await;
+    let second = "[strategies.weekly]\nsources = [\"dump\"]\nstorages = [\"local\"]\n\
+        retention = { keep_last = 1 }\n";
+    let pruned =
+        Pruned::configured(&(CONFIGURATION.replace("RETENTION", "{ keep_last = 1 }") + second), 2)
+            .await;
     for id in &pruned.ids {
-        plant_one(&*pruned.storage, "app", "weekly", id, holdfast::model::Completeness::Whole).await;
+        plant_one(&*pruned.storage, "app", "weekly", id, holdfast::model::Completeness::Whole)
+            .await;
     }
     let id = pruned.ids[1].as_str();
     pruned.site.backup(["hold", id, "--strategy", "daily"]).expect(0);
     pruned.site.backup(["hold", id, "--strategy", "weekly"]).expect(0);
     pruned.prune(&["--yes"], 0);
     for strategy in ["daily", "weekly"] {
-        assert!(pruned.site.path(format!("store/app/{strategy}/{id}/manifest.json")).exists(), "{strategy}");
+        assert!(
+            pruned.site.path(format!("store/app/{strategy}/{id}/manifest.json")).exists(),
+            "{strategy}"
+        );
     }
 }
 
@@ -136,9 +147,10 @@ async fn nothing_is_held_while_snapshots_are_deleted() {
 
 #[tokio::test]
 async fn two_names_for_one_storage_are_an_error_of_the_configuration() {
-    let twice =
-        CONFIGURATION.replace("RETENTION", "{ keep_last = 3 }").replace("[\"local\"]", "[\"local\", \"again\"]")
-            + "[storages.again]\ntype = \"local\"\npath = \"@/store/\"\n";
+    let twice = CONFIGURATION
+        .replace("RETENTION", "{ keep_last = 3 }")
+        .replace("[\"local\"]", "[\"local\", \"again\"]")
+        + "[storages.again]\ntype = \"local\"\npath = \"@/store/\"\n";
     let pruned = Pruned::configured(&twice, 1).await;
     let refused = pruned.site.run(2);
     assert!(refused.err().contains("the same place"), "{refused}");
@@ -158,7 +170,10 @@ async fn a_lock_that_cannot_be_taken_stops_deleting() {
     // A folder where the lock should be: it cannot be opened.
     std::fs::create_dir(pruned.site.path("store/app/daily/.lock")).unwrap();
     let refused = pruned.prune(&["--yes"], 1);
-    assert!(refused.out().contains(".lock") || refused.out().contains("lock `app/daily`"), "{refused}");
+    assert!(
+        refused.out().contains(".lock") || refused.out().contains("lock `app/daily`"),
+        "{refused}"
+    );
     let refused = pruned.site.backup(["forget", pruned.ids[1].as_str(), "--yes"]).expect(2);
     assert!(refused.err().contains("Nothing was deleted"), "{refused}");
     assert_eq!(pruned.site.ids().len(), 2);
@@ -166,9 +181,10 @@ async fn a_lock_that_cannot_be_taken_stops_deleting() {
 
 #[tokio::test]
 async fn a_hold_is_not_lost_with_the_disk_that_it_stood_on() {
-    let configuration =
-        CONFIGURATION.replace("RETENTION", "{ keep_last = 2 }").replace("[\"local\"]", "[\"local\", \"other\"]")
-            + "[storages.other]\ntype = \"local\"\npath = \"@/other\"\n";
+    let configuration = CONFIGURATION
+        .replace("RETENTION", "{ keep_last = 2 }")
+        .replace("[\"local\"]", "[\"local\", \"other\"]")
+        + "[storages.other]\ntype = \"local\"\npath = \"@/other\"\n";
     let pruned = Pruned::configured(&configuration, 3).await;
     let other = store(&pruned.site, "other").await;
     plant(&*other, "app", "daily", pruned.ids.iter().map(SnapshotId::time)).await;
@@ -214,7 +230,8 @@ async fn prunings_at_the_same_time_delete_what_one_would_have_deleted() {
     let other = Site::new(&CONFIGURATION.replace("RETENTION", "{ keep_last = 3 }"));
     let text = std::fs::read_to_string(other.config()).unwrap();
     let (theirs, ours) = (other.path("store"), pruned.site.path("store"));
-    std::fs::write(other.config(), text.replace(theirs.to_str().unwrap(), ours.to_str().unwrap())).unwrap();
+    std::fs::write(other.config(), text.replace(theirs.to_str().unwrap(), ours.to_str().unwrap()))
+        .unwrap();
     let start = |site: &Site| site.backup(["prune", "--yes", "--force"]).spawn();
     let running = [start(&pruned.site), start(&other), start(&pruned.site), start(&other)];
     let codes: Vec<Option<i32>> = running.into_iter().map(|one| one.wait().code()).collect();

@@ -1,4 +1,5 @@
-//! Retention in buckets: those of others are never touched, and a store that misbehaves loses nothing.
+//! Retention in buckets: those of others are never touched, and a store that misbehaves loses
+//! nothing.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -34,8 +35,10 @@ struct Bucket {
 fn configuration(storage: &str, retention: &str) -> String {
     format!(
         "[sources.dump]\ntype = \"command\"\ncommand = [\"echo\", \"data\"]\n{storage}\
-         [strategies.daily]\nsources = [\"dump\"]\nstorages = [\"offsite\"]\nretention = {retention}\n\
-         [strategies.daily-2]\nsources = [\"dump\"]\nstorages = [\"offsite\"]\nretention = {retention}\n"
+         [strategies.daily]\nsources = [\"dump\"]\nstorages = [\"offsite\"]\n\
+         retention = {retention}\n\
+         [strategies.daily-2]\nsources = [\"dump\"]\nstorages = [\"offsite\"]\n\
+         retention = {retention}\n"
     )
 }
 
@@ -49,7 +52,10 @@ impl Bucket {
         let site = Site::new(&configuration(&offsite, retention));
         // This server keeps the objects of a bucket as files.
         let folder = PathBuf::from(setting("HOLDFAST_TEST_S3S_ROOT")).join(&name);
-        let storage = StorageConfig::Local(LocalConfig::from_path(folder)).open(&Cancel::new()).await.unwrap();
+        let storage = StorageConfig::Local(LocalConfig::from_path(folder))
+            .open(&Cancel::new())
+            .await
+            .unwrap();
         Self { site, proxy, name, storage }
     }
 
@@ -68,8 +74,12 @@ impl Bucket {
         let mut expected: Vec<&str> = ids.iter().map(SnapshotId::as_str).collect();
         expected.sort_unstable();
         let listed = ran.json();
-        let listed: Vec<&str> =
-            listed["snapshots"].as_array().unwrap().iter().map(|row| row["id"].as_str().unwrap()).collect();
+        let listed: Vec<&str> = listed["snapshots"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|row| row["id"].as_str().unwrap())
+            .collect();
         assert_eq!(listed, expected);
         ran
     }
@@ -84,11 +94,14 @@ impl Bucket {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn strategies_and_instances_in_one_bucket_never_touch_each_other() {
     let (bucket, ids) = Bucket::with("{ keep_last = 2 }", 4).await;
-    for (instance, strategy) in [("app", "daily-2"), ("app", "dail"), ("app-2", "daily"), ("ap", "daily")] {
+    for (instance, strategy) in
+        [("app", "daily-2"), ("app", "dail"), ("app-2", "daily"), ("ap", "daily")]
+    {
         plant(&*bucket.storage, instance, strategy, (0..4).map(days_ago)).await;
     }
-    let others =
-        |keys: Vec<String>| -> Vec<String> { keys.into_iter().filter(|key| !key.starts_with("app/daily/")).collect() };
+    let others = |keys: Vec<String>| -> Vec<String> {
+        keys.into_iter().filter(|key| !key.starts_with("app/daily/")).collect()
+    };
     let before = others(bucket.keys().await);
     assert_eq!(before.len(), 4 * 4 * 2);
     bucket.prune(&["--yes"]).expect(0);
@@ -126,7 +139,9 @@ async fn a_store_that_does_not_let_delete_keeps_all_and_it_is_said() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_that_is_throttled_or_slow_is_pruned_all_the_same() {
-    for fault in [Fault::Say(503, "SlowDown"), Fault::DropAnswer, Fault::Slow(Duration::from_secs(2))] {
+    for fault in
+        [Fault::Say(503, "SlowDown"), Fault::DropAnswer, Fault::Slow(Duration::from_secs(2))]
+    {
         let (bucket, ids) = Bucket::with("{ keep_last = 3 }", 4).await;
         bucket.proxy.inject(Op::Delete, fault.clone(), 2);
         bucket.proxy.inject(Op::List, fault, 1);
@@ -139,7 +154,9 @@ async fn a_store_that_is_throttled_or_slow_is_pruned_all_the_same() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_listing_that_fails_deletes_nothing() {
     let (bucket, ids) = Bucket::with("{ keep_last = 3 }", 4).await;
-    for fault in [Fault::Say(500, "InternalError"), Fault::Say(403, "AccessDenied"), Fault::CutBody(200)] {
+    for fault in
+        [Fault::Say(500, "InternalError"), Fault::Say(403, "AccessDenied"), Fault::CutBody(200)]
+    {
         bucket.proxy.inject(Op::List, fault, ALWAYS);
         bucket.prune(&["--yes", "--force"]).expect(1);
         bucket.proxy.heal();
@@ -150,7 +167,8 @@ async fn a_listing_that_fails_deletes_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn where_it_is_not_known_who_writes_force_deletes_nothing() {
     let (bucket, ids) = Bucket::with("{ keep_last = 1 }", 4).await;
-    // The look for writers fails, the listing of the plan does not; and there is a refusal that yields to force.
+    // The look for writers fails, the listing of the plan does not; and there is a refusal that
+    // yields to force.
     bucket.proxy.inject(Op::List, Fault::Say(403, "AccessDenied"), 1);
     let refused = bucket.prune(&["--yes", "--force"]).expect(1);
     assert!(refused.out().contains("It is not known whether anybody writes there"), "{refused}");
@@ -163,7 +181,13 @@ async fn where_it_is_not_known_who_writes_force_deletes_nothing() {
 async fn killed_between_any_two_deletes_the_next_pruning_finishes() {
     let (bucket, newest) = Bucket::with("{ keep_last = 3 }", 1).await;
     for deletes in 0..9 {
-        plant(&*bucket.storage, "app", "daily", (1..7).map(|day| days_ago(day) - TimeDelta::hours(deletes))).await;
+        plant(
+            &*bucket.storage,
+            "app",
+            "daily",
+            (1..7).map(|day| days_ago(day) - TimeDelta::hours(deletes)),
+        )
+        .await;
         for _ in 0..deletes {
             bucket.proxy.inject(Op::Delete, Fault::Slow(Duration::ZERO), 1);
         }
@@ -214,12 +238,22 @@ async fn what_the_store_keeps_locked_is_a_decision_and_no_error() {
     config.bucket = fresh("locked");
     config.prefix = String::new();
     let client = Server::Moto.client();
-    client.create_bucket().bucket(&config.bucket).object_lock_enabled_for_bucket(true).send().await.unwrap();
+    client
+        .create_bucket()
+        .bucket(&config.bucket)
+        .object_lock_enabled_for_bucket(true)
+        .send()
+        .await
+        .unwrap();
     let bucket = config.bucket.clone();
     let site = Site::new(&configuration(
         &(s3_storage(
             "offsite",
-            &S3 { region: Server::Moto.region(), endpoint: Server::Moto.endpoint(), ..support::s3("MOTO") },
+            &S3 {
+                region: Server::Moto.region(),
+                endpoint: Server::Moto.endpoint(),
+                ..support::s3("MOTO")
+            },
             &bucket,
         )),
         "{ keep_last = 1 }",
@@ -228,7 +262,8 @@ async fn what_the_store_keeps_locked_is_a_decision_and_no_error() {
     config.retain_for = Some("2d".parse().unwrap());
     let locking = Place::of(Server::Moto, config).await;
     let old = plant(&*free.storage, "app", "daily", [days_ago(9), days_ago(8)]).await;
-    let locked = plant(&*locking.storage, "app", "daily", [days_ago(6), days_ago(5), days_ago(4)]).await;
+    let locked =
+        plant(&*locking.storage, "app", "daily", [days_ago(6), days_ago(5), days_ago(4)]).await;
     // Somebody else wants one to stay, whatever is said here.
     client
         .put_object_legal_hold()
@@ -249,12 +284,20 @@ async fn what_the_store_keeps_locked_is_a_decision_and_no_error() {
         let (keep, reason) = why(id);
         let until: DateTime<Utc> = reason["until"].as_str().unwrap().parse().unwrap();
         let left = until - Utc::now();
-        assert!(keep && reason["kind"] == "locked" && left > TimeDelta::hours(46) && left < TimeDelta::hours(49));
+        assert!(
+            keep && reason["kind"] == "locked"
+                && left > TimeDelta::hours(46)
+                && left < TimeDelta::hours(49)
+        );
     }
     assert_eq!(why(&old[0]), (true, serde_json::json!({ "kind": "locked" })));
     assert!(!why(&old[1]).0);
     site.backup(["prune", "--strategy", "daily", "--yes"]).expect(0);
-    let refused = site.backup(["forget", locked[0].as_str(), "--strategy", "daily", "--yes"]).expect(2);
+    let refused =
+        site.backup(["forget", locked[0].as_str(), "--strategy", "daily", "--yes"]).expect(2);
     assert!(refused.err().contains("is locked in `offsite` until"), "{refused}");
-    assert_eq!(site.ids(), [old[0].as_str(), locked[0].as_str(), locked[1].as_str(), locked[2].as_str()]);
+    assert_eq!(
+        site.ids(),
+        [old[0].as_str(), locked[0].as_str(), locked[1].as_str(), locked[2].as_str()]
+    );
 }

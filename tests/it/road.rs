@@ -1,4 +1,5 @@
-//! The whole road: a run, its snapshot in every storage, and back, by the program and by ordinary tools.
+//! The whole road: a run, its snapshot in every storage, and back, by the program and by ordinary
+//! tools.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -27,7 +28,8 @@ fn with_data(site: Site) -> Site {
     small_tree(&site.path("data/files"));
     sh(
         &site.path("data"),
-        "sqlite3 app.sqlite 'CREATE TABLE user(id INTEGER PRIMARY KEY, name TEXT); INSERT INTO user(name) VALUES (\"ann\"),(\"bob\");'",
+        "sqlite3 app.sqlite 'CREATE TABLE user(id INTEGER PRIMARY KEY, name TEXT); INSERT INTO \
+         user(name) VALUES (\"ann\"),(\"bob\");'",
         &[],
     );
     site
@@ -49,15 +51,27 @@ fn a_run_commits_what_restore_gives_back() {
     assert_eq!(report["outcome"], "success");
     let ids = site.ids();
     assert_eq!(ids, [report["id"].as_str().unwrap()]);
-    let names: Vec<String> = files(&site.newest()).into_keys().map(|name| name.into_string().unwrap()).collect();
+    let names: Vec<String> =
+        files(&site.newest()).into_keys().map(|name| name.into_string().unwrap()).collect();
     assert_eq!(
         names,
-        ["db.sqlite.zst", "facts.json.zst", "files.blocks.zst", "files.index.zst", "files.tar.zst", "manifest.json",]
+        [
+            "db.sqlite.zst",
+            "facts.json.zst",
+            "files.blocks.zst",
+            "files.index.zst",
+            "files.tar.zst",
+            "manifest.json",
+        ]
     );
-    let restored = site.backup(["restore", "--strategy", "daily", "--json", "--to"]).arg(site.path("out")).expect(0);
+    let restored = site
+        .backup(["restore", "--strategy", "daily", "--json", "--to"])
+        .arg(site.path("out"))
+        .expect(0);
     assert_eq!(restored.json()["id"], report["id"]);
     assert_same_tree(&site.path("data/files"), &site.path("out/files"));
-    let rows = sh(&site.path("out/db"), "sqlite3 app.sqlite 'SELECT group_concat(name) FROM user'", &[]);
+    let rows =
+        sh(&site.path("out/db"), "sqlite3 app.sqlite 'SELECT group_concat(name) FROM user'", &[]);
     assert_eq!(rows.trim(), "ann,bob");
     site.backup(["verify", "--read-data"]).expect(0);
 }
@@ -67,7 +81,8 @@ fn a_manifest_can_be_checked_with_sha256sum() {
     let site = plain_site();
     site.run(0);
     let digest = sh(&site.newest(), "sed '1d;$d' manifest.json | sha256sum | cut -d' ' -f1", &[]);
-    let stated = sh(&site.newest(), r#"sed -n '1s/.*sha256:\([0-9a-f]*\).*/\1/p' manifest.json"#, &[]);
+    let stated =
+        sh(&site.newest(), r#"sed -n '1s/.*sha256:\([0-9a-f]*\).*/\1/p' manifest.json"#, &[]);
     assert_eq!(digest, stated);
     let objects = sh(
         &site.newest(),
@@ -105,7 +120,9 @@ async fn one_read_goes_to_all_storages_and_comes_back_from_each_with_the_key_alo
         + &format!("[encryption]\nrecipients = [\"{recipient}\", \"{second}\"]\n");
     let site = with_data(Site::new(&body));
     let report = site.run(0).json();
-    assert!(report["storages"].as_array().unwrap().iter().all(|storage| storage["committed"] == true));
+    assert!(
+        report["storages"].as_array().unwrap().iter().all(|storage| storage["committed"] == true)
+    );
     site.backup(["verify", "--read-data", "--identity-file"]).arg(&key).expect(0);
 
     // The host is gone: no configuration, no state. The bucket and either key are left.
@@ -141,9 +158,13 @@ async fn one_read_goes_to_all_storages_and_comes_back_from_each_with_the_key_alo
 fn what_show_prints_restores_with_ordinary_tools() {
     let keys = temp();
     let (key, recipient) = age_key(keys.path(), "key");
-    for (compression, encryption) in
-        [("zstd", ""), ("gzip", ""), ("none", ""), ("zstd", recipient.as_str()), ("gzip", recipient.as_str())]
-    {
+    for (compression, encryption) in [
+        ("zstd", ""),
+        ("gzip", ""),
+        ("none", ""),
+        ("zstd", recipient.as_str()),
+        ("gzip", recipient.as_str()),
+    ] {
         let mut body = format!("compression = {{ algorithm = \"{compression}\" }}\n{PLAIN}");
         if !encryption.is_empty() {
             body += &format!("[encryption]\nrecipients = [\"{encryption}\"]\n");
@@ -152,18 +173,21 @@ fn what_show_prints_restores_with_ordinary_tools() {
             + "[sources.words]\ntype = \"command\"\ncommand = [\"echo\", \"some words\"]\n";
         let site = with_data(Site::new(&body));
         site.run(0);
-        let shown = site.backup(["show", "latest", "--json", "--identity-file"]).arg(&key).expect(0).json();
+        let shown =
+            site.backup(["show", "latest", "--json", "--identity-file"]).arg(&key).expect(0).json();
         let out = site.path("by hand");
         std::fs::create_dir(&out).unwrap();
         for command in shown["commands"].as_array().unwrap() {
-            let script = format!("export KEY=\"$1\" DIR=\"$2\"; {}", command["command"].as_str().unwrap());
+            let script =
+                format!("export KEY=\"$1\" DIR=\"$2\"; {}", command["command"].as_str().unwrap());
             sh(&out, &script, &[key.as_os_str(), out.as_os_str()]);
         }
         let found = files(&out);
         assert_eq!(found[OsStr::new("words.out")], b"some words\n");
         assert_eq!(found[OsStr::new("a.txt")], b"alpha\n");
         assert_eq!(found[OsStr::new("sub/b.bin")], noise(300_000));
-        let rows = sh(&out, "sqlite3 app.sqlite 'PRAGMA integrity_check; SELECT count(*) FROM user'", &[]);
+        let rows =
+            sh(&out, "sqlite3 app.sqlite 'PRAGMA integrity_check; SELECT count(*) FROM user'", &[]);
         assert_eq!(rows, "ok\n2\n", "{compression}");
     }
 }
@@ -179,11 +203,15 @@ fn each_of_several_snapshots_is_found_by_time_and_by_a_short_id() {
     let salt = |id: &str| id.rsplit('-').next().unwrap().to_owned();
     for (id, content) in ids.iter().zip(["alpha\n", "beta\n"]) {
         let out = site.path(format!("out-{id}"));
-        site.backup(["restore", "--snapshot", &salt(id), "--source", "files", "--to"]).arg(&out).expect(0);
+        site.backup(["restore", "--snapshot", &salt(id), "--source", "files", "--to"])
+            .arg(&out)
+            .expect(0);
         assert_eq!(std::fs::read_to_string(out.join("files/a.txt")).unwrap(), content);
         assert!(!out.join("db").exists(), "only the source that was asked for");
     }
-    let before = site.backup(["restore", "--strategy", "daily", "--at", "2001-01-01", "--to"]).arg(site.path("x"));
+    let before = site
+        .backup(["restore", "--strategy", "daily", "--at", "2001-01-01", "--to"])
+        .arg(site.path("x"));
     assert!(before.expect(1).err().contains("no snapshot at or before"));
     assert!(site.backup(["show", "20"]).expect(2).err().contains("could be 2 snapshots"));
 }
@@ -193,7 +221,9 @@ fn a_restore_replaces_nothing_unless_told_to_and_nothing_at_all_from_a_damaged_s
     let site = plain_site();
     site.run(0);
     let restore = |extra: &[&str]| {
-        site.backup(["restore", "--strategy", "daily", "--to"]).arg(site.path("out")).args(extra.iter().copied())
+        site.backup(["restore", "--strategy", "daily", "--to"])
+            .arg(site.path("out"))
+            .args(extra.iter().copied())
     };
     restore(&[]).expect(0);
     std::fs::write(site.path("out/files/a.txt"), "mine\n").unwrap();
@@ -213,7 +243,11 @@ fn a_restore_replaces_nothing_unless_told_to_and_nothing_at_all_from_a_damaged_s
         let damaged = restore(&["--overwrite"]).expect(4);
         assert!(damaged.err().contains(name.trim_end_matches(".zst")), "{damaged}");
         std::fs::write(&file, &good).unwrap();
-        assert_eq!(std::fs::read_to_string(site.path("out/files/a.txt")).unwrap(), "mine\n", "{name}");
+        assert_eq!(
+            std::fs::read_to_string(site.path("out/files/a.txt")).unwrap(),
+            "mine\n",
+            "{name}"
+        );
     }
 }
 
@@ -296,9 +330,19 @@ fn a_dry_run_writes_nothing() {
 
 #[test]
 fn every_command_has_help_and_names_its_options() {
-    for command in
-        ["", "run", "check", "strategies", "list", "show", "verify", "restore", "catalog", "config", "completions"]
-    {
+    for command in [
+        "",
+        "run",
+        "check",
+        "strategies",
+        "list",
+        "show",
+        "verify",
+        "restore",
+        "catalog",
+        "config",
+        "completions",
+    ] {
         let help = backup(command.split_whitespace()).arg("--help").expect(0);
         assert!(help.out().contains("Usage: backup"), "{help}");
     }

@@ -1,5 +1,6 @@
-//! The whole road of a clinical application: a PostgreSQL database and the files that its rows name, to a folder and a bucket, while it
-//! is in use; and back, by the program and by ordinary tools.
+//! The whole road of a clinical application: a PostgreSQL database and the files that its rows
+//! name, to a folder and a bucket, while it is in use; and back, by the program and by ordinary
+//! tools.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -80,13 +81,19 @@ impl Clinic {
         database.run(SCHEMA);
         let s3 = support::s3("S3S");
         let bucket = fresh("clinic");
-        server.runtime.block_on(Store::S3s.client().create_bucket().bucket(&bucket).send()).unwrap();
+        server
+            .runtime
+            .block_on(Store::S3s.client().create_bucket().bucket(&bucket).send())
+            .unwrap();
         let clinic = Self { site: Site::new(""), database, s3, bucket };
-        let mut body =
-            CONFIG.to_owned() + &s3_storage("offsite", &clinic.s3, &clinic.bucket) + "prefix = \"backups\"\n";
+        let mut body = CONFIG.to_owned()
+            + &s3_storage("offsite", &clinic.s3, &clinic.bucket)
+            + "prefix = \"backups\"\n";
         if encrypted {
-            let recipients: Vec<String> =
-                ["key", "spare"].iter().map(|name| format!("\"{}\"", clinic.new_key(name))).collect();
+            let recipients: Vec<String> = ["key", "spare"]
+                .iter()
+                .map(|name| format!("\"{}\"", clinic.new_key(name)))
+                .collect();
             body += &format!("[encryption]\nrecipients = [{}]\n", recipients.join(", "));
         }
         clinic.site.configure(&body);
@@ -94,7 +101,11 @@ impl Clinic {
         std::fs::write(clinic.site.path("data/ella_config.yml"), "frequencies: {}\n").unwrap();
         let mut connection = clinic.database.server.connect(&clinic.database.name);
         for number in 0..20 {
-            clinic.database.server.runtime.block_on(attach(&clinic.site.path("data"), &mut connection, number));
+            clinic.database.server.runtime.block_on(attach(
+                &clinic.site.path("data"),
+                &mut connection,
+                number,
+            ));
         }
         clinic
     }
@@ -102,9 +113,13 @@ impl Clinic {
     /// A key in the file `name` of the site; its recipient.
     fn new_key(&self, name: &str) -> String {
         let file = self.site.path(name);
-        sh(self.site.dir.path(), r#"age-keygen -o "$1" 2>/dev/null && age-keygen -y "$1""#, &[file.as_os_str()])
-            .trim()
-            .to_owned()
+        sh(
+            self.site.dir.path(),
+            r#"age-keygen -o "$1" 2>/dev/null && age-keygen -y "$1""#,
+            &[file.as_os_str()],
+        )
+        .trim()
+        .to_owned()
     }
 
     fn server(&self) -> &Server {
@@ -126,7 +141,11 @@ impl Clinic {
 
     fn key(&self) -> Vec<String> {
         let key = self.site.path("key");
-        if key.exists() { vec!["--identity-file".to_owned(), key.to_str().unwrap().to_owned()] } else { Vec::new() }
+        if key.exists() {
+            vec!["--identity-file".to_owned(), key.to_str().unwrap().to_owned()]
+        } else {
+            Vec::new()
+        }
     }
 
     /// The program on a machine that has the bucket and the key only.
@@ -139,10 +158,15 @@ impl Clinic {
             .env("AWS_SECRET_ACCESS_KEY", &self.s3.secret_key)
     }
 
-    /// Runs the commands that were printed, and nothing else, with what an operator knows in the environment.
+    /// Runs the commands that were printed, and nothing else, with what an operator knows in the
+    /// environment.
     fn by_hand(&self, shown: &serde_json::Value, database: &Database, dir: &Path) {
-        let commands: Vec<&str> =
-            shown["commands"].as_array().unwrap().iter().map(|command| command["command"].as_str().unwrap()).collect();
+        let commands: Vec<&str> = shown["commands"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|command| command["command"].as_str().unwrap())
+            .collect();
         assert_eq!(commands.len(), 3, "roles, database, files: {commands:#?}");
         for command in commands {
             let mut shell = std::process::Command::new("bash");
@@ -150,9 +174,15 @@ impl Clinic {
             shell.env("PATH", database.server.path()).env("HOME", dir);
             shell.env("KEY", self.site.path("key")).env("DATABASE", database.url()).env("DIR", dir);
             shell.env("AWS_ENDPOINT_URL", &self.s3.endpoint).env("AWS_REGION", &self.s3.region);
-            shell.env("AWS_ACCESS_KEY_ID", &self.s3.access_key).env("AWS_SECRET_ACCESS_KEY", &self.s3.secret_key);
+            shell
+                .env("AWS_ACCESS_KEY_ID", &self.s3.access_key)
+                .env("AWS_SECRET_ACCESS_KEY", &self.s3.secret_key);
             let output = shell.output().unwrap();
-            assert!(output.status.success(), "{command}\n{}", String::from_utf8_lossy(&output.stderr));
+            assert!(
+                output.status.success(),
+                "{command}\n{}",
+                String::from_utf8_lossy(&output.stderr)
+            );
         }
     }
 }
@@ -166,7 +196,10 @@ async fn attach(data: &Path, connection: &mut PgConnection, number: usize) {
     let upload = data.join("attachments/tmp").join(&digest);
     std::fs::write(&upload, &content).unwrap();
     std::fs::rename(upload, folder.join(&digest)).unwrap();
-    let sql = format!("INSERT INTO attachment (sha256, size, user_id) VALUES ('{digest}', {}, 1)", content.len());
+    let sql = format!(
+        "INSERT INTO attachment (sha256, size, user_id) VALUES ('{digest}', {}, 1)",
+        content.len()
+    );
     sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await.unwrap();
 }
 
@@ -202,18 +235,24 @@ impl Drop for Writer {
 }
 
 fn rows(shown: &serde_json::Value, table: &str) -> i64 {
-    let source = shown["facts"]["sources"].as_array().unwrap().iter().find(|source| source["name"] == "db").unwrap();
+    let source = shown["facts"]["sources"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|source| source["name"] == "db")
+        .unwrap();
     let tables = source["facts"]["tables"].as_array().unwrap();
     tables.iter().find(|found| found["name"] == table).unwrap()["rows"].as_i64().unwrap()
 }
 
 /// Each attachment that the database has is there, and is what its row says.
 fn assert_attachments(database: &Database, data: &Path) -> usize {
-    let named = database.texts("SELECT substr(sha256, 1, 2) || '/' || sha256 || ' ' || size FROM attachment");
+    let named = database
+        .texts("SELECT substr(sha256, 1, 2) || '/' || sha256 || ' ' || size FROM attachment");
     for row in &named {
         let (path, size) = row.split_once(' ').unwrap();
-        let content =
-            std::fs::read(data.join("attachments").join(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
+        let content = std::fs::read(data.join("attachments").join(path))
+            .unwrap_or_else(|error| panic!("{path}: {error}"));
         assert_eq!(content.len().to_string(), size);
         assert!(path.ends_with(&Digest::of(&content).hex()));
     }
@@ -233,7 +272,10 @@ fn a_clinic_comes_back(major: u32, encrypted: bool) {
     let before = clinic.database.number("SELECT count(*) FROM attachment");
     let report = clinic.run(0).json();
     drop(writer);
-    assert!(report["storages"].as_array().unwrap().iter().all(|storage| storage["committed"] == true), "{report:#}");
+    assert!(
+        report["storages"].as_array().unwrap().iter().all(|storage| storage["committed"] == true),
+        "{report:#}"
+    );
     let shown = clinic.backup(&["show", "latest", "--json"]).args(clinic.key()).expect(0).json();
     let counted = rows(&shown, "attachment");
     let after = clinic.database.number("SELECT count(*) FROM attachment");
@@ -242,28 +284,41 @@ fn a_clinic_comes_back(major: u32, encrypted: bool) {
     clinic.restore(&["--source", "db", "--into", &used.url()]).expect(0);
     clinic.restore(&["--source", "data", "--to", out.to_str().unwrap()]).expect(0);
     assert_eq!(i64::try_from(assert_attachments(&used, &out.join("data"))).unwrap(), counted);
-    for table in
-        ["user", "allele", "annotation", "annotationshadow", "analysisinterpretation", "interpretationlog_2026"]
-    {
-        assert_eq!(rows(&shown, table), used.number(&format!("SELECT count(*) FROM \"{table}\"")), "{table}");
+    for table in [
+        "user",
+        "allele",
+        "annotation",
+        "annotationshadow",
+        "analysisinterpretation",
+        "interpretationlog_2026",
+    ] {
+        assert_eq!(
+            rows(&shown, table),
+            used.number(&format!("SELECT count(*) FROM \"{table}\"")),
+            "{table}"
+        );
     }
 
     // At rest: what comes back is what is there, by every way.
     let role = fresh("Role \"x\"");
     let quoted = format!("\"{}\"", role.replace('"', "\"\""));
     clinic.database.run(&format!(
-        "CREATE ROLE {quoted} LOGIN PASSWORD 'pw' CONNECTION LIMIT 7; GRANT SELECT ON \"user\" TO {quoted}"
+        "CREATE ROLE {quoted} LOGIN PASSWORD 'pw' CONNECTION LIMIT 7; GRANT SELECT ON \"user\" TO \
+         {quoted}"
     ));
     let role_limit = format!("SELECT rolconnlimit::int8 FROM pg_roles WHERE rolname = '{role}'");
     clinic.run(0);
     let original = clinic.database.canonical(&server.bin);
-    let same = |database: &Database, how: &str| assert!(database.canonical(&server.bin) == original, "{how}");
+    let same = |database: &Database, how: &str| {
+        assert!(database.canonical(&server.bin) == original, "{how}")
+    };
     let target = server.database();
     clinic.restore(&["--source", "db", "--into", &target.url(), "-j", "3"]).expect(0);
     same(&target, "several jobs");
     let refused = clinic.restore(&["--source", "db", "--into", &target.url()]).expect(1);
     assert!(refused.err().contains("is not empty. Pass `--overwrite`"), "{refused}");
-    target.run("DELETE FROM attachment; DROP VIEW busy; INSERT INTO alembic_version VALUES ('mine')");
+    target
+        .run("DELETE FROM attachment; DROP VIEW busy; INSERT INTO alembic_version VALUES ('mine')");
     clinic.restore(&["--source", "db", "--into", &target.url(), "--overwrite"]).expect(0);
     same(&target, "overwrite");
 
@@ -271,7 +326,17 @@ fn a_clinic_comes_back(major: u32, encrypted: bool) {
     let list = clinic.elsewhere(&["list", "--json"]).expect(0).json();
     assert_eq!(list["snapshots"].as_array().unwrap().len(), 2);
     let rescued = server.database();
-    let args = ["restore", "--instance", "app", "--strategy", "daily", "--source", "db", "--into", &rescued.url()];
+    let args = [
+        "restore",
+        "--instance",
+        "app",
+        "--strategy",
+        "daily",
+        "--source",
+        "db",
+        "--into",
+        &rescued.url(),
+    ];
     clinic.elsewhere(&args).args(clinic.key()).expect(0);
     same(&rescued, "bucket and key");
     drop((used, rescued));
@@ -305,11 +370,21 @@ fn a_clinic_comes_back(major: u32, encrypted: bool) {
         let newer = Server::new(newer);
         let target = newer.database();
         clinic
-            .backup(&["restore", "--strategy", "daily", "--source", "db", "--no-owner", "--into", &target.url()])
+            .backup(&[
+                "restore",
+                "--strategy",
+                "daily",
+                "--source",
+                "db",
+                "--no-owner",
+                "--into",
+                &target.url(),
+            ])
             .args(clinic.key())
             .expect(0);
         let data = |database: &Database| {
-            let dump = r#""$1"/pg_dump --data-only --inserts "$2" | grep -v '^\(--\|SET\|\\\)' | sort"#;
+            let dump =
+                r#""$1"/pg_dump --data-only --inserts "$2" | grep -v '^\(--\|SET\|\\\)' | sort"#;
             sh(Path::new("/"), dump, &[newer.bin.as_os_str(), database.url().as_ref()])
         };
         assert!(data(&target) == data(&clinic.database));
@@ -345,7 +420,8 @@ fn a_clinic_on_postgresql_18_comes_back_encrypted() {
 /// A database of 18 with one table, and where its tools are looked for.
 fn small(url: &str, extra: &str) -> Site {
     let site = Site::new(&format!(
-        "[sources.db]\ntype = \"postgres\"\nurl = \"${{DB_URL}}\"\n{extra}\n[storages.local]\ntype = \"local\"\npath = \"@/store\"\n\
+        "[sources.db]\ntype = \"postgres\"\nurl = \"${{DB_URL}}\"\n{extra}\n[storages.local]\n\
+         type = \"local\"\npath = \"@/store\"\n\
          [strategies.daily]\nsources = [\"db\"]\nstorages = [\"local\"]\n"
     ));
     std::fs::write(site.path("url"), url).unwrap();
@@ -372,7 +448,8 @@ fn what_cannot_be_reached_is_said_with_what_to_do() {
     let database = server.database();
     database.run("CREATE TABLE t (x int)");
     let site = small("", "");
-    let with = |args: &[&str], url: &str| site.backup(args).env("DB_URL", url).env("PATH", server.path());
+    let with =
+        |args: &[&str], url: &str| site.backup(args).env("DB_URL", url).env("PATH", server.path());
     with(&["--strategy", "daily"], &database.url()).expect(0);
     let wrong_password = database.url().replace("s3cret-pg", "wr0ng-pg");
     let missing = server.url("no_such_db").to_string();
@@ -401,7 +478,10 @@ fn the_password_of_a_target_may_be_in_the_environment() {
     let (database, target) = (server.database(), server.database());
     database.run("CREATE TABLE t AS SELECT generate_series(1, 10) AS x");
     let site = small("", "");
-    site.backup(["--strategy", "daily"]).env("DB_URL", database.url()).env("PATH", server.path()).expect(0);
+    site.backup(["--strategy", "daily"])
+        .env("DB_URL", database.url())
+        .env("PATH", server.path())
+        .expect(0);
     let restore = || {
         let open = target.open_url();
         site.backup(["restore", "--strategy", "daily", "--into", &open])
@@ -430,7 +510,8 @@ fn check_says_what_is_there_and_what_would_fail() {
         .collect();
     assert_eq!(opened.len(), 2);
     assert!(
-        opened.iter().all(|finding| finding["level"] == "ok" && finding["message"].as_str().unwrap().contains("open")),
+        opened.iter().all(|finding| finding["level"] == "ok"
+            && finding["message"].as_str().unwrap().contains("open")),
         "{opened:#?}"
     );
     let text = clinic.backup(&["check"]).args(clinic.key()).expect(0);

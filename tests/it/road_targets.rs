@@ -1,4 +1,5 @@
-//! Back into what is not a folder: the command that reads a stream, and an SQLite database that is there already.
+//! Back into what is not a folder: the command that reads a stream, and an SQLite database that is
+//! there already.
 
 use crate::support::site::Site;
 use crate::support::sources::script;
@@ -32,8 +33,14 @@ fn a_stream_goes_to_the_command_that_reads_it() {
     script(&site.path("load"), "test \"$TOKEN\" = t0ken-of-load && cat > loaded");
     site.run(0);
     let restored = to_command(&site).expect(0);
-    assert!(restored.out().contains("`other.out`: its source has no `restore_command`"), "{restored}");
-    assert_eq!(std::fs::read_to_string(site.path("loaded")).unwrap(), sh(site.dir.path(), "seq 100000", &[]));
+    assert!(
+        restored.out().contains("`other.out`: its source has no `restore_command`"),
+        "{restored}"
+    );
+    assert_eq!(
+        std::fs::read_to_string(site.path("loaded")).unwrap(),
+        sh(site.dir.path(), "seq 100000", &[])
+    );
 }
 
 #[test]
@@ -42,13 +49,19 @@ fn a_command_that_fails_to_read_is_a_failed_restore() {
     script(&site.path("load"), "");
     site.run(0);
     for (body, says) in [
-        ("head -c 10 > /dev/null; echo the queue is closed >&2; exit 7", "exit status 7: the queue is closed"),
+        (
+            "head -c 10 > /dev/null; echo the queue is closed >&2; exit 7",
+            "exit status 7: the queue is closed",
+        ),
         ("cat > /dev/null; exit 1", "exit status 1"),
         ("kill -9 $$", "SIGKILL"),
     ] {
         script(&site.path("load"), body);
         let failed = to_command(&site).expect(1);
-        assert!(failed.err().contains("Could not restore `queue.out`") && failed.err().contains(says), "{failed}");
+        assert!(
+            failed.err().contains("Could not restore `queue.out`") && failed.err().contains(says),
+            "{failed}"
+        );
     }
     // One that reads not all of it may mean it; it is said.
     script(&site.path("load"), "head -c 10 > /dev/null");
@@ -70,10 +83,13 @@ fn a_command_that_fails_to_read_is_a_failed_restore() {
 #[test]
 fn an_sqlite_database_is_replaced_only_when_that_is_asked_for() {
     let site = Site::new(
-        "[sources.db]\ntype = \"sqlite\"\npath = \"@/app.db\"\n[storages.local]\ntype = \"local\"\npath = \"@/store\"\n\
+        "[sources.db]\ntype = \"sqlite\"\npath = \"@/app.db\"\n[storages.local]\ntype = \"local\"\n\
+         path = \"@/store\"\n\
          [strategies.daily]\nsources = [\"db\"]\nstorages = [\"local\"]\n",
     );
-    let sql = |file: &str, sql: &str| sh(site.dir.path(), "sqlite3 \"$1\" \"$2\"", &[file.as_ref(), sql.as_ref()]);
+    let sql = |file: &str, sql: &str| {
+        sh(site.dir.path(), "sqlite3 \"$1\" \"$2\"", &[file.as_ref(), sql.as_ref()])
+    };
     sql("app.db", "PRAGMA journal_mode = wal; CREATE TABLE t(x); INSERT INTO t VALUES (1), (2)");
     site.run(0);
     let url = format!("sqlite://{}", site.path("new folder/copy.db").display()).replace(' ', "%20");

@@ -1,4 +1,5 @@
-//! The scheduler as a process: it runs what is due, once, survives what goes wrong, and ends when it is asked to.
+//! The scheduler as a process: it runs what is due, once, survives what goes wrong, and ends when
+//! it is asked to.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -31,8 +32,10 @@ fn it_runs_at_each_time_of_the_schedule_and_ends_when_asked_to() {
         let mut daemon = Daemon::start(&site);
         for _ in 0..3 {
             // What is logged within a run says of which.
-            let line: serde_json::Value = serde_json::from_str(&daemon.says("\"committed\"")).unwrap();
-            let ended: serde_json::Value = serde_json::from_str(&daemon.says("run committed")).unwrap();
+            let line: serde_json::Value =
+                serde_json::from_str(&daemon.says("\"committed\"")).unwrap();
+            let ended: serde_json::Value =
+                serde_json::from_str(&daemon.says("run committed")).unwrap();
             assert_eq!(line["span"]["id"], ended["id"], "{line:#}");
         }
         daemon.signal(signal);
@@ -97,7 +100,11 @@ async fn what_was_missed_is_left_when_the_strategy_says_so_and_a_first_start_mis
 #[test]
 fn asked_to_stop_it_cancels_the_run_that_is_under_way() {
     let site = site("* * * * * *");
-    std::fs::write(site.path("dump.sh"), format!("touch {}; sleep 1000", site.path("begun").display())).unwrap();
+    std::fs::write(
+        site.path("dump.sh"),
+        format!("touch {}; sleep 1000", site.path("begun").display()),
+    )
+    .unwrap();
     let mut daemon = Daemon::start(&site);
     daemon.says("run begins");
     until("the run has begun", || site.path("begun").exists());
@@ -105,7 +112,11 @@ fn asked_to_stop_it_cancels_the_run_that_is_under_way() {
     daemon.signal(rustix::process::Signal::TERM);
     assert_eq!(daemon.ends(), Some(0), "{:#?}", daemon.seen);
     assert!(asked.elapsed() < Duration::from_secs(30));
-    assert!(daemon.seen.iter().any(|line| line.contains("cancelled, nothing was committed")), "{:#?}", daemon.seen);
+    assert!(
+        daemon.seen.iter().any(|line| line.contains("cancelled, nothing was committed")),
+        "{:#?}",
+        daemon.seen
+    );
     let status = site.backup(["status", "--json"]).run().json();
     assert_eq!(status["strategies"][0]["last_run"]["outcome"], "cancelled", "{status:#}");
     assert!(site.folders().is_empty(), "nothing is left of it");
@@ -130,7 +141,8 @@ fn at(text: &str) -> DateTime<Utc> {
     text.parse().unwrap()
 }
 
-/// Each of `taken` was begun at its time, never before, and soon after: the machine is busy with other tests.
+/// Each of `taken` was begun at its time, never before, and soon after: the machine is busy with
+/// other tests.
 fn prompt(taken: &[DateTime<Utc>], times: &[DateTime<Utc>]) {
     assert_eq!(taken.len(), times.len(), "{taken:?} {times:?}");
     for (taken, time) in taken.iter().zip(times) {
@@ -141,15 +153,26 @@ fn prompt(taken: &[DateTime<Utc>], times: &[DateTime<Utc>]) {
 
 #[test]
 fn across_both_changes_of_the_clocks_it_runs_once_each_night() {
-    // At 02:30 in Oslo: in the night of the gap at its end, 03:00 summer time; in the night with two 02:30 at the first.
+    // At 02:30 in Oslo: in the night of the gap at its end, 03:00 summer time; in the night with
+    // two 02:30 at the first.
     for (start, nights) in [
         (
             "2026-03-27T12:00:00Z",
-            ["2026-03-28T01:30:00Z", "2026-03-29T01:00:00Z", "2026-03-30T00:30:00Z", "2026-03-31T00:30:00Z"],
+            [
+                "2026-03-28T01:30:00Z",
+                "2026-03-29T01:00:00Z",
+                "2026-03-30T00:30:00Z",
+                "2026-03-31T00:30:00Z",
+            ],
         ),
         (
             "2026-10-23T12:00:00Z",
-            ["2026-10-24T00:30:00Z", "2026-10-25T00:30:00Z", "2026-10-26T01:30:00Z", "2026-10-27T01:30:00Z"],
+            [
+                "2026-10-24T00:30:00Z",
+                "2026-10-25T00:30:00Z",
+                "2026-10-26T01:30:00Z",
+                "2026-10-27T01:30:00Z",
+            ],
         ),
     ] {
         let site = Site::new(&(scheduled("30 2 * * *") + "timezone = \"Europe/Oslo\"\n"));
@@ -189,7 +212,10 @@ fn a_clock_that_jumps_neither_doubles_nor_loses_a_run() {
     daemon.stop();
     let taken = taken(&site);
     assert_eq!(taken.len(), 3, "{taken:?}");
-    prompt(&taken, &["2026-05-01T01:30:00Z", "2026-05-02T01:30:00Z", "2026-05-07T09:00:00Z"].map(at));
+    prompt(
+        &taken,
+        &["2026-05-01T01:30:00Z", "2026-05-02T01:30:00Z", "2026-05-07T09:00:00Z"].map(at),
+    );
 }
 
 #[test]
@@ -202,7 +228,11 @@ fn killed_and_started_again_around_a_due_time_it_runs_once() {
     // Down when its time comes, although it has never run at all.
     daemon.kill();
     clock.set(due + TimeDelta::seconds(5));
-    std::fs::write(site.path("dump.sh"), format!("touch {}; sleep 1000", site.path("begun").display())).unwrap();
+    std::fs::write(
+        site.path("dump.sh"),
+        format!("touch {}; sleep 1000", site.path("begun").display()),
+    )
+    .unwrap();
     let daemon = Daemon::start_at(&site, &clock);
     // Killed in the middle.
     until("the run has begun", || site.path("begun").exists());
@@ -249,10 +279,12 @@ fn two_schedulers_on_one_storage_run_each_night_once() {
 
 #[test]
 fn what_may_pass_is_tried_again_and_what_does_not_is_not() {
-    let script = "n=$(cat @/tries 2>/dev/null || echo 0); echo $((n + 1)) > @/tries; [ $n -ge 2 ] && echo data";
+    let script = "n=$(cat @/tries 2>/dev/null || echo 0); echo $((n + 1)) > @/tries; [ $n -ge 2 ] \
+        && echo data";
     let more = "retry = { attempts = 3, backoff = \"1s\" }\n";
     let site = Site::new(&(scheduled("30 1 * * *") + more));
-    std::fs::write(site.path("dump.sh"), script.replace('@', site.dir.path().to_str().unwrap())).unwrap();
+    std::fs::write(site.path("dump.sh"), script.replace('@', site.dir.path().to_str().unwrap()))
+        .unwrap();
     let clock = WallClock::at(at("2026-05-01T01:29:50Z"));
     let mut daemon = Daemon::start_at(&site, &clock);
     daemon.says("it may pass: trying again");
@@ -293,10 +325,15 @@ fn a_configuration_that_cannot_be_used_is_refused_and_the_old_one_goes_on() {
     daemon.stop();
 }
 
-/// Makes the site's dump wait: it makes the first file when it has begun, and ends once the second exists.
+/// Makes the site's dump wait: it makes the first file when it has begun, and ends once the second
+/// exists.
 fn held_dump(site: &Site) -> (PathBuf, PathBuf) {
     let (begun, go) = (site.path("begun"), site.path("go"));
-    let script = format!("touch {}; while [ ! -e {} ]; do sleep 0.05; done; echo data", begun.display(), go.display());
+    let script = format!(
+        "touch {}; while [ ! -e {} ]; do sleep 0.05; done; echo data",
+        begun.display(),
+        go.display()
+    );
     std::fs::write(site.path("dump.sh"), script).unwrap();
     (begun, go)
 }
@@ -332,7 +369,8 @@ fn there_is_one_scheduler_at_a_time_and_none_to_reload_where_there_is_none() {
 
 #[test]
 fn at_most_so_many_strategies_run_at_once() {
-    let second = "[strategies.other]\nsources = [\"dump\"]\nstorages = [\"local\"]\nschedule = \"30 1 * * *\"\n";
+    let second = "[strategies.other]\nsources = [\"dump\"]\nstorages = [\"local\"]\n\
+        schedule = \"30 1 * * *\"\n";
     let site = Site::new(&(scheduled("30 1 * * *") + second));
     // It fails when it is run twice at a time.
     let alone = site.path("alone");
@@ -475,14 +513,19 @@ fn a_run_of_another_machine_is_waited_for_and_taken_over_from_when_its_heartbeat
     let beat = folder.join("run.json");
     let time = "2026-05-02T01:30:00Z";
     let heartbeat = serde_json::json!({
-        "format": 1, "node": "0".repeat(32), "host": "other", "pid": 1, "started": time, "beat": time,
+        "format": 1, "node": "0".repeat(32), "host": "other", "pid": 1,
+        "started": time, "beat": time,
     });
     std::fs::write(&beat, heartbeat.to_string()).unwrap();
     let clock = WallClock::at(Utc::now() + TimeDelta::days(2));
     let mut daemon = Daemon::start_at(&site, &clock);
     daemon.says("waiting for the other run to end");
     assert_eq!(site.ids().len(), 1);
-    sh(site.dir.path(), "touch -d '6 minutes ago' \"$1\" \"$2\"", &[beat.as_os_str(), folder.as_os_str()]);
+    sh(
+        site.dir.path(),
+        "touch -d '6 minutes ago' \"$1\" \"$2\"",
+        &[beat.as_os_str(), folder.as_os_str()],
+    );
     daemon.says("run committed");
     daemon.stop();
     assert_eq!(site.ids().len(), 2);
@@ -493,9 +536,12 @@ fn every_listing_says_that_a_strategy_is_not_active() {
     let site = Site::new(&(scheduled("30 1 * * *") + "active = false\n"));
     std::fs::write(site.path("dump.sh"), "echo data").unwrap();
     site.run(0);
-    for (command, words) in
-        [("strategies", "not active"), ("check", "not active"), ("list", "not active"), ("status", "inactive")]
-    {
+    for (command, words) in [
+        ("strategies", "not active"),
+        ("check", "not active"),
+        ("list", "not active"),
+        ("status", "inactive"),
+    ] {
         let shown = site.backup([command]).run();
         assert!(shown.out().contains(words), "{command}: {shown}");
     }
@@ -519,7 +565,8 @@ fn a_strategy_that_is_removed_and_brought_back_while_it_runs_is_not_run_twice() 
     let (begun, go) = held_dump(&site);
     let mut daemon = Daemon::start(&site);
     until("the run has begun", || begun.exists());
-    for configuration in [scheduled("0 0 1 1 *").replace("daily", "other"), scheduled("0 0 1 1 *")] {
+    for configuration in [scheduled("0 0 1 1 *").replace("daily", "other"), scheduled("0 0 1 1 *")]
+    {
         site.configure(&configuration);
         site.backup(["reload"]).expect(0);
         daemon.says("is taken over");

@@ -1,4 +1,5 @@
-//! No secret gets out: not in what is printed, not in what is stored, not to other programs; and nothing of ours is for others to read.
+//! No secret gets out: not in what is printed, not in what is stored, not to other programs; and
+//! nothing of ours is for others to read.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -13,8 +14,15 @@ use crate::support::stores::{Server as Store, fresh};
 use crate::support::{Backup, Ran, S3, s3, sh, variable};
 
 /// A part of each secret that is nowhere else. What is around it is what gets escaped.
-const CORES: [&str; 7] =
-    ["UrlCore7x", "FileCore8y", "InlineCore9z", "StoredAs6w", "EnvCore5v", "PassedCore4u", "ForeignCore3t"];
+const CORES: [&str; 7] = [
+    "UrlCore7x",
+    "FileCore8y",
+    "InlineCore9z",
+    "StoredAs6w",
+    "EnvCore5v",
+    "PassedCore4u",
+    "ForeignCore3t",
+];
 
 fn secret(core: usize) -> String {
     format!("a%b+c/ \"{}\"'d&e?f", CORES[core])
@@ -23,12 +31,16 @@ fn secret(core: usize) -> String {
 /// What one finds a secret by, whatever it was put into: its name, and the text to look for.
 fn traces() -> Vec<(String, String)> {
     let mut traces = Vec::new();
-    let known = [variable("HOLDFAST_TEST_S3_SECRET_KEY"), Server::new(18).url.password().unwrap().to_owned()];
+    let known = [
+        variable("HOLDFAST_TEST_S3_SECRET_KEY"),
+        Server::new(18).url.password().unwrap().to_owned(),
+    ];
     for core in CORES.iter().map(|core| (*core).to_owned()).chain(known) {
         traces.push((format!("{core} in hexadecimal"), hex::encode(&core)));
         traces.push((format!("{core} in hexadecimal"), hex::encode_upper(&core)));
         for before in 0..3 {
-            // Wherever it begins in a group of three bytes; the characters that its neighbours have a part in are left out.
+            // Wherever it begins in a group of three bytes; the characters that its neighbours have
+            // a part in are left out.
             let text = STANDARD_NO_PAD.encode(format!("{}{core}", "x".repeat(before)));
             let inner = text[if before == 0 { 0 } else { 4 }..text.len() - 2].to_owned();
             traces.push((format!("{core} in base64"), inner));
@@ -57,9 +69,15 @@ fn the_search_finds_a_secret_in_whatever_form() {
         for before in 0..3 {
             let around = format!("{}{secret}:", "u".repeat(before));
             let percent: String = url::form_urlencoded::byte_serialize(around.as_bytes()).collect();
-            for text in [STANDARD_NO_PAD.encode(&around), hex::encode(&around), percent, format!("{around:?}")] {
+            for text in [
+                STANDARD_NO_PAD.encode(&around),
+                hex::encode(&around),
+                percent,
+                format!("{around:?}"),
+            ] {
                 assert!(
-                    found(&traces, format!("\0x {text}").as_bytes()).is_some_and(|name| name.starts_with(core)),
+                    found(&traces, format!("\0x {text}").as_bytes())
+                        .is_some_and(|name| name.starts_with(core)),
                     "{text}"
                 );
             }
@@ -109,8 +127,10 @@ impl Vault {
         database.run("CREATE TABLE t AS SELECT generate_series(1, 100) AS x");
         let roles = [0, 1].map(|core| {
             let role = fresh("vault").replace('-', "_");
-            database
-                .run(&format!("CREATE ROLE {role} SUPERUSER LOGIN PASSWORD '{}'", secret(core).replace('\'', "''")));
+            database.run(&format!(
+                "CREATE ROLE {role} SUPERUSER LOGIN PASSWORD '{}'",
+                secret(core).replace('\'', "''")
+            ));
             role
         });
         let site = Site::new("");
@@ -140,7 +160,8 @@ impl Vault {
         }
         script(
             &site.path("tools/words"),
-            &(noted(&site) + "echo some words; test ! -e \"$0.fails\" || { env >&2; env; exit 3; }"),
+            &(noted(&site)
+                + "echo some words; test ! -e \"$0.fails\" || { env >&2; env; exit 3; }"),
         );
         script(
             &site.path("tools/take-words"),
@@ -155,7 +176,8 @@ impl Vault {
         url.set_username(&self.roles[role]).unwrap();
         url.set_password(None).unwrap();
         // By hand: the other way leaves some characters as they are.
-        let encoded: String = password.unwrap_or_default().bytes().map(|byte| format!("%{byte:02x}")).collect();
+        let encoded: String =
+            password.unwrap_or_default().bytes().map(|byte| format!("%{byte:02x}")).collect();
         let text = url.to_string();
         if password.is_some() { text.replace('@', &format!(":{encoded}@")) } else { text }
     }
@@ -190,15 +212,17 @@ impl Vault {
 impl Drop for Vault {
     fn drop(&mut self) {
         let roles = self.roles.join(", ");
-        self.database
-            .run(&format!("REASSIGN OWNED BY {roles} TO CURRENT_USER; DROP OWNED BY {roles}; DROP ROLE {roles}"));
+        self.database.run(&format!(
+            "REASSIGN OWNED BY {roles} TO CURRENT_USER; DROP OWNED BY {roles}; DROP ROLE {roles}"
+        ));
     }
 }
 
 /// Notes what every user of the machine, and the owner, can see of a program while it runs.
 fn noted(site: &Site) -> String {
     format!(
-        "name=$(basename \"$0\"); for what in cmdline environ; do cat /proc/$$/$what > {}/$name.$what.$$; done\n",
+        "name=$(basename \"$0\"); for what in cmdline environ; do cat /proc/$$/$what > \
+         {}/$name.$what.$$; done\n",
         site.path("seen").display()
     )
 }
@@ -233,12 +257,21 @@ fn no_secret_is_printed_stored_or_shown_to_other_programs() {
         vault.ends(0, &with(&["show", "latest"]));
         vault.ends(0, &with(&["verify", "--read-data"]));
         let out = vault.site.path(format!("out{}", extra.concat()));
-        let restore = vault.backup(&with(&["restore", "--strategy", "daily"])).arg("--to").arg(&out);
+        let restore =
+            vault.backup(&with(&["restore", "--strategy", "daily"])).arg("--to").arg(&out);
         vault.takes(0, restore);
         vault.ends(0, &with(&["restore", "--strategy", "daily", "--to-command"]));
         let target = vault.database.server.database();
         let url = vault.url(0, None).replace(&vault.database.name, &target.name);
-        let args = with(&["restore", "--strategy", "daily", "--source", "url", "--into", &*url.clone().leak()]);
+        let args = with(&[
+            "restore",
+            "--strategy",
+            "daily",
+            "--source",
+            "url",
+            "--into",
+            &*url.clone().leak(),
+        ]);
         let restore = vault.backup(&args).env("PGPASSWORD", secret(0));
         vault.takes(0, restore);
     }
@@ -253,11 +286,18 @@ fn no_secret_is_printed_stored_or_shown_to_other_programs() {
             assert!(said.contains("password authentication failed"), "{said}");
         }
         let target: &'static str = wrong.clone().leak();
-        vault.ends(1, &with(&["restore", "--strategy", "daily", "--source", "url", "--into", target]));
+        vault.ends(
+            1,
+            &with(&["restore", "--strategy", "daily", "--source", "url", "--into", target]),
+        );
         // Typed wrongly, so that the password is not known for one.
         let target = format!("user:{}@h/db", secret(2)).leak();
-        vault.ends(2, &with(&["restore", "--strategy", "daily", "--source", "url", "--into", target]));
-        let text = vault.backup(&with(&["check"])).env("URL_DB", format!("user:{}@h/db", secret(2)));
+        vault.ends(
+            2,
+            &with(&["restore", "--strategy", "daily", "--source", "url", "--into", target]),
+        );
+        let text =
+            vault.backup(&with(&["check"])).env("URL_DB", format!("user:{}@h/db", secret(2)));
         vault.takes(2, text);
         let twice = vault.backup(&with(&["check"])).env("FILE_DB", &wrong);
         vault.takes(2, twice);
@@ -275,8 +315,9 @@ fn no_secret_is_printed_stored_or_shown_to_other_programs() {
     // A bucket that cannot be reached, and one that does not know the key.
     let config = std::fs::read_to_string(vault.site.config()).unwrap();
     let S3 { endpoint, secret_key, .. } = s3("S3S");
-    let unreachable =
-        config.replace(&endpoint, "http://127.0.0.1:1").replace(&secret_key, &secret(2).replace('"', "\\\""));
+    let unreachable = config
+        .replace(&endpoint, "http://127.0.0.1:1")
+        .replace(&secret_key, &secret(2).replace('"', "\\\""));
     std::fs::write(vault.site.config(), unreachable).unwrap();
     std::fs::write(vault.site.path("s3-key"), secret(3)).unwrap();
     for args in [&["--strategy", "daily"][..], &["--strategy", "daily", "--json", "--verbose"]] {
@@ -288,9 +329,14 @@ fn no_secret_is_printed_stored_or_shown_to_other_programs() {
     vault.ran.push(vault.backup(&["verify", "--json"]).run());
 
     for ran in &vault.ran {
-        assert_clean(&traces, &format!("the output of {ran}"), &[&ran.stdout[..], &ran.stderr].concat());
+        assert_clean(
+            &traces,
+            &format!("the output of {ran}"),
+            &[&ran.stdout[..], &ran.stderr].concat(),
+        );
     }
-    let mut places = vec![vault.site.path("state"), vault.site.path("store"), vault.site.path("out")];
+    let mut places =
+        vec![vault.site.path("state"), vault.site.path("store"), vault.site.path("out")];
     places.extend(
         vault
             .buckets
@@ -305,7 +351,12 @@ fn no_secret_is_printed_stored_or_shown_to_other_programs() {
     let seen = all_files(&vault.site.path("seen"));
     for tool in ["pg_dump", "pg_dumpall", "pg_restore", "words", "take-words"] {
         assert!(
-            seen.iter().any(|file| file.file_name().unwrap().to_str().unwrap().starts_with(&format!("{tool}."))),
+            seen.iter().any(|file| file
+                .file_name()
+                .unwrap()
+                .to_str()
+                .unwrap()
+                .starts_with(&format!("{tool}."))),
             "{tool} ran"
         );
     }
@@ -315,8 +366,10 @@ fn no_secret_is_printed_stored_or_shown_to_other_programs() {
         if name.contains("words.environ") {
             // Its own, and no others.
             let text = String::from_utf8(bytes).unwrap();
-            let rest: String =
-                text.split('\0').filter(|line| !line.starts_with("TOKEN=") && !line.starts_with("PASSED=")).collect();
+            let rest: String = text
+                .split('\0')
+                .filter(|line| !line.starts_with("TOKEN=") && !line.starts_with("PASSED="))
+                .collect();
             assert!(text.contains(&secret(4)) && text.contains(&secret(5)));
             assert_clean(&traces, &name, rest.as_bytes());
         } else {
@@ -328,8 +381,10 @@ fn no_secret_is_printed_stored_or_shown_to_other_programs() {
 #[test]
 fn nothing_of_ours_can_be_read_by_others() {
     let site = Site::new(
-        "work_dir = \"@/work\"\n[sources.words]\ntype = \"command\"\ncommand = [\"echo\", \"words\"]\n[sources.db]\ntype = \"sqlite\"\npath = \"@/app.db\"\n\
-         [storages.local]\ntype = \"local\"\npath = \"@/store\"\n[strategies.daily]\nsources = [\"db\", \"words\"]\nstorages = [\"local\"]\n",
+        "work_dir = \"@/work\"\n[sources.words]\ntype = \"command\"\n\
+         command = [\"echo\", \"words\"]\n[sources.db]\ntype = \"sqlite\"\npath = \"@/app.db\"\n\
+         [storages.local]\ntype = \"local\"\npath = \"@/store\"\n[strategies.daily]\n\
+         sources = [\"db\", \"words\"]\nstorages = [\"local\"]\n",
     );
     sh(site.dir.path(), "sqlite3 app.db 'CREATE TABLE t(x)'", &[]);
     // A folder that a package or a container made: open to all.

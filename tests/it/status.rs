@@ -1,4 +1,5 @@
-//! What an operator sees of a scheduler: the status page, `backup status`, and what is told; and that all of them agree.
+//! What an operator sees of a scheduler: the status page, `backup status`, and what is told; and
+//! that all of them agree.
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
@@ -86,11 +87,17 @@ fn the_page_tells_what_is_fresh_and_what_is_not_and_so_does_the_command() {
     clock.set(due + TimeDelta::minutes(61));
     let (code, why) = get(port, "/readyz");
     assert_eq!(code, 503);
-    assert!(why.contains("app/daily is stale: `local` has no whole snapshot of 2026-05-02T01:30:00"), "{why}");
+    assert!(
+        why.contains("app/daily is stale: `local` has no whole snapshot of 2026-05-02T01:30:00"),
+        "{why}"
+    );
     let told = status(1);
     assert_eq!(told["strategies"][0]["state"], "stale", "{told:#}");
     assert_eq!(told["strategies"][0]["failures_in_a_row"], 1);
-    assert!(told["strategies"][0]["last_run"]["error"].to_string().contains("out of order"), "{told:#}");
+    assert!(
+        told["strategies"][0]["last_run"]["error"].to_string().contains("out of order"),
+        "{told:#}"
+    );
     let read = metrics(&site, port);
     assert_eq!(read["holdfast_ready{}"], 0.0);
     assert_eq!(read["holdfast_runs_total{outcome=failed,strategy=daily}"], 1.0);
@@ -159,11 +166,17 @@ fn a_storage_that_is_added_is_not_stale_before_a_snapshot_is_due_there() {
     clock.shown_to(site.backup(["--strategy", "daily"])).expect(0);
     let text = std::fs::read_to_string(site.config()).unwrap();
     let text = text.replace("[\"local\"]", "[\"local\", \"usb\"]");
-    let usb = format!("{text}[storages.usb]\ntype = \"local\"\npath = \"{}\"\n", site.path("usb").display());
+    let usb = format!(
+        "{text}[storages.usb]\ntype = \"local\"\npath = \"{}\"\n",
+        site.path("usb").display()
+    );
     std::fs::write(site.config(), usb).unwrap();
     let mut daemon = Daemon::start_at(&site, &clock);
     daemon.next("app/daily");
-    let state = |code| clock.shown_to(site.backup(["status", "--json"])).expect(code).json()["strategies"][0].clone();
+    let state = |code| {
+        clock.shown_to(site.backup(["status", "--json"])).expect(code).json()["strategies"][0]
+            .clone()
+    };
     assert_eq!(state(0)["state"], "waiting", "{:#}", state(0));
     clock.set(at("2026-05-21T01:29:59Z"));
     daemon.says("run committed");
@@ -180,7 +193,10 @@ fn a_storage_that_falls_behind_makes_a_strategy_stale_although_another_is_fresh(
     std::fs::create_dir(site.path("disk")).unwrap();
     let clock = WallClock::at(at("2026-05-02T01:35:00Z"));
     let run = || clock.shown_to(site.backup(["--strategy", "daily"]));
-    let state = |code| clock.shown_to(site.backup(["status", "--json"])).expect(code).json()["strategies"][0].clone();
+    let state = |code| {
+        clock.shown_to(site.backup(["status", "--json"])).expect(code).json()["strategies"][0]
+            .clone()
+    };
     run().expect(0);
     assert_eq!(state(0)["state"], "fresh");
     // Its disk is gone.
@@ -190,7 +206,10 @@ fn a_storage_that_falls_behind_makes_a_strategy_stale_although_another_is_fresh(
     clock.set(at("2026-05-03T03:00:00Z"));
     let told = state(1);
     assert_eq!(told["state"], "stale");
-    assert!(told["reason"].as_str().unwrap().starts_with("`usb` has no whole snapshot"), "{told:#}");
+    assert!(
+        told["reason"].as_str().unwrap().starts_with("`usb` has no whole snapshot"),
+        "{told:#}"
+    );
     let fresh = |at: usize| told["storages"][at]["fresh"].as_bool().unwrap();
     assert_eq!((fresh(0), fresh(1)), (true, false));
 }
@@ -228,7 +247,11 @@ fn who_floods_the_page_takes_a_few_connections_and_no_run() {
     daemon.next("app/daily");
     let open: Vec<TcpStream> = (0..100)
         .filter_map(|_| {
-            TcpStream::connect_timeout(&([127, 0, 0, 1], port).into(), std::time::Duration::from_secs(5)).ok()
+            TcpStream::connect_timeout(
+                &([127, 0, 0, 1], port).into(),
+                std::time::Duration::from_secs(5),
+            )
+            .ok()
         })
         .collect();
     let descriptors = || std::fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap().count();
@@ -244,7 +267,10 @@ fn who_floods_the_page_takes_a_few_connections_and_no_run() {
 #[test]
 fn a_notifier_that_cannot_be_reached_changes_no_run() {
     let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let more = format!("[notify.chat]\ntype = \"webhook\"\nurl = \"http://127.0.0.1:{nobody}/\"\non = [\"success\"]\n");
+    let more = format!(
+        "[notify.chat]\ntype = \"webhook\"\nurl = \"http://127.0.0.1:{nobody}/\"\n\
+         on = [\"success\"]\n"
+    );
     let (site, _) = site(&more);
     let clock = WallClock::at(at("2026-05-02T01:29:58Z"));
     let mut daemon = Daemon::start_at(&site, &clock);
@@ -265,7 +291,8 @@ struct Dice(u64);
 
 impl Dice {
     fn roll(&mut self, sides: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % sides
     }
 }
@@ -274,7 +301,10 @@ impl Dice {
 fn over_a_month_with_failures_snapshots_status_metrics_and_what_is_told_agree() {
     let listener = Listener::new();
     let every = "[\"success\", \"problems\", \"failure\", \"stale\", \"recovered\"]";
-    let more = format!("[notify.chat]\ntype = \"webhook\"\nurl = \"{}/\"\non = {every}\n", listener.address);
+    let more = format!(
+        "[notify.chat]\ntype = \"webhook\"\nurl = \"{}/\"\non = {every}\n",
+        listener.address
+    );
     let (site, port) = site(&more);
     let first = at("2026-05-01T01:30:00Z");
     let clock = WallClock::at(first - TimeDelta::hours(20));
@@ -318,7 +348,9 @@ fn over_a_month_with_failures_snapshots_status_metrics_and_what_is_told_agree() 
         }
         let mut told: Vec<String> = Vec::new();
         until("it is told", || {
-            told.extend(listener.take().iter().map(|got| got.json()["event"].as_str().unwrap().to_owned()));
+            told.extend(
+                listener.take().iter().map(|got| got.json()["event"].as_str().unwrap().to_owned()),
+            );
             told.len() >= expected.len()
         });
         told.sort();
@@ -327,7 +359,8 @@ fn over_a_month_with_failures_snapshots_status_metrics_and_what_is_told_agree() 
         (was_stale, was_failed) = (fails, fails);
         let (code, _) = get(port, "/readyz");
         assert_eq!(code, if fails { 503 } else { 200 }, "day {day}");
-        let status = clock.shown_to(site.backup(["status", "--json"])).expect(i32::from(fails)).json();
+        let status =
+            clock.shown_to(site.backup(["status", "--json"])).expect(i32::from(fails)).json();
         let one = &status["strategies"][0];
         assert_eq!(one["state"], if fails { "stale" } else { "fresh" }, "day {day}: {status:#}");
         assert_eq!(one["runs"]["failed"].as_u64().unwrap_or(0), failed);
@@ -337,7 +370,9 @@ fn over_a_month_with_failures_snapshots_status_metrics_and_what_is_told_agree() 
         assert_eq!(read["holdfast_runs_total{outcome=failed,strategy=daily}"], failed as f64);
         assert_eq!(read["holdfast_runs_total{outcome=success,strategy=daily}"], good as f64);
         assert_eq!(read["holdfast_ready{}"], f64::from(u8::from(!fails)));
-        let stamp = read.get("holdfast_newest_snapshot_timestamp_seconds{storage=local,strategy=daily}").copied();
+        let stamp = read
+            .get("holdfast_newest_snapshot_timestamp_seconds{storage=local,strategy=daily}")
+            .copied();
         let late = stamp.zip(newest).map(|(stamp, newest)| stamp - newest.timestamp() as f64);
         assert_eq!(stamp.is_some(), newest.is_some());
         assert!(late.is_none_or(|late| (0.0..PROMPT).contains(&late)), "{late:?}");
@@ -362,7 +397,10 @@ fn the_page_knows_how_old_the_last_passed_drill_is_and_is_not_ready_without_one(
     let passed = read["holdfast_last_passed_drill_timestamp_seconds{strategy=daily}"];
     assert!((passed - at("2026-05-02T05:00:00Z").timestamp() as f64).abs() < 60.0, "{passed}");
     assert_eq!(read["holdfast_last_drill_success{strategy=daily}"], 1.0);
-    assert_eq!(read["holdfast_last_drill_recovery_point_seconds{strategy=daily}"].round(), 12_600.0);
+    assert_eq!(
+        read["holdfast_last_drill_recovery_point_seconds{strategy=daily}"].round(),
+        12_600.0
+    );
     assert!(read["holdfast_last_drill_recovery_seconds{strategy=daily}"] > 0.0);
     // The next day the stored file is damaged: the run is fresh, and the backup is not proved.
     clock.set(at("2026-05-03T01:29:59Z"));

@@ -1,4 +1,5 @@
-//! What every storage promises, held against each: a folder, s3s-fs, garage, moto. Then what each promises alone.
+//! What every storage promises, held against each: a folder, s3s-fs, garage, moto. Then what each
+//! promises alone.
 
 use bytes::Bytes;
 use chrono::TimeDelta;
@@ -76,7 +77,10 @@ async fn an_object_appears_whole_when_it_is_finished_and_not_before(place: Place
     for (index, size) in [0, 1, 5 * MIB, 5 * MIB + 1, 12 * MIB + 7].into_iter().enumerate() {
         for small in [false, true] {
             let (key, body) = (format!("a/b/{index}-{small}"), sample(size));
-            let mut upload = storage.create(&key, CreateOptions { small, ..CreateOptions::default() }).await.unwrap();
+            let mut upload = storage
+                .create(&key, CreateOptions { small, ..CreateOptions::default() })
+                .await
+                .unwrap();
             for chunk in body.chunks(1_000_003) {
                 upload.write(Bytes::copy_from_slice(chunk)).await.unwrap();
                 assert!(!keys(storage, "").await.contains(&key));
@@ -86,7 +90,8 @@ async fn an_object_appears_whole_when_it_is_finished_and_not_before(place: Place
             assert!(read(storage, &key).await.unwrap() == body, "{key} differs");
             let object = storage.stat(&key).await.unwrap();
             assert_eq!((object.key.as_str(), object.size), (key.as_str(), size as u64));
-            let listed = list(storage, "a/b/").await.into_iter().find(|object| object.key == key).unwrap();
+            let listed =
+                list(storage, "a/b/").await.into_iter().find(|object| object.key == key).unwrap();
             assert_eq!(listed.size, size as u64);
             assert!((listed.modified - object.modified).abs() < TimeDelta::seconds(1));
         }
@@ -143,11 +148,17 @@ async fn a_range_gives_just_those_bytes(place: Place) {
     write(storage, "a/b", &body).await.unwrap();
     let size = body.len();
     for range in [0..1, 0..size, 5..5, size..size, 1_000..3_000_000, size - 1..size] {
-        let got = read_range(storage, "a/b", Some(range.start as u64..range.end as u64)).await.unwrap();
+        let got =
+            read_range(storage, "a/b", Some(range.start as u64..range.end as u64)).await.unwrap();
         assert!(got == body[range.clone()], "{range:?}");
     }
-    for (start, end) in [(0, size + 1), (size, size + 1), (size + 5, size + 6), (size + 5, size + 5)] {
-        assert!(read_range(storage, "a/b", Some(start as u64..end as u64)).await.is_err(), "{start} to {end}");
+    for (start, end) in
+        [(0, size + 1), (size, size + 1), (size + 5, size + 6), (size + 5, size + 5)]
+    {
+        assert!(
+            read_range(storage, "a/b", Some(start as u64..end as u64)).await.is_err(),
+            "{start} to {end}"
+        );
     }
 }
 
@@ -171,7 +182,8 @@ async fn what_is_not_there_is_not_found_and_already_deleted(place: Place) {
 
 async fn a_listing_is_in_the_order_of_keys_and_knows_whole_names(place: Place) {
     let storage = &*place.storage;
-    let mut expected = ["a/b.c", "a/b/c", "a/b/d/e", "a/b0", "a/b-1/x", "ab/x", "a", "b"].map(str::to_owned);
+    let mut expected =
+        ["a/b.c", "a/b/c", "a/b/d/e", "a/b0", "a/b-1/x", "ab/x", "a", "b"].map(str::to_owned);
     // A name cannot be a file and a folder at once on a disk.
     expected[6] = "aa".to_owned();
     for key in &expected {
@@ -201,13 +213,18 @@ async fn a_listing_goes_beyond_a_page(place: Place) {
 
 async fn only_plain_keys_are_taken(place: Place) {
     let storage = &*place.storage;
-    for key in ["", "/", "/a", "a/", "a//b", "../a", "a/../b", ".", "..", ".a", "a/.b", "a/b.\n", "a\0"] {
+    for key in
+        ["", "/", "/a", "a/", "a//b", "../a", "a/../b", ".", "..", ".a", "a/.b", "a/b.\n", "a\0"]
+    {
         assert!(storage.create(key, CreateOptions::default()).await.is_err(), "{key:?}");
         assert!(storage.replace(key, Bytes::new()).await.is_err(), "{key:?}");
         assert!(storage.read(key, None).await.is_err(), "{key:?}");
         assert!(storage.stat(key).await.is_err(), "{key:?}");
         assert!(storage.delete(key).await.is_err(), "{key:?}");
-        assert!(storage.lock(key).await.is_ok_and(|lock| lock.is_none()) || place.server.is_none(), "{key:?}");
+        assert!(
+            storage.lock(key).await.is_ok_and(|lock| lock.is_none()) || place.server.is_none(),
+            "{key:?}"
+        );
     }
 }
 
@@ -236,7 +253,8 @@ async fn what_a_crash_left_is_invisible_and_swept(place: Place) {
     let now = storage.now().await.unwrap();
     let (past, future) = (now - TimeDelta::hours(1), now + TimeDelta::hours(1));
     // To moto every upload was begun in 2010.
-    let past = if place.server == Some(Server::Moto) { past - TimeDelta::weeks(10_000) } else { past };
+    let past =
+        if place.server == Some(Server::Moto) { past - TimeDelta::weeks(10_000) } else { past };
     assert_eq!(storage.sweep_uploads("", past).await.unwrap(), 0);
     let swept = storage.sweep_uploads("a/", future).await.unwrap();
     match place.unfinished().await {
@@ -265,7 +283,11 @@ async fn a_probe_finds_out_what_is_understood_and_leaves_its_object(place: Place
         let told = known.checksums && (size == 3 || place.server != Some(Server::S3s));
         let expected = if told { RemoteCheck::Crc32c } else { RemoteCheck::Size };
         let body = sample(size);
-        assert_eq!(write(storage, &format!("a/{size}"), &body).await.unwrap().check, expected, "{size} bytes");
+        assert_eq!(
+            write(storage, &format!("a/{size}"), &body).await.unwrap().check,
+            expected,
+            "{size} bytes"
+        );
         assert!(read(storage, &format!("a/{size}")).await.unwrap() == body);
     }
 }
@@ -288,7 +310,9 @@ async fn its_address_is_told_without_secrets(place: Place) {
     let address = place.storage.address();
     match &place.config {
         StorageConfig::Local(config) => assert_eq!(address, config.path.display().to_string()),
-        StorageConfig::S3(config) => assert_eq!(address, format!("s3://{}/some/where", config.bucket)),
+        StorageConfig::S3(config) => {
+            assert_eq!(address, format!("s3://{}/some/where", config.bucket))
+        }
     }
 }
 

@@ -1,4 +1,5 @@
-//! Storages that fail: what can pass is retried through, everything else ends in words and leaves nothing.
+//! Storages that fail: what can pass is retried through, everything else ends in words and leaves
+//! nothing.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +24,8 @@ const LARGE: usize = 11 * MIB;
 /// A fresh bucket behind a proxy. What it says of itself was probed.
 async fn behind_a_proxy(server: Server) -> (Place, S3Proxy) {
     let proxy = S3Proxy::before(&server.endpoint()).await;
-    let config = S3Config { endpoint: Some(proxy.endpoint.clone()), attempts: 3, ..server.bucket().await };
+    let config =
+        S3Config { endpoint: Some(proxy.endpoint.clone()), attempts: 3, ..server.bucket().await };
     let place = Place::of(server, config).await;
     place.storage.probe("probe", Bytes::from_static(b"probe")).await.unwrap();
     (place, proxy)
@@ -31,7 +33,8 @@ async fn behind_a_proxy(server: Server) -> (Place, S3Proxy) {
 
 /// Whether nothing but the probe's object is there.
 async fn assert_nothing_is_left(place: &Place) {
-    let direct: Vec<String> = list(&*place.storage, "").await.into_iter().map(|object| object.key).collect();
+    let direct: Vec<String> =
+        list(&*place.storage, "").await.into_iter().map(|object| object.key).collect();
     assert_eq!(direct, ["probe"]);
     assert_eq!(place.unfinished().await.unwrap_or(0), 0);
 }
@@ -60,7 +63,11 @@ async fn assert_retried_through(server: Server, faults: &[Fault]) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_that_is_busy_is_asked_again() {
-    let busy = [Fault::Say(500, "InternalError"), Fault::Say(503, "SlowDown"), Fault::Say(429, "TooManyRequests")];
+    let busy = [
+        Fault::Say(500, "InternalError"),
+        Fault::Say(503, "SlowDown"),
+        Fault::Say(429, "TooManyRequests"),
+    ];
     assert_retried_through(Server::Garage, &busy).await;
 }
 
@@ -83,7 +90,11 @@ async fn what_does_not_pass_ends_in_words_and_leaves_nothing() {
             let body = sample(if op == Op::Put { 1_000 } else { LARGE });
             let error = write(&*place.storage, "a/b", &body).await.unwrap_err();
             assert!(matches!(error, StorageError::Unavailable { .. }), "{op:?}: {error:?}");
-            assert!(error.to_string().contains("`a/b`") && error.to_string().contains("SlowDown: As told"), "{error}");
+            assert!(
+                error.to_string().contains("`a/b`")
+                    && error.to_string().contains("SlowDown: As told"),
+                "{error}"
+            );
             assert_nothing_is_left(&place).await;
         }
     }
@@ -147,14 +158,26 @@ async fn a_body_that_was_acknowledged_and_changed_is_found() {
                 async move {
                     let (client, key) = (server.client(), "some/where/a/b");
                     let head = client.head_object().bucket(&bucket).key(key).send().await.unwrap();
-                    let put = client.put_object().bucket(&bucket).key(key).set_metadata(head.metadata);
-                    put.checksum_algorithm(ChecksumAlgorithm::Crc32C).body(changed.into()).send().await.unwrap();
+                    let put =
+                        client.put_object().bucket(&bucket).key(key).set_metadata(head.metadata);
+                    put.checksum_algorithm(ChecksumAlgorithm::Crc32C)
+                        .body(changed.into())
+                        .send()
+                        .await
+                        .unwrap();
                 }
                 .boxed()
             };
-            proxy.inject(if size == LARGE { Op::Complete } else { Op::Put }, Fault::Then(Arc::new(act)), 1);
+            proxy.inject(
+                if size == LARGE { Op::Complete } else { Op::Put },
+                Fault::Then(Arc::new(act)),
+                1,
+            );
             let error = write(&*place.storage, "a/b", &sample(size)).await.unwrap_err();
-            assert!(matches!(error, StorageError::Mismatch { .. }), "{server:?}, {size}: {error:?}");
+            assert!(
+                matches!(error, StorageError::Mismatch { .. }),
+                "{server:?}, {size}: {error:?}"
+            );
             assert!(error.to_string().contains("CRC-32C"), "{error}");
             assert_nothing_is_left(&place).await;
         }
@@ -166,7 +189,11 @@ async fn an_object_of_another_size_is_found_where_there_are_no_checksums() {
     let place = Place::on(Server::Moto).await;
     let StorageConfig::S3(config) = &place.config else { unreachable!() };
     let proxy = S3Proxy::before(&Server::Moto.endpoint()).await;
-    let behind = Place::of(Server::Moto, S3Config { endpoint: Some(proxy.endpoint.clone()), ..config.clone() }).await;
+    let behind = Place::of(
+        Server::Moto,
+        S3Config { endpoint: Some(proxy.endpoint.clone()), ..config.clone() },
+    )
+    .await;
     let mut upload = behind.storage.create("a/b", CreateOptions::default()).await.unwrap();
     upload.write(sample(100)).await.unwrap();
     place.storage.replace("a/b", sample(99)).await.unwrap();
@@ -203,7 +230,8 @@ async fn a_listing_that_lies_is_an_error_and_never_a_short_listing() {
             place.storage.replace(key, Bytes::from_static(b"ab")).await.unwrap();
         }
         proxy.inject(Op::List, Fault::Rewrite(from, to), 9);
-        let listed: Result<Vec<Object>, StorageError> = place.storage.list("a/").try_collect().await;
+        let listed: Result<Vec<Object>, StorageError> =
+            place.storage.list("a/").try_collect().await;
         assert!(listed.is_err(), "{from} as {to}: {listed:?}");
     }
 }
@@ -237,10 +265,13 @@ async fn a_body_that_breaks_off_is_read_on_from_there() {
     assert!(read(&*place.storage, "a/b").await.unwrap() == body);
     assert_eq!(proxy.count(Op::Get), 6);
     // Another object of that name is not read on.
-    let (StorageConfig::S3(config), client) = (&place.config, Server::Garage.client()) else { unreachable!() };
+    let (StorageConfig::S3(config), client) = (&place.config, Server::Garage.client()) else {
+        unreachable!()
+    };
     let (bucket, other) = (config.bucket.clone(), sample(6 * MIB + 1));
     let act = move || {
-        let put = client.put_object().bucket(&bucket).key("some/where/a/b").body(other.clone().into());
+        let put =
+            client.put_object().bucket(&bucket).key("some/where/a/b").body(other.clone().into());
         async move {
             put.send().await.unwrap();
         }
@@ -256,7 +287,8 @@ async fn a_store_that_is_not_there_is_unavailable() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let endpoint = format!("http://{}", listener.local_addr().unwrap());
     drop(listener);
-    let config = S3Config { endpoint: Some(endpoint.clone()), attempts: 2, ..Server::S3s.bucket().await };
+    let config =
+        S3Config { endpoint: Some(endpoint.clone()), attempts: 2, ..Server::S3s.bucket().await };
     let place = Place::of(Server::S3s, config).await;
     let error = place.storage.stat("a/b").await.unwrap_err();
     assert!(matches!(error, StorageError::Unavailable { .. }), "{error:?}");
@@ -268,8 +300,10 @@ async fn wrong_credentials_are_denied_in_words_without_saying_them() {
     for server in [Server::S3s, Server::Garage] {
         let right = server.bucket().await;
         let secret = "not-the-secret-0123456789";
-        let wrong_secret = S3Config { secret_access_key: Some(Secret::new(secret)), ..right.clone() };
-        let wrong_id = S3Config { access_key_id: Some(Secret::new("GK0123456789abcdef01234567")), ..right };
+        let wrong_secret =
+            S3Config { secret_access_key: Some(Secret::new(secret)), ..right.clone() };
+        let wrong_id =
+            S3Config { access_key_id: Some(Secret::new("GK0123456789abcdef01234567")), ..right };
         for config in [wrong_secret, wrong_id] {
             let place = Place::of(server, config).await;
             for error in [
@@ -279,7 +313,10 @@ async fn wrong_credentials_are_denied_in_words_without_saying_them() {
             ] {
                 assert!(matches!(error, StorageError::Denied { .. }), "{error:?}");
                 let text = format!("{error} {error:?}");
-                assert!(!text.contains(secret) && !text.contains("GK0123456789abcdef01234567"), "{text}");
+                assert!(
+                    !text.contains(secret) && !text.contains("GK0123456789abcdef01234567"),
+                    "{text}"
+                );
             }
         }
     }
@@ -288,7 +325,8 @@ async fn wrong_credentials_are_denied_in_words_without_saying_them() {
 #[tokio::test]
 async fn a_missing_bucket_is_said_to_be_missing() {
     for server in [Server::Garage, Server::Moto] {
-        let config = S3Config { bucket: "bucket-that-is-not-there".to_owned(), ..server.bucket().await };
+        let config =
+            S3Config { bucket: "bucket-that-is-not-there".to_owned(), ..server.bucket().await };
         let place = Place::of(server, config).await;
         for error in [
             place.storage.replace("a/b", Bytes::new()).await.unwrap_err(),
@@ -320,7 +358,11 @@ async fn a_bucket_whose_quota_is_used_up_is_full() {
 fn garage(arguments: &[&str]) {
     let cli = setting("HOLDFAST_TEST_GARAGE_CLI");
     let mut words = cli.split(' ');
-    let output = std::process::Command::new(words.next().unwrap()).args(words).args(arguments).output().unwrap();
+    let output = std::process::Command::new(words.next().unwrap())
+        .args(words)
+        .args(arguments)
+        .output()
+        .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
@@ -329,7 +371,13 @@ async fn a_locked_object_is_not_deleted_and_says_until_when() {
     let mut config = Server::Moto.bucket().await;
     config.bucket = fresh("locked");
     let client = Server::Moto.client();
-    client.create_bucket().bucket(&config.bucket).object_lock_enabled_for_bucket(true).send().await.unwrap();
+    client
+        .create_bucket()
+        .bucket(&config.bucket)
+        .object_lock_enabled_for_bucket(true)
+        .send()
+        .await
+        .unwrap();
     config.retain_for = Some("2d".parse().unwrap());
     config.retain_mode = Some(RetainMode::Compliance);
     let place = Place::of(Server::Moto, config).await;
@@ -354,16 +402,28 @@ async fn a_locked_object_is_not_deleted_and_says_until_when() {
 async fn tls_that_does_not_come_about_is_explained() {
     let config = Server::S3s.bucket().await;
     let endpoint = config.endpoint.as_deref().unwrap().replace("http://", "https://");
-    let place = Place::of(Server::S3s, S3Config { endpoint: Some(endpoint), attempts: 1, ..config.clone() }).await;
+    let place = Place::of(
+        Server::S3s,
+        S3Config { endpoint: Some(endpoint), attempts: 1, ..config.clone() },
+    )
+    .await;
     let error = place.storage.stat("a/b").await.unwrap_err();
-    assert!(error.to_string().contains("`ca_file`") && error.to_string().contains("`endpoint`"), "{error}");
+    assert!(
+        error.to_string().contains("`ca_file`") && error.to_string().contains("`endpoint`"),
+        "{error}"
+    );
     let folder = tempfile::tempdir().unwrap();
-    for text in ["", "no certificate", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
+    for text in
+        ["", "no certificate", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"]
+    {
         let file = folder.path().join("ca.pem");
         std::fs::write(&file, text).unwrap();
         let config = StorageConfig::S3(S3Config { ca_file: Some(file), ..config.clone() });
         let error = config.open(&Cancel::new()).await.err().unwrap();
-        assert!(matches!(&error, StorageError::Unsuitable(text) if text.contains("ca.pem")), "{error}");
+        assert!(
+            matches!(&error, StorageError::Unsuitable(text) if text.contains("ca.pem")),
+            "{error}"
+        );
     }
 }
 
@@ -372,13 +432,20 @@ async fn a_store_with_a_certificate_of_an_authority_of_ones_own_needs_the_ca_fil
     let proxy = S3Proxy::with_tls_before(&Server::S3s.endpoint()).await;
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), proxy.certificate.as_deref().unwrap()).unwrap();
-    let strange = S3Config { endpoint: Some(proxy.endpoint.clone()), attempts: 1, ..Server::S3s.bucket().await };
+    let strange = S3Config {
+        endpoint: Some(proxy.endpoint.clone()),
+        attempts: 1,
+        ..Server::S3s.bucket().await
+    };
     let trusted = S3Config { ca_file: Some(file.path().to_owned()), ..strange.clone() };
     let place = Place::of(Server::S3s, trusted).await;
     write(&*place.storage, "a/b", &sample(LARGE)).await.unwrap();
     assert!(read(&*place.storage, "a/b").await.unwrap() == sample(LARGE));
     let error = Place::of(Server::S3s, strange).await.storage.stat("a/b").await.unwrap_err();
-    assert!(error.to_string().contains("UnknownIssuer") && error.to_string().contains("`ca_file`"), "{error}");
+    assert!(
+        error.to_string().contains("UnknownIssuer") && error.to_string().contains("`ca_file`"),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -403,7 +470,9 @@ async fn a_configuration_that_cannot_work_is_refused() {
         assert!(StorageConfig::from_address(address).is_err(), "{address}");
     }
     assert!(matches!(StorageConfig::from_address("/backups"), Ok(StorageConfig::Local(_))));
-    let Ok(StorageConfig::S3(config)) = StorageConfig::from_address("s3://bucket/a/b/") else { panic!() };
+    let Ok(StorageConfig::S3(config)) = StorageConfig::from_address("s3://bucket/a/b/") else {
+        panic!()
+    };
     assert_eq!((config.bucket.as_str(), config.prefix.trim_end_matches('/')), ("bucket", "a/b"));
 }
 
@@ -412,14 +481,21 @@ async fn files_and_folders_are_for_their_owner_only() {
     use std::os::unix::fs::PermissionsExt as _;
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path().join("root");
-    let storage = StorageConfig::Local(LocalConfig::from_path(&root)).open(&Cancel::new()).await.unwrap();
+    let storage =
+        StorageConfig::Local(LocalConfig::from_path(&root)).open(&Cancel::new()).await.unwrap();
     write(&*storage, "a/b/c", &sample(10)).await.unwrap();
     storage.replace("a/b/run.json", Bytes::new()).await.unwrap();
     let _lock = storage.lock("a").await.unwrap();
-    let mode = |path: &str| std::fs::metadata(root.join(path)).unwrap().permissions().mode() & 0o7777;
-    for (path, expected) in
-        [("", 0o700), ("a", 0o700), ("a/b", 0o700), ("a/b/c", 0o600), ("a/b/run.json", 0o600), ("a/.lock", 0o600)]
-    {
+    let mode =
+        |path: &str| std::fs::metadata(root.join(path)).unwrap().permissions().mode() & 0o7777;
+    for (path, expected) in [
+        ("", 0o700),
+        ("a", 0o700),
+        ("a/b", 0o700),
+        ("a/b/c", 0o600),
+        ("a/b/run.json", 0o600),
+        ("a/.lock", 0o600),
+    ] {
         assert_eq!(mode(path), expected, "{path}");
     }
 }
@@ -428,7 +504,8 @@ async fn files_and_folders_are_for_their_owner_only() {
 async fn a_folder_whose_parent_is_missing_is_an_error_and_not_empty() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("not-mounted/backups");
-    let storage = StorageConfig::Local(LocalConfig::from_path(&path)).open(&Cancel::new()).await.unwrap();
+    let storage =
+        StorageConfig::Local(LocalConfig::from_path(&path)).open(&Cancel::new()).await.unwrap();
     let errors = [
         storage.list("").try_collect::<Vec<_>>().await.unwrap_err(),
         storage.stat("a").await.unwrap_err(),
@@ -498,8 +575,14 @@ struct SmallDisk(tempfile::TempDir);
 impl SmallDisk {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        rustix::mount::mount("none", folder.path(), "tmpfs", rustix::mount::MountFlags::empty(), Some(c"size=4m"))
-            .unwrap();
+        rustix::mount::mount(
+            "none",
+            folder.path(),
+            "tmpfs",
+            rustix::mount::MountFlags::empty(),
+            Some(c"size=4m"),
+        )
+        .unwrap();
         Self(folder)
     }
 }
@@ -518,7 +601,8 @@ async fn a_disk_that_fills_is_full_and_leaves_nothing() {
     }
     let disk = SmallDisk::new();
     let path = disk.0.path().join("backups");
-    let storage = StorageConfig::Local(LocalConfig::from_path(&path)).open(&Cancel::new()).await.unwrap();
+    let storage =
+        StorageConfig::Local(LocalConfig::from_path(&path)).open(&Cancel::new()).await.unwrap();
     let free = storage.free_bytes().await.unwrap().unwrap();
     assert!(free > 0 && free <= 4 << 20, "{free}");
     let finished = write(&*storage, "a/old", &sample(MIB)).await.unwrap();

@@ -40,12 +40,16 @@ fn errors(drill: &str) -> Vec<String> {
         let (line, rest) = line.strip_prefix("a.toml:").unwrap().split_once(':').unwrap();
         format!("{}:{rest}", line.parse::<usize>().unwrap() + 1 - FIRST)
     };
-    all.lines().map(|line| if line.starts_with("  hint") { line.trim().to_owned() } else { number(line) }).collect()
+    all.lines()
+        .map(|line| if line.starts_with("  hint") { line.trim().to_owned() } else { number(line) })
+        .collect()
 }
 
 #[test]
 fn the_copy_that_is_not_on_this_machine_is_drilled_unless_another_is_named() {
-    let drill = |drill: &str| good("/etc/backup/a.toml", &text(drill), &[]).strategies["daily"].drill.clone();
+    let drill = |drill: &str| {
+        good("/etc/backup/a.toml", &text(drill), &[]).strategies["daily"].drill.clone()
+    };
     let usual = drill("");
     assert_eq!(usual.storage.as_str(), "vault");
     assert!(usual.schedule.is_none() && usual.checks.is_empty() && usual.identity_file.is_none());
@@ -67,14 +71,17 @@ checks = [{ type = "query", source = "db", query = "SELECT count(*) FROM item", 
     assert_eq!(full.max_bytes.unwrap().0, 50 << 30);
     assert!(matches!(full.checks.as_slice(), [DrillCheck::Query(check)] if check.min == Some(1.0)));
     // Where no sources are, those of the snapshots are meant.
-    let only = "instance = \"shop\"\n[storages.here]\ntype = \"local\"\npath = \"/b\"\n[strategies.daily]\nstorages = [\"here\"]\n\
-                [strategies.daily.drill]\nschedule = \"@weekly\"\nchecks = [{ type = \"file\", source = \"files\", path = \"a\" }]\n";
+    let only = "instance = \"shop\"\n[storages.here]\ntype = \"local\"\npath = \"/b\"\n\
+        [strategies.daily]\nstorages = [\"here\"]\n\
+                [strategies.daily.drill]\nschedule = \"@weekly\"\n\
+        checks = [{ type = \"file\", source = \"files\", path = \"a\" }]\n";
     assert!(good("a.toml", only, &[]).strategies["daily"].drill.schedule.is_some());
 }
 
 #[test]
 fn the_password_of_a_scratch_server_is_shown_to_nobody() {
-    let drill = "postgres = { url = \"postgresql://drill@scratch/postgres\", password = \"hunter2\" }\n";
+    let drill =
+        "postgres = { url = \"postgresql://drill@scratch/postgres\", password = \"hunter2\" }\n";
     let instance = good("a.toml", &text(drill), &[]);
     let masked = instance.masked(&instance.strategies["daily"]).to_string();
     assert!(masked.contains("drill@scratch") && !masked.contains("hunter2"), "{masked}");
@@ -86,16 +93,25 @@ fn what_is_wrong_with_a_drill_is_told_at_its_key() {
     for (drill, expected) in [
         (
             "storage = \"valt\"",
-            vec!["1:11: strategies.daily.drill.storage: There is no storage `valt`", "hint: did you mean `vault`?"],
+            vec![
+                "1:11: strategies.daily.drill.storage: There is no storage `valt`",
+                "hint: did you mean `vault`?",
+            ],
         ),
         (
             "shedule = \"@daily\"",
-            vec!["1:1: strategies.daily.drill.shedule: Unknown key", "hint: did you mean `schedule`?"],
+            vec![
+                "1:1: strategies.daily.drill.shedule: Unknown key",
+                "hint: did you mean `schedule`?",
+            ],
         ),
         ("rto = \"0s\"", vec!["1:7: strategies.daily.drill.rto: Too short: expected more than 0"]),
         (
             "postgres = { password = \"x\" }",
-            vec!["1:1: strategies.daily.drill.postgres: `password` is for a server, and no `url` names one"],
+            vec![
+                "1:1: strategies.daily.drill.postgres: `password` is for a server, and no `url` \
+                 names one",
+            ],
         ),
         (
             "checks = [{ type = \"query\", source = \"db\", query = \"SELECT 1\" }]",
@@ -107,12 +123,14 @@ fn what_is_wrong_with_a_drill_is_told_at_its_key() {
         (
             "checks = [{ type = \"query\", source = \"files\", query = \"SELECT 1\", expect = 1 }]",
             vec![
-                "1:38: strategies.daily.drill.checks[0].source: `files` is a source of type `directory`, and `query` looks at postgres or sqlite",
+                "1:38: strategies.daily.drill.checks[0].source: `files` is a source of type \
+                 `directory`, and `query` looks at postgres or sqlite",
                 "hint: name another source",
             ],
         ),
         (
-            "checks = [{ type = \"references\", source = \"db\", query = \"SELECT 1\", files = \"keys\" }]",
+            "checks = [{ type = \"references\", source = \"db\", query = \"SELECT 1\", files = \
+             \"keys\" }]",
             vec![
                 "1:77: strategies.daily.drill.checks[0].files: The strategy has no source `keys`",
                 "hint: expected one of `db`, `files`",
@@ -120,18 +138,24 @@ fn what_is_wrong_with_a_drill_is_told_at_its_key() {
         ),
         (
             "checks = [{ type = \"shrink\", percent = 100 }]",
-            vec!["1:40: strategies.daily.drill.checks[0].percent: Out of range: expected a number from 0 to 99"],
+            vec![
+                "1:40: strategies.daily.drill.checks[0].percent: Out of range: expected a number \
+                 from 0 to 99",
+            ],
         ),
         (
             "postgres = { run_as = \"root\" }",
             vec![
-                "1:1: strategies.daily.drill.postgres: `run_as` is `root`, as which PostgreSQL does not run: name another user",
+                "1:1: strategies.daily.drill.postgres: `run_as` is `root`, as which PostgreSQL \
+                 does not run: name another user",
             ],
         ),
         (
-            "checks = [{ type = \"query\", source = \"db\", query = \"SELECT 1\", min = 2, max = 1 }]",
+            "checks = [{ type = \"query\", source = \"db\", query = \"SELECT 1\", min = 2, max = 1 \
+             }]",
             vec![
-                "1:11: strategies.daily.drill.checks[0]: `min` is larger than `max`: no answer can be right",
+                "1:11: strategies.daily.drill.checks[0]: `min` is larger than `max`: no answer can \
+                 be right",
                 "hint: exchange them",
             ],
         ),
@@ -142,7 +166,8 @@ fn what_is_wrong_with_a_drill_is_told_at_its_key() {
         (
             "checks = [{ type = \"shrink\", percent = 1, tables = [\"a\"], of = [\"files\"] }]",
             vec![
-                "1:11: strategies.daily.drill.checks[0]: `tables` compares their rows, and `of` something else",
+                "1:11: strategies.daily.drill.checks[0]: `tables` compares their rows, and `of` \
+                 something else",
                 "hint: remove one of them",
             ],
         ),

@@ -6,8 +6,13 @@ use std::path::Path;
 use super::{SMALL, env};
 use crate::config::{ConfigErrors, Locations};
 
-fn load(folder: &Path, config: Option<&Path>, environment: &[(&str, &str)]) -> Result<Vec<String>, ConfigErrors> {
-    let locations = Locations { file: folder.join("backup.toml"), folder: folder.join("strategies") };
+fn load(
+    folder: &Path,
+    config: Option<&Path>,
+    environment: &[(&str, &str)],
+) -> Result<Vec<String>, ConfigErrors> {
+    let locations =
+        Locations { file: folder.join("backup.toml"), folder: folder.join("strategies") };
     let settings = locations.load(config, env(environment))?;
     Ok(settings.instances.iter().map(|instance| instance.name.to_string()).collect())
 }
@@ -16,7 +21,8 @@ fn load(folder: &Path, config: Option<&Path>, environment: &[(&str, &str)]) -> R
 fn the_configuration_is_looked_for_where_it_is_said_to_be() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
-    let write = |name: &str, instance: &str| fs::write(at(name), SMALL.replace("small", instance)).unwrap();
+    let write =
+        |name: &str, instance: &str| fs::write(at(name), SMALL.replace("small", instance)).unwrap();
     let names = |config: Option<&str>, variable: &str| {
         let config = config.map(at);
         load(folder.path(), config.as_deref(), &[("BACKUP_CONFIG", variable)])
@@ -64,13 +70,19 @@ fn the_settings_of_the_scheduler_stand_in_the_only_file_or_in_that_of_the_folder
     let load = || crate::config::load(Some(folder.path()), env(&[]));
     let daemon = || load().unwrap_or_else(|errors| panic!("{errors}")).daemon;
     let listen = "listen = \"127.0.0.1:8484\"\nmax_concurrent = 3\n";
-    let expected = crate::config::Daemon { max_concurrent: 3, listen: Some("127.0.0.1:8484".parse().unwrap()) };
+    let expected = crate::config::Daemon {
+        max_concurrent: 3,
+        listen: Some("127.0.0.1:8484".parse().unwrap()),
+    };
     write("one.toml", &format!("{listen}{}", SMALL.replace("small", "one")));
     assert_eq!(daemon(), expected);
     write("two.toml", &SMALL.replace("small", "two"));
     let errors = load().err().unwrap().to_string();
     for key in ["listen", "max_concurrent"] {
-        assert!(errors.contains(&format!("one.toml: {key}: One scheduler looks after every file")), "{errors}");
+        assert!(
+            errors.contains(&format!("one.toml: {key}: One scheduler looks after every file")),
+            "{errors}"
+        );
     }
     assert!(errors.contains("`daemon.toml`"), "{errors}");
     write("one.toml", &SMALL.replace("small", "one"));
@@ -84,11 +96,18 @@ fn the_settings_of_the_scheduler_stand_in_the_only_file_or_in_that_of_the_folder
 fn strategies_of_the_same_name_are_told_apart_by_their_instance() {
     let folder = tempfile::tempdir().unwrap();
     for name in ["one", "two"] {
-        let text = SMALL.replace("small", name).replace("strategies.daily", &format!("strategies.daily-{name}"));
+        let text = SMALL
+            .replace("small", name)
+            .replace("strategies.daily", &format!("strategies.daily-{name}"));
         let daily = text.split("[strategies").nth(1).unwrap().split_once(']').unwrap().1.to_owned();
-        fs::write(folder.path().join(format!("{name}.toml")), format!("{text}[strategies.both]{daily}")).unwrap();
+        fs::write(
+            folder.path().join(format!("{name}.toml")),
+            format!("{text}[strategies.both]{daily}"),
+        )
+        .unwrap();
     }
-    let settings = crate::config::load(Some(folder.path()), env(&[])).unwrap_or_else(|errors| panic!("{errors}"));
+    let settings = crate::config::load(Some(folder.path()), env(&[]))
+        .unwrap_or_else(|errors| panic!("{errors}"));
     let find = |name: &str, instance: Option<&str>| {
         settings
             .find_strategy(name, instance)
@@ -97,8 +116,15 @@ fn strategies_of_the_same_name_are_told_apart_by_their_instance() {
     };
     assert_eq!(find("daily-two", None).as_deref(), Ok("two"));
     assert_eq!(find("both", Some("one")).as_deref(), Ok("one"));
-    assert!(find("both", None).unwrap_err().contains("several instances: `one`, `two`. Say which with `--instance`"));
-    assert_eq!(find("daily-tow", None), Err("There is no strategy `daily-tow`: did you mean `daily-two`?".to_owned()));
+    assert!(
+        find("both", None)
+            .unwrap_err()
+            .contains("several instances: `one`, `two`. Say which with `--instance`")
+    );
+    assert_eq!(
+        find("daily-tow", None),
+        Err("There is no strategy `daily-tow`: did you mean `daily-two`?".to_owned())
+    );
     assert_eq!(
         find("both", Some("three")),
         Err("There is no instance `three`: expected one of `one`, `two`".to_owned())

@@ -33,7 +33,11 @@ fn a_storages_rules_go_before_those_of_the_strategy() {
     let rules = |strategy: &str, storage: &str| {
         let strategy = instance.find_strategy(strategy).unwrap();
         let rules = instance.rules(strategy, &storage.parse().unwrap());
-        (rules.policy.map(|policy| serde_json::to_string(policy).unwrap()), rules.prune, rules.max_delete_percent)
+        (
+            rules.policy.map(|policy| serde_json::to_string(policy).unwrap()),
+            rules.prune,
+            rules.max_delete_percent,
+        )
     };
     let vault = Some(r#"{"keep_yearly":"unlimited","keep_within":"2d"}"#.to_owned());
     assert_eq!(rules("daily", "here"), (Some(r#"{"keep_daily":7}"#.to_owned()), true, 20));
@@ -46,7 +50,10 @@ fn a_storages_rules_go_before_those_of_the_strategy() {
     let at = |pointer: &str| masked.pointer(pointer).map(ToString::to_string).unwrap_or_default();
     assert!(!at("/storages/here").contains("prune"), "what is not set is not shown");
     assert_eq!(at("/storages/vault/prune"), "false");
-    assert_eq!(at("/storages/vault/retention"), r#"{"keep_yearly":"unlimited","keep_within":"2d"}"#);
+    assert_eq!(
+        at("/storages/vault/retention"),
+        r#"{"keep_yearly":"unlimited","keep_within":"2d"}"#
+    );
     assert_eq!(at("/storages/vault/max_delete_percent"), "100");
     assert_eq!(at("/strategies/daily/max_delete_percent"), "20");
     let small = good("a.toml", SMALL, &[]);
@@ -60,12 +67,14 @@ fn what_is_wrong_with_a_storages_rules_is_said_where_it_is() {
         (
             "max_delete_percent = 100",
             "max_delete_percent = 0",
-            "a.toml:14:22: storages.vault.max_delete_percent: Out of range: expected a number from 1 to 100",
+            "a.toml:14:22: storages.vault.max_delete_percent: Out of range: expected a number from \
+             1 to 100",
         ),
         (
             "max_delete_percent = 20",
             "max_delete_percent = 101",
-            "a.toml:19:22: strategies.daily.max_delete_percent: Out of range: expected a number from 1 to 100",
+            "a.toml:19:22: strategies.daily.max_delete_percent: Out of range: expected a number \
+             from 1 to 100",
         ),
         (
             "max_delete_percent = 20",
@@ -81,7 +90,8 @@ fn what_is_wrong_with_a_storages_rules_is_said_where_it_is() {
         (
             "prune = false",
             "prune = \"false\"",
-            "a.toml:13:9: storages.vault.prune: Expected `true` or `false`, found a string\n  hint: write it without quotes",
+            "a.toml:13:9: storages.vault.prune: Expected `true` or `false`, found a string\n  \
+             hint: write it without quotes",
         ),
         (
             "prune = false",
@@ -97,14 +107,19 @@ fn what_is_wrong_with_a_storages_rules_is_said_where_it_is() {
         (
             "{ keep_yearly = -1, keep_within = \"${SPAN}\" }",
             "{}",
-            "a.toml:12:13: storages.vault.retention: Keeps nothing\n  hint: add a rule, such as `keep_daily = 30`, or `keep_last = \"unlimited\"` to keep everything here",
+            "a.toml:12:13: storages.vault.retention: Keeps nothing\n  hint: add a rule, such as \
+             `keep_daily = 30`, or `keep_last = \"unlimited\"` to keep everything here",
         ),
         (
             "{ keep_yearly = -1, keep_within = \"${SPAN}\" }",
             "7",
             "a.toml:12:13: storages.vault.retention: Expected a table, found an integer",
         ),
-        ("path = \"../backups\"", "path = \"../backups\"\nbucket = \"b\"", "storages.here.bucket: Unknown key"),
+        (
+            "path = \"../backups\"",
+            "path = \"../backups\"\nbucket = \"b\"",
+            "storages.here.bucket: Unknown key",
+        ),
     ] {
         let text = RULES.replacen(from, to, 1);
         assert_ne!(text, RULES, "{from}");
@@ -112,20 +127,24 @@ fn what_is_wrong_with_a_storages_rules_is_said_where_it_is() {
         assert!(errors.contains(expected), "{errors}\n-- is not --\n{expected}");
     }
     let errors = bad("a.toml", RULES, &[("SPAN", "hunter2")]);
-    assert!(errors.contains("storages.vault.retention.keep_within: `***` is not a period"), "{errors}");
+    assert!(
+        errors.contains("storages.vault.retention.keep_within: `***` is not a period"),
+        "{errors}"
+    );
 }
 
 #[test]
 fn a_strategy_without_sources_prunes_what_another_configuration_backs_up() {
-    let text = SMALL.replacen("[sources.files]\ntype = \"directory\"\npath = \"data\"\n", "", 1).replacen(
-        "sources = [\"files\"]\n",
-        "retention = { keep_daily = 7 }\n",
-        1,
-    );
+    let text = SMALL
+        .replacen("[sources.files]\ntype = \"directory\"\npath = \"data\"\n", "", 1)
+        .replacen("sources = [\"files\"]\n", "retention = { keep_daily = 7 }\n", 1);
     let instance = good("a.toml", &text, &[]);
     let strategy = instance.find_strategy("daily").unwrap();
     let refused = strategy.check_runnable().unwrap_err().to_string();
-    assert!(refused.starts_with("The strategy `daily` has no `sources` in this configuration"), "{refused}");
+    assert!(
+        refused.starts_with("The strategy `daily` has no `sources` in this configuration"),
+        "{refused}"
+    );
     let masked = instance.masked(strategy);
     assert_eq!(masked.pointer("/strategies/daily/sources"), None);
     let advice = instance.advice(strategy);
@@ -143,20 +162,31 @@ fn a_strategy_without_sources_prunes_what_another_configuration_backs_up() {
         (
             "retention = { keep_daily = 7 }\n",
             "",
-            "a.toml:6:13: strategies.daily: Missing key `sources`\n  hint: list what is backed up; or, to prune or drill what another configuration backs up, set `retention` or `drill`",
+            "a.toml:6:13: strategies.daily: Missing key `sources`\n  hint: list what is backed up; \
+             or, to prune or drill what another configuration backs up, set `retention` or `drill`",
         ),
         (
             "retention =",
             "sources = []\nretention =",
             "a.toml:7:11: strategies.daily.sources: Expected at least 1 entry",
         ),
-        ("retention =", "sources = [\"db\"]\nretention =", "There is no source `db`\n  hint: there is none"),
+        (
+            "retention =",
+            "sources = [\"db\"]\nretention =",
+            "There is no source `db`\n  hint: there is none",
+        ),
         (
             "retention =",
             "schedule = \"@daily\"\nretention =",
-            "a.toml:7:12: strategies.daily.schedule: Nothing can be run: the strategy has no `sources`, so that it only prunes and drills\n  hint: list `sources`; or remove `schedule`",
+            "a.toml:7:12: strategies.daily.schedule: Nothing can be run: the strategy has no \
+             `sources`, so that it only prunes and drills\n  hint: list `sources`; or remove \
+             `schedule`",
         ),
-        ("[storages.here]", "[sources]\n[storages.here]", "a.toml:3:2: sources: Expected at least 1 entry"),
+        (
+            "[storages.here]",
+            "[sources]\n[storages.here]",
+            "a.toml:3:2: sources: Expected at least 1 entry",
+        ),
     ] {
         let text = text.replacen(from, to, 1);
         let errors = bad("a.toml", &text, &[]);
@@ -177,18 +207,31 @@ fn advice_on_retention_is_about_each_storage() {
         "There is no `retention` for `here`: everything is kept there, until it is full"
     );
     // Another configuration prunes there, and says what is kept.
-    let text = RULES.replacen("retention = { keep_yearly = -1, keep_within = \"${SPAN}\" }\n", "", 1);
+    let text =
+        RULES.replacen("retention = { keep_yearly = -1, keep_within = \"${SPAN}\" }\n", "", 1);
     assert!(advice(&text, "by-hand").starts_with("There is no `retention` for `here`:"));
     let text = text.replacen("prune = false\n", "", 1);
     assert!(advice(&text, "by-hand").starts_with("There is no `retention`: everything is kept"));
     let text = RULES.replacen("[\"here\", \"vault\"]\nretention", "[\"vault\"]\nretention", 1);
-    assert_eq!(advice(&text, "daily"), "Its `retention` holds nowhere: each of its storages has one of its own");
+    assert_eq!(
+        advice(&text, "daily"),
+        "Its `retention` holds nowhere: each of its storages has one of its own"
+    );
 }
 
 #[test]
 fn a_rule_that_keeps_nothing_on_the_schedule_is_refused_where_it_is_written() {
-    let text = RULES.replacen("storages = [\"here\", \"vault\"]\nretention = { keep_daily = 7 }", "schedule = \"30 1 * * *\"\ntimezone = \"Europe/Oslo\"\nstorages = [\"here\", \"vault\"]\nretention = { keep_daily = 7, keep_within = \"12h\" }", 1);
-    let expected = "a.toml:20:45: strategies.daily.retention.keep_within: `keep_within = 12h` keeps nothing on the schedule `30 1 * * *`: there are 23h and more between two runs, so only the newest snapshot is so young, which is kept anyway\n  hint: make it longer than the time from one run to the next, or remove it";
+    let text = RULES.replacen(
+        "storages = [\"here\", \"vault\"]\nretention = { keep_daily = 7 }",
+        "schedule = \"30 1 * * *\"\ntimezone = \"Europe/Oslo\"\n\
+         storages = [\"here\", \"vault\"]\n\
+         retention = { keep_daily = 7, keep_within = \"12h\" }",
+        1,
+    );
+    let expected = "a.toml:20:45: strategies.daily.retention.keep_within: `keep_within = 12h` \
+        keeps nothing on the schedule `30 1 * * *`: there are 23h and more between two runs, so \
+        only the newest snapshot is so young, which is kept anyway\n  hint: make it longer than \
+        the time from one run to the next, or remove it";
     assert_eq!(bad("a.toml", &text, &[("SPAN", "2d")]), expected);
     // It is said together with what else is wrong.
     let errors = bad("a.toml", &text.replacen("instance", "instanze", 1), &[("SPAN", "2d")]);
@@ -198,14 +241,18 @@ fn a_rule_that_keeps_nothing_on_the_schedule_is_refused_where_it_is_written() {
     // A storage's rules are for all strategies there; here one of them is run by hand.
     let text = text.replacen(", keep_within = \"12h\"", "", 1);
     good("a.toml", &text, &[("SPAN", "12h")]);
-    let daily = text.replacen("[strategies.by-hand]", "[strategies.by-hand]\nschedule = \"@weekly\"", 1);
+    let daily =
+        text.replacen("[strategies.by-hand]", "[strategies.by-hand]\nschedule = \"@weekly\"", 1);
     let errors = bad("a.toml", &daily, &[("SPAN", "12h")]);
-    let expected = "a.toml:12:47: storages.vault.retention.keep_within: `keep_within = 12h` keeps nothing";
+    let expected =
+        "a.toml:12:47: storages.vault.retention.keep_within: `keep_within = 12h` keeps nothing";
     assert!(errors.starts_with(expected), "{errors}");
-    let hourly = text.replacen("[strategies.by-hand]", "[strategies.by-hand]\nschedule = \"@hourly\"", 1);
+    let hourly =
+        text.replacen("[strategies.by-hand]", "[strategies.by-hand]\nschedule = \"@hourly\"", 1);
     good("a.toml", &hourly, &[("SPAN", "12h")]);
 
-    let instance = good("a.toml", &text.replacen("keep_daily", "keep_hourly", 1), &[("SPAN", "1d")]);
+    let instance =
+        good("a.toml", &text.replacen("keep_daily", "keep_hourly", 1), &[("SPAN", "1d")]);
     let advice = instance.advice(instance.find_strategy("daily").unwrap()).join("\n");
     assert!(advice.contains("`keep_hourly = 7` keeps the last 7 of the schedule"), "{advice}");
     assert!(advice.contains("`keep_within = 1d` is just as long as"), "{advice}");
@@ -228,7 +275,8 @@ fn a_lock_that_is_longer_than_what_is_kept_is_said() {
     for (lock, said) in [("30d", true), ("7d", false)] {
         let instance = good("a.toml", &text.replacen("LOCK", lock, 1), &[]);
         let advice = instance.advice(instance.find_strategy("daily").unwrap()).join("\n");
-        let words = "`here` does not let a snapshot be deleted for 30d (`retain_for`), and `retention` lets some go after 7d: those stay until the lock ends";
+        let words = "`here` does not let a snapshot be deleted for 30d (`retain_for`), and \
+            `retention` lets some go after 7d: those stay until the lock ends";
         assert_eq!(advice.contains(words), said, "{advice}");
         assert_eq!(advice.contains("retain_for"), said, "{advice}");
     }
@@ -238,7 +286,9 @@ fn a_lock_that_is_longer_than_what_is_kept_is_said() {
 fn every_storage_has_the_same_rules_beside_its_own_settings() {
     let kinds = |schema: &serde_json::Value| -> Vec<Vec<String>> {
         let kinds = schema["oneOf"].as_array().unwrap().iter();
-        kinds.map(|kind| kind["properties"].as_object().unwrap().keys().cloned().collect()).collect()
+        kinds
+            .map(|kind| kind["properties"].as_object().unwrap().keys().cloned().collect())
+            .collect()
     };
     let own = kinds(schemars::schema_for!(crate::storage::StorageConfig).as_value());
     let with_rules = kinds(&crate::config::schema()["$defs"]["Storage"]);

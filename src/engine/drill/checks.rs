@@ -14,7 +14,9 @@ use serde_json::Value;
 use super::rehearsal::{Rehearsal, Restored, Targets};
 use crate::config::{CommandCheck, DrillCheck, FileCheck, Parses, QueryCheck, ReferencesCheck};
 use crate::engine::{EngineError, chain};
-use crate::model::{Cancel, Check, CheckOutcome, Digest, Digester, Name, Secret, Span, TOLD_DIFFERENCES};
+use crate::model::{
+    Cancel, Check, CheckOutcome, Digest, Digester, Name, Secret, Span, TOLD_DIFFERENCES,
+};
 use crate::source::SourceError;
 use crate::source::directory::Pattern;
 use crate::source::process::{Call, ProcessError};
@@ -25,7 +27,8 @@ const LARGEST_FILE: u64 = 64 << 20;
 /// What of the output of a program stands in the report.
 const LARGEST_OUTPUT: usize = 256 << 10;
 
-/// Makes a check of the configuration. What `shrink` compares is not restored, and is looked at elsewhere.
+/// Makes a check of the configuration. What `shrink` compares is not restored, and is looked at
+/// elsewhere.
 pub(super) fn make(
     rehearsal: &Rehearsal,
     check: &DrillCheck,
@@ -52,15 +55,24 @@ enum Absent {
 impl Absent {
     fn of(self, source: &Name, check: Check) -> Check {
         match self {
-            Self::FromSnapshot => check.judged(false, format!("a source `{source}`"), "none in the snapshot"),
-            Self::FromTargets => check.ended(CheckOutcome::Inconclusive, format!("`{source}` was not restored")),
+            Self::FromSnapshot => {
+                check.judged(false, format!("a source `{source}`"), "none in the snapshot")
+            }
+            Self::FromTargets => {
+                check.ended(CheckOutcome::Inconclusive, format!("`{source}` was not restored"))
+            }
         }
     }
 }
 
 /// What was restored of a source.
-fn target<'a>(targets: &'a mut Targets, source: &Name, rehearsal: &Rehearsal) -> Result<&'a mut Restored, Absent> {
-    if !rehearsal.manifest.artifacts.iter().any(|artifact| artifact.source.as_ref() == Some(source)) {
+fn target<'a>(
+    targets: &'a mut Targets,
+    source: &Name,
+    rehearsal: &Rehearsal,
+) -> Result<&'a mut Restored, Absent> {
+    if !rehearsal.manifest.artifacts.iter().any(|artifact| artifact.source.as_ref() == Some(source))
+    {
         return Err(Absent::FromSnapshot);
     }
     targets.get_mut(source).filter(|target| target.is_whole).ok_or(Absent::FromTargets)
@@ -70,7 +82,9 @@ fn target<'a>(targets: &'a mut Targets, source: &Name, rehearsal: &Rehearsal) ->
 fn query_failed(check: Check, expected: &str, error: &SourceError) -> Check {
     match error {
         // The server understood it, and what it asks for is not there.
-        SourceError::Database { transient: false, .. } => check.judged(false, expected, chain(error)),
+        SourceError::Database { transient: false, .. } => {
+            check.judged(false, expected, chain(error))
+        }
         _ => check.ended(CheckOutcome::Inconclusive, chain(error)),
     }
 }
@@ -112,7 +126,11 @@ fn query(rehearsal: &Rehearsal, query: &QueryCheck, targets: &mut Targets) -> Ch
         [row] => match row.0.as_slice() {
             [(_, value)] => value.clone(),
             several => {
-                return check.judged(false, expected, format!("{} columns, where one is compared", several.len()));
+                return check.judged(
+                    false,
+                    expected,
+                    format!("{} columns, where one is compared", several.len()),
+                );
             }
         },
         _ => return check.judged(false, expected, "several rows, where one is compared"),
@@ -138,12 +156,19 @@ fn number(value: &Value) -> Option<f64> {
 /// Whether a database gave what is expected. SQLite has no truth values: 1 is true there.
 fn is_equal(expected: &Value, found: &Value) -> bool {
     match (expected, found) {
-        (Value::Bool(expected), Value::Number(found)) => found.as_i64() == Some(i64::from(*expected)),
+        (Value::Bool(expected), Value::Number(found)) => {
+            found.as_i64() == Some(i64::from(*expected))
+        }
         (Value::Number(expected), found) => {
-            let integers = expected.as_i64().zip(found.as_i64().or_else(|| found.as_str()?.trim().parse().ok()));
+            let integers = expected
+                .as_i64()
+                .zip(found.as_i64().or_else(|| found.as_str()?.trim().parse().ok()));
             match integers {
                 Some((expected, found)) => expected == found,
-                None => expected.as_f64().zip(number(found)).is_some_and(|(expected, found)| expected == found),
+                None => expected
+                    .as_f64()
+                    .zip(number(found))
+                    .is_some_and(|(expected, found)| expected == found),
             }
         }
         (expected, found) => expected == found,
@@ -152,7 +177,11 @@ fn is_equal(expected: &Value, found: &Value) -> bool {
 
 fn references(rehearsal: &Rehearsal, references: &ReferencesCheck, targets: &mut Targets) -> Check {
     let what = references.name.clone().unwrap_or_else(|| {
-        format!("files in `{}` that are named by: {}", references.files, in_one_line(&references.query))
+        format!(
+            "files in `{}` that are named by: {}",
+            references.files,
+            in_one_line(&references.query)
+        )
     });
     let check = Check::new("references", Some(&references.source), what);
     let files = match target(targets, &references.files, rehearsal) {
@@ -160,24 +189,43 @@ fn references(rehearsal: &Rehearsal, references: &ReferencesCheck, targets: &mut
         Err(absent) => return absent.of(&references.files, check),
     };
     let Some(files) = files else {
-        return check.ended(CheckOutcome::Inconclusive, format!("`{}` is no folder of files", references.files));
+        return check.ended(
+            CheckOutcome::Inconclusive,
+            format!("`{}` is no folder of files", references.files),
+        );
     };
     let target = match target(targets, &references.source, rehearsal) {
         Ok(target) => target,
         Err(absent) => return absent.of(&references.source, check),
     };
-    let root = match openat(CWD, &files, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
+    let root = match openat(
+        CWD,
+        &files,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    ) {
         Ok(root) => root,
-        Err(error) => return check.ended(CheckOutcome::Inconclusive, format!("`{}`: {error}", files.display())),
+        Err(error) => {
+            return check
+                .ended(CheckOutcome::Inconclusive, format!("`{}`: {error}", files.display()));
+        }
     };
-    let mut tally =
-        Tally { root, references, named: 0, absent: 0, wrong: 0, told: Vec::new(), buffer: vec![0; 256 << 10] };
+    let mut tally = Tally {
+        root,
+        references,
+        named: 0,
+        absent: 0,
+        wrong: 0,
+        told: Vec::new(),
+        buffer: vec![0; 256 << 10],
+    };
     let cx = rehearsal.context(&references.source, &rehearsal.engine.cancel);
     let cancel = rehearsal.engine.cancel.clone();
-    let asked = target.scratch.query(&cx, &references.query, references.timeout.duration(), &mut |row| {
-        tally.take(&row);
-        if cancel.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    });
+    let asked =
+        target.scratch.query(&cx, &references.query, references.timeout.duration(), &mut |row| {
+            tally.take(&row);
+            if cancel.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
     if let Err(error) = asked {
         return query_failed(check, "files by name", &error);
     }
@@ -218,7 +266,9 @@ impl Tally<'_> {
     fn look(&mut self, row: &Row) -> Result<(), String> {
         let named = match row.get("path") {
             Some(Value::String(path)) if !path.is_empty() => path,
-            Some(Value::Null | Value::String(_)) => return Err("a row names no file: its path is empty".to_owned()),
+            Some(Value::Null | Value::String(_)) => {
+                return Err("a row names no file: its path is empty".to_owned());
+            }
             Some(other) => return Err(format!("a row has the path {other}, which is no text")),
             None => return Err("the query has no column `path`".to_owned()),
         };
@@ -242,19 +292,27 @@ impl Tally<'_> {
                 }
                 return Err(words("is missing"));
             }
-            Err(Errno::XDEV | Errno::LOOP) => return Err(words("is a link that leads out of the folder")),
+            Err(Errno::XDEV | Errno::LOOP) => {
+                return Err(words("is a link that leads out of the folder"));
+            }
             Err(error) => return Err(words(&format!("cannot be read: {error}"))),
         };
-        let metadata = file.metadata().map_err(|error| words(&format!("cannot be looked at: {error}")))?;
+        let metadata =
+            file.metadata().map_err(|error| words(&format!("cannot be looked at: {error}")))?;
         if !metadata.is_file() {
             return Err(words("is no file"));
         }
         match row.get("size") {
             None | Some(Value::Null) => {}
             Some(size) => {
-                let wanted = number(size).ok_or_else(|| words(&format!("has the size {size}, which is no number")))?;
+                let wanted = number(size)
+                    .ok_or_else(|| words(&format!("has the size {size}, which is no number")))?;
                 if metadata.len() as f64 != wanted {
-                    return Err(words(&format!("has {} bytes, and {} are named", metadata.len(), shown(size))));
+                    return Err(words(&format!(
+                        "has {} bytes, and {} are named",
+                        metadata.len(),
+                        shown(size)
+                    )));
                 }
             }
         }
@@ -266,8 +324,8 @@ impl Tally<'_> {
                 let wanted: Digest = format!("sha256:{digits}")
                     .parse()
                     .map_err(|_| words(&format!("has the digest {wanted}, which is no SHA-256")))?;
-                let found =
-                    digest(&file, &mut self.buffer).map_err(|error| words(&format!("cannot be read: {error}")))?;
+                let found = digest(&file, &mut self.buffer)
+                    .map_err(|error| words(&format!("cannot be read: {error}")))?;
                 if found == wanted {
                     Ok(())
                 } else {
@@ -297,7 +355,11 @@ fn digest(mut file: &std::fs::File, buffer: &mut [u8]) -> std::io::Result<Digest
 
 fn file(rehearsal: &Rehearsal, file: &FileCheck, targets: &mut Targets) -> Check {
     use std::io::Read as _;
-    let check = Check::new("file", Some(&file.source), file.name.clone().unwrap_or_else(|| format!("`{}`", file.path)));
+    let check = Check::new(
+        "file",
+        Some(&file.source),
+        file.name.clone().unwrap_or_else(|| format!("`{}`", file.path)),
+    );
     let mut expected = vec!["a file".to_owned()];
     expected.extend(file.not_empty.then(|| "not empty".to_owned()));
     expected.extend(file.parses.map(|parses| match parses {
@@ -311,15 +373,20 @@ fn file(rehearsal: &Rehearsal, file: &FileCheck, targets: &mut Targets) -> Check
         Err(absent) => return absent.of(&file.source, check),
     };
     let Some(folder) = &target.folder else {
-        return check.ended(CheckOutcome::Inconclusive, format!("`{}` is no folder of files", file.source));
+        return check
+            .ended(CheckOutcome::Inconclusive, format!("`{}` is no folder of files", file.source));
     };
-    let root = openat(CWD, folder, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+    let root =
+        openat(CWD, folder, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     let path = file.path.trim_start_matches('/');
-    let opened = root.and_then(|root| openat2(root, path, flags, Mode::empty(), ResolveFlags::BENEATH));
+    let opened =
+        root.and_then(|root| openat2(root, path, flags, Mode::empty(), ResolveFlags::BENEATH));
     let opened = match opened {
         Ok(opened) => std::fs::File::from(opened),
-        Err(Errno::NOENT | Errno::NOTDIR) => return check.judged(false, expected, "nothing of that name"),
+        Err(Errno::NOENT | Errno::NOTDIR) => {
+            return check.judged(false, expected, "nothing of that name");
+        }
         Err(Errno::XDEV | Errno::LOOP) => {
             return check.judged(false, expected, "a link that leads out of the folder");
         }
@@ -352,7 +419,9 @@ fn file(rehearsal: &Rehearsal, file: &FileCheck, targets: &mut Targets) -> Check
             .map_err(|error| format!("not JSON: {error}")),
         Some(Parses::Toml) => std::str::from_utf8(&body)
             .map_err(|error| error.to_string())
-            .and_then(|text| text.parse::<toml::Table>().map(drop).map_err(|error| error.message().to_owned()))
+            .and_then(|text| {
+                text.parse::<toml::Table>().map(drop).map_err(|error| error.message().to_owned())
+            })
             .map_err(|error| format!("not TOML: {error}")),
     };
     if let Err(problem) = parsed {
@@ -369,9 +438,11 @@ fn file(rehearsal: &Rehearsal, file: &FileCheck, targets: &mut Targets) -> Check
 
 fn command(rehearsal: &Rehearsal, command: &CommandCheck, targets: &mut Targets) -> Check {
     let Some((program, args)) = command.command.split_first() else {
-        return Check::new("command", None, "an empty command").ended(CheckOutcome::Inconclusive, "nothing to start");
+        return Check::new("command", None, "an empty command")
+            .ended(CheckOutcome::Inconclusive, "nothing to start");
     };
-    let check = Check::new("command", None, command.name.clone().unwrap_or_else(|| format!("`{program}`")));
+    let check =
+        Check::new("command", None, command.name.clone().unwrap_or_else(|| format!("`{program}`")));
     let expected = "exit status 0";
     if let Some((name, _)) = targets.iter().find(|(_, target)| !target.is_whole) {
         return check.ended(CheckOutcome::Inconclusive, format!("`{name}` was not restored"));
@@ -421,8 +492,12 @@ fn command(rehearsal: &Rehearsal, command: &CommandCheck, targets: &mut Targets)
             format!("it took longer than {}", Span::from(command.timeout.duration())),
         ),
         Err(SourceError::Process(ProcessError::Exit { status, said, .. })) => {
-            let lines: Vec<String> =
-                said.stderr.lines().filter(|line| !line.trim().is_empty()).map(str::to_owned).collect();
+            let lines: Vec<String> = said
+                .stderr
+                .lines()
+                .filter(|line| !line.trim().is_empty())
+                .map(str::to_owned)
+                .collect();
             let all = lines.len() as u64;
             check.judged(false, expected, format!("exit status {status}")).detailed(lines, all)
         }

@@ -1,7 +1,9 @@
-//! A rehearsed restore: a snapshot is restored into scratch targets, judged by what was true when it was taken, and the verdict is recorded.
+//! A rehearsed restore: a snapshot is restored into scratch targets, judged by what was true when
+//! it was taken, and the verdict is recorded.
 //!
-//! A drill never writes to a source: its targets are its own, made for it, and refused where they could be anything else. What it made goes at its end,
-//! however it ends; what a killed one left goes at the beginning of the next.
+//! A drill never writes to a source: its targets are its own, made for it, and refused where they
+//! could be anything else. What it made goes at its end, however it ends; what a killed one left
+//! goes at the beginning of the next.
 
 mod checks;
 mod record;
@@ -18,16 +20,20 @@ use tracing::Instrument as _;
 use super::fetch::read_facts;
 use super::lock::{DrillLock, ReadLock, node};
 use super::snapshots::{Snapshot, list_one, read_whole};
-use super::{Engine, EngineError, OpenStorage, Selection, blocking, chain, free_bytes, make_private_folder};
+use super::{
+    Engine, EngineError, OpenStorage, Selection, blocking, chain, free_bytes, make_private_folder,
+};
 use crate::config::{Instance, Strategy, temporary_dir};
 use crate::model::{
-    ByteSize, Cancel, Check, CheckOutcome, Completeness, Digest, Facts, MANIFEST_KEY, Manifest, Name, Program,
-    SnapshotId, Span, Verdict, verdict,
+    ByteSize, Cancel, Check, CheckOutcome, Completeness, Digest, Facts, MANIFEST_KEY, Manifest,
+    Name, Program, SnapshotId, Span, Verdict, verdict,
 };
 use crate::pipeline::{Identity, Step, Stopwatch};
 use crate::report::{DrillReport, DrillStep, DrilledSnapshot};
 use crate::source::scratch::{ScratchPlace, refuse_overlap};
-use crate::source::{Context, ScratchConfig, SourceConfig, SourceError, refuse_dumped, refuse_sources, sweep_scratch};
+use crate::source::{
+    Context, ScratchConfig, SourceConfig, SourceError, refuse_dumped, refuse_sources, sweep_scratch,
+};
 use crate::storage::{StorageConfig, StorageError};
 use rehearsal::{Rehearsal, Rehearsed};
 
@@ -55,8 +61,9 @@ impl Default for DrillRequest {
 /// Rehearses the restore of a snapshot of `strategy`, and records what came of it.
 ///
 /// # Errors
-/// When nothing was judged for a reason that is not the world's: a drill of the strategy is under way, the target is a source, the request cannot be
-/// carried out, or the drill was asked to stop. What could not be reached is an inconclusive report.
+/// When nothing was judged for a reason that is not the world's: a drill of the strategy is under
+/// way, the target is a source, the request cannot be carried out, or the drill was asked to stop.
+/// What could not be reached is an inconclusive report.
 pub async fn drill(
     engine: &Engine,
     instance: &Instance,
@@ -66,7 +73,8 @@ pub async fn drill(
     let drilling = DrillLock::take(&engine.state_dir, &instance.name, &strategy.name)?;
     let started = engine.clock.now_seconds();
     let mut salt = [0; 3];
-    getrandom::fill(&mut salt).map_err(|error| EngineError::Internal(format!("No random bytes: {error}")))?;
+    getrandom::fill(&mut salt)
+        .map_err(|error| EngineError::Internal(format!("No random bytes: {error}")))?;
     let mut drill = Drill {
         lock: drilling,
         instance,
@@ -75,7 +83,8 @@ pub async fn drill(
         watch: Stopwatch::start(Step::Prepare),
         report: empty_report(instance, strategy, request, SnapshotId::new(started, salt), started),
     };
-    // Everything of the drill hears of a cancellation through this one, which the timeout cancels too.
+    // Everything of the drill hears of a cancellation through this one, which the timeout cancels
+    // too.
     let stop = Cancel::new();
     let _chained = engine.cancel.on_cancel({
         let stop = stop.clone();
@@ -83,7 +92,8 @@ pub async fn drill(
     });
     let timed_out = Arc::new(AtomicBool::new(false));
     let timer = tokio::spawn({
-        let (stop, timed_out, limit) = (stop.clone(), Arc::clone(&timed_out), strategy.drill.timeout.duration());
+        let (stop, timed_out, limit) =
+            (stop.clone(), Arc::clone(&timed_out), strategy.drill.timeout.duration());
         async move {
             tokio::time::sleep(limit).await;
             timed_out.store(true, Ordering::SeqCst);
@@ -91,8 +101,8 @@ pub async fn drill(
         }
     });
     let own = Engine { cancel: stop, ..engine.clone() };
-    let span =
-        tracing::info_span!("drill", instance = %instance.name, strategy = %strategy.name, id = %drill.report.id);
+    let span = tracing::info_span!("drill", instance = %instance.name, strategy = %strategy.name,
+        id = %drill.report.id);
     span.in_scope(|| tracing::info!(storage = %drill.report.storage, "drill begins"));
     let judged = drill.judge(&own).instrument(span).await;
     timer.abort();
@@ -102,7 +112,11 @@ pub async fn drill(
         Err(_) if timed_out.load(Ordering::SeqCst) => {
             Some(format!("The drill took longer than its `timeout` of {}", strategy.drill.timeout))
         }
-        Err(error @ (EngineError::Request(_) | EngineError::Locked { .. } | EngineError::Internal(_))) => {
+        Err(
+            error @ (EngineError::Request(_)
+            | EngineError::Locked { .. }
+            | EngineError::Internal(_)),
+        ) => {
             return Err(error);
         }
         Err(error @ EngineError::NotFound(_)) if request.snapshot != "latest" => return Err(error),
@@ -140,7 +154,10 @@ fn empty_report(
         storage: request.storage.clone().unwrap_or_else(|| strategy.drill.storage.clone()),
         address: String::new(),
         host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
-        program: Program { name: "holdfast".to_owned(), version: env!("CARGO_PKG_VERSION").to_owned() },
+        program: Program {
+            name: "holdfast".to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        },
         started,
         finished: started,
         seconds: 0.0,
@@ -170,17 +187,15 @@ pub(super) struct Subject {
 }
 
 impl Drill<'_> {
-    /// Looks at everything. An error is what kept it from that; what is wrong with the snapshot is in the report.
+    /// Looks at everything. An error is what kept it from that; what is wrong with the snapshot is
+    /// in the report.
     async fn judge(&mut self, engine: &Engine) -> Result<(), EngineError> {
-        let work_dir = self.strategy.drill.work_dir.clone().unwrap_or_else(|| self.instance.work_dir.clone());
+        let work_dir =
+            self.strategy.drill.work_dir.clone().unwrap_or_else(|| self.instance.work_dir.clone());
         let root = rustix::process::geteuid().is_root();
-        let shared = self
-            .strategy
-            .drill
-            .work_dir
-            .clone()
-            .filter(|_| root)
-            .unwrap_or_else(|| if root { temporary_dir(&engine.environment) } else { work_dir.clone() });
+        let shared = self.strategy.drill.work_dir.clone().filter(|_| root).unwrap_or_else(|| {
+            if root { temporary_dir(&engine.environment) } else { work_dir.clone() }
+        });
         let place = self.place(engine, &work_dir, shared)?;
         self.refuse_targets(engine, &place, None).await?;
         make_private_folder(&work_dir)?;
@@ -189,11 +204,14 @@ impl Drill<'_> {
         let server = place.config.postgres.url.as_ref().map(ToString::to_string);
         self.lock.note(&folders, server.as_deref())?;
         let Some(subject) = self.find(engine).await? else { return Ok(()) };
-        let _reading = ReadLock::share(&engine.state_dir, &self.instance.name, &self.strategy.name)?;
+        let _reading =
+            ReadLock::share(&engine.state_dir, &self.instance.name, &self.strategy.name)?;
         let identities = self.identities()?;
         if subject.manifest.is_encrypted() && identities.is_empty() {
             return Err(EngineError::Undrilled(
-                "it is encrypted, and no key was given. Set `identity_file` of the strategy's drill, or pass `--identity-file`".to_owned(),
+                "it is encrypted, and no key was given. Set `identity_file` of the strategy's \
+                 drill, or pass `--identity-file`"
+                    .to_owned(),
             ));
         }
         let facts = self.facts(engine, &subject, &identities).await?;
@@ -214,7 +232,8 @@ impl Drill<'_> {
             drill: self.report.id.clone(),
             runtime: Handle::current(),
         };
-        let Rehearsed { ended, checks, targets, artifacts, warnings, left } = blocking(move || rehearsal.run()).await?;
+        let Rehearsed { ended, checks, targets, artifacts, warnings, left } =
+            blocking(move || rehearsal.run()).await?;
         self.report.checks.extend(checks);
         self.report.targets = targets;
         self.report.artifacts = artifacts;
@@ -227,20 +246,30 @@ impl Drill<'_> {
         self.ensure_still_there(&subject).await?;
         self.watch.turn(Step::Checks);
         if let Some(facts) = &facts {
-            let shrunk = shrink::checks(engine, self.instance, self.strategy, &subject, facts, &identities).await?;
+            let shrunk =
+                shrink::checks(engine, self.instance, self.strategy, &subject, facts, &identities)
+                    .await?;
             self.report.checks.extend(shrunk);
         }
         Ok(())
     }
 
     /// Where scratch targets are made.
-    fn place(&self, engine: &Engine, work_dir: &Path, shared_folder: PathBuf) -> Result<ScratchPlace, EngineError> {
-        // What this state folder's drills of this strategy made is told by its name, and only these are ever swept.
-        let owner = format!("{} {} {}", node(&engine.state_dir)?, self.instance.name, self.strategy.name);
+    fn place(
+        &self,
+        engine: &Engine,
+        work_dir: &Path,
+        shared_folder: PathBuf,
+    ) -> Result<ScratchPlace, EngineError> {
+        // What this state folder's drills of this strategy made is told by its name, and only these
+        // are ever swept.
+        let owner =
+            format!("{} {} {}", node(&engine.state_dir)?, self.instance.name, self.strategy.name);
         let owner = Digest::of(owner.as_bytes()).to_string();
         let owner: String = owner.rsplit(':').next().unwrap_or_default().chars().take(8).collect();
         let mut salt = [0; 4];
-        getrandom::fill(&mut salt).map_err(|error| EngineError::Internal(format!("No random bytes: {error}")))?;
+        getrandom::fill(&mut salt)
+            .map_err(|error| EngineError::Internal(format!("No random bytes: {error}")))?;
         let prefix = format!("holdfast_drill_{owner}_");
         Ok(ScratchPlace {
             folder: work_dir.join(format!("{prefix}{}", hex::encode(salt))),
@@ -250,8 +279,8 @@ impl Drill<'_> {
         })
     }
 
-    /// Refuses targets that are a source of the configuration, or lie in a storage; with facts, those that the snapshot was dumped from, which another
-    /// configuration may back up.
+    /// Refuses targets that are a source of the configuration, or lie in a storage; with facts,
+    /// those that the snapshot was dumped from, which another configuration may back up.
     async fn refuse_targets(
         &self,
         engine: &Engine,
@@ -261,7 +290,10 @@ impl Drill<'_> {
         let refused = |error: SourceError| match error {
             SourceError::Cancelled => EngineError::Cancelled,
             SourceError::Unsuitable(problem) => EngineError::Request(problem),
-            error => EngineError::Restore { artifact: "scratch target".to_owned(), error: Box::new(error) },
+            error => EngineError::Restore {
+                artifact: "scratch target".to_owned(),
+                error: Box::new(error),
+            },
         };
         let name = place.folder.file_name().unwrap_or_default();
         let folders = [place.folder.clone(), place.shared_folder.join(name)];
@@ -269,9 +301,11 @@ impl Drill<'_> {
             let StorageConfig::Local(config) = storage else { continue };
             for folder in &folders {
                 // What begins with a dot is not of the storage: no instance has such a name.
-                let apart = folder.strip_prefix(&config.path).ok().and_then(|rest| rest.iter().next());
+                let apart =
+                    folder.strip_prefix(&config.path).ok().and_then(|rest| rest.iter().next());
                 if !apart.is_some_and(|first| first.as_encoded_bytes().starts_with(b".")) {
-                    refuse_overlap(folder, &config.path, &format!("the storage `{name}`")).map_err(refused)?;
+                    refuse_overlap(folder, &config.path, &format!("the storage `{name}`"))
+                        .map_err(refused)?;
                 }
             }
         }
@@ -287,7 +321,9 @@ impl Drill<'_> {
                 refuse_dumped(&context, &place.config, name, facts)?;
             }
             let sources: Vec<(&Name, &SourceConfig)> = sources.iter().collect();
-            folders.iter().try_for_each(|folder| refuse_sources(&context, &place.config, folder, &sources))
+            folders
+                .iter()
+                .try_for_each(|folder| refuse_sources(&context, &place.config, folder, &sources))
         })
         .await?
         .map_err(refused)
@@ -317,7 +353,8 @@ impl Drill<'_> {
         let server = place.config.postgres.url.as_ref().map(ToString::to_string);
         for other in servers.iter().filter(|other| Some(*other) != server.as_ref()) {
             tracing::warn!(
-                "drills before were on `{other}`, which is not configured any more: should one have been killed, a database whose name begins with `{}` may be there",
+                "drills before were on `{other}`, which is not configured any more: should one \
+                 have been killed, a database whose name begins with `{}` may be there",
                 place.prefix
             );
         }
@@ -353,16 +390,23 @@ impl Drill<'_> {
         open.watch = Some(self.watch.clone());
         self.report.address = open.storage.address();
         self.watch.turn(Step::Fetch);
-        let selection =
-            Selection { instance: Some(self.instance.name.clone()), strategy: Some(self.strategy.name.clone()) };
-        let snapshots =
-            list_one(engine, &open, &selection).await.map_err(|error| EngineError::storage(&name, error))?;
+        let selection = Selection {
+            instance: Some(self.instance.name.clone()),
+            strategy: Some(self.strategy.name.clone()),
+        };
+        let snapshots = list_one(engine, &open, &selection)
+            .await
+            .map_err(|error| EngineError::storage(&name, error))?;
         let id = match choose(&snapshots, &self.request.snapshot) {
             Ok(id) => id,
             Err(error) => {
                 return match self.without_manifest(&open).await? {
                     Some(id) => {
-                        self.bad_manifest(&id, "it is not there, and artifacts of the snapshot are: it was deleted, or its run never committed it");
+                        self.bad_manifest(
+                            &id,
+                            "it is not there, and artifacts of the snapshot \
+                            are: it was deleted, or its run never committed it",
+                        );
                         Ok(None)
                     }
                     None => Err(error),
@@ -371,10 +415,14 @@ impl Drill<'_> {
         };
         let folder = format!("{}/{}/{id}/", self.instance.name, self.strategy.name);
         // The one that is stored: what the catalog remembers of it proves nothing.
-        let manifest = match read_whole(open.storage.as_ref(), &format!("{folder}{MANIFEST_KEY}")).await {
+        let manifest = match read_whole(open.storage.as_ref(), &format!("{folder}{MANIFEST_KEY}"))
+            .await
+        {
             Ok(body) => Manifest::from_bytes(&body, &self.instance.name, &self.strategy.name, &id)
                 .map_err(|error| error.to_string()),
-            Err(error) if error.is_about_reaching() => return Err(EngineError::storage(&name, error)),
+            Err(error) if error.is_about_reaching() => {
+                return Err(EngineError::storage(&name, error));
+            }
             Err(error) => Err(error.to_string()),
         };
         let manifest = match manifest {
@@ -400,7 +448,9 @@ impl Drill<'_> {
             Completeness::Partial => "partial: content is missing",
         };
         let check = Check::new("completeness", None, "completeness, by the manifest");
-        self.report.checks.push(check.compared(words(Completeness::Whole), words(manifest.completeness)));
+        self.report
+            .checks
+            .push(check.compared(words(Completeness::Whole), words(manifest.completeness)));
         Ok(Some(Subject { storage: open, folder, manifest, others: snapshots }))
     }
 
@@ -409,7 +459,10 @@ impl Drill<'_> {
         let failed = |check: &&mut Check| check.outcome == CheckOutcome::Failed;
         let manifest = format!("{}{MANIFEST_KEY}", subject.folder);
         if !self.report.checks.iter().any(|check| check.outcome == CheckOutcome::Failed)
-            || !matches!(subject.storage.storage.stat(&manifest).await, Err(StorageError::NotFound { .. }))
+            || !matches!(
+                subject.storage.storage.stat(&manifest).await,
+                Err(StorageError::NotFound { .. })
+            )
         {
             return Ok(());
         }
@@ -433,8 +486,12 @@ impl Drill<'_> {
         self.report.checks.push(check.judged(false, format!("the manifest of {id}"), problem));
     }
 
-    /// The snapshot that is asked for by its whole id, when the storage has artifacts of it and no manifest.
-    async fn without_manifest(&self, open: &OpenStorage) -> Result<Option<SnapshotId>, EngineError> {
+    /// The snapshot that is asked for by its whole id, when the storage has artifacts of it and no
+    /// manifest.
+    async fn without_manifest(
+        &self,
+        open: &OpenStorage,
+    ) -> Result<Option<SnapshotId>, EngineError> {
         use futures::StreamExt as _;
         let Ok(id) = self.request.snapshot.parse::<SnapshotId>() else { return Ok(None) };
         let folder = format!("{}/{}/{id}/", self.instance.name, self.strategy.name);
@@ -453,7 +510,8 @@ impl Drill<'_> {
         self.strategy.drill.identity_file.as_deref().map_or_else(|| Ok(Vec::new()), read_identities)
     }
 
-    /// The facts. None when they are damaged: then that is in the report, and the rest is looked at all the same.
+    /// The facts. None when they are damaged: then that is in the report, and the rest is looked at
+    /// all the same.
     async fn facts(
         &mut self,
         engine: &Engine,
@@ -462,7 +520,9 @@ impl Drill<'_> {
     ) -> Result<Option<Facts>, EngineError> {
         self.watch.turn(Step::Fetch);
         let artifact = subject.manifest.artifact("facts.json");
-        let stored = artifact.and_then(|artifact| artifact.objects.first()).map(|object| object.digest.to_string());
+        let stored = artifact
+            .and_then(|artifact| artifact.objects.first())
+            .map(|object| object.digest.to_string());
         let check = Check::new("digest", None, "facts.json");
         match read_facts(engine, &subject.storage, &subject.manifest, identities).await {
             Ok(Some(facts)) => {
@@ -497,7 +557,9 @@ impl Drill<'_> {
         let plain: u64 = facts.artifacts.iter().map(|artifact| artifact.plain_bytes).sum();
         if let Some(most) = self.strategy.drill.max_bytes.filter(|most| plain > most.0) {
             let plain = ByteSize(plain);
-            return Err(EngineError::Undrilled(format!("it has {plain}, and `max_bytes` allows {most}")));
+            return Err(EngineError::Undrilled(format!(
+                "it has {plain}, and `max_bytes` allows {most}"
+            )));
         }
         let parent = |folder: &Path| folder.parent().unwrap_or(folder).to_owned();
         let needs = rehearsal::room(facts, &self.strategy.drill.postgres);
@@ -505,13 +567,17 @@ impl Drill<'_> {
         let wanted = if same {
             vec![(parent(&place.folder), needs.folder + needs.cluster)]
         } else {
-            vec![(parent(&place.folder), needs.folder), (place.shared_folder.clone(), needs.cluster)]
+            vec![
+                (parent(&place.folder), needs.folder),
+                (place.shared_folder.clone(), needs.cluster),
+            ]
         };
         for (folder, needed) in wanted {
             let free = free_bytes(&folder)?;
             if free < needed {
                 return Err(EngineError::Undrilled(format!(
-                    "it needs {} in `{}`, which has {} free. Make room, or set the drill's `work_dir`",
+                    "it needs {} in `{}`, which has {} free. Make room, or set the drill's \
+                     `work_dir`",
                     ByteSize(needed),
                     folder.display(),
                     ByteSize(free)
@@ -526,11 +592,16 @@ impl Drill<'_> {
         let mut report = self.report;
         report.finished = engine.clock.now_seconds();
         let spent = self.watch.seconds();
-        report.recovery_seconds = spent.iter().filter(|(step, _)| step.is_recovery()).map(|(_, seconds)| seconds).sum();
+        report.recovery_seconds =
+            spent.iter().filter(|(step, _)| step.is_recovery()).map(|(_, seconds)| seconds).sum();
         report.seconds = spent.iter().map(|(_, seconds)| seconds).sum();
-        let step = |(step, seconds): (Step, f64)| DrillStep { name: step.as_str().to_owned(), seconds };
+        let step =
+            |(step, seconds): (Step, f64)| DrillStep { name: step.as_str().to_owned(), seconds };
         report.steps = spent.into_iter().map(step).collect();
-        let age = report.snapshot.as_ref().map(|snapshot| (report.started - snapshot.taken).num_seconds() as f64);
+        let age = report
+            .snapshot
+            .as_ref()
+            .map(|snapshot| (report.started - snapshot.taken).num_seconds() as f64);
         report.recovery_point_seconds = age;
         if unjudged.is_none() && report.snapshot.is_some() {
             let objectives = [
@@ -541,11 +612,16 @@ impl Drill<'_> {
                 if let (Some(objective), Some(found)) = (objective, found) {
                     let span = |seconds: f64| match seconds {
                         ..10.0 => format!("{seconds:.1}s"),
-                        _ => Span::from(std::time::Duration::from_secs_f64(seconds.round())).to_string(),
+                        _ => Span::from(std::time::Duration::from_secs_f64(seconds.round()))
+                            .to_string(),
                     };
                     let holds = found <= objective.duration().as_secs_f64();
                     let check = Check::new(kind, None, what);
-                    report.checks.push(check.judged(holds, format!("at most {objective}"), span(found)));
+                    report.checks.push(check.judged(
+                        holds,
+                        format!("at most {objective}"),
+                        span(found),
+                    ));
                 }
             }
         }
@@ -553,7 +629,8 @@ impl Drill<'_> {
         if unjudged.is_some() && report.verdict == Verdict::Passed {
             report.verdict = Verdict::Inconclusive;
         }
-        let failed: Vec<&Check> = report.checks.iter().filter(|check| check.outcome == CheckOutcome::Failed).collect();
+        let failed: Vec<&Check> =
+            report.checks.iter().filter(|check| check.outcome == CheckOutcome::Failed).collect();
         report.suspect = !failed.is_empty() && failed.iter().all(|check| check.kind == "shrink");
         let bad: Vec<String> = report.bad_news().map(Check::in_words).collect();
         let more = bad.len().saturating_sub(1);
@@ -575,21 +652,39 @@ impl Drill<'_> {
 /// # Errors
 /// When it cannot be read, or has none.
 pub(super) fn read_identities(path: &Path) -> Result<Vec<Identity>, EngineError> {
-    let failed = |error| EngineError::File { attempt: "use the identity file", path: path.to_owned(), error };
+    let failed = |error| EngineError::File {
+        attempt: "use the identity file",
+        path: path.to_owned(),
+        error,
+    };
     let text = std::fs::read_to_string(path).map_err(failed)?;
     Identity::parse_file(&text).map_err(|error| failed(std::io::Error::other(error.to_string())))
 }
 
-/// The snapshot that `wanted` means. `latest` is the newest that is not known to be partial: one that is damaged is not passed over.
+/// The snapshot that `wanted` means. `latest` is the newest that is not known to be partial: one
+/// that is damaged is not passed over.
 fn choose(snapshots: &[Snapshot], wanted: &str) -> Result<SnapshotId, EngineError> {
     if wanted == "latest" {
         let partial = |snapshot: &&Snapshot| {
-            snapshot.manifest.as_ref().is_ok_and(|manifest| manifest.completeness == Completeness::Partial)
+            snapshot
+                .manifest
+                .as_ref()
+                .is_ok_and(|manifest| manifest.completeness == Completeness::Partial)
         };
-        let newest = snapshots.iter().filter(|snapshot| !partial(snapshot)).map(|snapshot| &snapshot.id).max();
-        return newest.cloned().ok_or_else(|| EngineError::NotFound("There is no snapshot to drill".to_owned()));
+        let newest = snapshots
+            .iter()
+            .filter(|snapshot| !partial(snapshot))
+            .map(|snapshot| &snapshot.id)
+            .max();
+        return newest
+            .cloned()
+            .ok_or_else(|| EngineError::NotFound("There is no snapshot to drill".to_owned()));
     }
     let listing = super::Listing { snapshots: snapshots.to_vec(), unlisted: Vec::new() };
     let found = super::find(&listing, wanted, None)?;
-    found.into_iter().next().map(|snapshot| snapshot.id).ok_or_else(|| EngineError::NotFound(wanted.to_owned()))
+    found
+        .into_iter()
+        .next()
+        .map(|snapshot| snapshot.id)
+        .ok_or_else(|| EngineError::NotFound(wanted.to_owned()))
 }

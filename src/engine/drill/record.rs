@@ -1,5 +1,6 @@
-//! What becomes of a verdict: it stands in the catalog with all the evidence, and beside the snapshot in every storage that has it, so that it outlives the
-//! machine and is heeded by whoever prunes.
+//! What becomes of a verdict: it stands in the catalog with all the evidence, and beside the
+//! snapshot in every storage that has it, so that it outlives the machine and is heeded by whoever
+//! prunes.
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
@@ -8,25 +9,35 @@ use crate::catalog::{CatalogError, DrillRecord};
 use crate::config::{Instance, Strategy};
 use crate::engine::marks::drill_marks;
 use crate::engine::{Engine, EngineError, OpenStorage, chain};
-use crate::model::{CheckOutcome, Evidence, MANIFEST_KEY, MARK_FORMAT, Mark, Name, Says, SnapshotId, Verdict};
+use crate::model::{
+    CheckOutcome, Evidence, MANIFEST_KEY, MARK_FORMAT, Mark, Name, Says, SnapshotId, Verdict,
+};
 use crate::report::DrillReport;
 use crate::storage::StorageError;
 
 /// Records a drill. What could not be recorded is in the report.
-pub(super) async fn record(engine: &Engine, instance: &Instance, strategy: &Strategy, report: &mut DrillReport) {
+pub(super) async fn record(
+    engine: &Engine,
+    instance: &Instance,
+    strategy: &Strategy,
+    report: &mut DrillReport,
+) {
     // Of a drill that judged nothing there is nothing to say of the snapshot.
     if let Some(id) = report.snapshot.as_ref().map(|snapshot| snapshot.id.clone())
         && report.verdict != Verdict::Inconclusive
     {
-        let names =
-            instance.storages.keys().filter(|name| strategy.storages.contains(*name) || **name == report.storage);
+        let names = instance
+            .storages
+            .keys()
+            .filter(|name| strategy.storages.contains(*name) || **name == report.storage);
         for name in names.cloned().collect::<Vec<_>>() {
             match mark(engine, instance, &name, &id, report).await {
                 Ok(true) => report.recorded.push(name),
                 Ok(false) => {}
                 Err(error) => {
                     let error = chain(&error);
-                    tracing::error!(storage = %name, "the verdict of the drill could not be put there: {error}");
+                    tracing::error!(storage = %name, "the verdict of the drill could not be put \
+                        there: {error}");
                     report.unrecorded.push((name.to_string(), error));
                 }
             }
@@ -95,14 +106,27 @@ async fn mark(
     if report.suspect {
         let reason = "It has much less than the last good snapshot, by a drill".to_owned();
         let suspect = mark(Says::Suspect { reason });
-        open.storage.replace(&suspect.key(), Bytes::from(suspect.to_bytes())).await.map_err(failed)?;
+        open.storage
+            .replace(&suspect.key(), Bytes::from(suspect.to_bytes()))
+            .await
+            .map_err(failed)?;
     }
     Ok(true)
 }
 
-/// When the last drill of the strategy began that came to a verdict, as far as is recorded here. One that did not is made up for at the next start.
-pub async fn last_drilled(engine: &Engine, instance: &Instance, strategy: &Strategy) -> Option<DateTime<Utc>> {
-    match engine.catalog().await?.last_drill(&instance.name, &strategy.name, &["passed", "failed"]).await {
+/// When the last drill of the strategy began that came to a verdict, as far as is recorded here.
+/// One that did not is made up for at the next start.
+pub async fn last_drilled(
+    engine: &Engine,
+    instance: &Instance,
+    strategy: &Strategy,
+) -> Option<DateTime<Utc>> {
+    match engine
+        .catalog()
+        .await?
+        .last_drill(&instance.name, &strategy.name, &["passed", "failed"])
+        .await
+    {
         Ok(last) => last.map(|last| last.started),
         Err(error) => {
             tracing::warn!("{error}");
@@ -115,7 +139,10 @@ pub async fn last_drilled(engine: &Engine, instance: &Instance, strategy: &Strat
 ///
 /// # Errors
 /// When the catalog cannot be read.
-pub async fn drill_reports(engine: &Engine, instance: &Name) -> Result<Vec<DrillRecord>, EngineError> {
+pub async fn drill_reports(
+    engine: &Engine,
+    instance: &Name,
+) -> Result<Vec<DrillRecord>, EngineError> {
     Ok(engine.try_catalog().await?.drills(instance).await?)
 }
 
@@ -125,11 +152,15 @@ pub async fn drill_reports(engine: &Engine, instance: &Name) -> Result<Vec<Drill
 /// When it cannot be read by this version.
 pub fn to_report(record: &DrillRecord) -> Result<DrillReport, EngineError> {
     serde_json::from_str(&record.report).map_err(|error| {
-        EngineError::NotFound(format!("The evidence of the drill `{}` cannot be read: {error}", record.id))
+        EngineError::NotFound(format!(
+            "The evidence of the drill `{}` cannot be read: {error}",
+            record.id
+        ))
     })
 }
 
-/// What is known here of the drills of a strategy, of other machines too as far as their marks were seen.
+/// What is known here of the drills of a strategy, of other machines too as far as their marks were
+/// seen.
 #[derive(Debug, Clone, Default)]
 pub struct LastDrills {
     /// The last of this machine, however it ended.
@@ -165,10 +196,13 @@ pub async fn last_drills(
             }
         }
     }
-    let latest = |all: &mut dyn Iterator<Item = &(DateTime<Utc>, Verdict)>| all.max_by_key(|(at, _)| *at).copied();
+    let latest = |all: &mut dyn Iterator<Item = &(DateTime<Utc>, Verdict)>| {
+        all.max_by_key(|(at, _)| *at).copied()
+    };
     Ok(LastDrills {
         last: catalog.last_drill(of, name, &[]).await?,
         judged: latest(&mut known.iter()),
-        passed: latest(&mut known.iter().filter(|(_, verdict)| *verdict == Verdict::Passed)).map(|(at, _)| at),
+        passed: latest(&mut known.iter().filter(|(_, verdict)| *verdict == Verdict::Passed))
+            .map(|(at, _)| at),
     })
 }

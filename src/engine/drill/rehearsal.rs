@@ -1,4 +1,5 @@
-//! The rehearsal proper: every artifact is read, what can be restored is, and what was restored is looked at. On one thread, which may block.
+//! The rehearsal proper: every artifact is read, what can be restored is, and what was restored is
+//! looked at. On one thread, which may block.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -14,12 +15,17 @@ use crate::engine::restore::restore_artifact;
 use crate::engine::streams::ArtifactStreams;
 use crate::engine::verify::read_through;
 use crate::engine::{Engine, EngineError, OpenStorage, chain, make_private_folder};
-use crate::model::{Artifact, ArtifactKind, Cancel, Check, CheckOutcome, Facts, Manifest, Name, SnapshotId, Warnings};
+use crate::model::{
+    Artifact, ArtifactKind, Cancel, Check, CheckOutcome, Facts, Manifest, Name, SnapshotId,
+    Warnings,
+};
 use crate::pipeline::{Identity, Step, Stopwatch};
 use crate::report::{DrillTarget, DrilledArtifact};
 use crate::source::postgres::ScratchServer;
 use crate::source::scratch::{Scratch, ScratchPlace, keep_folder};
-use crate::source::{Context, RestoreArtifact, Restorer, SourceError, remove_scratch_folder, restorer};
+use crate::source::{
+    Context, RestoreArtifact, Restorer, SourceError, remove_scratch_folder, restorer,
+};
 
 /// Room that a fresh cluster takes, and a database beyond its dump, in bytes.
 const CLUSTER: u64 = 96 << 20;
@@ -69,13 +75,16 @@ pub(super) struct Room {
     pub(super) cluster: u64,
 }
 
-/// How much room the artifacts of `facts` take once they are restored, as far as it is taken on this machine.
+/// How much room the artifacts of `facts` take once they are restored, as far as it is taken on
+/// this machine.
 pub(super) fn room(facts: &Facts, postgres: &ScratchServer) -> Room {
     let mut room = Room { folder: 0, cluster: 0 };
     for artifact in &facts.artifacts {
         match artifact.name.rsplit('.').next().unwrap_or_default() {
             // With its indexes a database is larger than its dump.
-            "pgdump" if postgres.url.is_none() => room.cluster += CLUSTER + artifact.plain_bytes.saturating_mul(2),
+            "pgdump" if postgres.url.is_none() => {
+                room.cluster += CLUSTER + artifact.plain_bytes.saturating_mul(2)
+            }
             "pgdump" | "index" | "blocks" => {}
             _ => room.folder += artifact.plain_bytes,
         }
@@ -83,7 +92,8 @@ pub(super) fn room(facts: &Facts, postgres: &ScratchServer) -> Room {
     room
 }
 
-/// Whether what is stored of an artifact is what was written, decrypted or not; what is wrong otherwise.
+/// Whether what is stored of an artifact is what was written, decrypted or not; what is wrong
+/// otherwise.
 pub(super) async fn is_as_stored(
     engine: &Engine,
     subject: &Subject,
@@ -92,7 +102,16 @@ pub(super) async fn is_as_stored(
     let Some(artifact) = subject.manifest.artifact(name) else {
         return Ok(Err("the manifest does not list it".to_owned()));
     };
-    let read = read_through(engine, &subject.storage, &subject.manifest.id, &subject.folder, artifact, &[], None).await;
+    let read = read_through(
+        engine,
+        &subject.storage,
+        &subject.manifest.id,
+        &subject.folder,
+        artifact,
+        &[],
+        None,
+    )
+    .await;
     match read {
         Ok(()) => Ok(Ok(())),
         Err(EngineError::Damaged { problem, .. }) => Ok(Err(problem)),
@@ -129,7 +148,11 @@ impl Rehearsal {
         rehearsed
     }
 
-    fn work(&mut self, targets: &mut Targets, rehearsed: &mut Rehearsed) -> Result<(), EngineError> {
+    fn work(
+        &mut self,
+        targets: &mut Targets,
+        rehearsed: &mut Rehearsed,
+    ) -> Result<(), EngineError> {
         self.watch.turn(Step::Prepare);
         make_private_folder(&self.place.folder)?;
         let mut sources: Vec<Name> = Vec::new();
@@ -167,14 +190,26 @@ impl Rehearsal {
         }
     }
 
-    /// Reads all artifacts of a source, restores those that are for it, and looks at what was restored.
-    fn source(&self, source: &Name, targets: &mut Targets, rehearsed: &mut Rehearsed) -> Result<(), EngineError> {
+    /// Reads all artifacts of a source, restores those that are for it, and looks at what was
+    /// restored.
+    fn source(
+        &self,
+        source: &Name,
+        targets: &mut Targets,
+        rehearsed: &mut Rehearsed,
+    ) -> Result<(), EngineError> {
         let cx = self.context(source, &self.engine.cancel);
-        let artifacts: Vec<&Artifact> =
-            self.manifest.artifacts.iter().filter(|one| one.source.as_ref() == Some(source)).collect();
+        let artifacts: Vec<&Artifact> = self
+            .manifest
+            .artifacts
+            .iter()
+            .filter(|one| one.source.as_ref() == Some(source))
+            .collect();
         let facts = self.facts.as_deref();
         let mut target = None;
-        if let Some((first, restorer)) = artifacts.iter().find_map(|one| Some((one, restorer(one.kind)?))) {
+        if let Some((first, restorer)) =
+            artifacts.iter().find_map(|one| Some((one, restorer(one.kind)?)))
+        {
             self.watch.turn(Step::Prepare);
             self.engine.progress.begin(format!("making ready for {source}"), None);
             let wanted = restore_artifact(&self.manifest.id, first, facts);
@@ -217,7 +252,8 @@ impl Rehearsal {
         self.ensure_going()?;
         let facts = self.facts.as_deref();
         let wanted = restore_artifact(&self.manifest.id, artifact, facts);
-        let known = facts.and_then(|facts| facts.artifacts.iter().find(|known| known.name == artifact.name));
+        let known = facts
+            .and_then(|facts| facts.artifacts.iter().find(|known| known.name == artifact.name));
         let mut shown = DrilledArtifact {
             name: artifact.name.clone(),
             stored_bytes: artifact.stored_bytes(),
@@ -229,7 +265,8 @@ impl Rehearsal {
         let fate = match (target, restorer(artifact.kind)) {
             (Some(target), Some(restorer)) => match target.scratch.target(&wanted) {
                 Ok(_) => {
-                    let fate = self.restore(cx, artifact, &wanted, restorer.as_ref(), target, rehearsed)?;
+                    let fate =
+                        self.restore(cx, artifact, &wanted, restorer.as_ref(), target, rehearsed)?;
                     target.is_whole &= matches!(fate, Fate::Sound);
                     if matches!(fate, Fate::Sound) {
                         "restored".clone_into(&mut shown.done);
@@ -249,14 +286,21 @@ impl Rehearsal {
             |known| known.plain_digest.to_string(),
         );
         let digest = Check::new("digest", artifact.source.as_ref(), artifact.name.clone());
-        let restored = Check::new("restore", artifact.source.as_ref(), format!("restore of {}", artifact.name));
+        let restored = Check::new(
+            "restore",
+            artifact.source.as_ref(),
+            format!("restore of {}", artifact.name),
+        );
         let whole = "all of it, without an error";
         rehearsed.checks.extend(match fate {
             Fate::Sound => vec![digest.judged(true, expected, "the same")],
             Fate::Damaged(problem) => vec![digest.judged(false, expected, problem)],
             Fate::Open(problem) => vec![restored.ended(CheckOutcome::Inconclusive, problem)],
             Fate::Bad(problem) => {
-                vec![digest.judged(true, expected, "the same"), restored.judged(false, whole, problem)]
+                vec![
+                    digest.judged(true, expected, "the same"),
+                    restored.judged(false, whole, problem),
+                ]
             }
         });
         Ok(())
@@ -291,7 +335,8 @@ impl Rehearsal {
             }
             Err(error) => return self.fate(cx, artifact, &error, target),
         }
-        if let (ArtifactKind::Tar, crate::source::Target::Folder(folder)) = (artifact.kind, &place) {
+        if let (ArtifactKind::Tar, crate::source::Target::Folder(folder)) = (artifact.kind, &place)
+        {
             target.folder = Some(folder.clone());
         }
         self.watch.turn(Step::Checks);
@@ -334,7 +379,8 @@ impl Rehearsal {
             // Read by itself it says what is wrong without what that means for a restore.
             return Ok(match self.read(artifact)? {
                 Fate::Sound => {
-                    let error = reading_failed(&self.storage, &self.manifest.id, &artifact.name, error);
+                    let error =
+                        reading_failed(&self.storage, &self.manifest.id, &artifact.name, error);
                     self.reading_fate(artifact, error)?
                 }
                 other => other,
@@ -364,8 +410,12 @@ impl Rehearsal {
     fn read_with(&self, artifact: &Artifact, identities: &[Identity]) -> Result<(), EngineError> {
         let Manifest { instance, strategy, id, .. } = &self.manifest;
         let folder = format!("{instance}/{strategy}/{id}/");
-        let facts = self.facts.as_deref().filter(|_| !identities.is_empty() || !self.manifest.is_encrypted());
-        let reading = read_through(&self.engine, &self.storage, id, &folder, artifact, identities, facts);
+        let facts = self
+            .facts
+            .as_deref()
+            .filter(|_| !identities.is_empty() || !self.manifest.is_encrypted());
+        let reading =
+            read_through(&self.engine, &self.storage, id, &folder, artifact, identities, facts);
         self.runtime.block_on(reading)
     }
 
@@ -375,7 +425,8 @@ impl Rehearsal {
         }
         match error {
             EngineError::Damaged { problem, .. } => Ok(Fate::Damaged(problem)),
-            // No key that was given opens it. Whether it is as it was stored can be told all the same.
+            // No key that was given opens it. Whether it is as it was stored can be told all the
+            // same.
             EngineError::Request(problem) => match self.read_with(artifact, &[]) {
                 Err(EngineError::Damaged { problem, .. }) => Ok(Fate::Damaged(problem)),
                 _ => Ok(Fate::Open(problem)),
@@ -385,7 +436,8 @@ impl Rehearsal {
         }
     }
 
-    /// Removes all that was made, or lets it stay where that was asked for. Not even a cancellation keeps it from that.
+    /// Removes all that was made, or lets it stay where that was asked for. Not even a cancellation
+    /// keeps it from that.
     fn clean_up(&self, targets: Targets, rehearsed: &mut Rehearsed) {
         self.engine.progress.begin("cleaning up", None);
         let own = Cancel::new();
@@ -403,7 +455,9 @@ impl Rehearsal {
                 });
             } else if let Err(error) = target.scratch.remove(&cx) {
                 let error = chain(&error);
-                note(format!("{what} could not be removed, and the next drill tries again: {error}"));
+                note(format!(
+                    "{what} could not be removed, and the next drill tries again: {error}"
+                ));
             }
         }
         let folder = &self.place.folder;
@@ -419,7 +473,9 @@ fn dumped_from(artifact: &RestoreArtifact) -> Option<String> {
     let text = |key: &str| artifact.facts.get(key).and_then(serde_json::Value::as_str);
     Some(match text("type")? {
         "postgres" => format!("PostgreSQL {}, `{}`", text("server_version")?, text("database")?),
-        "sqlite" => format!("SQLite {}, `{}`", text("sqlite_version")?, text("file").unwrap_or_default()),
+        "sqlite" => {
+            format!("SQLite {}, `{}`", text("sqlite_version")?, text("file").unwrap_or_default())
+        }
         "directory" => format!("the folder `{}`", text("path")?),
         "command" => format!("the command `{}`", text("program")?),
         other => other.to_owned(),

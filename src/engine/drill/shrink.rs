@@ -1,11 +1,14 @@
-//! Whether there is much less than in the last good snapshot. What disappears from a system restores as well as what is there.
+//! Whether there is much less than in the last good snapshot. What disappears from a system
+//! restores as well as what is there.
 
 use super::Subject;
 use crate::config::{DrillCheck, Instance, Measure, ShrinkCheck, Strategy};
 use crate::engine::fetch::read_facts;
 use crate::engine::marks::{Marks, read_marks};
 use crate::engine::{Engine, EngineError, Snapshot, chain};
-use crate::model::{ArtifactKind, ByteSize, Check, CheckOutcome, Facts, Manifest, Name, SnapshotId, Verdict};
+use crate::model::{
+    ArtifactKind, ByteSize, Check, CheckOutcome, Facts, Manifest, Name, SnapshotId, Verdict,
+};
 use crate::pipeline::Identity;
 use crate::source::restorer;
 
@@ -32,10 +35,16 @@ pub(super) async fn checks(
     }
     let marks = read_marks(engine, std::slice::from_ref(&subject.storage), &instance.name).await;
     let all = |outcome: CheckOutcome, reason: &str| -> Vec<Check> {
-        wanted.iter().map(|check| empty(check, check.source.as_ref()).ended(outcome, reason)).collect()
+        wanted
+            .iter()
+            .map(|check| empty(check, check.source.as_ref()).ended(outcome, reason))
+            .collect()
     };
     if let Some((_, problem)) = marks.unread.first() {
-        return Ok(all(CheckOutcome::Inconclusive, &format!("the marks of the snapshots cannot be read: {problem}")));
+        return Ok(all(
+            CheckOutcome::Inconclusive,
+            &format!("the marks of the snapshots cannot be read: {problem}"),
+        ));
     }
     if marks.is_released(&subject.manifest.id) {
         return Ok(all(CheckOutcome::Skipped, "somebody looked at it and released it"));
@@ -46,7 +55,12 @@ pub(super) async fn checks(
     let Ok(manifest) = &before.manifest else { return Ok(Vec::new()) };
     let earlier = match read_facts(engine, &subject.storage, manifest, identities).await {
         Ok(Some(earlier)) => earlier,
-        Ok(None) => return Ok(all(CheckOutcome::Inconclusive, &format!("`{}` is encrypted for others", before.id))),
+        Ok(None) => {
+            return Ok(all(
+                CheckOutcome::Inconclusive,
+                &format!("`{}` is encrypted for others", before.id),
+            ));
+        }
         Err(EngineError::Cancelled) => return Err(EngineError::Cancelled),
         Err(error) => return Ok(all(CheckOutcome::Inconclusive, &chain(&error))),
     };
@@ -55,15 +69,23 @@ pub(super) async fn checks(
 }
 
 fn empty(check: &ShrinkCheck, source: Option<&Name>) -> Check {
-    Check::new("shrink", source, check.name.as_deref().unwrap_or("no less than in the last good snapshot"))
+    Check::new(
+        "shrink",
+        source,
+        check.name.as_deref().unwrap_or("no less than in the last good snapshot"),
+    )
 }
 
-/// The last good snapshot before this one: the newest that passed a drill, or was released; where none did, the newest whole one that no drill found bad.
+/// The last good snapshot before this one: the newest that passed a drill, or was released; where
+/// none did, the newest whole one that no drill found bad.
 fn baseline<'a>(subject: &'a Subject, marks: &Marks) -> Option<&'a Snapshot> {
     let id = &subject.manifest.id;
-    let older: Vec<&Snapshot> = subject.others.iter().filter(|one| one.id < *id && one.is_whole()).collect();
-    let verdict = |one: &Snapshot| marks.drilled(&one.strategy, &one.id).map(|drilled| drilled.verdict);
-    let good = |one: &&&Snapshot| verdict(one) == Some(Verdict::Passed) || marks.is_released(&one.id);
+    let older: Vec<&Snapshot> =
+        subject.others.iter().filter(|one| one.id < *id && one.is_whole()).collect();
+    let verdict =
+        |one: &Snapshot| marks.drilled(&one.strategy, &one.id).map(|drilled| drilled.verdict);
+    let good =
+        |one: &&&Snapshot| verdict(one) == Some(Verdict::Passed) || marks.is_released(&one.id);
     let not_bad = |one: &&&Snapshot| verdict(one) != Some(Verdict::Failed);
     let newest = |found: Option<&&'a Snapshot>| found.copied();
     newest(older.iter().filter(good).max_by_key(|one| &one.id))
@@ -86,12 +108,18 @@ fn compare(check: &ShrinkCheck, then: &Then<'_>, manifest: &Manifest, facts: &Fa
     for source in &sources {
         let mut one = |what: String, before: Option<u64>, now: Option<u64>, is_bytes: bool| {
             let Some(before) = before else { return };
-            let words = |number: u64| if is_bytes { ByteSize(number).to_string() } else { number.to_string() };
+            let words = |number: u64| {
+                if is_bytes { ByteSize(number).to_string() } else { number.to_string() }
+            };
             let least = u128::from(before) * u128::from(100 - check.percent.min(100));
             let now = now.unwrap_or(0);
             let holds = u128::from(now) * 100 >= least;
-            let name = check.name.as_ref().map_or_else(|| what.clone(), |name| format!("{name}: {what}"));
-            let check = Check { what: format!("{name}, against {}", then.id), ..empty(check, Some(source)) };
+            let name =
+                check.name.as_ref().map_or_else(|| what.clone(), |name| format!("{name}: {what}"));
+            let check = Check {
+                what: format!("{name}, against {}", then.id),
+                ..empty(check, Some(source))
+            };
             let expected = match least.is_multiple_of(100) {
                 _ if is_bytes => format!("at least {}", words((least / 100) as u64)),
                 true => format!("at least {}", least / 100),
@@ -106,20 +134,30 @@ fn compare(check: &ShrinkCheck, then: &Then<'_>, manifest: &Manifest, facts: &Fa
             }
             continue;
         }
-        let measures =
-            if check.of.is_empty() { vec![Measure::Rows, Measure::Bytes, Measure::Files] } else { check.of.clone() };
+        let measures = if check.of.is_empty() {
+            vec![Measure::Rows, Measure::Bytes, Measure::Files]
+        } else {
+            check.of.clone()
+        };
         for measure in measures {
             let (what, before, now) = match measure {
                 Measure::Rows => ("rows", all_rows(then.facts, source), all_rows(facts, source)),
                 Measure::Files => ("files", files(then.facts, source), files(facts, source)),
-                Measure::Bytes => ("bytes", bytes(then.facts, then.manifest, source), bytes(facts, manifest, source)),
+                Measure::Bytes => (
+                    "bytes",
+                    bytes(then.facts, then.manifest, source),
+                    bytes(facts, manifest, source),
+                ),
             };
             one(what.to_owned(), before, now, measure == Measure::Bytes);
         }
     }
     if made.is_empty() {
         let nothing = empty(check, check.source.as_ref());
-        made.push(nothing.ended(CheckOutcome::Skipped, format!("`{}` has nothing of what is compared", then.id)));
+        made.push(nothing.ended(
+            CheckOutcome::Skipped,
+            format!("`{}` has nothing of what is compared", then.id),
+        ));
     }
     made
 }
@@ -143,11 +181,13 @@ fn all_rows(facts: &Facts, source: &Name) -> Option<u64> {
 
 /// The rows of the tables of that name, `name` or `schema.name`.
 fn table_rows(facts: &Facts, source: &Name, wanted: &str) -> Option<u64> {
-    let text =
-        |table: &serde_json::Value, key: &str| table.get(key).and_then(serde_json::Value::as_str).map(str::to_owned);
+    let text = |table: &serde_json::Value, key: &str| {
+        table.get(key).and_then(serde_json::Value::as_str).map(str::to_owned)
+    };
     let is_meant = |table: &&serde_json::Value| {
         let Some(name) = text(table, "name") else { return false };
-        name == wanted || text(table, "schema").is_some_and(|schema| format!("{schema}.{name}") == wanted)
+        name == wanted
+            || text(table, "schema").is_some_and(|schema| format!("{schema}.{name}") == wanted)
     };
     let mut meant = tables(facts, source)?.iter().filter(is_meant).peekable();
     meant.peek()?;
@@ -166,7 +206,11 @@ fn bytes(facts: &Facts, manifest: &Manifest, source: &Name) -> Option<u64> {
             && artifact.kind != ArtifactKind::PgGlobals
     });
     let bytes = dumped.map(|artifact| {
-        facts.artifacts.iter().find(|known| known.name == artifact.name).map(|known| known.plain_bytes)
+        facts
+            .artifacts
+            .iter()
+            .find(|known| known.name == artifact.name)
+            .map(|known| known.plain_bytes)
     });
     bytes.sum()
 }

@@ -20,9 +20,12 @@ use crate::engine::run::{last_committed, run};
 use crate::engine::snapshots::read_whole;
 use crate::engine::{Engine, EngineError, OpenStorage, Selection, Side, Snapshot, blocking, list};
 use crate::model::{
-    Artifact, ByteSize, Completeness, MANIFEST_KEY, Manifest, Name, RemoteCheck, SnapshotId, StorageNote,
+    Artifact, ByteSize, Completeness, MANIFEST_KEY, Manifest, Name, RemoteCheck, SnapshotId,
+    StorageNote,
 };
-use crate::pipeline::{Algorithm, CompressionConfig, EncodeSettings, Encoder, ObjectSink, Recipient};
+use crate::pipeline::{
+    Algorithm, CompressionConfig, EncodeSettings, Encoder, ObjectSink, Recipient,
+};
 use crate::report::RunReport;
 use crate::storage::StorageConfig;
 use crate::storage::local::LocalConfig;
@@ -39,7 +42,8 @@ pub struct ExportRequest {
     pub output: PathBuf,
     /// Whether a file of that name is replaced.
     pub overwrite: bool,
-    /// To whom the whole file is encrypted; it is not when empty. What is in it is encrypted or not as it was stored.
+    /// To whom the whole file is encrypted; it is not when empty. What is in it is encrypted or not
+    /// as it was stored.
     pub recipients: Vec<Recipient>,
 }
 
@@ -68,14 +72,20 @@ pub struct ExportReport {
 ///
 /// # Errors
 /// When it cannot be read, is damaged, or the file cannot be written: then there is no file.
-pub async fn export(engine: &Engine, side: &Side, request: &ExportRequest) -> Result<ExportReport, EngineError> {
-    let _reading = ReadLock::share(&engine.state_dir, &side.snapshot.instance, &side.snapshot.strategy)?;
+pub async fn export(
+    engine: &Engine,
+    side: &Side,
+    request: &ExportRequest,
+) -> Result<ExportReport, EngineError> {
+    let _reading =
+        ReadLock::share(&engine.state_dir, &side.snapshot.instance, &side.snapshot.strategy)?;
     let staging = Staging::new(&request.output, request.overwrite)?;
     pack_into(engine, side, request, staging).await
 }
 
-/// Runs the sources of `strategy` into a private folder beside the file, and packs what they gave. No storage of the strategy is touched, nothing is
-/// recorded, and retention does not come into it. Returns how the run ended, and the export when it succeeded.
+/// Runs the sources of `strategy` into a private folder beside the file, and packs what they gave.
+/// No storage of the strategy is touched, nothing is recorded, and retention does not come into it.
+/// Returns how the run ended, and the export when it succeeded.
 ///
 /// # Errors
 /// When no run could begin, or the file cannot be written.
@@ -105,11 +115,13 @@ pub async fn export_fresh(
         return Ok((report, None));
     }
     let storage = OpenStorage::open(&place, &config, &engine.cancel).await?;
-    let selection = Selection { instance: Some(instance.name.clone()), strategy: Some(strategy.name.clone()) };
+    let selection =
+        Selection { instance: Some(instance.name.clone()), strategy: Some(strategy.name.clone()) };
     let listing = list(&unrecorded, std::slice::from_ref(&storage), &selection).await;
     let snapshot = listing.snapshots.into_iter().find(|snapshot| snapshot.id == report.id);
-    let snapshot =
-        snapshot.ok_or_else(|| EngineError::Internal("The snapshot that was taken is not there".to_owned()))?;
+    let snapshot = snapshot.ok_or_else(|| {
+        EngineError::Internal("The snapshot that was taken is not there".to_owned())
+    })?;
     let exported = pack_into(engine, &Side { storage, snapshot }, request, staging).await?;
     Ok((report, Some(exported)))
 }
@@ -120,7 +132,8 @@ fn ensure_free(staging: &Staging, needed: u64) -> Result<(), EngineError> {
         return Ok(());
     }
     Err(EngineError::Request(format!(
-        "{} are free beside the file, and about {} are needed. Free some space, or choose another folder",
+        "{} are free beside the file, and about {} are needed. Free some space, or choose another \
+         folder",
         ByteSize(free),
         ByteSize(needed)
     )))
@@ -140,10 +153,12 @@ async fn pack_into(
     };
     // The one that is stored: what the catalog remembers of it proves nothing.
     let key = format!("{}{MANIFEST_KEY}", snapshot.folder());
-    let body =
-        read_whole(storage.storage.as_ref(), &key).await.map_err(|error| EngineError::storage(&storage.name, error))?;
-    let manifest = Manifest::from_bytes(&body, &snapshot.instance, &snapshot.strategy, &snapshot.id)
-        .map_err(|error| damaged(format!("`{MANIFEST_KEY}`: {error}")))?;
+    let body = read_whole(storage.storage.as_ref(), &key)
+        .await
+        .map_err(|error| EngineError::storage(&storage.name, error))?;
+    let manifest =
+        Manifest::from_bytes(&body, &snapshot.instance, &snapshot.strategy, &snapshot.id)
+            .map_err(|error| damaged(format!("`{MANIFEST_KEY}`: {error}")))?;
     check_keys(&manifest).map_err(&damaged)?;
     ensure_free(&staging, manifest.stored_bytes())?;
     let note = StorageNote {
@@ -197,7 +212,11 @@ struct Packer {
 }
 
 impl Packer {
-    fn pack(&self, out: Out, failed: impl FnOnce(io::Error) -> EngineError) -> Result<(), EngineError> {
+    fn pack(
+        &self,
+        out: Out,
+        failed: impl FnOnce(io::Error) -> EngineError,
+    ) -> Result<(), EngineError> {
         let mut archive = tar::Builder::new(out);
         let packed = self.members(&mut archive);
         let cancelled = self.engine.cancel.is_cancelled();
@@ -205,7 +224,9 @@ impl Packer {
         match (archive.get_mut().error.take(), packed) {
             _ if cancelled => Err(EngineError::Cancelled),
             (Some(error), _) => Err(failed(error)),
-            (None, Err((what, error))) => Err(reading_failed(&self.storage, &self.snapshot.id, &what, &error)),
+            (None, Err((what, error))) => {
+                Err(reading_failed(&self.storage, &self.snapshot.id, &what, &error))
+            }
             (None, Ok(())) => archive.into_inner().and_then(Out::finish).map_err(failed),
         }
     }
@@ -230,7 +251,12 @@ impl Packer {
                 // Its digest is known to be right only when its end was read.
                 match watched.read(&mut [0]) {
                     Ok(0) => {}
-                    Ok(_) => return Err((object.key.clone(), io::Error::other("It is longer than the manifest says"))),
+                    Ok(_) => {
+                        return Err((
+                            object.key.clone(),
+                            io::Error::other("It is longer than the manifest says"),
+                        ));
+                    }
                     Err(error) => return Err((object.key.clone(), error)),
                 }
             }
@@ -257,7 +283,8 @@ impl<R: Read> Read for Watched<'_, R> {
     }
 }
 
-/// The file while it is written, encrypted or not. It remembers why it failed: who reads and who writes fail in one call.
+/// The file while it is written, encrypted or not. It remembers why it failed: who reads and who
+/// writes fail in one call.
 struct Out {
     inner: OutKind,
     error: Option<io::Error>,
@@ -275,7 +302,8 @@ impl Out {
             OutKind::Plain(io::BufWriter::with_capacity(BUFFER_BYTES, sink))
         } else {
             let settings = EncodeSettings {
-                compression: CompressionConfig::new(Algorithm::None, None).map_err(io::Error::other)?,
+                compression: CompressionConfig::new(Algorithm::None, None)
+                    .map_err(io::Error::other)?,
                 recipients,
                 threads: 1,
                 block_bytes: BUFFER_BYTES,
@@ -348,7 +376,8 @@ fn readme(manifest: &Manifest, folder: &str) -> String {
         "A backup of `{}` by its strategy `{}`, begun at {}.\n\
          It was written by {} {}, which takes it in again with\n\n    \
          backup import THIS-FILE --storage STORAGE\n\n\
-         Extracted, this folder is a storage of that program: `backup restore --storage ./ --instance {} --to DIR`.\n\n",
+         Extracted, this folder is a storage of that program: `backup restore --storage ./ \
+         --instance {} --to DIR`.\n\n",
         manifest.instance,
         manifest.strategy,
         manifest.started.to_rfc3339(),
@@ -357,22 +386,39 @@ fn readme(manifest: &Manifest, folder: &str) -> String {
         manifest.instance,
     );
     if manifest.completeness == Completeness::Partial {
-        text.push_str("Content is missing in it, such as files that could not be read; its facts say which.\n\n");
+        text.push_str(
+            "Content is missing in it, such as files that could not be read; its facts \
+            say which.\n\n",
+        );
     }
-    text.push_str("No program of its own is needed. Extract it, and in the folder that has this file:\n\n");
-    text.push_str(&format!("    sed '1d;$d' {folder}{MANIFEST_KEY} | sha256sum      # is in the first line of it\n"));
+    text.push_str(
+        "No program of its own is needed. Extract it, and in the folder that has this file:\n\n",
+    );
+    text.push_str(&format!(
+        "    sed '1d;$d' {folder}{MANIFEST_KEY} | sha256sum      # is in the first line of it\n"
+    ));
     for artifact in &manifest.artifacts {
-        let keys: Vec<String> =
-            artifact.objects.iter().map(|object| shell_quoted(&format!("{folder}{}", object.key))).collect();
-        if let Some(command) = by_hand(&manifest.id, artifact, None, &format!("cat {}", keys.join(" "))) {
+        let keys: Vec<String> = artifact
+            .objects
+            .iter()
+            .map(|object| shell_quoted(&format!("{folder}{}", object.key)))
+            .collect();
+        if let Some(command) =
+            by_hand(&manifest.id, artifact, None, &format!("cat {}", keys.join(" ")))
+        {
             text.push_str(&format!("    {command}\n"));
         }
     }
     text.push_str("\n$DATABASE is the address of a database, $DIR a folder");
-    text.push_str(if manifest.is_encrypted() { ", $KEY the file of an age identity that opens it.\n" } else { ".\n" });
+    text.push_str(if manifest.is_encrypted() {
+        ", $KEY the file of an age identity that opens it.\n"
+    } else {
+        ".\n"
+    });
     let count = objects(manifest).count();
     text.push_str(&format!(
-        "The sizes and SHA-256 digests of the {count} objects are in the manifest. All formats are described in\n\
+        "The sizes and SHA-256 digests of the {count} objects are in the manifest. All formats are \
+         described in\n\
          `docs/format.md` of the program.\n"
     ));
     text

@@ -1,7 +1,8 @@
 //! Out of a file, into a storage.
 //!
-//! The manifest stands last in the file, so what comes before it is published unjudged, under a heartbeat and in a folder that is no
-//! snapshot yet. Only when the manifest says the same of every object is it written; else all is deleted again.
+//! The manifest stands last in the file, so what comes before it is published unjudged, under a
+//! heartbeat and in a folder that is no snapshot yet. Only when the manifest says the same of every
+//! object is it written; else all is deleted again.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -16,7 +17,9 @@ use super::{README, SEALED};
 use crate::engine::arrival::{Arrival, Gate, check_keys, objects};
 use crate::engine::snapshots::read_whole;
 use crate::engine::{Engine, EngineError, OpenStorage};
-use crate::model::{ByteSize, Digest, Digester, MANIFEST_KEY, Manifest, Name, RUN_KEY, Rate, SnapshotId};
+use crate::model::{
+    ByteSize, Digest, Digester, MANIFEST_KEY, Manifest, Name, RUN_KEY, Rate, SnapshotId,
+};
 use crate::pipeline::{DecodeError, Identity, Throttle, decoder};
 use crate::storage::StorageError;
 
@@ -66,8 +69,13 @@ pub struct ImportReport {
 /// Takes an exported snapshot into a storage.
 ///
 /// # Errors
-/// [`EngineError::BadFile`] when the file is not one whole undamaged snapshot: then nothing of it is left in the storage.
-pub async fn import(engine: &Engine, to: &OpenStorage, request: &ImportRequest) -> Result<ImportReport, EngineError> {
+/// [`EngineError::BadFile`] when the file is not one whole undamaged snapshot: then nothing of it
+/// is left in the storage.
+pub async fn import(
+    engine: &Engine,
+    to: &OpenStorage,
+    request: &ImportRequest,
+) -> Result<ImportReport, EngineError> {
     let path = &request.file;
     let failed = |attempt| move |error| EngineError::File { attempt, path: path.clone(), error };
     let file = File::open(path).map_err(failed("open"))?;
@@ -86,7 +94,8 @@ pub async fn import(engine: &Engine, to: &OpenStorage, request: &ImportRequest) 
     let (instance, strategy, id) = &first.place;
     if let Some(wanted) = request.instance.as_ref().filter(|wanted| *wanted != instance) {
         return Err(EngineError::Request(format!(
-            "`{}` is a snapshot of `{instance}`, and not of `{wanted}`. The address of the storage in place of its name takes it in all the same",
+            "`{}` is a snapshot of `{instance}`, and not of `{wanted}`. The address of the storage \
+             in place of its name takes it in all the same",
             path.display()
         )));
     }
@@ -94,10 +103,13 @@ pub async fn import(engine: &Engine, to: &OpenStorage, request: &ImportRequest) 
     let place = first.place.clone();
     let work = Import { engine, to, place: &place, bytes };
     let taken = match work.present().await? {
-        Some(there) => work.compare(&mut parts, first, &there).await.map(|manifest| (manifest, true)),
+        Some(there) => {
+            work.compare(&mut parts, first, &there).await.map(|manifest| (manifest, true))
+        }
         None => {
             let rate = request.upload_rate.map(Throttle::new);
-            let arrival = Arrival::begin(&gate, id, rate).await.map_err(|error| work.failed(error))?;
+            let arrival =
+                Arrival::begin(&gate, id, rate).await.map_err(|error| work.failed(error))?;
             work.take_in(&mut parts, first, arrival).await.map(|manifest| (manifest, false))
         }
     };
@@ -147,18 +159,25 @@ impl Import<'_> {
             Ok(body) => match Manifest::from_bytes(&body, instance, strategy, id) {
                 Ok(manifest) => Ok(Some(manifest)),
                 Err(error) => Err(EngineError::Request(format!(
-                    "`{}` has a snapshot `{id}` whose manifest cannot be used ({error}); nothing was overwritten",
+                    "`{}` has a snapshot `{id}` whose manifest cannot be used ({error}); nothing \
+                     was overwritten",
                     self.to.storage.address()
                 ))),
             },
-            // Credentials that may only write cannot tell; the storage refuses a manifest that is not new.
+            // Credentials that may only write cannot tell; the storage refuses a manifest that is
+            // not new.
             Err(StorageError::NotFound { .. } | StorageError::Denied { .. }) => Ok(None),
             Err(error) => Err(self.failed(error)),
         }
     }
 
     /// Reads the file to its end, and holds it against itself and what is there.
-    async fn compare(&self, parts: &mut Parts<'_>, first: Member, there: &Manifest) -> Result<Manifest, EngineError> {
+    async fn compare(
+        &self,
+        parts: &mut Parts<'_>,
+        first: Member,
+        there: &Manifest,
+    ) -> Result<Manifest, EngineError> {
         let (mut found, mut body, mut next) = (Found::new(), None, Some(first));
         while let Some(member) = next {
             self.check(parts, &member, &found)?;
@@ -235,16 +254,20 @@ impl Import<'_> {
         member: &Member,
         arrival: &mut Arrival<'_>,
     ) -> Result<Digest, EngineError> {
-        if let Some(largest) = self.to.storage.max_object_bytes().filter(|largest| member.size > *largest) {
+        if let Some(largest) =
+            self.to.storage.max_object_bytes().filter(|largest| member.size > *largest)
+        {
             return Err(self.failed(StorageError::Unsuitable(format!(
-                "`{}` has {}, and `{}` takes objects of up to {}: raise the `part_size` of that storage",
+                "`{}` has {}, and `{}` takes objects of up to {}: raise the `part_size` of that \
+                 storage",
                 member.key,
                 ByteSize(member.size),
                 self.to.storage.address(),
                 ByteSize(largest)
             ))));
         }
-        let mut incoming = arrival.open(&member.key, member.size).await.map_err(|error| self.failed(error))?;
+        let mut incoming =
+            arrival.open(&member.key, member.size).await.map_err(|error| self.failed(error))?;
         loop {
             let written = match parts.chunk().await {
                 Ok(None) => break,
@@ -266,9 +289,9 @@ impl Import<'_> {
         let Member { place, key, .. } = member;
         if place != self.place {
             let (instance, strategy, id) = place;
-            return Err(
-                parts.bad(&format!("It has objects of two snapshots, the second is {instance}/{strategy}/{id}"))
-            );
+            return Err(parts.bad(&format!(
+                "It has objects of two snapshots, the second is {instance}/{strategy}/{id}"
+            )));
         }
         if found.contains_key(key) {
             return Err(parts.bad(&format!("It has `{key}` twice")));
@@ -289,12 +312,15 @@ impl Import<'_> {
         let (instance, strategy, id) = self.place;
         let body = body.ok_or_else(|| parts.bad("It has no manifest: it was cut"))?;
         let manifest = Manifest::from_bytes(&body, instance, strategy, id);
-        let manifest = manifest.map_err(|error| parts.bad(&format!("`{MANIFEST_KEY}`: {error}")))?;
+        let manifest =
+            manifest.map_err(|error| parts.bad(&format!("`{MANIFEST_KEY}`: {error}")))?;
         check_keys(&manifest).map_err(|problem| parts.bad(&problem))?;
         for object in objects(&manifest) {
             let problem = match found.get(&object.key) {
                 None => "is missing".to_owned(),
-                Some((size, _)) if *size != object.size => format!("has {size} bytes of {}", object.size),
+                Some((size, _)) if *size != object.size => {
+                    format!("has {size} bytes of {}", object.size)
+                }
                 Some((_, digest)) if *digest != object.digest => {
                     format!("has the digest {digest}, and should have {}", object.digest)
                 }
@@ -348,7 +374,8 @@ impl Parts<'_> {
             Some(Ok(part)) => Ok(Some(part)),
             Some(Err(Fault::Bad(problem))) => Err(self.bad(&problem)),
             Some(Err(Fault::Locked(why))) => Err(EngineError::Request(format!(
-                "`{}` is encrypted, and {why}: name the file of a key that opens it with `--identity-file`",
+                "`{}` is encrypted, and {why}: name the file of a key that opens it with \
+                 `--identity-file`",
                 self.path.display()
             ))),
         }
@@ -386,7 +413,11 @@ impl Parts<'_> {
 }
 
 /// Reads the file and hands over its objects, until it ends or nobody takes them.
-fn read(file: File, identities: &[Identity], parts: &mpsc::Sender<Result<Part, Fault>>) -> Result<(), Fault> {
+fn read(
+    file: File,
+    identities: &[Identity],
+    parts: &mpsc::Sender<Result<Part, Fault>>,
+) -> Result<(), Fault> {
     let unreadable = |error: io::Error| Fault::Bad(error.to_string());
     let mut head = Vec::with_capacity(AGE.len());
     (&file).take(AGE.len() as u64).read_to_end(&mut head).map_err(unreadable)?;
@@ -402,7 +433,8 @@ fn read(file: File, identities: &[Identity], parts: &mpsc::Sender<Result<Part, F
         Box::new(io::BufReader::with_capacity(CHUNK_BYTES, file))
     };
     let mut archive = tar::Archive::new(plain);
-    // Only plain headers: no long names, no attributes, nothing that is read whole into memory because the file says so.
+    // Only plain headers: no long names, no attributes, nothing that is read whole into memory
+    // because the file says so.
     for entry in archive.entries().map_err(unreadable)?.raw(true) {
         let mut entry = entry.map_err(unreadable)?;
         let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
@@ -419,7 +451,8 @@ fn read(file: File, identities: &[Identity], parts: &mpsc::Sender<Result<Part, F
         if name == README {
             continue;
         }
-        let member = member(&name, entry.size()).ok_or_else(|| Fault::Bad(format!("{name:?} is not of a snapshot")))?;
+        let member = member(&name, entry.size())
+            .ok_or_else(|| Fault::Bad(format!("{name:?} is not of a snapshot")))?;
         let mut left = member.size;
         if parts.blocking_send(Ok(Part::Member(member))).is_err() {
             return Ok(());
@@ -427,7 +460,11 @@ fn read(file: File, identities: &[Identity], parts: &mpsc::Sender<Result<Part, F
         while left > 0 {
             let mut chunk = vec![0; usize::try_from(left).unwrap_or(CHUNK_BYTES).min(CHUNK_BYTES)];
             let count = match entry.read(&mut chunk) {
-                Ok(0) => return Err(Fault::Bad(format!("It ends {left} bytes before the end of {name:?}"))),
+                Ok(0) => {
+                    return Err(Fault::Bad(format!(
+                        "It ends {left} bytes before the end of {name:?}"
+                    )));
+                }
                 Ok(count) => count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(unreadable(error)),
@@ -448,9 +485,13 @@ fn read(file: File, identities: &[Identity], parts: &mpsc::Sender<Result<Part, F
 /// The object that a member's name means.
 fn member(name: &str, size: u64) -> Option<Member> {
     let mut names = name.strip_prefix("./").unwrap_or(name).split('/');
-    let place = (names.next()?.parse().ok()?, names.next()?.parse().ok()?, names.next()?.parse().ok()?);
+    let place =
+        (names.next()?.parse().ok()?, names.next()?.parse().ok()?, names.next()?.parse().ok()?);
     let key = names.next()?;
-    let plain = !key.is_empty() && key != RUN_KEY && !key.starts_with('.') && !key.contains(char::is_control);
+    let plain = !key.is_empty()
+        && key != RUN_KEY
+        && !key.starts_with('.')
+        && !key.contains(char::is_control);
     (plain && names.next().is_none()).then(|| Member { place, key: key.to_owned(), size })
 }
 

@@ -10,8 +10,9 @@ use rustix::io::Errno;
 
 use crate::engine::EngineError;
 
-/// The hidden folder of a file in the making, locked while this lives, removed with all that is in it when it is dropped. What a process
-/// that was killed left is removed by the next that makes the same file.
+/// The hidden folder of a file in the making, locked while this lives, removed with all that is in
+/// it when it is dropped. What a process that was killed left is removed by the next that makes the
+/// same file.
 pub(super) struct Staging {
     folder: PathBuf,
     output: PathBuf,
@@ -23,20 +24,29 @@ impl Staging {
     /// Makes and locks the folder for `output`.
     ///
     /// # Errors
-    /// [`EngineError::Request`] when the output exists and is not to be overwritten, or another process makes it.
+    /// [`EngineError::Request`] when the output exists and is not to be overwritten, or another
+    /// process makes it.
     pub(super) fn new(output: &Path, overwrite: bool) -> Result<Self, EngineError> {
         let refused = |problem: String| Err(EngineError::Request(problem));
         let Some(name) = output.file_name().and_then(|name| name.to_str()) else {
             return refused(format!("`{}` is not the name of a file", output.display()));
         };
         match std::fs::symlink_metadata(output) {
-            Ok(found) if found.is_dir() => return refused(format!("`{}` is a folder", output.display())),
+            Ok(found) if found.is_dir() => {
+                return refused(format!("`{}` is a folder", output.display()));
+            }
             Ok(_) if !overwrite => {
-                return refused(format!("`{}` exists. Pass `--overwrite` to replace it", output.display()));
+                return refused(format!(
+                    "`{}` exists. Pass `--overwrite` to replace it",
+                    output.display()
+                ));
             }
             _ => {}
         }
-        let parent = output.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let parent = output
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
         let folder = parent.join(format!(".{name}.export"));
         let failed = |attempt: &'static str| {
             let path = folder.clone();
@@ -49,8 +59,12 @@ impl Staging {
         let flags = (OFlags::DIRECTORY | OFlags::NOFOLLOW).bits().cast_signed();
         let lock = OpenOptions::new().read(true).custom_flags(flags).open(&folder);
         let lock = lock.map_err(failed("open the folder"))?;
-        // Whoever owns it could exchange what is in it. One that was just made is ours, whomever the file system shows as its owner.
-        if found && lock.metadata().map_err(failed("look up"))?.uid() != rustix::process::geteuid().as_raw() {
+        // Whoever owns it could exchange what is in it. One that was just made is ours, whomever
+        // the file system shows as its owner.
+        if found
+            && lock.metadata().map_err(failed("look up"))?.uid()
+                != rustix::process::geteuid().as_raw()
+        {
             return refused(format!(
                 "`{}` belongs to another user: remove it, or choose another folder",
                 folder.display()
@@ -59,11 +73,15 @@ impl Staging {
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                return refused(format!("Another export to `{}` is under way. Wait for it to end", output.display()));
+                return refused(format!(
+                    "Another export to `{}` is under way. Wait for it to end",
+                    output.display()
+                ));
             }
             Err(TryLockError::Error(error)) => return Err(failed("lock")(error)),
         }
-        let staging = Self { folder: folder.clone(), output: output.to_owned(), overwrite, _lock: lock };
+        let staging =
+            Self { folder: folder.clone(), output: output.to_owned(), overwrite, _lock: lock };
         staging.empty().map_err(failed("empty"))?;
         Ok(staging)
     }
@@ -105,13 +123,18 @@ impl Staging {
 
     /// Makes the file durable, and gives it its name.
     pub(super) fn publish(self, file: &File) -> Result<(), EngineError> {
-        let failed = |error: io::Error| EngineError::File { attempt: "write", path: self.output.clone(), error };
+        let failed = |error: io::Error| EngineError::File {
+            attempt: "write",
+            path: self.output.clone(),
+            error,
+        };
         file.sync_all().map_err(failed)?;
         let packed = self.path("packed");
         if self.overwrite {
             std::fs::rename(&packed, &self.output).map_err(failed)?;
         } else {
-            match rustix::fs::renameat_with(CWD, &packed, CWD, &self.output, RenameFlags::NOREPLACE) {
+            match rustix::fs::renameat_with(CWD, &packed, CWD, &self.output, RenameFlags::NOREPLACE)
+            {
                 // Some file systems have no such rename. There it was looked at the beginning.
                 Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {
                     std::fs::rename(&packed, &self.output).map_err(failed)?;
@@ -123,7 +146,12 @@ impl Staging {
         let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
         match File::open(parent).and_then(|parent| parent.sync_all()) {
             // Some file systems cannot sync a folder, and say so.
-            Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::INVAL | Errno::NOTSUP | Errno::NOSYS)) => {
+            Err(error)
+                if matches!(
+                    Errno::from_io_error(&error),
+                    Some(Errno::INVAL | Errno::NOTSUP | Errno::NOSYS)
+                ) =>
+            {
                 Ok(())
             }
             synced => synced.map_err(failed),

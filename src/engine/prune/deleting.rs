@@ -22,13 +22,13 @@ pub struct PruneReport {
     pub pruned: Vec<Pruned>,
 }
 
-/// Prunes `scope`: plans under the locks, and deletes. With `expected`, only a plan is carried out whose digest, in hex, begins with
-/// it. `force` overrules the refusals that
+/// Prunes `scope`: plans under the locks, and deletes. With `expected`, only a plan is carried out
+/// whose digest, in hex, begins with it. `force` overrules the refusals that
 /// [yield](super::Refusal::yields) to it.
 ///
 /// # Errors
-/// [`EngineError::Locked`] while a run writes or a restore reads, [`EngineError::Request`] when the plan is not the expected one: then nothing was
-/// deleted.
+/// [`EngineError::Locked`] while a run writes or a restore reads, [`EngineError::Request`] when the
+/// plan is not the expected one: then nothing was deleted.
 pub async fn prune(
     engine: &Engine,
     scope: PruneScope<'_>,
@@ -37,7 +37,8 @@ pub async fn prune(
 ) -> Result<PruneReport, EngineError> {
     let instance = scope.instance;
     let deleting = scope.strategies().flat_map(|strategy| {
-        let opened = scope.places(strategy).filter_map(move |(_, open)| Some((&strategy.name, open.ok()?)));
+        let opened =
+            scope.places(strategy).filter_map(move |(_, open)| Some((&strategy.name, open.ok()?)));
         opened.filter(move |(_, open)| rests(instance, strategy, &open.name).is_none())
     });
     let locks = exclude(engine, &instance.name, &deleting.collect::<Vec<_>>()).await?;
@@ -45,7 +46,8 @@ pub async fn prune(
     let digest = plan.digest.hex();
     if let Some(expected) = expected.filter(|expected| !digest.starts_with(expected)) {
         return Err(EngineError::Request(format!(
-            "The plan is not `{expected}` any more but `{}`: the snapshots, or what is said of them, have changed since. Nothing was deleted. Look \
+            "The plan is not `{expected}` any more but `{}`: the snapshots, or what is said of \
+             them, have changed since. Nothing was deleted. Look \
              at `backup prune --plan` again",
             digest.get(..expected.len()).unwrap_or(&digest)
         )));
@@ -53,7 +55,11 @@ pub async fn prune(
     let mut pruned = Vec::new();
     for place in &plan.places {
         let unlocked = locks.unlocked.get(&(place.strategy.clone(), place.storage.clone()));
-        let open = scope.storages.iter().filter_map(|open| open.as_ref().ok()).find(|open| open.name == place.storage);
+        let open = scope
+            .storages
+            .iter()
+            .filter_map(|open| open.as_ref().ok())
+            .find(|open| open.name == place.storage);
         pruned.push(match open.filter(|_| unlocked.is_none()) {
             Some(open) => carry_out(engine, &instance.name, open, place, &locks.node, force).await,
             None => {
@@ -70,12 +76,14 @@ pub async fn prune(
 pub(in crate::engine) struct Exclusive {
     /// Of the state folder.
     pub(in crate::engine) node: String,
-    /// Places, by strategy and storage, where it is not known whether anybody else writes, and why: nothing may be deleted there.
+    /// Places, by strategy and storage, where it is not known whether anybody else writes, and why:
+    /// nothing may be deleted there.
     pub(in crate::engine) unlocked: BTreeMap<(Name, Name), String>,
     _held: Vec<Box<dyn Send + Sync>>,
 }
 
-/// Excludes writers and readers of the strategies of `instance` in `places`, and collects what dead runs and prunings left there.
+/// Excludes writers and readers of the strategies of `instance` in `places`, and collects what dead
+/// runs and prunings left there.
 ///
 /// # Errors
 /// [`EngineError::Locked`].
@@ -96,7 +104,11 @@ pub(in crate::engine) async fn exclude(
         match exclude_writers(open, &format!("{instance}/{strategy}/"), &node).await {
             Ok(lock) => held.extend(lock),
             Err(StorageError::Busy { address, folder }) => {
-                let ours = places.iter().take(position).filter(|(of, _)| of == strategy).map(|(_, open)| *open);
+                let ours = places
+                    .iter()
+                    .take(position)
+                    .filter(|(of, _)| of == strategy)
+                    .map(|(_, open)| *open);
                 not_twice(open, ours).await?;
                 let holder = format!("it holds the lock of `{folder}` in `{address}`");
                 return Err(EngineError::Locked { strategy: (*strategy).clone(), holder });
@@ -119,15 +131,20 @@ async fn exclude_writers(
     let lock = storage.lock(folder.trim_end_matches('/')).await?;
     let leftovers = sweep::look(storage, folder, node, None).await?;
     if let Some(who) = leftovers.alive.first() {
-        return Err(StorageError::Busy { address: storage.address(), folder: format!("{folder} ({who})") });
+        return Err(StorageError::Busy {
+            address: storage.address(),
+            folder: format!("{folder} ({who})"),
+        });
     }
     match sweep::sweep(storage, folder, &leftovers, lock.is_some()).await {
         Ok(0) => {}
         Ok(count) => {
-            tracing::info!(storage = %open.name, "collected what {count} unfinished run(s) or pruning(s) left");
+            tracing::info!(storage = %open.name, "collected what {count} unfinished run(s) or \
+                pruning(s) left");
         }
         Err(error) => {
-            tracing::warn!(storage = %open.name, "could not collect what an unfinished run left: {error}");
+            tracing::warn!(storage = %open.name, "could not collect what an unfinished run left: \
+                {error}");
         }
     }
     Ok(lock)
@@ -148,7 +165,8 @@ pub(in crate::engine) async fn carry_out(
     node: &str,
     force: bool,
 ) -> Pruned {
-    let mut pruned = Pruned::refused(place.strategy.clone(), place.storage.clone(), refused(place, force));
+    let mut pruned =
+        Pruned::refused(place.strategy.clone(), place.storage.clone(), refused(place, force));
     pruned.kept = place.snapshots.iter().filter(|snapshot| snapshot.decision.keep).count();
     if pruned.problem.is_some() || place.rests.is_some() {
         pruned.kept = place.snapshots.len();
@@ -160,7 +178,9 @@ pub(in crate::engine) async fn carry_out(
     let count = place.to_delete().count();
     for (number, snapshot) in place.to_delete().enumerate() {
         if engine.cancel.is_cancelled() {
-            pruned.problem = Some(format!("Cancelled after {number} of {count} snapshots; the next pruning goes on"));
+            pruned.problem = Some(format!(
+                "Cancelled after {number} of {count} snapshots; the next pruning goes on"
+            ));
             break;
         }
         engine.progress.begin(format!("pruning {}, {} of {count}", open.name, number + 1), None);
@@ -182,7 +202,8 @@ pub(in crate::engine) async fn carry_out(
     pruned
 }
 
-/// What is gone from a place is as it should be from now on: it was explained, or the operator overruled the refusal.
+/// What is gone from a place is as it should be from now on: it was explained, or the operator
+/// overruled the refusal.
 async fn accept_gone(
     engine: &Engine,
     instance: &Name,
@@ -220,14 +241,16 @@ impl Undeleted {
 
 fn hint(error: &StorageError) -> &'static str {
     match error {
-        StorageError::Denied { .. } => ". Set `prune = false` for this storage where other credentials prune it",
+        StorageError::Denied { .. } => {
+            ". Set `prune = false` for this storage where other credentials prune it"
+        }
         StorageError::Unavailable { .. } => ". It may be gone all the same: look at `backup list`",
         _ => "",
     }
 }
 
-/// Deletes one snapshot: its manifest first, then all else. A heartbeat of ours says who is at work there, so that whoever comes next, after a crash too,
-/// knows whose the rest is.
+/// Deletes one snapshot: its manifest first, then all else. A heartbeat of ours says who is at work
+/// there, so that whoever comes next, after a crash too, knows whose the rest is.
 pub(in crate::engine) async fn delete(
     engine: &Engine,
     instance: &Name,
@@ -243,20 +266,28 @@ pub(in crate::engine) async fn delete(
     let beat = format!("{folder}{RUN_KEY}");
     match storage.replace(&beat, heartbeat.to_bytes()).await {
         Err(error) if error.is_about_reaching() => return Err(Undeleted::There(error)),
-        // The disk may be full, or the credentials may only delete. Without it the rest is collected a day later, if need be.
+        // The disk may be full, or the credentials may only delete. Without it the rest is
+        // collected a day later, if need be.
         Err(error) => tracing::debug!(storage = %open.name, "no heartbeat while deleting: {error}"),
         Ok(()) => {}
     }
     // Marks were read a while ago, and another machine may have held it since.
     let deleted = match held_now(engine, storage, instance, id).await {
-        Ok(()) => storage.delete(&format!("{folder}{MANIFEST_KEY}")).await.map_err(Undeleted::There),
+        Ok(()) => {
+            storage.delete(&format!("{folder}{MANIFEST_KEY}")).await.map_err(Undeleted::There)
+        }
         Err(error) => Err(error),
     };
     if let Err(error) = deleted {
-        // Where no answer came the manifest may be gone, and then the heartbeat tells whose the rest is.
-        let unanswered = matches!(error, Undeleted::There(StorageError::Unavailable { .. } | StorageError::Cancelled));
+        // Where no answer came the manifest may be gone, and then the heartbeat tells whose the
+        // rest is.
+        let unanswered = matches!(
+            error,
+            Undeleted::There(StorageError::Unavailable { .. } | StorageError::Cancelled)
+        );
         if !unanswered && let Err(error) = storage.delete(&beat).await {
-            tracing::debug!(storage = %open.name, "could not take the heartbeat away again: {error}");
+            tracing::debug!(storage = %open.name, "could not take the heartbeat away again: \
+                {error}");
         }
         return Err(error);
     }
@@ -269,7 +300,12 @@ pub(in crate::engine) async fn delete(
 }
 
 /// An error when the storage has a hold of the snapshot now.
-async fn held_now(engine: &Engine, storage: &dyn Storage, instance: &Name, id: &SnapshotId) -> Result<(), Undeleted> {
+async fn held_now(
+    engine: &Engine,
+    storage: &dyn Storage,
+    instance: &Name,
+    id: &SnapshotId,
+) -> Result<(), Undeleted> {
     let key = Mark::hold_key(instance, id);
     match storage.stat(&key).await {
         Err(StorageError::NotFound { .. }) => return Ok(()),
@@ -281,7 +317,11 @@ async fn held_now(engine: &Engine, storage: &dyn Storage, instance: &Name, id: &
         Err(StorageError::NotFound { .. }) => Ok(()),
         Err(error) => Err(Undeleted::There(error)),
         Ok(body) => match Mark::from_bytes(&body, &key) {
-            Ok(Mark { says: Says::Hold { until: Some(until), .. }, .. }) if until <= engine.clock.now() => Ok(()),
+            Ok(Mark { says: Says::Hold { until: Some(until), .. }, .. })
+                if until <= engine.clock.now() =>
+            {
+                Ok(())
+            }
             Ok(_) => Err(Undeleted::Held(format!("`{key}` is there"))),
             Err(error) => Err(Undeleted::Held(format!("`{key}` cannot be read: {error}"))),
         },

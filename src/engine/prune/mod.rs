@@ -1,7 +1,9 @@
-//! Deleting what retention does not keep: a plan that gives a reason for each snapshot, and its execution.
+//! Deleting what retention does not keep: a plan that gives a reason for each snapshot, and its
+//! execution.
 //!
-//! Everything here fails closed. What could not be listed, read or understood is a refusal, and a refusal means that nothing is deleted there. A
-//! snapshot's manifest is deleted first, so that a pruning that dies leaves no half snapshot but a folder that the next one collects.
+//! Everything here fails closed. What could not be listed, read or understood is a refusal, and a
+//! refusal means that nothing is deleted there. A snapshot's manifest is deleted first, so that a
+//! pruning that dies leaves no half snapshot but a folder that the next one collects.
 
 mod deleting;
 mod refusal;
@@ -17,7 +19,9 @@ use crate::config::{Instance, Strategy};
 use crate::engine::marks::{Marks, read_marks};
 use crate::engine::snapshots::{PARALLEL, list};
 use crate::engine::{Engine, OpenStorage, Selection, Snapshot};
-use crate::model::{Completeness, Digest, Digester, MANIFEST_KEY, Manifest, Name, SnapshotId, Verdict};
+use crate::model::{
+    Completeness, Digest, Digester, MANIFEST_KEY, Manifest, Name, SnapshotId, Verdict,
+};
 use crate::retention::{self, Decision, Policy, Reason, decide};
 use crate::storage::{Storage, StorageError};
 
@@ -30,7 +34,8 @@ pub use refusal::Refusal;
 pub struct PruneScope<'a> {
     /// The instance.
     pub instance: &'a Instance,
-    /// Its storages, each opened or with the reason why it could not be. All of them: what is held in one is held in the others too.
+    /// Its storages, each opened or with the reason why it could not be. All of them: what is held
+    /// in one is held in the others too.
     pub storages: &'a [Result<OpenStorage, (Name, String)>],
     /// Of this strategy only.
     pub strategy: Option<&'a Name>,
@@ -43,7 +48,8 @@ pub struct PruneScope<'a> {
 pub struct PrunePlan {
     /// Each strategy on each of its storages.
     pub places: Vec<PlacePlan>,
-    /// Of all that decides what is deleted: snapshots, manifests, decisions. Two plans with the same digest delete the same.
+    /// Of all that decides what is deleted: snapshots, manifests, decisions. Two plans with the
+    /// same digest delete the same.
     pub digest: Digest,
 }
 
@@ -78,8 +84,9 @@ pub struct PlannedSnapshot {
 }
 
 impl PlacePlan {
-    /// What would be deleted, newest first: a pruning that is cut off is finished by the next one with the same decisions. In any other order the
-    /// oldest that is left could be another one, and be kept as such.
+    /// What would be deleted, newest first: a pruning that is cut off is finished by the next one
+    /// with the same decisions. In any other order the oldest that is left could be another one,
+    /// and be kept as such.
     pub fn to_delete(&self) -> impl Iterator<Item = &PlannedSnapshot> {
         self.snapshots.iter().filter(|snapshot| !snapshot.decision.keep)
     }
@@ -142,7 +149,14 @@ pub async fn plan_prune(engine: &Engine, scope: PruneScope<'_>) -> PrunePlan {
                 Err(problem) => {
                     let refusals = vec![Refusal::Unreachable { problem: problem.clone() }];
                     let (strategy, address) = (strategy.name.clone(), String::new());
-                    PlacePlan { strategy, storage: name.clone(), address, rests: None, refusals, snapshots: Vec::new() }
+                    PlacePlan {
+                        strategy,
+                        storage: name.clone(),
+                        address,
+                        rests: None,
+                        refusals,
+                        snapshots: Vec::new(),
+                    }
                 }
             });
         }
@@ -151,7 +165,8 @@ pub async fn plan_prune(engine: &Engine, scope: PruneScope<'_>) -> PrunePlan {
 }
 
 async fn marks_of(engine: &Engine, scope: PruneScope<'_>) -> Marks {
-    let opened: Vec<OpenStorage> = scope.storages.iter().filter_map(|open| open.as_ref().ok()).cloned().collect();
+    let opened: Vec<OpenStorage> =
+        scope.storages.iter().filter_map(|open| open.as_ref().ok()).cloned().collect();
     let mut marks = read_marks(engine, &opened, &scope.instance.name).await;
     marks.unread.extend(scope.storages.iter().filter_map(|open| open.as_ref().err()).cloned());
     marks
@@ -163,25 +178,37 @@ impl<'a> PruneScope<'a> {
         all.filter(move |strategy| self.strategy.is_none_or(|wanted| *wanted == strategy.name))
     }
 
-    /// The storages of `strategy`, and those that have a retention of their own: copies of its snapshots may be there.
-    fn places(self, strategy: &'a Strategy) -> impl Iterator<Item = (&'a Name, Result<&'a OpenStorage, &'a String>)> {
+    /// The storages of `strategy`, and those that have a retention of their own: copies of its
+    /// snapshots may be there.
+    fn places(
+        self,
+        strategy: &'a Strategy,
+    ) -> impl Iterator<Item = (&'a Name, Result<&'a OpenStorage, &'a String>)> {
         let all = self.storages.iter().map(|open| match open {
             Ok(open) => (&open.name, Ok(open)),
             Err((name, problem)) => (name, Err(problem)),
         });
-        all.filter(move |(name, _)| self.storage.is_none_or(|wanted| wanted == *name)).filter(move |(name, _)| {
-            let own = self.instance.storage_rules.get(*name);
-            strategy.storages.contains(*name) || own.is_some_and(|own| own.retention.is_some())
-        })
+        all.filter(move |(name, _)| self.storage.is_none_or(|wanted| wanted == *name)).filter(
+            move |(name, _)| {
+                let own = self.instance.storage_rules.get(*name);
+                strategy.storages.contains(*name) || own.is_some_and(|own| own.retention.is_some())
+            },
+        )
     }
 }
 
 /// Why the configuration has nothing deleted of `strategy` in a storage, if it has not.
-pub(in crate::engine) fn rests(instance: &Instance, strategy: &Strategy, storage: &Name) -> Option<String> {
+pub(in crate::engine) fn rests(
+    instance: &Instance,
+    strategy: &Strategy,
+    storage: &Name,
+) -> Option<String> {
     let rules = instance.rules(strategy, storage);
     match rules.policy {
         None => Some("no retention is configured, so everything is kept".to_owned()),
-        Some(_) if !rules.prune => Some("`prune = false`: another configuration prunes here".to_owned()),
+        Some(_) if !rules.prune => {
+            Some("`prune = false`: another configuration prunes here".to_owned())
+        }
         Some(_) => None,
     }
 }
@@ -203,16 +230,19 @@ pub(in crate::engine) async fn plan_place(
         refusals: Vec::new(),
         snapshots: Vec::new(),
     };
-    let selection = Selection { instance: Some(instance.name.clone()), strategy: Some(strategy.name.clone()) };
+    let selection =
+        Selection { instance: Some(instance.name.clone()), strategy: Some(strategy.name.clone()) };
     let listing = list(engine, std::slice::from_ref(open), &selection).await;
     if let Some((_, problem)) = listing.unlisted.into_iter().next() {
-        plan.refusals.push(Refusal::Unreachable { problem: format!("It could not be listed: {problem}") });
+        plan.refusals
+            .push(Refusal::Unreachable { problem: format!("It could not be listed: {problem}") });
         return plan;
     }
     let snapshots = listing.snapshots;
     let now = engine.clock.now();
     let everything = Policy::default();
-    let policy = if plan.rests.is_none() { rules.policy.unwrap_or(&everything) } else { &everything };
+    let policy =
+        if plan.rests.is_none() { rules.policy.unwrap_or(&everything) } else { &everything };
     let decisions = decisions(strategy, policy, &snapshots, marks, now);
     plan.snapshots = decisions
         .into_iter()
@@ -229,14 +259,17 @@ pub(in crate::engine) async fn plan_place(
         return plan;
     }
     plan.refusals = refusals(&snapshots, marks, now);
-    plan.refusals.extend(marks.suspects(&strategy.name).into_iter().map(|id| Refusal::Suspect { id: id.clone() }));
+    plan.refusals.extend(
+        marks.suspects(&strategy.name).into_iter().map(|id| Refusal::Suspect { id: id.clone() }),
+    );
     match respect_locks(open.storage.as_ref(), &snapshots, &mut plan.snapshots, now).await {
         Ok(()) => {}
-        Err(error) => plan
-            .refusals
-            .push(Refusal::Unreachable { problem: format!("It could not be asked what it keeps locked: {error}") }),
+        Err(error) => plan.refusals.push(Refusal::Unreachable {
+            problem: format!("It could not be asked what it keeps locked: {error}"),
+        }),
     }
-    match unexplained(engine, &instance.name, strategy, policy, open, &snapshots, marks, now).await {
+    match unexplained(engine, &instance.name, strategy, policy, open, &snapshots, marks, now).await
+    {
         Ok(gone) if gone.is_empty() => {}
         Ok(gone) => plan.refusals.push(Refusal::Shrunk { gone }),
         Err(error) => plan.refusals.push(Refusal::Unreachable { problem: error.to_string() }),
@@ -248,8 +281,12 @@ pub(in crate::engine) async fn plan_place(
     plan
 }
 
-/// The snapshots that are gone from a place, though no pruning of ours took them, and none of another host that keeps to the same policy would have.
-#[expect(clippy::too_many_arguments, reason = "what decides of what is there decides of what is gone")]
+/// The snapshots that are gone from a place, though no pruning of ours took them, and none of
+/// another host that keeps to the same policy would have.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "what decides of what is there decides of what is gone"
+)]
 async fn unexplained(
     engine: &Engine,
     instance: &Name,
@@ -270,14 +307,18 @@ async fn unexplained(
             instance: instance.clone(),
             strategy: strategy.clone(),
             id: id.clone(),
-            manifest: Manifest::from_bytes(body, instance, strategy, id).map_err(|error| error.to_string()),
+            manifest: Manifest::from_bytes(body, instance, strategy, id)
+                .map_err(|error| error.to_string()),
             flaws: Vec::new(),
             listed_bytes: 0,
         });
     }
-    let kept = decisions(strategy, policy, &all, marks, now).into_iter().filter(|decision| decision.keep);
-    let mut missed: Vec<SnapshotId> =
-        kept.map(|decision| decision.id).filter(|id| gone.iter().any(|manifest| manifest.id == *id)).collect();
+    let kept =
+        decisions(strategy, policy, &all, marks, now).into_iter().filter(|decision| decision.keep);
+    let mut missed: Vec<SnapshotId> = kept
+        .map(|decision| decision.id)
+        .filter(|id| gone.iter().any(|manifest| manifest.id == *id))
+        .collect();
     missed.reverse();
     Ok(missed)
 }
@@ -297,7 +338,9 @@ pub(in crate::engine) fn decisions(
             let held = Reason::Held { reason: hold.reason, until: hold.until };
             protected.entry(snapshot.id.clone()).or_default().push(held);
         }
-        let passed = marks.drilled(&strategy.name, &snapshot.id).filter(|drilled| drilled.verdict == Verdict::Passed);
+        let passed = marks
+            .drilled(&strategy.name, &snapshot.id)
+            .filter(|drilled| drilled.verdict == Verdict::Passed);
         drilled = drilled.max(passed.map(|passed| (snapshot.id.clone(), passed.at)));
     }
     if let Some((id, at)) = drilled {
@@ -306,7 +349,11 @@ pub(in crate::engine) fn decisions(
     // Where no drill found the newest one bad, that is the one; it stays anyhow.
     let whole = |snapshot: &&Snapshot| snapshot.is_whole() && snapshot.id.time() <= now;
     let newest = snapshots.iter().filter(whole).map(|snapshot| &snapshot.id).max();
-    let good = snapshots.iter().filter(|snapshot| is_good(snapshot, marks, now)).map(|snapshot| &snapshot.id).max();
+    let good = snapshots
+        .iter()
+        .filter(|snapshot| is_good(snapshot, marks, now))
+        .map(|snapshot| &snapshot.id)
+        .max();
     if let Some(good) = good.filter(|good| Some(*good) != newest) {
         protected.entry(good.clone()).or_default().push(Reason::LastGood);
     }
@@ -317,9 +364,12 @@ pub(in crate::engine) fn decisions(
     decide(policy, &known, strategy.timezone, now, &protected)
 }
 
-/// Whether a snapshot is good as far as is known: nothing is missing from it, and its last drill did not find it bad.
+/// Whether a snapshot is good as far as is known: nothing is missing from it, and its last drill
+/// did not find it bad.
 pub(in crate::engine) fn is_good(snapshot: &Snapshot, marks: &Marks, now: DateTime<Utc>) -> bool {
-    let bad = marks.drilled(&snapshot.strategy, &snapshot.id).is_some_and(|drilled| drilled.verdict == Verdict::Failed);
+    let bad = marks
+        .drilled(&snapshot.strategy, &snapshot.id)
+        .is_some_and(|drilled| drilled.verdict == Verdict::Failed);
     snapshot.is_whole() && snapshot.id.time() <= now && !bad
 }
 
@@ -337,8 +387,10 @@ fn refusals(snapshots: &[Snapshot], marks: &Marks, now: DateTime<Utc>) -> Vec<Re
         }
     }
     let unread = marks.unread.iter();
-    refusals
-        .extend(unread.map(|(storage, problem)| Refusal::Mark { storage: storage.clone(), problem: problem.clone() }));
+    refusals.extend(unread.map(|(storage, problem)| Refusal::Mark {
+        storage: storage.clone(),
+        problem: problem.clone(),
+    }));
     let newest = snapshots.iter().map(|snapshot| &snapshot.id).max();
     if let Some(newest) = newest.filter(|newest| newest.time() > now) {
         refusals.push(Refusal::Clock { newest: newest.clone(), now });
@@ -354,7 +406,10 @@ async fn respect_locks(
     now: DateTime<Utc>,
 ) -> Result<(), StorageError> {
     for planned in planned.iter_mut().filter(|planned| !planned.decision.keep) {
-        let Some(snapshot) = snapshots.iter().find(|snapshot| snapshot.id == planned.decision.id) else { continue };
+        let Some(snapshot) = snapshots.iter().find(|snapshot| snapshot.id == planned.decision.id)
+        else {
+            continue;
+        };
         if let Some(until) = locked(storage, snapshot).await? {
             planned.decision.lock(until, now);
         }
@@ -362,7 +417,8 @@ async fn respect_locks(
     Ok(())
 }
 
-/// Until when any object of the snapshot is locked, if one is; the inner none is a lock without an end.
+/// Until when any object of the snapshot is locked, if one is; the inner none is a lock without an
+/// end.
 pub(in crate::engine) async fn locked(
     storage: &dyn Storage,
     snapshot: &Snapshot,
@@ -370,9 +426,14 @@ pub(in crate::engine) async fn locked(
     let folder = snapshot.folder();
     let artifacts = snapshot.manifest.iter().flat_map(|manifest| &manifest.artifacts);
     let names = artifacts.flat_map(|artifact| &artifact.objects).map(|object| object.key.as_str());
-    let keys: Vec<String> = names.chain([MANIFEST_KEY]).map(|name| format!("{folder}{name}")).collect();
-    let locks = stream::iter(keys).map(|key| async move { storage.lock_of(&key).await }).buffered(PARALLEL);
+    let keys: Vec<String> =
+        names.chain([MANIFEST_KEY]).map(|name| format!("{folder}{name}")).collect();
+    let locks =
+        stream::iter(keys).map(|key| async move { storage.lock_of(&key).await }).buffered(PARALLEL);
     let locks: Vec<_> = locks.try_collect().await?;
-    let latest = locks.into_iter().flatten().max_by_key(|lock| lock.until.unwrap_or(DateTime::<Utc>::MAX_UTC));
+    let latest = locks
+        .into_iter()
+        .flatten()
+        .max_by_key(|lock| lock.until.unwrap_or(DateTime::<Utc>::MAX_UTC));
     Ok(latest.map(|lock| lock.until))
 }

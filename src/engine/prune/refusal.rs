@@ -49,7 +49,8 @@ pub enum Refusal {
         /// Which.
         gone: Vec<SnapshotId>,
     },
-    /// A drill found that a snapshot has much less than the last good one, and nobody has looked at it since.
+    /// A drill found that a snapshot has much less than the last good one, and nobody has looked at
+    /// it since.
     Suspect {
         /// The snapshot.
         id: SnapshotId,
@@ -73,14 +74,18 @@ impl Refusal {
 }
 
 /// Each refusal with its words.
-pub(super) fn with_messages<S: Serializer>(refusals: &[Refusal], serializer: S) -> Result<S::Ok, S::Error> {
+pub(super) fn with_messages<S: Serializer>(
+    refusals: &[Refusal],
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
     #[derive(Serialize)]
     struct Told<'a> {
         #[serde(flatten)]
         refusal: &'a Refusal,
         message: String,
     }
-    serializer.collect_seq(refusals.iter().map(|refusal| Told { refusal, message: refusal.to_string() }))
+    serializer
+        .collect_seq(refusals.iter().map(|refusal| Told { refusal, message: refusal.to_string() }))
 }
 
 impl fmt::Display for Refusal {
@@ -89,23 +94,27 @@ impl fmt::Display for Refusal {
             Self::Unreachable { problem } => f.write_str(problem),
             Self::Manifest { id, problem } => write!(
                 f,
-                "The manifest of `{id}` cannot be read: {problem}. Look at it with `backup verify`; when it is lost, `backup forget {id}`"
+                "The manifest of `{id}` cannot be read: {problem}. Look at it with `backup \
+                 verify`; when it is lost, `backup forget {id}`"
             ),
             Self::Damaged { id, problem } => write!(
                 f,
-                "`{id}` is damaged: {problem}. While a storage loses objects nothing is deleted there. Look at it with `backup verify`; when it is \
+                "`{id}` is damaged: {problem}. While a storage loses objects nothing is deleted \
+                 there. Look at it with `backup verify`; when it is \
                  lost, `backup forget {id}`"
             ),
             Self::Mark { storage, problem } => {
                 write!(
                     f,
-                    "The marks in `{storage}` cannot be read, so it is not known what is held: {problem}. Mend the storage; a hold that is damaged goes by `backup \
+                    "The marks in `{storage}` cannot be read, so it is not known what is held: \
+                     {problem}. Mend the storage; a hold that is damaged goes by `backup \
                      release`, any other mark only by hand"
                 )
             }
             Self::Clock { newest, now } => write!(
                 f,
-                "The clock of this machine says {}, and the newest snapshot is `{newest}`. Set the clock; when that snapshot was dated wrongly, \
+                "The clock of this machine says {}, and the newest snapshot is `{newest}`. Set the \
+                 clock; when that snapshot was dated wrongly, \
                  `backup forget {newest}`",
                 now.format("%Y-%m-%d %H:%M:%S UTC")
             ),
@@ -114,7 +123,8 @@ impl fmt::Display for Refusal {
                 let more = if gone.len() > some.len() { ", ..." } else { "" };
                 write!(
                     f,
-                    "{} snapshot(s) are gone since they were last listed; retention keeps them, and this program did not delete them here: {}{more}. Find out \
+                    "{} snapshot(s) are gone since they were last listed; retention keeps them, \
+                     and this program did not delete them here: {}{more}. Find out \
                      who did; `backup prune --force` takes it as it is",
                     gone.len(),
                     some.join(", ")
@@ -122,12 +132,14 @@ impl fmt::Display for Refusal {
             }
             Self::Suspect { id } => write!(
                 f,
-                "A drill found that `{id}` has much less than the last good snapshot. Older ones may be all that is left of it, so nothing is deleted. Look at \
+                "A drill found that `{id}` has much less than the last good snapshot. Older ones \
+                 may be all that is left of it, so nothing is deleted. Look at \
                  `backup drill report`; when it is as it should be, `backup release {id}`"
             ),
             Self::TooMany { delete, of, percent } => write!(
                 f,
-                "{delete} of {of} snapshots would be deleted, and `max_delete_percent` is {percent}. Look at `backup prune --plan`; \
+                "{delete} of {of} snapshots would be deleted, and `max_delete_percent` is \
+                 {percent}. Look at `backup prune --plan`; \
                  `backup prune --force` does it"
             ),
         }

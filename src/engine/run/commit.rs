@@ -1,4 +1,5 @@
-//! The end of a run: the manifest is written where everything is there, and what must not stay is taken away.
+//! The end of a run: the manifest is written where everything is there, and what must not stay is
+//! taken away.
 
 use bytes::Bytes;
 
@@ -7,7 +8,9 @@ use crate::engine::lock::ReadLock;
 use crate::engine::marks::{Marks, read_marks};
 use crate::engine::prune::{carry_out, plan_place, rests};
 use crate::engine::{EngineError, OpenStorage, chain, sweep, writer};
-use crate::model::{Artifact, Cancel, Completeness, FORMAT, MANIFEST_KEY, Manifest, Name, Program, StorageNote};
+use crate::model::{
+    Artifact, Cancel, Completeness, FORMAT, MANIFEST_KEY, Manifest, Name, Program, StorageNote,
+};
 use crate::storage::{CreateOptions, StorageError};
 
 impl Run<'_> {
@@ -36,8 +39,8 @@ impl Run<'_> {
         let folder = self.folder();
         let mut committed = false;
         for place in &mut self.members {
-            // The last moment at which a cancellation stops the commit. After the first manifest the run goes through: stopping between two
-            // storages would only leave one behind.
+            // The last moment at which a cancellation stops the commit. After the first manifest
+            // the run goes through: stopping between two storages would only leave one behind.
             if cancel.is_cancelled() && !committed {
                 break;
             }
@@ -54,7 +57,10 @@ impl Run<'_> {
                 id: self.id.clone(),
                 started: self.started,
                 finished: self.engine.clock.now_seconds(),
-                program: Program { name: "holdfast".to_owned(), version: env!("CARGO_PKG_VERSION").to_owned() },
+                program: Program {
+                    name: "holdfast".to_owned(),
+                    version: env!("CARGO_PKG_VERSION").to_owned(),
+                },
                 completeness,
                 storage: StorageNote { name: name.clone(), remote_check: place.member.check() },
                 artifacts: artifacts.clone(),
@@ -77,10 +83,13 @@ impl Run<'_> {
         }
     }
 
-    /// Carries out the retention in each storage where the run committed. What cannot be pruned now is pruned after a later run.
+    /// Carries out the retention in each storage where the run committed. What cannot be pruned now
+    /// is pruned after a later run.
     pub(super) async fn prune(&mut self, node: &str) {
         let (instance, strategy) = (&self.instance.name, &self.strategy.name);
-        let rests = |place: &RunMember| rests(self.instance, self.strategy, &place.member.open.name).is_some();
+        let rests = |place: &RunMember| {
+            rests(self.instance, self.strategy, &place.member.open.name).is_some()
+        };
         if !self.members.iter().any(|place| place.committed && !rests(place)) {
             return;
         }
@@ -105,7 +114,8 @@ impl Run<'_> {
         drop(reading);
     }
 
-    /// The marks in every storage of the instance: what is held in one is held in the others too. One that could not be reached is not asked again.
+    /// The marks in every storage of the instance: what is held in one is held in the others too.
+    /// One that could not be reached is not asked again.
     async fn marks(&self) -> Marks {
         let mut reached: Vec<OpenStorage> = Vec::new();
         let mut unread: Vec<(Name, String)> = Vec::new();
@@ -136,9 +146,11 @@ impl Run<'_> {
             let cleaned = if place.committed {
                 writer::leave(storage, &folder).await
             } else if place.attempted {
-                // The manifest may yet come to light, and must find its artifacts when it does. A later run's sweep decides.
+                // The manifest may yet come to light, and must find its artifacts when it does. A
+                // later run's sweep decides.
                 place.notes.push(format!(
-                    "The manifest was sent, and it is not certain whether it is there: look for `{}` in `backup list`",
+                    "The manifest was sent, and it is not certain whether it is there: look for \
+                     `{}` in `backup list`",
                     self.id
                 ));
                 continue;
@@ -147,11 +159,16 @@ impl Run<'_> {
             };
             match cleaned {
                 // It tells nobody anything beside a manifest.
-                Err(StorageError::Denied { .. } | StorageError::Locked { .. }) if place.committed => continue,
+                Err(StorageError::Denied { .. } | StorageError::Locked { .. })
+                    if place.committed =>
+                {
+                    continue;
+                }
                 _ => {}
             }
             if let Err(error) = cleaned {
-                tracing::warn!(storage = %place.member.open.name, "could not clean up: {error}; a later run will");
+                tracing::warn!(storage = %place.member.open.name, "could not clean up: {error}; a \
+                    later run will");
                 if place.committed {
                     place.notes.push(format!("The heartbeat could not be taken away: {error}"));
                 }
@@ -160,8 +177,8 @@ impl Run<'_> {
     }
 }
 
-/// Looks up every object of `manifest` in the storage, then writes the manifest, which is the commit. Where another storage has `committed` already no
-/// cancellation is heeded.
+/// Looks up every object of `manifest` in the storage, then writes the manifest, which is the
+/// commit. Where another storage has `committed` already no cancellation is heeded.
 async fn commit_to(
     place: &mut RunMember,
     folder: &str,
@@ -169,7 +186,12 @@ async fn commit_to(
     committed: bool,
 ) -> Result<(), StorageError> {
     let storage = place.member.open.storage.as_ref();
-    writer::look_up(storage, folder, manifest.artifacts.iter().flat_map(|artifact| &artifact.objects)).await?;
+    writer::look_up(
+        storage,
+        folder,
+        manifest.artifacts.iter().flat_map(|artifact| &artifact.objects),
+    )
+    .await?;
     let key = format!("{folder}{MANIFEST_KEY}");
     let mut upload = storage.create(&key, CreateOptions { small: true, steady: committed }).await?;
     upload.write(Bytes::from(manifest.to_bytes())).await?;

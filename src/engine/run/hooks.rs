@@ -24,14 +24,25 @@ impl Run<'_> {
     }
 
     /// Starts `before` where there is one.
-    pub(super) async fn before(&self, around: Around<'_>, cancel: &Cancel) -> Result<(), EngineError> {
-        let Some(command) = self.hooks_of(around).and_then(|hooks| hooks.before.as_ref()) else { return Ok(()) };
+    pub(super) async fn before(
+        &self,
+        around: Around<'_>,
+        cancel: &Cancel,
+    ) -> Result<(), EngineError> {
+        let Some(command) = self.hooks_of(around).and_then(|hooks| hooks.before.as_ref()) else {
+            return Ok(());
+        };
         self.hook("before", command, around, None, cancel).await
     }
 
-    /// Starts `after`, and after a failure `on_failure`. The run may have been cancelled: they are started all the same, since they undo what
-    /// `before` did. A failure of theirs is a warning: what was dumped is as good as before.
-    pub(super) async fn after<T: Ended>(&mut self, around: Around<'_>, ended: &Result<T, EngineError>) {
+    /// Starts `after`, and after a failure `on_failure`. The run may have been cancelled: they are
+    /// started all the same, since they undo what `before` did. A failure of theirs is a warning:
+    /// what was dumped is as good as before.
+    pub(super) async fn after<T: Ended>(
+        &mut self,
+        around: Around<'_>,
+        ended: &Result<T, EngineError>,
+    ) {
         let outcome = match ended {
             Ok(ended) => ended.outcome(),
             Err(EngineError::Cancelled) => "cancelled",
@@ -77,17 +88,20 @@ impl Run<'_> {
             work_dir: self.instance.work_dir.clone(),
             environment: self.engine.environment.clone(),
         };
-        let mut call = Call::new(&context, program, format!("run the hook `{hook}` of the {of} `{name}`"))
-            .args(args)
-            .variable("HOLDFAST_HOOK", hook)
-            .variable("HOLDFAST_INSTANCE", self.instance.name.as_str())
-            .variable("HOLDFAST_STRATEGY", self.strategy.name.as_str())
-            .variable("HOLDFAST_SNAPSHOT", self.id.as_str());
+        let mut call =
+            Call::new(&context, program, format!("run the hook `{hook}` of the {of} `{name}`"))
+                .args(args)
+                .variable("HOLDFAST_HOOK", hook)
+                .variable("HOLDFAST_INSTANCE", self.instance.name.as_str())
+                .variable("HOLDFAST_STRATEGY", self.strategy.name.as_str())
+                .variable("HOLDFAST_SNAPSHOT", self.id.as_str());
         if let Around::Source(name) = around {
             call = call.variable("HOLDFAST_SOURCE", name.as_str());
         }
         if let Some((outcome, error)) = ended {
-            call = call.variable("HOLDFAST_OUTCOME", outcome).variable("HOLDFAST_ERROR", error.unwrap_or_default());
+            call = call
+                .variable("HOLDFAST_OUTCOME", outcome)
+                .variable("HOLDFAST_ERROR", error.unwrap_or_default());
         }
         tracing::info!(hook, "starting the hook of the {of} `{name}`");
         let started = blocking(move || call.read_into(&context, &mut std::io::sink())).await?;

@@ -1,8 +1,9 @@
 //! One run of a strategy: from its sources to a committed snapshot.
 //!
-//! Lock, look over the storages, dump each source through the pipeline into all of them, write the facts, look up every object
-//! again, then write the manifest to each; around it, and around each source, the operator's own programs (`hooks`). Until a manifest is there nothing of the run is a backup; the program may die at any
-//! point before, and a later run collects what is left.
+//! Lock, look over the storages, dump each source through the pipeline into all of them, write the
+//! facts, look up every object again, then write the manifest to each; around it, and around each
+//! source, the operator's own programs (`hooks`). Until a manifest is there nothing of the run is a
+//! backup; the program may die at any point before, and a later run collects what is left.
 
 mod commit;
 mod hooks;
@@ -24,16 +25,16 @@ use super::{Engine, EngineError, Selection, blocking, chain, list, make_private_
 use crate::catalog::RunRecord;
 use crate::config::{Instance, Strategy};
 use crate::model::{
-    Artifact, ArtifactFacts, ArtifactKind, Cancel, Completeness, FACTS_FORMAT, Facts, Name, SnapshotId, SourceFacts,
-    Warnings,
+    Artifact, ArtifactFacts, ArtifactKind, Cancel, Completeness, FACTS_FORMAT, Facts, Name,
+    SnapshotId, SourceFacts, Warnings,
 };
 use crate::pipeline::{EncodeSettings, Throttle};
 use crate::report::{Outcome, Pruned, RunReport, SourceReport, StorageReport};
 use crate::source::{Context, SourceConfig, SourceError};
 use hooks::Around;
 
-/// Plain bytes of a block. At the default level a block of 4 MiB is packed 0.1 % smaller, takes more time, because it does not fit the
-/// caches of a processor, and costs four times the memory.
+/// Plain bytes of a block. At the default level a block of 4 MiB is packed 0.1 % smaller, takes
+/// more time, because it does not fit the caches of a processor, and costs four times the memory.
 const BLOCK_BYTES: usize = 1 << 20;
 
 /// What a run would do, as `--dry-run` prints it.
@@ -66,11 +67,17 @@ pub async fn plan(engine: &Engine, instance: &Instance, strategy: &Strategy) -> 
     }
 }
 
-/// When the last run of `strategy` began that need not be made up for: by the catalog, or where that was lost, by the snapshots in the storages. One that was cancelled,
-/// or failed for a reason that may pass with attempts left, is not it. None when there was none, as far as can be known.
-pub async fn last_began(engine: &Engine, instance: &Instance, strategy: &Strategy) -> Option<DateTime<Utc>> {
+/// When the last run of `strategy` began that need not be made up for: by the catalog, or where
+/// that was lost, by the snapshots in the storages. One that was cancelled, or failed for a reason
+/// that may pass with attempts left, is not it. None when there was none, as far as can be known.
+pub async fn last_began(
+    engine: &Engine,
+    instance: &Instance,
+    strategy: &Strategy,
+) -> Option<DateTime<Utc>> {
     if let Some(catalog) = engine.catalog().await {
-        match catalog.last_concluded(&instance.name, &strategy.name, strategy.retry.attempts).await {
+        match catalog.last_concluded(&instance.name, &strategy.name, strategy.retry.attempts).await
+        {
             Ok(Some(started)) => return Some(started),
             Ok(None) => {}
             Err(error) => tracing::warn!("{error}"),
@@ -81,7 +88,11 @@ pub async fn last_began(engine: &Engine, instance: &Instance, strategy: &Strateg
 }
 
 /// The last run of `strategy` that committed, as it was recorded.
-pub(super) async fn last_committed(engine: &Engine, instance: &Instance, strategy: &Strategy) -> Option<RunRecord> {
+pub(super) async fn last_committed(
+    engine: &Engine,
+    instance: &Instance,
+    strategy: &Strategy,
+) -> Option<RunRecord> {
     let catalog = engine.catalog().await?;
     match catalog.last_run(&instance.name, &strategy.name, true).await {
         Ok(run) => run,
@@ -95,13 +106,19 @@ pub(super) async fn last_committed(engine: &Engine, instance: &Instance, strateg
 /// Runs `strategy` once and records how it ended. A failed or cancelled run is a report too.
 ///
 /// # Errors
-/// [`EngineError::Locked`] when another run holds the lock, [`EngineError::State`] when the local state cannot be used: then no run began.
-pub async fn run(engine: &Engine, instance: &Instance, strategy: &Strategy) -> Result<RunReport, EngineError> {
+/// [`EngineError::Locked`] when another run holds the lock, [`EngineError::State`] when the local
+/// state cannot be used: then no run began.
+pub async fn run(
+    engine: &Engine,
+    instance: &Instance,
+    strategy: &Strategy,
+) -> Result<RunReport, EngineError> {
     let _lock = StateLock::take(&engine.state_dir, &instance.name, &strategy.name)?;
     let node = node(&engine.state_dir)?;
     make_private_folder(&instance.work_dir)?;
     let mut salt = [0; 3];
-    getrandom::fill(&mut salt).map_err(|error| EngineError::Internal(format!("No random bytes: {error}")))?;
+    getrandom::fill(&mut salt)
+        .map_err(|error| EngineError::Internal(format!("No random bytes: {error}")))?;
     let started = next_second(engine, instance, strategy).await;
     let mut run = Run {
         engine,
@@ -121,7 +138,8 @@ pub async fn run(engine: &Engine, instance: &Instance, strategy: &Strategy) -> R
     {
         tracing::warn!("Could not lower the priority of the process to {nice}: {error}");
     }
-    let span = tracing::info_span!("run", instance = %instance.name, strategy = %strategy.name, id = %run.id);
+    let span = tracing::info_span!("run", instance = %instance.name, strategy = %strategy.name,
+        id = %run.id);
     span.in_scope(|| tracing::info!("run begins"));
 
     // Everything of the run hears of a cancellation through this one, which a timeout cancels too.
@@ -162,7 +180,8 @@ pub async fn run(engine: &Engine, instance: &Instance, strategy: &Strategy) -> R
     };
     let result = ended.unwrap_or_else(|| {
         tracing::error!(
-            "it did not end within `stop_grace` ({}) after it was asked to, and is left; a later run collects what it leaves",
+            "it did not end within `stop_grace` ({}) after it was asked to, and is left; a later \
+             run collects what it leaves",
             instance.stop_grace
         );
         if run.members.iter().any(|place| place.committed) {
@@ -172,7 +191,9 @@ pub async fn run(engine: &Engine, instance: &Instance, strategy: &Strategy) -> R
         }
     });
     let result = match (result, timeout) {
-        (Err(EngineError::Locked { strategy, holder }), _) => return Err(EngineError::Locked { strategy, holder }),
+        (Err(EngineError::Locked { strategy, holder }), _) => {
+            return Err(EngineError::Locked { strategy, holder });
+        }
         (Err(_), Some(limit)) => Err(EngineError::TimedOut(limit)),
         (result, _) => result,
     };
@@ -181,11 +202,13 @@ pub async fn run(engine: &Engine, instance: &Instance, strategy: &Strategy) -> R
     Ok(report)
 }
 
-/// Lowers the priority of every thread of the process. Linux keeps it by thread, and threads and children take it from who starts them.
+/// Lowers the priority of every thread of the process. Linux keeps it by thread, and threads and
+/// children take it from who starts them.
 fn be_nice(nice: i32) -> std::io::Result<()> {
     for thread in std::fs::read_dir("/proc/self/task")? {
         let name = thread?.file_name();
-        let id = name.to_str().and_then(|id| id.parse().ok()).and_then(rustix::process::Pid::from_raw);
+        let id =
+            name.to_str().and_then(|id| id.parse().ok()).and_then(rustix::process::Pid::from_raw);
         match rustix::process::setpriority_process(id, nice) {
             // It ended meanwhile.
             Ok(()) | Err(rustix::io::Errno::SRCH) => {}
@@ -195,7 +218,8 @@ fn be_nice(nice: i32) -> std::io::Result<()> {
     Ok(())
 }
 
-/// The present second; the next one when a run of this strategy began in the present one. Ids sort by time, and two of one second would not.
+/// The present second; the next one when a run of this strategy began in the present one. Ids sort
+/// by time, and two of one second would not.
 async fn next_second(engine: &Engine, instance: &Instance, strategy: &Strategy) -> DateTime<Utc> {
     let Some(catalog) = engine.catalog().await else { return engine.clock.now_seconds() };
     let last = catalog.last_run(&instance.name, &strategy.name, false).await;
@@ -203,7 +227,8 @@ async fn next_second(engine: &Engine, instance: &Instance, strategy: &Strategy) 
     let now = engine.clock.now();
     if let Some(last) = last.as_ref().filter(|last| last.id.time() > now) {
         tracing::warn!(
-            "the clock is behind that of the last run (`{}`), so `latest` will mean that one and not this: set the clock of this machine",
+            "the clock is behind that of the last run (`{}`), so `latest` will mean that one and \
+             not this: set the clock of this machine",
             last.id
         );
     }
@@ -231,7 +256,8 @@ struct Run<'a> {
 
 struct RunMember {
     member: Arc<Member>,
-    /// Whether it could be looked into. Nothing was written to one that could not, and to ask again takes long.
+    /// Whether it could be looked into. Nothing was written to one that could not, and to ask again
+    /// takes long.
     reached: bool,
     /// Whether a manifest was sent: then it may be there, whatever the storage answered.
     attempted: bool,
@@ -272,7 +298,8 @@ impl Run<'_> {
             Ok(()) => self.dump_and_commit(last.as_ref().map(|run| run.plain_bytes), cancel).await,
             Err(error) => Err(error),
         };
-        // Before anything else that takes time: what `before` froze must not stay so while old snapshots are deleted.
+        // Before anything else that takes time: what `before` froze must not stay so while old
+        // snapshots are deleted.
         self.after(Around::Run, &result).await;
         beating.abort();
         let _ = beating.await;
@@ -286,10 +313,15 @@ impl Run<'_> {
 
     /// Lists what is there now where retention did not, so that the catalog knows the new snapshot.
     async fn look_again(&self) {
-        let selection =
-            Selection { instance: Some(self.instance.name.clone()), strategy: Some(self.strategy.name.clone()) };
+        let selection = Selection {
+            instance: Some(self.instance.name.clone()),
+            strategy: Some(self.strategy.name.clone()),
+        };
         for place in self.members.iter().filter(|place| place.committed && place.pruned.is_none()) {
-            for (name, error) in list(self.engine, std::slice::from_ref(&place.member.open), &selection).await.unlisted
+            for (name, error) in
+                list(self.engine, std::slice::from_ref(&place.member.open), &selection)
+                    .await
+                    .unlisted
             {
                 tracing::warn!(storage = %name, "could not be listed after the commit: {error}");
             }
@@ -310,8 +342,10 @@ impl Run<'_> {
     }
 
     fn outlet(&self, cancel: &Cancel) -> Outlet {
-        let members: Vec<Arc<Member>> = self.members.iter().map(|member| Arc::clone(&member.member)).collect();
-        let largest = members.iter().filter_map(|member| member.open.storage.max_object_bytes()).min();
+        let members: Vec<Arc<Member>> =
+            self.members.iter().map(|member| Arc::clone(&member.member)).collect();
+        let largest =
+            members.iter().filter_map(|member| member.open.storage.max_object_bytes()).min();
         Outlet {
             settings: EncodeSettings {
                 compression: self.instance.compression,
@@ -350,11 +384,9 @@ impl Run<'_> {
             if cancel.is_cancelled() {
                 return Err(EngineError::Cancelled);
             }
-            let config = self
-                .instance
-                .sources
-                .get(name)
-                .ok_or_else(|| EngineError::Internal(format!("The source `{name}` is not in the configuration")))?;
+            let config = self.instance.sources.get(name).ok_or_else(|| {
+                EngineError::Internal(format!("The source `{name}` is not in the configuration"))
+            })?;
             // What is expected is known of the whole run only.
             if sources.is_empty() {
                 self.engine.progress.begin(name.to_string(), last_plain_bytes);
@@ -370,10 +402,12 @@ impl Run<'_> {
             let taken = taken?;
             let seconds = began.elapsed().as_secs_f64();
             let plain_bytes = taken.written.iter().map(|written| written.facts.plain_bytes).sum();
-            let stored_bytes = taken.written.iter().map(|written| written.artifact.stored_bytes()).sum();
+            let stored_bytes =
+                taken.written.iter().map(|written| written.artifact.stored_bytes()).sum();
             tracing::info!(source = %name, plain_bytes, stored_bytes, seconds, "source dumped");
             for warning in taken.warnings.kept() {
-                tracing::warn!(source = %name, path = warning.path.as_deref(), "{}", warning.reason);
+                tracing::warn!(source = %name, path = warning.path.as_deref(), "{}",
+                    warning.reason);
             }
             self.warnings.extend(name.as_str(), taken.warnings);
             self.reports.push(SourceReport {
@@ -406,9 +440,12 @@ impl Run<'_> {
             warnings: self.warnings.clone(),
         };
         self.engine.progress.begin("facts", None);
-        let body = serde_json::to_vec_pretty(&facts).map_err(|error| EngineError::Internal(error.to_string()))?;
+        let body = serde_json::to_vec_pretty(&facts)
+            .map_err(|error| EngineError::Internal(error.to_string()))?;
         let outputs = SourceOutputs::new(outlet.clone(), None);
-        let written = blocking(move || outputs.write_document("facts.json", ArtifactKind::Facts, &body)).await?;
+        let written =
+            blocking(move || outputs.write_document("facts.json", ArtifactKind::Facts, &body))
+                .await?;
         artifacts.push(written.map_err(|error| self.stream_error(&error, cancel))?.artifact);
         self.stored_bytes = artifacts.iter().map(Artifact::stored_bytes).sum();
         Ok((artifacts, completeness))
@@ -435,7 +472,12 @@ impl Run<'_> {
             let dumped = source.dump(&context, &outputs)?;
             // The source says that it succeeded: only now can anything it wrote be finished.
             let written = outputs.finish_all(dumped.outputs).map_err(SourceError::Stream)?;
-            Ok(Taken { written, consistency: dumped.consistency, facts: dumped.facts, warnings: dumped.warnings })
+            Ok(Taken {
+                written,
+                consistency: dumped.consistency,
+                facts: dumped.facts,
+                warnings: dumped.warnings,
+            })
         })
         .await?;
         taken.map_err(|error| match error {
@@ -466,7 +508,8 @@ impl Run<'_> {
         let mut storage_may_pass = false;
         for place in self.members.drain(..) {
             let failure = place.member.take_failure();
-            storage_may_pass |= failure.as_ref().is_some_and(crate::storage::StorageError::may_pass);
+            storage_may_pass |=
+                failure.as_ref().is_some_and(crate::storage::StorageError::may_pass);
             let error = failure.map(|error| chain(&error));
             storages.push(StorageReport {
                 name: place.member.open.name.clone(),
@@ -478,10 +521,15 @@ impl Run<'_> {
             });
         }
         // Another storage has the snapshot: how it gets to those that have not.
-        if let Some(good) = storages.iter().find(|storage| storage.committed).map(|storage| storage.name.clone()) {
-            for storage in storages.iter_mut().filter(|storage| !storage.committed && storage.error.is_some()) {
+        if let Some(good) =
+            storages.iter().find(|storage| storage.committed).map(|storage| storage.name.clone())
+        {
+            for storage in
+                storages.iter_mut().filter(|storage| !storage.committed && storage.error.is_some())
+            {
                 storage.notes.push(format!(
-                    "Once it is well again, `backup copy --from {good} --to {} --strategy {}` brings the snapshot there",
+                    "Once it is well again, `backup copy --from {good} --to {} --strategy {}` \
+                     brings the snapshot there",
                     storage.name, self.strategy.name
                 ));
             }

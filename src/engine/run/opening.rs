@@ -1,4 +1,5 @@
-//! The beginning of a run: each storage is opened, locked, swept of what dead runs left, and given our heartbeat.
+//! The beginning of a run: each storage is opened, locked, swept of what dead runs left, and given
+//! our heartbeat.
 
 use std::sync::Arc;
 
@@ -18,8 +19,8 @@ use crate::storage::{Storage, StorageError};
 const SPARE_BYTES: u64 = 16 << 20;
 
 impl Run<'_> {
-    /// Opens and locks each storage, collects what dead runs left there, and leaves our heartbeat. A storage that fails is out of the run; a living
-    /// writer in any of them ends it.
+    /// Opens and locks each storage, collects what dead runs left there, and leaves our heartbeat.
+    /// A storage that fails is out of the run; a living writer in any of them ends it.
     pub(super) async fn open_storages(
         &mut self,
         node: &str,
@@ -29,10 +30,9 @@ impl Run<'_> {
     ) -> Result<(), EngineError> {
         for name in &self.strategy.storages {
             self.engine.progress.begin(format!("opening {name}"), None);
-            let config =
-                self.instance.storages.get(name).ok_or_else(|| {
-                    EngineError::Internal(format!("The storage `{name}` is not in the configuration"))
-                })?;
+            let config = self.instance.storages.get(name).ok_or_else(|| {
+                EngineError::Internal(format!("The storage `{name}` is not in the configuration"))
+            })?;
             let open = match OpenStorage::open(name, config, cancel).await {
                 Ok(open) => open,
                 Err(error) => {
@@ -64,7 +64,11 @@ impl Run<'_> {
             match prepared {
                 Ok(()) => {}
                 Err(StorageError::Busy { address, folder }) => {
-                    not_twice(&member.member.open, self.members.iter().map(|place| &place.member.open)).await?;
+                    not_twice(
+                        &member.member.open,
+                        self.members.iter().map(|place| &place.member.open),
+                    )
+                    .await?;
                     return Err(EngineError::Locked {
                         strategy: self.strategy.name.clone(),
                         holder: format!("it holds the lock of `{folder}` in `{address}`"),
@@ -80,7 +84,9 @@ impl Run<'_> {
         if self.members.iter().any(|member| member.member.is_well()) {
             Ok(())
         } else {
-            Err(EngineError::NoStorage("Each of them failed before the first source was read".to_owned()))
+            Err(EngineError::NoStorage(
+                "Each of them failed before the first source was read".to_owned(),
+            ))
         }
     }
 
@@ -96,34 +102,47 @@ impl Run<'_> {
         member._lock = storage.lock(folder.trim_end_matches('/')).await?;
         let leftovers = writer::look(storage, &folder, node, &self.id).await?;
         member.reached = true;
-        // Only once nobody else is known to write; a leftover that cannot be deleted is in nobody's way.
+        // Only once nobody else is known to write; a leftover that cannot be deleted is in nobody's
+        // way.
         match sweep::sweep(storage, &folder, &leftovers, member._lock.is_some()).await {
             Ok(0) => {}
             Ok(count) => {
-                tracing::info!(storage = %member.member.open.name, "collected what {count} unfinished run(s) left");
+                tracing::info!(storage = %member.member.open.name, "collected what {count} \
+                    unfinished run(s) left");
             }
-            // Credentials that may only write are a normal case. Then others prune, and others sweep.
+            // Credentials that may only write are a normal case. Then others prune, and others
+            // sweep.
             Err(StorageError::Denied { .. } | StorageError::Locked { .. }) => {
-                tracing::info!(storage = %member.member.open.name, "not permitted to collect what an unfinished run left");
+                tracing::info!(storage = %member.member.open.name, "not permitted to collect what \
+                    an unfinished run left");
             }
             Err(error) => {
-                member.notes.push(format!("What an unfinished run left could not be collected: {error}"));
-                tracing::warn!(storage = %member.member.open.name, "could not collect what an unfinished run left: {error}");
+                member
+                    .notes
+                    .push(format!("What an unfinished run left could not be collected: {error}"));
+                tracing::warn!(storage = %member.member.open.name, "could not collect what an \
+                    unfinished run left: {error}");
             }
         }
-        if leftovers.snapshots == 0 && last.is_some_and(|last| has_committed(last, &member.member.open.name)) {
-            let note = "The last run committed a snapshot there, and now there is none of this strategy: was its disk not mounted, or was all of it deleted?";
+        if leftovers.snapshots == 0
+            && last.is_some_and(|last| has_committed(last, &member.member.open.name))
+        {
+            let note = "The last run committed a snapshot there, and now there is none of this \
+                strategy: was its disk not mounted, or was all of it deleted?";
             tracing::warn!(storage = %member.member.open.name, "{note}");
             member.notes.push(note.to_owned());
         }
-        if let (Some(free), Some(last)) = (storage.free_bytes().await?, last.map(|last| last.stored_bytes)) {
+        if let (Some(free), Some(last)) =
+            (storage.free_bytes().await?, last.map(|last| last.stored_bytes))
+        {
             let needed = last.saturating_add(SPARE_BYTES);
             if free < needed {
                 return Err(StorageError::Full {
                     attempt: "begin a run".to_owned(),
                     address: storage.address(),
                     problem: format!(
-                        "{} are free, and the last snapshot took {}. Free some space, or move the storage",
+                        "{} are free, and the last snapshot took {}. Free some space, or move the \
+                         storage",
                         crate::model::ByteSize(free),
                         crate::model::ByteSize(last)
                     ),
@@ -135,13 +154,17 @@ impl Run<'_> {
 
     /// Renews the heartbeat in every storage until aborted.
     pub(super) fn beat(&self, heartbeat: Heartbeat) -> AbortOnDropHandle<()> {
-        let members: Vec<Arc<Member>> = self.members.iter().map(|member| Arc::clone(&member.member)).collect();
+        let members: Vec<Arc<Member>> =
+            self.members.iter().map(|member| Arc::clone(&member.member)).collect();
         let key = format!("{}{RUN_KEY}", self.folder());
         let clock = self.engine.clock.clone();
-        // Each storage for itself: one that hangs must not let the heartbeat in the others grow old.
+        // Each storage for itself: one that hangs must not let the heartbeat in the others grow
+        // old.
         let beats = members.into_iter().map(move |member| {
             let open = member.open.clone();
-            writer::beat(open, key.clone(), clock.clone(), heartbeat.clone(), move || member.is_well())
+            writer::beat(open, key.clone(), clock.clone(), heartbeat.clone(), move || {
+                member.is_well()
+            })
         });
         let beats = futures::future::join_all(beats);
         // A run that is left must not look alive.

@@ -1,4 +1,5 @@
-//! Sinks that fail, block or hoard, and runs that are cancelled: every thread ends, and nothing hangs.
+//! Sinks that fail, block or hoard, and runs that are cancelled: every thread ends, and nothing
+//! hangs.
 
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -43,7 +44,11 @@ fn write_until_error(mut encoder: Encoder) -> String {
             let again = encoder.write(&block).err().map(|error| error.to_string());
             assert_eq!(again.as_deref(), Some(error.to_string().as_str()), "it stays an error");
             let last = encoder.finish().err().map(|error| error.to_string());
-            assert_eq!(last.as_deref(), Some(error.to_string().as_str()), "it does not finish either");
+            assert_eq!(
+                last.as_deref(),
+                Some(error.to_string().as_str()),
+                "it does not finish either"
+            );
             return error.to_string();
         }
     }
@@ -59,7 +64,9 @@ fn a_failing_sink_fails_the_stream_with_its_own_error() {
                 let message = in_time(move || {
                     let mut left = 50_000_usize;
                     let sink = Call(move |chunk: Bytes| {
-                        left = left.checked_sub(chunk.len()).ok_or_else(|| io::Error::new(kind, "The disk is full"))?;
+                        left = left
+                            .checked_sub(chunk.len())
+                            .ok_or_else(|| io::Error::new(kind, "The disk is full"))?;
                         Ok(())
                     });
                     write_until_error(Encoder::new(settings, Box::new(sink)).unwrap())
@@ -74,7 +81,9 @@ fn a_failing_sink_fails_the_stream_with_its_own_error() {
 fn a_sink_that_fails_at_the_very_end_fails_finish() {
     let error = in_time(|| {
         let sink = Call(|_| Err(io::Error::other("Lost")));
-        let mut encoder = Encoder::new(settings(Algorithm::Zstd, vec![key().1], 2, 1 << 20), Box::new(sink)).unwrap();
+        let mut encoder =
+            Encoder::new(settings(Algorithm::Zstd, vec![key().1], 2, 1 << 20), Box::new(sink))
+                .unwrap();
         encoder.write_all(b"little").unwrap();
         encoder.finish().err().map(|error| error.to_string())
     });
@@ -85,7 +94,9 @@ fn a_sink_that_fails_at_the_very_end_fails_finish() {
 fn a_sink_that_panics_fails_the_stream() {
     let message = in_time(|| {
         let sink = Call(|_| panic!("a sink that panics"));
-        write_until_error(Encoder::new(settings(Algorithm::Zstd, Vec::new(), 2, 20_000), Box::new(sink)).unwrap())
+        write_until_error(
+            Encoder::new(settings(Algorithm::Zstd, Vec::new(), 2, 20_000), Box::new(sink)).unwrap(),
+        )
     });
     assert!(message.contains("panicked"), "{message}");
 }
@@ -110,7 +121,11 @@ fn a_sink_that_holds_on_to_every_chunk_does_not_hang_the_stream() {
                 let held: Vec<u8> = held.lock().unwrap().concat();
                 (held, encoded)
             });
-            assert_eq!(Digest::of(&held), encoded.objects[0].digest, "a chunk that is held is not written over");
+            assert_eq!(
+                Digest::of(&held),
+                encoded.objects[0].digest,
+                "a chunk that is held is not written over"
+            );
         }
     }
 }
@@ -167,7 +182,8 @@ fn a_blocked_sink_stops_the_intake_and_a_cancel_frees_it() {
         });
         sink_entered.recv_timeout(PATIENCE).unwrap();
         if finishing {
-            // The sink may be reached before all is written, and what is cancelled then is the writing.
+            // The sink may be reached before all is written, and what is cancelled then is the
+            // writing.
             all_written.recv_timeout(PATIENCE).unwrap();
         }
         cancel.cancel();
@@ -175,7 +191,10 @@ fn a_blocked_sink_stops_the_intake_and_a_cancel_frees_it() {
         // One block with the sink, two in flight for each worker, one being filled.
         assert!(taken.load(Ordering::SeqCst) <= 6_000);
         gate.open();
-        assert!(all_ended.recv_timeout(PATIENCE).is_ok(), "the sink is dropped, so its thread ended");
+        assert!(
+            all_ended.recv_timeout(PATIENCE).is_ok(),
+            "the sink is dropped, so its thread ended"
+        );
     }
 }
 
@@ -188,7 +207,9 @@ fn a_dropped_encoder_ends_its_threads_and_drops_its_sink() {
             let _ = &alive;
             Ok(())
         });
-        let mut encoder = Encoder::new(settings(Algorithm::Gzip, vec![key().1], 3, 1_000), Box::new(sink)).unwrap();
+        let mut encoder =
+            Encoder::new(settings(Algorithm::Gzip, vec![key().1], 3, 1_000), Box::new(sink))
+                .unwrap();
         encoder.write_all(&sample(bytes, 17)).unwrap();
         drop(encoder);
         assert!(all_ended.recv_timeout(PATIENCE).is_ok());
@@ -213,8 +234,13 @@ fn the_read_rate_is_kept_and_a_cancel_ends_the_wait() {
     let mut encoder = Encoder::new(settings, Box::new(Memory::default())).unwrap();
     let begin = std::time::Instant::now();
     encoder.write_all(&vec![0; 512 << 10]).unwrap();
-    assert!(begin.elapsed() >= Duration::from_millis(240), "the second quarter waits for the first");
-    let writer = std::thread::spawn(move || encoder.write_all(&vec![0; 1 << 30]).map_err(|error| error.to_string()));
+    assert!(
+        begin.elapsed() >= Duration::from_millis(240),
+        "the second quarter waits for the first"
+    );
+    let writer = std::thread::spawn(move || {
+        encoder.write_all(&vec![0; 1 << 30]).map_err(|error| error.to_string())
+    });
     cancel.cancel();
     assert_eq!(in_time(move || writer.join().unwrap()), Err("Cancelled".to_owned()));
 }

@@ -14,7 +14,8 @@ fn memory(field: &str) -> u64 {
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
 }
 
-/// Pushes `total` bytes through an encoder, with a sink that keeps the newest chunk, as a channel to a storage does.
+/// Pushes `total` bytes through an encoder, with a sink that keeps the newest chunk, as a channel
+/// to a storage does.
 fn push(algorithm: Algorithm, recipients: Vec<Recipient>, total: usize, piece: &[u8]) -> Duration {
     let mut last = None;
     let sink = Call(move |chunk| {
@@ -22,7 +23,8 @@ fn push(algorithm: Algorithm, recipients: Vec<Recipient>, total: usize, piece: &
         Ok(())
     });
     let begin = std::time::Instant::now();
-    let mut encoder = Encoder::new(settings(algorithm, recipients, 2, 1 << 20), Box::new(sink)).unwrap();
+    let mut encoder =
+        Encoder::new(settings(algorithm, recipients, 2, 1 << 20), Box::new(sink)).unwrap();
     for _ in 0..total / piece.len() {
         for part in piece.chunks(256 << 10) {
             encoder.write_all(part).unwrap();
@@ -59,7 +61,8 @@ fn child() {
                 let rate = total as f64 / 1e6 / took.as_secs_f64();
                 let (peak, now) = (memory("VmHWM") >> 10, memory("VmRSS") >> 10);
                 println!(
-                    "{algorithm:?} {} MiB of {kind}: {rate:.0} MB/s, peak {peak} KiB, left {now} KiB",
+                    "{algorithm:?} {} MiB of {kind}: {rate:.0} MB/s, peak {peak} KiB, left {now} \
+                     KiB",
                     total >> 20
                 );
             }
@@ -71,10 +74,12 @@ fn child() {
         peaks.push(memory("VmHWM"));
     }
     println!("base {} KiB, peaks {peaks:?}, left {} KiB", base >> 10, memory("VmRSS") >> 10);
-    // Beyond the workers: a block being filled and one being stored, one that the sink holds, and code that is touched for the first time.
+    // Beyond the workers: a block being filled and one being stored, one that the sink holds, and
+    // code that is touched for the first time.
     let allowed = base + 2 * WORKER_BYTES + (16 << 20);
     assert!(peaks.iter().all(|peak| *peak <= allowed), "{peaks:?} > {allowed}");
-    // The allocator may keep a compressor's state of a thread that ended, once for each thread there was at a time.
+    // The allocator may keep a compressor's state of a thread that ended, once for each thread
+    // there was at a time.
     assert!(peaks[1] <= peaks[0] + (4 << 20), "it grew with the data: {peaks:?}");
 }
 
@@ -85,10 +90,20 @@ fn child() {
 )]
 fn memory_does_not_grow_with_the_data() {
     let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "pipeline::tests::memory::child", "--ignored", "--nocapture", "--test-threads=1"])
+        .args([
+            "--exact",
+            "pipeline::tests::memory::child",
+            "--ignored",
+            "--nocapture",
+            "--test-threads=1",
+        ])
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     print!("{said}");
-    assert!(output.status.success() && said.contains("1 passed"), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success() && said.contains("1 passed"),
+        "{said}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }

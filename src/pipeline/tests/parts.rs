@@ -1,5 +1,9 @@
-//! Ranges of a stream come back as they are in it, and little more than the blocks that they lie in is fetched.
-#![expect(clippy::single_range_in_vec_init, reason = "a list of ranges is what is meant, also when it has one")]
+//! Ranges of a stream come back as they are in it, and little more than the blocks that they lie in
+//! is fetched.
+#![expect(
+    clippy::single_range_in_vec_init,
+    reason = "a list of ranges is what is meant, also when it has one"
+)]
 
 use std::io::{self, Read};
 use std::ops::Range;
@@ -10,7 +14,9 @@ use proptest::strategy::{Just, Strategy};
 
 use super::{algorithms, encode, key, sample, settings, stored};
 use crate::model::{Artifact, ArtifactKind, Compression};
-use crate::pipeline::{Algorithm, BlockList, BlockSpan, DecodeError, Encoded, Identity, Recipient, parts};
+use crate::pipeline::{
+    Algorithm, BlockList, BlockSpan, DecodeError, Encoded, Identity, Recipient, parts,
+};
 
 /// A stored stream that knows what was asked of it.
 struct Store {
@@ -32,7 +38,12 @@ impl Store {
         let mut settings = settings(algorithm, recipients, 2, block_bytes);
         settings.max_object_bytes = max;
         let (encoded, objects) = encode(settings, plain);
-        Self { artifact: artifact(&encoded), blocks: list(&encoded), objects, asked: Arc::default() }
+        Self {
+            artifact: artifact(&encoded),
+            blocks: list(&encoded),
+            objects,
+            asked: Arc::default(),
+        }
     }
 
     fn spans(&self) -> impl Iterator<Item = io::Result<BlockSpan>> + Send + use<> {
@@ -40,16 +51,23 @@ impl Store {
         BlockList::new(list, self.artifact.codec.compression, self.artifact.compressed_bytes)
     }
 
-    fn open(&self, identities: &[Identity], ranges: &[Range<u64>]) -> Result<Box<dyn Read + Send>, DecodeError> {
+    fn open(
+        &self,
+        identities: &[Identity],
+        ranges: &[Range<u64>],
+    ) -> Result<Box<dyn Read + Send>, DecodeError> {
         let objects = self.objects.clone();
         let asked = Arc::clone(&self.asked);
         asked.lock().unwrap().clear();
-        let keys: Vec<String> = self.artifact.objects.iter().map(|object| object.key.clone()).collect();
+        let keys: Vec<String> =
+            self.artifact.objects.iter().map(|object| object.key.clone()).collect();
         let fetch = move |object: &crate::model::StoredObject, range: Range<u64>| {
             assert!(range.start < range.end && range.end <= object.size, "{range:?}");
             asked.lock().unwrap().push(range.end - range.start);
             let bytes = &objects[keys.iter().position(|key| *key == object.key).unwrap()];
-            let bytes = bytes.get(range.start as usize..(range.end as usize).min(bytes.len())).unwrap_or_default();
+            let bytes = bytes
+                .get(range.start as usize..(range.end as usize).min(bytes.len()))
+                .unwrap_or_default();
             Ok(Box::new(io::Cursor::new(bytes.to_vec())) as Box<dyn Read + Send>)
         };
         parts(&self.artifact, Box::new(self.spans()), Box::new(fetch), identities, ranges.to_vec())
@@ -96,20 +114,26 @@ fn list(encoded: &Encoded) -> String {
 }
 
 fn slices(plain: &[u8], ranges: &[Range<u64>]) -> Vec<u8> {
-    ranges.iter().flat_map(|range| plain[range.start as usize..range.end as usize].to_vec()).collect()
+    ranges
+        .iter()
+        .flat_map(|range| plain[range.start as usize..range.end as usize].to_vec())
+        .collect()
 }
 
 /// Compressed bytes of the blocks that `ranges` touch.
 fn touched(spans: impl Iterator<Item = io::Result<BlockSpan>>, ranges: &[Range<u64>]) -> u64 {
     let touches = |span: &BlockSpan| {
-        ranges.iter().any(|range| range.start < span.plain.end && span.plain.start < range.end && !range.is_empty())
+        ranges.iter().any(|range| {
+            range.start < span.plain.end && span.plain.start < range.end && !range.is_empty()
+        })
     };
     let spans = spans.map(Result::unwrap).filter(touches);
     spans.map(|span| span.compressed.end - span.compressed.start).sum()
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None,
+        ..ProptestConfig::default() })]
 
     #[test]
     fn ranges_are_slices_of_the_plain_stream(
@@ -125,7 +149,8 @@ proptest! {
         let plain = sample(size, seed);
         let recipients = if encrypted { vec![recipient] } else { Vec::new() };
         let store = Store::new(algorithm, recipients, block_bytes, max, &plain);
-        let mut cuts: Vec<u64> = cuts.into_iter().map(|cut| u64::from(cut) % (size as u64 + 1)).collect();
+        let mut cuts: Vec<u64> = cuts.into_iter().map(|cut| u64::from(cut) % (size as u64 + 1))
+            .collect();
         cuts.sort_unstable();
         let ranges: Vec<_> = cuts.chunks_exact(2).map(|pair| pair[0]..pair[1]).collect();
 
@@ -143,21 +168,28 @@ proptest! {
 fn far_apart_ranges_fetch_their_own_blocks_only_and_near_ones_are_fetched_together() {
     let (identity, recipient) = key();
     let plain = sample(64 << 20, 7);
-    for (algorithm, encrypted) in
-        [(Algorithm::Zstd, false), (Algorithm::Zstd, true), (Algorithm::Gzip, true), (Algorithm::None, false)]
-    {
+    for (algorithm, encrypted) in [
+        (Algorithm::Zstd, false),
+        (Algorithm::Zstd, true),
+        (Algorithm::Gzip, true),
+        (Algorithm::None, false),
+    ] {
         let recipients = if encrypted { vec![recipient.clone()] } else { Vec::new() };
         let store = Store::new(algorithm, recipients, 1 << 20, Some(9_000_000), &plain);
         let extra = u64::from(encrypted);
         let read = |ranges: &[Range<u64>]| {
-            assert_eq!(store.read(std::slice::from_ref(&identity), ranges).unwrap(), slices(&plain, ranges));
+            assert_eq!(
+                store.read(std::slice::from_ref(&identity), ranges).unwrap(),
+                slices(&plain, ranges)
+            );
             let asked = store.asked();
             (asked.len() as u64, asked.iter().sum::<u64>())
         };
         let (requests, bytes) = read(&[33_000_000..33_000_100]);
         assert!(requests <= 2 + extra && bytes < (1 << 20) + 200_000, "{requests} {bytes}");
         // The same block again and again, and its neighbour.
-        let (requests, bytes) = read(&[33_000_000..33_000_001, 33_000_010..33_000_011, 34_000_000..34_000_500]);
+        let (requests, bytes) =
+            read(&[33_000_000..33_000_001, 33_000_010..33_000_011, 34_000_000..34_000_500]);
         assert!(requests <= 2 + extra && bytes < (2 << 20) + 200_000, "{requests} {bytes}");
         // Far apart.
         let (requests, bytes) = read(&[10..20, 33_000_000..33_000_010, (64 << 20) - 1..64 << 20]);
@@ -172,22 +204,30 @@ fn far_apart_ranges_fetch_their_own_blocks_only_and_near_ones_are_fetched_togeth
 fn damage_in_a_block_is_seen_by_who_reads_it_and_by_nobody_else() {
     let (identity, recipient) = key();
     let plain = sample(4 << 20, 3);
-    for (algorithm, encrypted) in [(Algorithm::Zstd, false), (Algorithm::Gzip, false), (Algorithm::Zstd, true)] {
+    for (algorithm, encrypted) in
+        [(Algorithm::Zstd, false), (Algorithm::Gzip, false), (Algorithm::Zstd, true)]
+    {
         let recipients = if encrypted { vec![recipient.clone()] } else { Vec::new() };
         let mut store = Store::new(algorithm, recipients, 256 << 10, None, &plain);
         let spans: Vec<BlockSpan> = store.spans().map(Result::unwrap).collect();
         let damaged = &spans[8];
-        // In an encrypted stream this is somewhere in the block too: the header moves it by some hundred bytes.
+        // In an encrypted stream this is somewhere in the block too: the header moves it by some
+        // hundred bytes.
         store.objects[0][damaged.compressed.start as usize + 20_000] ^= 1;
-        let error = store.error(std::slice::from_ref(&identity), &[damaged.plain.start..damaged.plain.start + 1]);
+        let error = store.error(
+            std::slice::from_ref(&identity),
+            &[damaged.plain.start..damaged.plain.start + 1],
+        );
         assert!(error.contains("damaged"), "{error}");
         for sound in [&spans[2], &spans[14]] {
             let range = sound.plain.start..sound.plain.end;
-            let found = store.read(std::slice::from_ref(&identity), std::slice::from_ref(&range)).unwrap();
+            let found =
+                store.read(std::slice::from_ref(&identity), std::slice::from_ref(&range)).unwrap();
             assert_eq!(found, slices(&plain, &[range]));
         }
         // What is sound comes before the error, and nothing after it.
-        let mut reader = store.open(std::slice::from_ref(&identity), &[0..10, damaged.plain.clone()]).unwrap();
+        let mut reader =
+            store.open(std::slice::from_ref(&identity), &[0..10, damaged.plain.clone()]).unwrap();
         let mut first = [0; 10];
         reader.read_exact(&mut first).unwrap();
         assert_eq!(first, plain[..10]);
@@ -206,9 +246,10 @@ fn a_cut_object_and_a_list_of_another_stream_are_errors() {
     assert!(store.error(&[], &[2_000_000..2_000_001]).contains("is cut"));
     // The sizes fit, the places do not.
     let mut store = Store::new(Algorithm::Zstd, Vec::new(), 256 << 10, None, &plain);
-    store.blocks = other
-        .blocks
-        .replace(&other.artifact.compressed_bytes.to_string(), &store.artifact.compressed_bytes.to_string());
+    store.blocks = other.blocks.replace(
+        &other.artifact.compressed_bytes.to_string(),
+        &store.artifact.compressed_bytes.to_string(),
+    );
     assert!(store.error(&[], &[1_000_000..1_000_001]).contains("damaged"));
     store.artifact.compressed_bytes += 1;
     assert!(store.error(&[], &[0..1]).contains("do not fit each other"));
@@ -219,7 +260,9 @@ fn a_block_of_another_length_than_listed_is_damage() {
     let plain = sample(500_000, 9);
     for algorithm in [Algorithm::Zstd, Algorithm::Gzip, Algorithm::None] {
         let mut store = Store::new(algorithm, Vec::new(), 100_000, None, &plain);
-        for (from, to) in [("\"plain\":100000,", "\"plain\":100001,"), ("\"plain\":100000,", "\"plain\":99999,")] {
+        for (from, to) in
+            [("\"plain\":100000,", "\"plain\":100001,"), ("\"plain\":100000,", "\"plain\":99999,")]
+        {
             let sound = store.blocks.clone();
             store.blocks = sound.replace(from, to);
             let error = store.error(&[], &[10..11]);
@@ -238,7 +281,11 @@ fn only_a_key_of_its_own_opens_it_and_ranges_must_ascend_and_end_in_it() {
     assert!(matches!(store.read(&[other], &[0..1]), Err(DecodeError::Locked(_))));
     let identities = [identity];
     assert!(store.error(&identities, &[5..6, 1..2]).contains("after byte 6"));
-    assert!(store.error(&identities, &[0..10, 299_999..300_001]).contains("wanted of a stream that has 300000"));
+    assert!(
+        store
+            .error(&identities, &[0..10, 299_999..300_001])
+            .contains("wanted of a stream that has 300000")
+    );
     assert_eq!(store.read(&identities, &[7..7]).unwrap(), b"");
     assert!(store.asked().is_empty(), "nothing is asked for when nothing is wanted");
 }
@@ -250,10 +297,12 @@ fn damaged_headers_and_sizes_of_encrypted_streams_are_errors() {
     let plain = sample(300_000, 1);
     let mut store = Store::new(Algorithm::None, vec![recipient], 65_536, None, &plain);
     assert_eq!(store.artifact.codec.compression, Compression::None);
-    // The header ends elsewhere than the manifest's sizes say: an error, or the true bytes all the same.
+    // The header ends elsewhere than the manifest's sizes say: an error, or the true bytes all the
+    // same.
     for by in [-200_i64, -1, 1, 50] {
         let sound = (store.artifact.clone(), store.blocks.clone());
-        store.artifact.compressed_bytes = store.artifact.compressed_bytes.checked_add_signed(by).unwrap();
+        store.artifact.compressed_bytes =
+            store.artifact.compressed_bytes.checked_add_signed(by).unwrap();
         store.blocks = sound.1.replace(
             "\"compressed_bytes\":300000",
             &format!("\"compressed_bytes\":{}", store.artifact.compressed_bytes),

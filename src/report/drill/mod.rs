@@ -5,11 +5,14 @@ mod html;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Check, CheckOutcome, Completeness, Digest, Name, Program, SnapshotId, Verdict, Warnings};
+use crate::model::{
+    Check, CheckOutcome, Completeness, Digest, Name, Program, SnapshotId, Verdict, Warnings,
+};
 
 pub use html::html;
 
-/// A drill that ended. As JSON it is what the catalog keeps and `backup drill report --format json` prints.
+/// A drill that ended. As JSON it is what the catalog keeps and `backup drill report --format json`
+/// prints.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct DrillReport {
     /// The drill's own id.
@@ -22,8 +25,8 @@ pub struct DrillReport {
     pub verdict: Verdict,
     /// Why it did not pass, in words: what is wrong first, then how much else.
     pub problem: Option<String>,
-    /// Whether it failed only because there is much less than in the last good snapshot. Nothing of the strategy is deleted until the snapshot is
-    /// released.
+    /// Whether it failed only because there is much less than in the last good snapshot. Nothing of
+    /// the strategy is deleted until the snapshot is released.
     pub suspect: bool,
     /// The snapshot, where there was one.
     pub snapshot: Option<DrilledSnapshot>,
@@ -41,7 +44,8 @@ pub struct DrillReport {
     pub finished: DateTime<Utc>,
     /// How long all of it took, in seconds.
     pub seconds: f64,
-    /// How long getting everything back took: all steps but the checks and the clean-up, which only a drill has; in seconds.
+    /// How long getting everything back took: all steps but the checks and the clean-up, which only
+    /// a drill has; in seconds.
     pub recovery_seconds: f64,
     /// How long it might have taken, in seconds.
     pub rto_seconds: Option<f64>,

@@ -18,12 +18,14 @@ impl Http {
         let client = Client::builder()
             .connect_timeout(ATTEMPT)
             .timeout(ATTEMPT)
-            // What is sent is for one address. Elsewhere nobody is to read it, and a POST that was redirected would arrive without its body.
+            // What is sent is for one address. Elsewhere nobody is to read it, and a POST that was
+            // redirected would arrive without its body.
             .redirect(Policy::none())
             .user_agent(concat!("holdfast/", env!("CARGO_PKG_VERSION")))
             .build();
-        let client =
-            client.map_err(|error| NotifyError::Lasting(format!("Could not set up TLS: {}", causes(error))))?;
+        let client = client.map_err(|error| {
+            NotifyError::Lasting(format!("Could not set up TLS: {}", causes(error)))
+        })?;
         Ok(Self(client))
     }
 
@@ -49,22 +51,34 @@ impl Http {
                 )));
             }
             Err(error) => {
-                return Err(NotifyError::Passing(format!("Could not reach `{host}`: {}", causes(error))));
+                return Err(NotifyError::Passing(format!(
+                    "Could not reach `{host}`: {}",
+                    causes(error)
+                )));
             }
         };
-        // What stands in the body of the answer is not told: some services repeat the address there.
+        // What stands in the body of the answer is not told: some services repeat the address
+        // there.
         let answered = format!("`{host}` answered {status}");
         match status {
             _ if status.is_success() => Ok(()),
-            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => Err(NotifyError::Passing(answered)),
+            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => {
+                Err(NotifyError::Passing(answered))
+            }
             _ if status.is_server_error() => Err(NotifyError::Passing(answered)),
             _ if status.is_redirection() => Err(NotifyError::Lasting(format!(
-                "{answered}: it sends elsewhere, which is not followed. Set the address that it sends to"
+                "{answered}: it sends elsewhere, which is not followed. Set the address that it \
+                 sends to"
             ))),
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND | StatusCode::GONE => {
-                Err(NotifyError::Lasting(format!("{answered}: check the address and the key of this notifier")))
-            }
-            _ => Err(NotifyError::Lasting(format!("{answered}: check the settings of this notifier"))),
+            StatusCode::UNAUTHORIZED
+            | StatusCode::FORBIDDEN
+            | StatusCode::NOT_FOUND
+            | StatusCode::GONE => Err(NotifyError::Lasting(format!(
+                "{answered}: check the address and the key of this notifier"
+            ))),
+            _ => Err(NotifyError::Lasting(format!(
+                "{answered}: check the settings of this notifier"
+            ))),
         }
     }
 }

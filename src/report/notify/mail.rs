@@ -58,7 +58,8 @@ pub enum MailTls {
 impl MailConfig {
     pub(super) fn unusable(&self) -> Vec<Unusable> {
         let mut found = Vec::new();
-        if self.server.contains(['/', '@', ' ']) || self.server.rsplit_once(':').is_some_and(|(_, port)| is_port(port))
+        if self.server.contains(['/', '@', ' '])
+            || self.server.rsplit_once(':').is_some_and(|(_, port)| is_port(port))
         {
             let hint = Some("write it like `smtp.example.org`, and its port into `port`");
             found.push(Unusable::new("server", "Not the name of a server", hint));
@@ -66,29 +67,46 @@ impl MailConfig {
         match (&self.username, &self.password) {
             (Some(_), None) => {
                 let hint = Some("set it, or `password_file` to read it from a file");
-                found.push(Unusable::new("username", "Missing key `password`, which belongs to this", hint));
+                found.push(Unusable::new(
+                    "username",
+                    "Missing key `password`, which belongs to this",
+                    hint,
+                ));
             }
             (None, Some(_)) => {
-                found.push(Unusable::new("password", "Missing key `username`, which belongs to this", None));
+                found.push(Unusable::new(
+                    "password",
+                    "Missing key `username`, which belongs to this",
+                    None,
+                ));
             }
             (Some(_), Some(_)) if self.tls == MailTls::None => {
-                let hint = Some("set it to `starttls` or `tls`, or remove `username` and `password`");
-                found.push(Unusable::new("tls", "The password would be sent where others can read it", hint));
+                let hint =
+                    Some("set it to `starttls` or `tls`, or remove `username` and `password`");
+                found.push(Unusable::new(
+                    "tls",
+                    "The password would be sent where others can read it",
+                    hint,
+                ));
             }
             _ => {}
         }
-        let wrong =
-            |text: &String| text.parse::<Mailbox>().is_err().then(|| format!("`{text}` is not an address of mail"));
+        let wrong = |text: &String| {
+            text.parse::<Mailbox>().is_err().then(|| format!("`{text}` is not an address of mail"))
+        };
         let hint = Some("write it like `ops@example.org` or `Operators <ops@example.org>`");
         found.extend(wrong(&self.from).map(|message| Unusable::new("from", message, hint)));
-        found.extend(self.to.iter().filter_map(wrong).map(|message| Unusable::new("to", message, hint)));
+        found.extend(
+            self.to.iter().filter_map(wrong).map(|message| Unusable::new("to", message, hint)),
+        );
         found
     }
 
     pub(super) fn open(&self) -> Result<Mail, NotifyError> {
         let lasting = |error: String| NotifyError::Lasting(error);
         let tls = || {
-            TlsParameters::new(self.server.clone()).map_err(|error| lasting(format!("Could not set up TLS: {error}")))
+            TlsParameters::new(self.server.clone())
+                .map_err(|error| lasting(format!("Could not set up TLS: {error}")))
         };
         let (tls, port) = match self.tls {
             MailTls::Starttls => (Tls::Required(tls()?), 587),
@@ -100,10 +118,12 @@ impl MailConfig {
             .tls(tls)
             .timeout(Some(ATTEMPT));
         if let (Some(user), Some(password)) = (&self.username, &self.password) {
-            transport = transport.credentials(Credentials::new(user.clone(), password.expose().to_owned()));
+            transport =
+                transport.credentials(Credentials::new(user.clone(), password.expose().to_owned()));
         }
         let mailbox = |text: &String| {
-            text.parse::<Mailbox>().map_err(|error| lasting(format!("`{text}` is not an address: {error}")))
+            text.parse::<Mailbox>()
+                .map_err(|error| lasting(format!("`{text}` is not an address: {error}")))
         };
         let mut envelope = Message::builder().from(mailbox(&self.from)?);
         for to in &self.to {
@@ -142,14 +162,17 @@ impl Notifier for Mail {
             .subject(event.title())
             .header(ContentType::TEXT_PLAIN)
             .body(format!("{}\n\n{}\n", event.title(), event.text()));
-        let mut mail = built.map_err(|error| NotifyError::Lasting(format!("Could not write the mail: {error}")))?;
+        let mut mail = built
+            .map_err(|error| NotifyError::Lasting(format!("Could not write the mail: {error}")))?;
         // So that nobody's absence is announced to it (RFC 3834).
         let automatic = HeaderName::new_from_ascii_str("Auto-Submitted");
         mail.headers_mut().insert_raw(HeaderValue::new(automatic, "auto-generated".to_owned()));
         let server = &self.server;
         let Ok(sent) = tokio::time::timeout(ATTEMPT, self.transport.send(mail)).await else {
             let seconds = ATTEMPT.as_secs();
-            let error = format!("The mail server `{server}` did not take the mail within {seconds} seconds");
+            let error = format!(
+                "The mail server `{server}` did not take the mail within {seconds} seconds"
+            );
             return Err(NotifyError::Passing(error));
         };
         sent.map(|_| ()).map_err(|error| {

@@ -1,12 +1,15 @@
 //! Telling an operator what happened, by the ways that are configured.
 //!
-//! This room knows how a message gets to a service: webhooks, ping addresses, mail. It decides nothing about what is worth a message: an [`Event`] is
-//! handed to it. A notifier that fails is tried again and then logged; nobody waits for it but by [`Notifiers::settle`], and no run fails
+//! This room knows how a message gets to a service: webhooks, ping addresses, mail. It decides
+//! nothing about what is worth a message: an [`Event`] is handed to it. A notifier that fails is
+//! tried again and then logged; nobody waits for it but by [`Notifiers::settle`], and no run fails
 //! because of it. It is the door to reqwest and lettre.
 //!
-//! Whatever is shown of a notifier is its name and the host that it speaks to: the rest of an address is a secret at most services.
+//! Whatever is shown of a notifier is its name and the host that it speaks to: the rest of an
+//! address is a secret at most services.
 //!
-//! To add a notifier: a file here with its configuration and its [`Notifier`], and a variant of [`NotifyConfig`].
+//! To add a notifier: a file here with its configuration and its [`Notifier`], and a variant of
+//! [`NotifyConfig`].
 
 mod http;
 mod mail;
@@ -34,7 +37,8 @@ pub use webhook::{WebhookConfig, WebhookMethod};
 
 /// How long one attempt may take, from the name's resolution to the answer.
 const ATTEMPT: Duration = Duration::from_secs(10);
-/// How long is waited after an attempt that failed in a way that may pass; one attempt more than these.
+/// How long is waited after an attempt that failed in a way that may pass; one attempt more than
+/// these.
 const BACKOFF: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(5)];
 /// How many events wait for one notifier at most.
 const QUEUE: usize = 64;
@@ -48,7 +52,8 @@ const NEWS: &[EventKind] = &[
     EventKind::DrillInconclusive,
 ];
 
-/// The configuration of a notifier, by its `type`. What it is told (`on`, `strategies`, in the same table of a file) is in [`NotifyRules`].
+/// The configuration of a notifier, by its `type`. What it is told (`on`, `strategies`, in the same
+/// table of a file) is in [`NotifyRules`].
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "lowercase")]
 pub enum NotifyConfig {
@@ -64,7 +69,8 @@ pub enum NotifyConfig {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NotifyRules {
-    /// What it is told. Unless set, `failure`, `problems`, `stale`, `recovered`, `drill_failed` and `drill_inconclusive`; a `ping` is told `start`, `success`, `problems`, `failure` and
+    /// What it is told. Unless set, `failure`, `problems`, `stale`, `recovered`, `drill_failed` and
+    /// `drill_inconclusive`; a `ping` is told `start`, `success`, `problems`, `failure` and
     /// `cancelled`.
     #[serde(default)]
     #[schemars(length(min = 1), extend("uniqueItems" = true))]
@@ -120,7 +126,8 @@ pub enum NotifyError {
 /// A way to tell somebody something.
 #[async_trait]
 pub trait Notifier: Send + Sync {
-    /// Tells it, once, and within [`ATTEMPT`]. That it returns well means that the other side took it.
+    /// Tells it, once, and within [`ATTEMPT`]. That it returns well means that the other side took
+    /// it.
     ///
     /// # Errors
     /// When the other side was not reached, or did not take it.
@@ -175,11 +182,17 @@ impl Notify {
         of_its_strategies && self.on().contains(&event.kind)
     }
 
-    /// Tells it that somebody tries it, with the same patience as any event, and waits for the end of that.
+    /// Tells it that somebody tries it, with the same patience as any event, and waits for the end
+    /// of that.
     ///
     /// # Errors
     /// When the last attempt failed.
-    pub async fn test(&self, name: &Name, instance: &Name, at: DateTime<Utc>) -> Result<(), NotifyError> {
+    pub async fn test(
+        &self,
+        name: &Name,
+        instance: &Name,
+        at: DateTime<Utc>,
+    ) -> Result<(), NotifyError> {
         deliver(name, self.config.open()?.as_ref(), &Event::test(instance, at)).await
     }
 }
@@ -193,15 +206,20 @@ async fn deliver(name: &Name, notifier: &dyn Notifier, event: &Event) -> Result<
             ended => return ended,
         };
         let Some(wait) = backoff.next() else {
-            return Err(NotifyError::Lasting(format!("{error}. It was tried {} times", BACKOFF.len() + 1)));
+            return Err(NotifyError::Lasting(format!(
+                "{error}. It was tried {} times",
+                BACKOFF.len() + 1
+            )));
         };
         let (kind, subject) = (event.kind.as_str(), event.subject());
-        tracing::warn!(notifier = %name, event = kind, strategy = subject, "not told yet, and tried again: {error}");
+        tracing::warn!(notifier = %name, event = kind, strategy = subject, "not told yet, and \
+            tried again: {error}");
         tokio::time::sleep(*wait).await;
     }
 }
 
-/// The notifiers of an instance, at work. Clones are the same notifiers. Once all are dropped, what was told already is still delivered.
+/// The notifiers of an instance, at work. Clones are the same notifiers. Once all are dropped, what
+/// was told already is still delivered.
 #[derive(Clone, Default)]
 pub struct Notifiers(Arc<[Queue]>);
 
@@ -215,8 +233,8 @@ struct Queue {
 }
 
 impl Notifiers {
-    /// Those of an instance. A task for each is started in the present runtime; nothing is opened or contacted before there is something to
-    /// tell.
+    /// Those of an instance. A task for each is started in the present runtime; nothing is opened
+    /// or contacted before there is something to tell.
     pub fn new(configured: &BTreeMap<Name, Notify>) -> Self {
         let start = |(name, notify): (&Name, &Notify)| {
             let (events, queue) = mpsc::channel(QUEUE);
@@ -227,7 +245,8 @@ impl Notifiers {
         Self(configured.iter().map(start).collect())
     }
 
-    /// Hands an event to every notifier that wants it, and returns at once. Each notifier is told its events in the order of the calls.
+    /// Hands an event to every notifier that wants it, and returns at once. Each notifier is told
+    /// its events in the order of the calls.
     pub fn tell(&self, event: &Event) {
         for queue in self.0.iter().filter(|queue| queue.notify.wants(event)) {
             queue.waiting.send_modify(|waiting| *waiting += 1);
@@ -237,7 +256,8 @@ impl Notifiers {
                     notifier = %queue.name,
                     event = event.kind.as_str(),
                     strategy = event.subject(),
-                    "not told: {QUEUE} events wait for this notifier already, so this one is dropped"
+                    "not told: {QUEUE} events wait for this notifier already, so this one is \
+                     dropped"
                 );
             }
         }
@@ -248,12 +268,15 @@ impl Notifiers {
         Arc::strong_count(&self.0) == 1 && self.0.iter().all(|queue| *queue.waiting.borrow() == 0)
     }
 
-    /// Waits until all that was told is delivered or given up, but for so long at most. What is not delivered then is logged, and goes on.
+    /// Waits until all that was told is delivered or given up, but for so long at most. What is not
+    /// delivered then is logged, and goes on.
     pub async fn settle(&self, patience: Duration) {
         let deadline = tokio::time::Instant::now() + patience;
         for queue in self.0.iter() {
             let mut waiting = queue.waiting.subscribe();
-            let done = tokio::time::timeout_at(deadline, waiting.wait_for(|waiting| *waiting == 0)).await.is_ok();
+            let done = tokio::time::timeout_at(deadline, waiting.wait_for(|waiting| *waiting == 0))
+                .await
+                .is_ok();
             if !done {
                 tracing::error!(
                     notifier = %queue.name,
@@ -267,7 +290,12 @@ impl Notifiers {
 }
 
 /// Tells one notifier its events, one after the other.
-async fn work(name: Name, config: NotifyConfig, mut queue: mpsc::Receiver<Event>, waiting: watch::Sender<usize>) {
+async fn work(
+    name: Name,
+    config: NotifyConfig,
+    mut queue: mpsc::Receiver<Event>,
+    waiting: watch::Sender<usize>,
+) {
     let mut opened = None;
     while let Some(event) = queue.recv().await {
         let told = match &opened {
@@ -280,7 +308,10 @@ async fn work(name: Name, config: NotifyConfig, mut queue: mpsc::Receiver<Event>
         let (kind, subject) = (event.kind.as_str(), event.subject());
         match told {
             Ok(()) => tracing::debug!(notifier = %name, event = kind, strategy = subject, "told"),
-            Err(error) => tracing::error!(notifier = %name, event = kind, strategy = subject, "not told: {error}"),
+            Err(error) => {
+                tracing::error!(notifier = %name, event = kind, strategy = subject, "not told: \
+                    {error}")
+            }
         }
         waiting.send_modify(|waiting| *waiting -= 1);
     }

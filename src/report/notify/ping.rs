@@ -12,15 +12,21 @@ use crate::model::Secret;
 use crate::report::{Event, EventKind};
 
 /// What it is told unless `on` says otherwise.
-pub(super) const NEWS: &[EventKind] =
-    &[EventKind::Start, EventKind::Success, EventKind::Problems, EventKind::Failure, EventKind::Cancelled];
+pub(super) const NEWS: &[EventKind] = &[
+    EventKind::Start,
+    EventKind::Success,
+    EventKind::Problems,
+    EventKind::Failure,
+    EventKind::Cancelled,
+];
 
-/// Requests to a service that watches for runs which do not come. What happened is in the body, as plain text.
+/// Requests to a service that watches for runs which do not come. What happened is in the body, as
+/// plain text.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PingConfig {
-    /// The address of a success, which the others are made of unless they are set: a start is told to `<url>/start`, a failure to `<url>/fail`. It is a
-    /// secret: who knows it may write there.
+    /// The address of a success, which the others are made of unless they are set: a start is told
+    /// to `<url>/start`, a failure to `<url>/fail`. It is a secret: who knows it may write there.
     #[serde(default)]
     pub url: Option<Secret>,
     /// The address that is told of a start. Without it and `url`, none is.
@@ -35,7 +41,8 @@ pub struct PingConfig {
     /// The method of the requests. A `GET` has no body.
     #[serde(default)]
     pub method: PingMethod,
-    /// What a run counts as that committed its snapshot with problems: as `success`, for there is a snapshot, or as `failure`.
+    /// What a run counts as that committed its snapshot with problems: as `success`, for there is a
+    /// snapshot, or as `failure`.
     #[serde(default)]
     pub problems: Counted,
 }
@@ -78,7 +85,11 @@ impl PingConfig {
             }
         }
         if [&self.url, &self.success_url, &self.failure_url].iter().all(|url| url.is_none()) {
-            found.push(Unusable::new("", "Missing key `url`", Some("set it, or `success_url` and `failure_url`")));
+            found.push(Unusable::new(
+                "",
+                "Missing key `url`",
+                Some("set it, or `success_url` and `failure_url`"),
+            ));
         }
         found
     }
@@ -123,7 +134,9 @@ impl Ping {
     fn address(&self, kind: EventKind) -> Option<&Url> {
         match kind {
             EventKind::Start => self.start.as_ref(),
-            EventKind::Success | EventKind::Recovered | EventKind::DrillPassed => self.success.as_ref(),
+            EventKind::Success | EventKind::Recovered | EventKind::DrillPassed => {
+                self.success.as_ref()
+            }
             EventKind::Problems => match self.problems {
                 Counted::Success => self.success.as_ref(),
                 Counted::Failure => self.failure.as_ref(),
@@ -133,7 +146,8 @@ impl Ping {
             | EventKind::Stale
             | EventKind::DrillFailed
             | EventKind::DrillInconclusive => self.failure.as_ref(),
-            // A success that was none would put an alarm off that is needed. A failure shows that the alarm comes, and the next run ends it.
+            // A success that was none would put an alarm off that is needed. A failure shows that
+            // the alarm comes, and the next run ends it.
             EventKind::Test => self.failure.as_ref().or(self.success.as_ref()),
         }
     }

@@ -7,10 +7,13 @@ use serde::Deserialize;
 
 use super::super::Event;
 
-/// The names that may stand between `{{` and `}}`. Each but `json` is there a second time with `_json` behind it: as a JSON string, in quotes.
-const NAMES: [&str; 9] = ["json", "event", "title", "text", "message", "instance", "strategy", "time", "snapshot"];
+/// The names that may stand between `{{` and `}}`. Each but `json` is there a second time with
+/// `_json` behind it: as a JSON string, in quotes.
+const NAMES: [&str; 9] =
+    ["json", "event", "title", "text", "message", "instance", "strategy", "time", "snapshot"];
 
-/// A text in which `{{name}}` stands for a part of an event. It may hold a key of a service, so that its text is not shown.
+/// A text in which `{{name}}` stands for a part of an event. It may hold a key of a service, so
+/// that its text is not shown.
 #[derive(Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(transparent)]
 #[schemars(inline)]
@@ -86,7 +89,11 @@ fn value(name: &str, event: &Event) -> Result<String, String> {
         },
     };
     found.ok_or_else(|| {
-        format!("`{{{{{name}}}}}` is not known: expected one of `{}`, each but `json` also with `_json` behind it for a JSON string in quotes", NAMES.join("`, `"))
+        format!(
+            "`{{{{{name}}}}}` is not known: expected one of `{}`, each but `json` also with \
+            `_json` behind it for a JSON string in quotes",
+            NAMES.join("`, `")
+        )
     })
 }
 
@@ -105,9 +112,14 @@ mod tests {
     fn every_name_has_a_value_and_as_json_it_is_json_whatever_it_holds() {
         for name in NAMES {
             let plain = Template::new(format!("<{{{{{name}}}}}>")).fill(&event()).unwrap();
-            assert!(plain.starts_with('<') && plain.ends_with('>') && !plain.contains("{{"), "{plain}");
+            assert!(
+                plain.starts_with('<') && plain.ends_with('>') && !plain.contains("{{"),
+                "{plain}"
+            );
             if name != "json" {
-                let body = Template::new(format!("{{\"a\":{{\"b\":{{{{ {name}_json }}}}}}}}")).fill(&event()).unwrap();
+                let body = Template::new(format!("{{\"a\":{{\"b\":{{{{ {name}_json }}}}}}}}"))
+                    .fill(&event())
+                    .unwrap();
                 let read: serde_json::Value = serde_json::from_str(&body).unwrap();
                 assert_eq!(format!("<{}>", read["a"]["b"].as_str().unwrap()), plain);
             }

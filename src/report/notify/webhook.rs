@@ -33,9 +33,10 @@ pub struct WebhookConfig {
     /// The type of the body.
     #[serde(default = "json")]
     pub content_type: String,
-    /// The body. `{{title}}`, `{{text}}`, `{{message}}` (both), `{{event}}`, `{{instance}}`, `{{strategy}}`, `{{time}}` and `{{snapshot}}` stand for what
-    /// happened; with `_json` behind the name (`{{title_json}}`) for the same as a JSON string, its quotes included. `{{json}}` is all of it, as one JSON
-    /// document, which is also what is sent without this setting.
+    /// The body. `{{title}}`, `{{text}}`, `{{message}}` (both), `{{event}}`, `{{instance}}`,
+    /// `{{strategy}}`, `{{time}}` and `{{snapshot}}` stand for what happened; with `_json` behind
+    /// the name (`{{title_json}}`) for the same as a JSON string, its quotes included. `{{json}}`
+    /// is all of it, as one JSON document, which is also what is sent without this setting.
     #[serde(default)]
     pub body: Option<Template>,
 }
@@ -70,13 +71,16 @@ impl WebhookConfig {
     fn headers(&self) -> Result<HeaderMap, String> {
         let mut headers = HeaderMap::new();
         if self.method != WebhookMethod::Get {
-            let kind = HeaderValue::from_str(&self.content_type).map_err(|_| "Not the value of a header")?;
+            let kind = HeaderValue::from_str(&self.content_type)
+                .map_err(|_| "Not the value of a header")?;
             headers.insert(CONTENT_TYPE, kind);
         }
         for (name, value) in &self.headers {
-            let key: HeaderName = name.parse().map_err(|_| format!("`{name}` is not the name of a header"))?;
-            let mut value = HeaderValue::from_str(value.expose())
-                .map_err(|_| format!("The value of `{name}` has characters that a header cannot have"))?;
+            let key: HeaderName =
+                name.parse().map_err(|_| format!("`{name}` is not the name of a header"))?;
+            let mut value = HeaderValue::from_str(value.expose()).map_err(|_| {
+                format!("The value of `{name}` has characters that a header cannot have")
+            })?;
             value.set_sensitive(true);
             headers.insert(key, value);
         }
@@ -89,12 +93,20 @@ impl WebhookConfig {
             found.push(Unusable::new("url", error, None));
         }
         if HeaderValue::from_str(&self.content_type).is_err() || self.content_type.is_empty() {
-            found.push(Unusable::new("content_type", "Not the type of a body", Some("a usual one is `text/plain`")));
+            found.push(Unusable::new(
+                "content_type",
+                "Not the type of a body",
+                Some("a usual one is `text/plain`"),
+            ));
         } else if let Err(error) = self.headers() {
             found.push(Unusable::new("headers", error, None));
         }
         if self.body.is_some() && self.method == WebhookMethod::Get {
-            found.push(Unusable::new("body", "A `GET` has no body", Some("remove it, or set `method` to `POST`")));
+            found.push(Unusable::new(
+                "body",
+                "A `GET` has no body",
+                Some("remove it, or set `method` to `POST`"),
+            ));
         }
         if let Some(error) = self.sample().and_then(|sample| self.body(&sample).err()) {
             found.push(Unusable::new("body", error, None));
@@ -104,7 +116,10 @@ impl WebhookConfig {
                 found.push(Unusable::new(
                     "body",
                     format!("Not JSON once it is filled in ({error})"),
-                    Some("use names with `_json` behind them, such as `{{title_json}}`, and put no quotes around those; or set another `content_type`"),
+                    Some(
+                        "use names with `_json` behind them, such as `{{title_json}}`, and put no \
+                        quotes around those; or set another `content_type`",
+                    ),
                 ));
             }
         }
@@ -114,7 +129,12 @@ impl WebhookConfig {
     /// An event with all that JSON has to escape.
     fn sample(&self) -> Option<Event> {
         let name = "sample".parse().ok()?;
-        Some(Event::stale(&name, &name, DateTime::UNIX_EPOCH, "\"quoted\" \\ and\nbroken".to_owned()))
+        Some(Event::stale(
+            &name,
+            &name,
+            DateTime::UNIX_EPOCH,
+            "\"quoted\" \\ and\nbroken".to_owned(),
+        ))
     }
 
     pub(super) fn open(&self) -> Result<Webhook, NotifyError> {

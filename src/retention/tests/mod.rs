@@ -27,7 +27,13 @@ fn policy(rules: &str) -> Policy {
 /// The kept ones of `times`, by their positions.
 fn kept(rules: &str, zone: &str, times: &[DateTime<Utc>]) -> Vec<usize> {
     let snapshots: Vec<Snapshot> = times.iter().map(|time| snapshot(*time, true)).collect();
-    let decisions = decide(&policy(rules), &snapshots, zone.parse().unwrap(), at("2200-01-01T00:00"), &BTreeMap::new());
+    let decisions = decide(
+        &policy(rules),
+        &snapshots,
+        zone.parse().unwrap(),
+        at("2200-01-01T00:00"),
+        &BTreeMap::new(),
+    );
     assert_eq!(decisions.len(), times.len());
     assert!(decisions.iter().all(|decision| !decision.reasons.is_empty()));
     let stays: BTreeSet<&SnapshotId> =
@@ -56,9 +62,12 @@ fn partial_future_and_protected_snapshots_use_up_no_count() {
     let second = snapshot(days(4), true);
     let held = snapshot(days(5), true);
     let old = snapshot(days(6), true);
-    let all = [&old, &future, &newest, &held, &old_partial, &second, &new_partial].map(Clone::clone);
-    let protected =
-        BTreeMap::from([(held.id.clone(), vec![Reason::Held { reason: Some("audit".to_owned()), until: None }])]);
+    let all =
+        [&old, &future, &newest, &held, &old_partial, &second, &new_partial].map(Clone::clone);
+    let protected = BTreeMap::from([(
+        held.id.clone(),
+        vec![Reason::Held { reason: Some("audit".to_owned()), until: None }],
+    )]);
     let decisions = decide(&policy("keep_last = 2"), &all, Tz::UTC, now, &protected);
     assert!(decisions.is_sorted_by(|a, b| a.id.time() > b.id.time()));
     let says = |snapshot, keep, words: &str| {
@@ -104,15 +113,22 @@ fn partial_and_future_snapshots_at_the_edges() {
             .collect();
         let decisions = decide(&policy("keep_last = 1"), &all, Tz::UTC, now, &BTreeMap::new());
         let stays: Vec<bool> = decisions.iter().map(|decision| decision.keep).collect();
-        assert_eq!(stays, history.iter().map(|(.., stays)| *stays).collect::<Vec<_>>(), "{decisions:#?}");
+        assert_eq!(
+            stays,
+            history.iter().map(|(.., stays)| *stays).collect::<Vec<_>>(),
+            "{decisions:#?}"
+        );
     }
 }
 
 #[test]
 fn protection_has_its_reasons_first_and_saves_partial_ones_too() {
     let now = at("2026-11-21T12:00");
-    let all =
-        [snapshot(now, true), snapshot(now - TimeDelta::days(1), false), snapshot(now - TimeDelta::days(2), true)];
+    let all = [
+        snapshot(now, true),
+        snapshot(now - TimeDelta::days(1), false),
+        snapshot(now - TimeDelta::days(2), true),
+    ];
     let drilled = Reason::Drilled { at: now };
     let held = Reason::Held { reason: None, until: Some(now) };
     let gone = SnapshotId::new(now - TimeDelta::days(9), [0; 3]);
@@ -126,14 +142,20 @@ fn protection_has_its_reasons_first_and_saves_partial_ones_too() {
     let rule = Reason::Rule { rule: "keep_last = 1".to_owned(), oldest: false };
     assert_eq!(decisions[0].reasons, [drilled, Reason::LastGood, Reason::Newest, rule]);
     assert_eq!((decisions[1].keep, decisions[1].reasons.as_slice()), (true, [held].as_slice()));
-    assert_eq!((decisions[2].keep, decisions[2].reasons.as_slice()), (false, [Reason::Unmatched].as_slice()));
+    assert_eq!(
+        (decisions[2].keep, decisions[2].reasons.as_slice()),
+        (false, [Reason::Unmatched].as_slice())
+    );
     assert_eq!(decisions.len(), 3);
 }
 
 #[test]
 fn a_lock_keeps_what_would_go_and_adds_nothing_to_what_stays() {
     let now = at("2026-11-21T12:00");
-    let all = every(24, 3, "2026-11-21T12:00").into_iter().map(|time| snapshot(time, true)).collect::<Vec<_>>();
+    let all = every(24, 3, "2026-11-21T12:00")
+        .into_iter()
+        .map(|time| snapshot(time, true))
+        .collect::<Vec<_>>();
     let before = decide(&policy("keep_last = 1"), &all, Tz::UTC, now, &BTreeMap::new());
     let until = now + TimeDelta::days(1);
     let mut after = before.clone();
@@ -154,6 +176,13 @@ fn a_policy_without_rules_keeps_everything() {
     assert_eq!(kept("", "UTC", &every(24, 5, "2026-11-21T12:00")), [0, 1, 2, 3, 4]);
     let now = at("2026-11-21T12:00");
     let all = [snapshot(now, true), snapshot(now - TimeDelta::days(1), false)];
-    assert!(decide(&policy(""), &all, Tz::UTC, now, &BTreeMap::new()).iter().all(|decision| decision.keep));
-    assert!(decide(&policy("keep_last = 1"), &[], Tz::UTC, at("2026-11-21T12:00"), &BTreeMap::new()).is_empty());
+    assert!(
+        decide(&policy(""), &all, Tz::UTC, now, &BTreeMap::new())
+            .iter()
+            .all(|decision| decision.keep)
+    );
+    assert!(
+        decide(&policy("keep_last = 1"), &[], Tz::UTC, at("2026-11-21T12:00"), &BTreeMap::new())
+            .is_empty()
+    );
 }

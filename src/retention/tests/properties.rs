@@ -23,7 +23,11 @@ fn any_count() -> impl Strategy<Value = Option<Count>> {
 
 fn any_period() -> impl Strategy<Value = Option<Period>> {
     let some = (0_u32..4, 0_u32..40, 0_u32..30).prop_map(|(months, days, hours)| {
-        Some(Period { months, days, hours: if (months, days) == (0, 0) { hours + 1 } else { hours } })
+        Some(Period {
+            months,
+            days,
+            hours: if (months, days) == (0, 0) { hours + 1 } else { hours },
+        })
     });
     prop_oneof![3 => Just(None), 2 => some]
 }
@@ -33,7 +37,15 @@ fn any_policy() -> impl Strategy<Value = Policy> {
     let counts = proptest::array::uniform7(any_count());
     let periods = proptest::array::uniform7(any_period());
     (counts, periods).prop_filter_map("no rule", |(counts, periods)| {
-        let [keep_last, keep_hourly, keep_daily, keep_weekly, keep_monthly, keep_quarterly, keep_yearly] = counts;
+        let [
+            keep_last,
+            keep_hourly,
+            keep_daily,
+            keep_weekly,
+            keep_monthly,
+            keep_quarterly,
+            keep_yearly,
+        ] = counts;
         let [
             keep_within,
             keep_within_hourly,
@@ -63,12 +75,17 @@ fn any_policy() -> impl Strategy<Value = Policy> {
     })
 }
 
-/// Up to forty snapshots: several an hour, or months apart, over both changes of the clocks; a few of them partial.
+/// Up to forty snapshots: several an hour, or months apart, over both changes of the clocks; a few
+/// of them partial.
 fn any_history() -> impl Strategy<Value = Vec<Snapshot>> {
     let minutes = prop_oneof![0_i64..300, 0_i64..20_000, 0_i64..1_000_000];
-    proptest::collection::btree_map(minutes, proptest::bool::weighted(0.85), 1..40).prop_map(|all| {
-        all.iter().map(|(minutes, whole)| snapshot(now() - TimeDelta::minutes(minutes - 60), *whole)).collect()
-    })
+    proptest::collection::btree_map(minutes, proptest::bool::weighted(0.85), 1..40).prop_map(
+        |all| {
+            all.iter()
+                .map(|(minutes, whole)| snapshot(now() - TimeDelta::minutes(minutes - 60), *whole))
+                .collect()
+        },
+    )
 }
 
 /// The last hour of a history is in the future.
@@ -83,7 +100,9 @@ fn kept(decisions: &[Decision]) -> BTreeSet<SnapshotId> {
 /// Each rule of either, the one that keeps more where both have it.
 fn raised(one: &Policy, other: &Policy) -> Policy {
     let count = |one: Option<Count>, other: Option<Count>| match (one, other) {
-        (Some(Count::Limited(one)), Some(Count::Limited(other))) => Some(Count::Limited(one.max(other))),
+        (Some(Count::Limited(one)), Some(Count::Limited(other))) => {
+            Some(Count::Limited(one.max(other)))
+        }
         (Some(_), Some(_)) => Some(Count::Unlimited),
         (one, other) => one.or(other),
     };
@@ -113,7 +132,8 @@ fn raised(one: &Policy, other: &Policy) -> Policy {
     }
 }
 
-/// What a policy keeps, told by sets: of each period the newest, of these the first so many or the young ones; and the oldest where that is too few.
+/// What a policy keeps, told by sets: of each period the newest, of these the first so many or the
+/// young ones; and the oldest where that is too few.
 fn by_sets(policy: &Policy, history: &[Snapshot], timezone: Tz) -> BTreeSet<SnapshotId> {
     let (counting, rest): (Vec<&Snapshot>, Vec<&Snapshot>) =
         history.iter().partition(|snapshot| snapshot.whole && snapshot.id.time() <= now());
@@ -148,11 +168,15 @@ fn by_sets(policy: &Policy, history: &[Snapshot], timezone: Tz) -> BTreeSet<Snap
         let firsts: BTreeSet<&SnapshotId> = groups.into_values().collect();
         let oldest = ids.first().copied();
         match rule.reach {
-            Reach::Count(Count::Unlimited) => kept.extend(firsts.into_iter().chain(oldest).cloned()),
+            Reach::Count(Count::Unlimited) => {
+                kept.extend(firsts.into_iter().chain(oldest).cloned())
+            }
             Reach::Count(Count::Limited(count)) => {
                 let count = count.get() as usize;
                 let too_few = firsts.len() < count;
-                kept.extend(firsts.into_iter().rev().take(count).chain(oldest.filter(|_| too_few)).cloned());
+                kept.extend(
+                    firsts.into_iter().rev().take(count).chain(oldest.filter(|_| too_few)).cloned(),
+                );
             }
             Reach::Within(period) => {
                 let end = period.before(newest.time(), timezone).unwrap();
@@ -185,26 +209,31 @@ proptest! {
     fn what_is_kept_is_what_the_rules_say_told_in_another_way(
         policy in any_policy(), history in any_history(), zone in select(&ZONES),
     ) {
-        prop_assert_eq!(kept(&decide(&policy, &history, zone, now(), &BTreeMap::new())), by_sets(&policy, &history, zone));
+        prop_assert_eq!(kept(&decide(&policy, &history, zone, now(), &BTreeMap::new())),
+            by_sets(&policy, &history, zone));
     }
 
     #[test]
     fn another_rule_or_a_higher_count_never_deletes_more(
-        policy in any_policy(), other in any_policy(), history in any_history(), zone in select(&ZONES),
+        policy in any_policy(), other in any_policy(), history in any_history(),
+            zone in select(&ZONES),
     ) {
         let before = kept(&decide(&policy, &history, zone, now(), &BTreeMap::new()));
-        let after = kept(&decide(&raised(&policy, &other), &history, zone, now(), &BTreeMap::new()));
+        let after = kept(&decide(&raised(&policy, &other), &history, zone, now(),
+            &BTreeMap::new()));
         prop_assert!(before.is_subset(&after), "{:?}", before.difference(&after));
     }
 
     #[test]
     fn time_that_passes_changes_nothing_unless_a_snapshot_passes_from_future_to_past(
-        policy in any_policy(), history in any_history(), zone in select(&ZONES), minutes in 0_i64..1_000_000,
+        policy in any_policy(), history in any_history(), zone in select(&ZONES),
+            minutes in 0_i64..1_000_000,
     ) {
         let last = history.iter().map(|snapshot| snapshot.id.time()).max().unwrap();
         let decide_at = |now| decide(&policy, &history, zone, now, &BTreeMap::new());
         prop_assert_eq!(decide_at(last), decide_at(last + TimeDelta::minutes(minutes)));
-        let future = history.iter().map(|snapshot| snapshot.id.time()).filter(|time| *time > now()).min();
+        let future = history.iter().map(|snapshot| snapshot.id.time()).filter(|time| *time > now())
+            .min();
         let just_before = future.map_or(now(), |future| future - TimeDelta::seconds(1));
         prop_assert_eq!(decide_at(now()), decide_at(just_before));
     }
@@ -212,7 +241,8 @@ proptest! {
     #[test]
     fn the_order_of_the_listing_does_not_matter(
         policy in any_policy(), zone in select(&ZONES),
-        (history, shuffled) in any_history().prop_flat_map(|history| (Just(history.clone()), Just(history).prop_shuffle())),
+        (history, shuffled) in any_history().prop_flat_map(|history| (Just(history.clone()),
+            Just(history).prop_shuffle())),
     ) {
         let decisions = decide(&policy, &history, zone, now(), &BTreeMap::new());
         prop_assert!(decisions.is_sorted_by(|a, b| a.id > b.id), "the newest is first");
@@ -221,43 +251,53 @@ proptest! {
 
     #[test]
     fn deleting_newest_first_can_be_cut_short_anywhere_and_the_next_time_finishes_it(
-        policy in any_policy(), history in any_history(), zone in select(&ZONES), cut in any::<Index>(),
+        policy in any_policy(), history in any_history(), zone in select(&ZONES),
+            cut in any::<Index>(),
     ) {
         let decisions = decide(&policy, &history, zone, now(), &BTreeMap::new());
-        let going: Vec<&SnapshotId> = decisions.iter().filter(|decision| !decision.keep).map(|decision| &decision.id).collect();
+        let going: Vec<&SnapshotId> = decisions.iter().filter(|decision| !decision.keep)
+            .map(|decision| &decision.id).collect();
         let (gone, left) = going.split_at(cut.index(going.len() + 1));
-        let remaining: Vec<Snapshot> = history.iter().filter(|snapshot| !gone.contains(&&snapshot.id)).cloned().collect();
+        let remaining: Vec<Snapshot> = history.iter()
+            .filter(|snapshot| !gone.contains(&&snapshot.id)).cloned().collect();
         let again = decide(&policy, &remaining, zone, now(), &BTreeMap::new());
-        let going_again: Vec<&SnapshotId> = again.iter().filter(|decision| !decision.keep).map(|decision| &decision.id).collect();
+        let going_again: Vec<&SnapshotId> = again.iter().filter(|decision| !decision.keep)
+            .map(|decision| &decision.id).collect();
         prop_assert_eq!(going_again, left);
         prop_assert_eq!(kept(&again), kept(&decisions));
     }
 
     #[test]
     fn whichever_were_deleted_before_no_more_than_the_others_are(
-        policy in any_policy(), history in any_history(), zone in select(&ZONES), choice in any::<u64>(),
+        policy in any_policy(), history in any_history(), zone in select(&ZONES),
+            choice in any::<u64>(),
     ) {
         let decisions = decide(&policy, &history, zone, now(), &BTreeMap::new());
         let is_gone = |id: &SnapshotId| {
-            decisions.iter().enumerate().any(|(index, decision)| decision.id == *id && !decision.keep && choice >> index & 1 == 1)
+            decisions.iter().enumerate().any(|(index, decision)| decision.id == *id
+                && !decision.keep && choice >> index & 1 == 1)
         };
-        let remaining: Vec<Snapshot> = history.iter().filter(|snapshot| !is_gone(&snapshot.id)).cloned().collect();
+        let remaining: Vec<Snapshot> = history.iter().filter(|snapshot| !is_gone(&snapshot.id))
+            .cloned().collect();
         let again = kept(&decide(&policy, &remaining, zone, now(), &BTreeMap::new()));
         prop_assert!(kept(&decisions).is_subset(&again));
     }
 
     #[test]
     fn what_is_held_stays_and_changes_nothing_for_the_others(
-        policy in any_policy(), history in any_history(), zone in select(&ZONES), held in any::<Index>(), lock in any::<bool>(),
+        policy in any_policy(), history in any_history(), zone in select(&ZONES),
+            held in any::<Index>(), lock in any::<bool>(),
     ) {
         let held = history[held.index(history.len())].id.clone();
         let before = decide(&policy, &history, zone, now(), &BTreeMap::new());
         let reason = Reason::Held { reason: None, until: None };
-        let mut after = decide(&policy, &history, zone, now(), &BTreeMap::from([(held.clone(), vec![reason.clone()])]));
+        let mut after = decide(&policy, &history, zone, now(), &BTreeMap::from([(held.clone(),
+            vec![reason.clone()])]));
         if lock {
             // As the storage would say it: that comes after, and changes only what it locks.
             after = before.clone();
-            after.iter_mut().filter(|decision| decision.id == held).for_each(|decision| decision.lock(Some(now() + TimeDelta::days(1)), now()));
+            after.iter_mut().filter(|decision| decision.id == held)
+                .for_each(|decision| decision.lock(Some(now() + TimeDelta::days(1)), now()));
         }
         for (before, after) in before.iter().zip(&after) {
             if after.id == held {

@@ -1,17 +1,21 @@
-//! POSIX access lists as text, as they stand in tarballs for other programs, and as the system calls take them.
+//! POSIX access lists as text, as they stand in tarballs for other programs, and as the system
+//! calls take them.
 //!
-//! GNU tar (`--acls`) writes `user:name:r-x` with names, bsdtar and star add the number as a fourth field. Entries are parted by commas or
-//! newlines, and may have a comment. The binary form is that of the Linux attribute `system.posix_acl_access` (`linux/posix_acl_xattr.h`).
+//! GNU tar (`--acls`) writes `user:name:r-x` with names, bsdtar and star add the number as a fourth
+//! field. Entries are parted by commas or newlines, and may have a comment. The binary form is that
+//! of the Linux attribute `system.posix_acl_access` (`linux/posix_acl_xattr.h`).
 
 use std::fmt::Write as _;
 
 use super::names::Names;
 
-/// The version of the binary form, which begins with it; then come entries of a tag, rights and an id, all of them little-endian.
+/// The version of the binary form, which begins with it; then come entries of a tag, rights and an
+/// id, all of them little-endian.
 const VERSION: [u8; 4] = 2_u32.to_le_bytes();
 
-/// A list as the kernel has it in words: `user::rw-,user:1000:r--,group::r--,mask::r--,other::---`. Users and groups are numbers, as
-/// those who restore may know others by the same names. None when it is not such a list.
+/// A list as the kernel has it in words: `user::rw-,user:1000:r--,group::r--,mask::r--,other::---`.
+/// Users and groups are numbers, as those who restore may know others by the same names. None when
+/// it is not such a list.
 pub(super) fn text(value: &[u8]) -> Option<String> {
     let (entries, rest) = value.strip_prefix(&VERSION)?.as_chunks::<8>();
     if !rest.is_empty() || entries.is_empty() {
@@ -34,7 +38,8 @@ pub(super) fn text(value: &[u8]) -> Option<String> {
         let comma = if text.is_empty() { "" } else { "," };
         let id = if named { id.to_string() } else { String::new() };
         // Writing to a text does not fail.
-        let _ = write!(text, "{comma}{word}:{id}:{}{}{}", right(4, 'r'), right(2, 'w'), right(1, 'x'));
+        let _ =
+            write!(text, "{comma}{word}:{id}:{}{}{}", right(4, 'r'), right(2, 'w'), right(1, 'x'));
     }
     Some(text)
 }
@@ -48,9 +53,12 @@ type Rule = (u16, u16, u32);
 /// The binary form of a list. The error says what could not be understood.
 pub(super) fn binary(text: &[u8], names: &Names) -> Result<Vec<u8>, String> {
     let text = std::str::from_utf8(text).map_err(|_| "it is no text".to_owned())?;
-    let lines = text.split(['\n', ',']).map(|line| line.split('#').next().unwrap_or_default().trim());
-    let mut rules =
-        lines.filter(|line| !line.is_empty()).map(|line| rule(line, names)).collect::<Result<Vec<_>, _>>()?;
+    let lines =
+        text.split(['\n', ',']).map(|line| line.split('#').next().unwrap_or_default().trim());
+    let mut rules = lines
+        .filter(|line| !line.is_empty())
+        .map(|line| rule(line, names))
+        .collect::<Result<Vec<_>, _>>()?;
     // The kernel wants them in the order of their tags.
     rules.sort_unstable();
     let mut bytes = VERSION.to_vec();
@@ -108,7 +116,9 @@ mod tests {
     fn list(entries: &[(u16, u16, u32)]) -> Vec<u8> {
         let mut value = 2_u32.to_le_bytes().to_vec();
         for (tag, rights, id) in entries {
-            value.extend([&tag.to_le_bytes()[..], &rights.to_le_bytes(), &id.to_le_bytes()].concat());
+            value.extend(
+                [&tag.to_le_bytes()[..], &rights.to_le_bytes(), &id.to_le_bytes()].concat(),
+            );
         }
         value
     }
@@ -116,7 +126,14 @@ mod tests {
     #[test]
     fn a_list_in_words_has_numbers_for_names() {
         let none = u32::MAX;
-        let value = list(&[(1, 6, none), (2, 4, 1000), (4, 4, none), (8, 7, 50), (16, 5, none), (32, 0, none)]);
+        let value = list(&[
+            (1, 6, none),
+            (2, 4, 1000),
+            (4, 4, none),
+            (8, 7, 50),
+            (16, 5, none),
+            (32, 0, none),
+        ]);
         let words = "user::rw-,user:1000:r--,group::r--,group:50:rwx,mask::r-x,other::---";
         assert_eq!(text(&value).as_deref(), Some(words));
         assert_eq!(binary(words.as_bytes(), &Names::default()), Ok(value));
@@ -132,21 +149,31 @@ mod tests {
     #[test]
     fn lists_are_read_as_gnu_tar_bsdtar_and_star_write_them() {
         let names = Names::default();
-        let plain =
-            binary(b"user::rw-\nuser:1000:r--\ngroup::r--\ngroup:7:r-x\nmask::r-x\nother::---\n", &names).unwrap();
+        let plain = binary(
+            b"user::rw-\nuser:1000:r--\ngroup::r--\ngroup:7:r-x\nmask::r-x\nother::---\n",
+            &names,
+        )
+        .unwrap();
         assert_eq!(plain.len(), 4 + 6 * 8);
         for same in [
             "user::rw-,user:nobody-here:r--:1000,group::r--,group:7:r-x,mask::r-x,other::---",
             "other::---,mask::r-x,group:x:r-x:7,group::r--,user:1000:r--,user::rw-",
             "u::rw-,u:1000:r--,g::r--,g:7:r-x #effective:r-x,m:r-x,o:---",
-            "default:user::rw-\ndefault:user:1000:r--\ndefault:group::r--\ndefault:group:7:r-x\ndefault:mask::r-x\ndefault:other::---",
+            "default:user::rw-\ndefault:user:1000:r--\ndefault:group::r--\ndefault:group:7:r-x\n\
+             default:mask::r-x\ndefault:other::---",
         ] {
             assert_eq!(binary(same.as_bytes(), &names).unwrap(), plain, "{same}");
         }
         assert_eq!(binary(b"group:root:rwx", &names).unwrap()[4..], [8, 0, 7, 0, 0, 0, 0, 0]);
-        for wrong in
-            ["user", "user:x", "user::rwq", "nobody::rwx", "user:no such user:rwx", "user:x:rwx:y", "mask:x:rwx"]
-        {
+        for wrong in [
+            "user",
+            "user:x",
+            "user::rwq",
+            "nobody::rwx",
+            "user:no such user:rwx",
+            "user:x:rwx:y",
+            "mask:x:rwx",
+        ] {
             assert!(binary(wrong.as_bytes(), &names).is_err(), "{wrong}");
         }
     }

@@ -1,8 +1,10 @@
-//! Regular files read ahead by a few threads, for one writer that takes them in the order in which it asked for them.
+//! Regular files read ahead by a few threads, for one writer that takes them in the order in which
+//! it asked for them.
 //!
-//! A thread opens a file, looks at it, reads and digests it, and hands it over part by part through a bounded channel: nothing but
-//! when it happens is other than if the writer did so itself. Files are begun in the order in which they were asked for, so what the
-//! writer waits for was begun, and nobody waits for what comes after it. When the writer is done or gives up, the channels' other
+//! A thread opens a file, looks at it, reads and digests it, and hands it over part by part through
+//! a bounded channel: nothing but when it happens is other than if the writer did so itself. Files
+//! are begun in the order in which they were asked for, so what the writer waits for was begun, and
+//! nobody waits for what comes after it. When the writer is done or gives up, the channels' other
 //! ends are gone and every thread ends.
 
 use std::collections::VecDeque;
@@ -22,9 +24,11 @@ use crate::source::SourceError;
 const READERS: usize = 4;
 /// How many parts of a file wait for the writer: what was found when it was opened, and chunks.
 const PARTS: usize = 5;
-/// The most bytes of a file that are read before the writer asks for it: the chunks that wait, and one in the thread's hand.
+/// The most bytes of a file that are read before the writer asks for it: the chunks that wait, and
+/// one in the thread's hand.
 pub(super) const FILE_AHEAD: u64 = (PARTS * CHUNK) as u64;
-/// A file with more bytes of attributes, or pieces, is handed over only when the writer asks for it. As good as no file has.
+/// A file with more bytes of attributes, or pieces, is handed over only when the writer asks for
+/// it. As good as no file has.
 const LARGE: usize = 16 << 10;
 
 /// A file to be read.
@@ -87,10 +91,12 @@ pub(super) fn with_readers(
         let _end = End(&readers);
         for _ in 0..READERS {
             let thread = std::thread::Builder::new().name("read-ahead".to_owned());
-            thread.spawn_scoped(scope, || readers.serve(cancel)).map_err(|error| SourceError::Io {
-                attempt: "start the thread",
-                path: "read-ahead".to_owned(),
-                error,
+            thread.spawn_scoped(scope, || readers.serve(cancel)).map_err(|error| {
+                SourceError::Io {
+                    attempt: "start the thread",
+                    path: "read-ahead".to_owned(),
+                    error,
+                }
             })?;
         }
         work(&readers)
@@ -133,7 +139,10 @@ impl Readers {
     ///
     /// # Errors
     /// When the run was cancelled.
-    pub(super) fn take(&self, reading: &Reading) -> Result<Result<Arc<Opened>, Errno>, SourceError> {
+    pub(super) fn take(
+        &self,
+        reading: &Reading,
+    ) -> Result<Result<Arc<Opened>, Errno>, SourceError> {
         self.state().turn = reading.number;
         self.taken.notify_all();
         match reading.parts.recv() {
@@ -165,7 +174,12 @@ impl Readers {
         }
     }
 
-    fn read(&self, job: Job, attributes: &mut AttributeReader, cancel: &Cancel) -> Result<(), Unwanted> {
+    fn read(
+        &self,
+        job: Job,
+        attributes: &mut AttributeReader,
+        cancel: &Cancel,
+    ) -> Result<(), Unwanted> {
         let Job { number, folder, name, parts } = job;
         let give = |part| parts.send(part).map_err(|_| Unwanted);
         let (file, opened) = match content::open(folder.as_fd(), &name, attributes) {
@@ -178,7 +192,8 @@ impl Readers {
         }
         give(Part::Opened(Arc::clone(&opened)))?;
         let go_on = || if cancel.is_cancelled() { Err(Unwanted) } else { Ok(()) };
-        let outcome = content::read(file.as_fd(), &opened, go_on, |chunk| give(Part::Chunk(chunk)))?;
+        let outcome =
+            content::read(file.as_fd(), &opened, go_on, |chunk| give(Part::Chunk(chunk)))?;
         give(Part::Outcome(Box::new(outcome)))
     }
 
@@ -211,7 +226,9 @@ impl Reading {
             match self.parts.recv() {
                 Ok(Part::Chunk(chunk)) => take(chunk)?,
                 Ok(Part::Outcome(outcome)) => return Ok(*outcome),
-                Ok(Part::Opened(_) | Part::Failed(_)) | Err(_) => return Err(SourceError::Cancelled),
+                Ok(Part::Opened(_) | Part::Failed(_)) | Err(_) => {
+                    return Err(SourceError::Cancelled);
+                }
             }
         }
     }
@@ -228,12 +245,21 @@ mod tests {
     use crate::model::Cancel;
     use crate::source::SourceError;
 
-    /// More files than threads, each longer than what is read ahead of it, and short ones after them.
+    /// More files than threads, each longer than what is read ahead of it, and short ones after
+    /// them.
     fn tree() -> (tempfile::TempDir, Arc<OwnedFd>) {
         let scratch = tempfile::tempdir().unwrap();
         for number in 0..20 {
-            let size = if number < 10 { 2 * usize::try_from(FILE_AHEAD).unwrap() + number } else { number };
-            std::fs::write(scratch.path().join(number.to_string()), vec![u8::try_from(number).unwrap(); size]).unwrap();
+            let size = if number < 10 {
+                2 * usize::try_from(FILE_AHEAD).unwrap() + number
+            } else {
+                number
+            };
+            std::fs::write(
+                scratch.path().join(number.to_string()),
+                vec![u8::try_from(number).unwrap(); size],
+            )
+            .unwrap();
         }
         let folder = Arc::new(OwnedFd::from(std::fs::File::open(scratch.path()).unwrap()));
         (scratch, folder)
@@ -251,7 +277,8 @@ mod tests {
     fn files_come_whole_in_the_order_in_which_they_were_asked_for() {
         let (scratch, folder) = tree();
         with_readers(&Cancel::new(), |readers| {
-            let all: Vec<_> = (0..20).map(|number| readers.ask(Arc::clone(&folder), name(number))).collect();
+            let all: Vec<_> =
+                (0..20).map(|number| readers.ask(Arc::clone(&folder), name(number))).collect();
             let missing = readers.ask(Arc::clone(&folder), c"missing".to_owned());
             for (number, reading) in all.into_iter().enumerate() {
                 let opened = readers.take(&reading)?.unwrap();
@@ -269,12 +296,14 @@ mod tests {
         .unwrap();
     }
 
-    /// Threads that wait for the writer, and threads that wait for work, end when the writer gives up.
+    /// Threads that wait for the writer, and threads that wait for work, end when the writer gives
+    /// up.
     #[test]
     fn no_thread_is_left_waiting_when_the_writer_gives_up() {
         let (_scratch, folder) = tree();
         let error = with_readers(&Cancel::new(), |readers| {
-            let all: Vec<_> = (0..20).map(|number| readers.ask(Arc::clone(&folder), name(number))).collect();
+            let all: Vec<_> =
+                (0..20).map(|number| readers.ask(Arc::clone(&folder), name(number))).collect();
             let first = all.into_iter().next().unwrap();
             readers.take(&first)?.unwrap();
             first.content(|_| Err(SourceError::Unsuitable("full".to_owned()))).map(drop)
@@ -287,7 +316,8 @@ mod tests {
         let (_scratch, folder) = tree();
         let cancel = Cancel::new();
         let result = with_readers(&cancel, |readers| {
-            let all: Vec<_> = (0..20).map(|number| readers.ask(Arc::clone(&folder), name(number))).collect();
+            let all: Vec<_> =
+                (0..20).map(|number| readers.ask(Arc::clone(&folder), name(number))).collect();
             cancel.cancel();
             for reading in all {
                 if readers.take(&reading)?.is_ok() {
@@ -299,7 +329,8 @@ mod tests {
         assert!(matches!(result, Err(SourceError::Cancelled)));
     }
 
-    /// Of each of them more is known than is kept of many at a time, so all threads wait for a turn.
+    /// Of each of them more is known than is kept of many at a time, so all threads wait for a
+    /// turn.
     #[test]
     fn a_file_of_very_many_pieces_is_handed_over_when_its_turn_comes() {
         use std::os::unix::fs::FileExt;
@@ -311,7 +342,8 @@ mod tests {
             }
         }
         with_readers(&Cancel::new(), |readers| {
-            let all: Vec<_> = (0..20).map(|number| readers.ask(Arc::clone(&folder), name(number))).collect();
+            let all: Vec<_> =
+                (0..20).map(|number| readers.ask(Arc::clone(&folder), name(number))).collect();
             for reading in all {
                 let opened = readers.take(&reading)?.unwrap();
                 assert!(super::is_large(&opened), "{:?}", opened.map.as_ref().map(Vec::len));

@@ -1,10 +1,12 @@
-//! Extended attributes: those of users and programs, POSIX access lists, capabilities, security labels.
+//! Extended attributes: those of users and programs, POSIX access lists, capabilities, security
+//! labels.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use rustix::fs::{
-    XattrFlags, fgetxattr, fgetxattr_query, flistxattr, fremovexattr, fsetxattr, lgetxattr, llistxattr, lsetxattr,
+    XattrFlags, fgetxattr, fgetxattr_query, flistxattr, fremovexattr, fsetxattr, lgetxattr,
+    llistxattr, lsetxattr,
 };
 use rustix::io::Errno;
 
@@ -42,9 +44,14 @@ impl AttributeReader {
         self.collect(|names| flistxattr(file, names), |name, value| fgetxattr(file, name, value))
     }
 
-    /// Those of an entry that is not opened, as it is a link, a pipe or a device. The system has no call for such an entry in an open
-    /// folder, so it is named by way of `/proc`; [`Errno::NOENT`] says also that `/proc` is not there.
-    pub(super) fn read_at(&mut self, folder: BorrowedFd<'_>, name: &CStr) -> Result<Vec<Attribute>, Errno> {
+    /// Those of an entry that is not opened, as it is a link, a pipe or a device. The system has no
+    /// call for such an entry in an open folder, so it is named by way of `/proc`; [`Errno::NOENT`]
+    /// says also that `/proc` is not there.
+    pub(super) fn read_at(
+        &mut self,
+        folder: BorrowedFd<'_>,
+        name: &CStr,
+    ) -> Result<Vec<Attribute>, Errno> {
         let mut path = format!("/proc/thread-self/fd/{}/", folder.as_raw_fd()).into_bytes();
         path.extend_from_slice(name.to_bytes());
         let path = CString::new(path).map_err(|_| Errno::INVAL)?;
@@ -73,7 +80,10 @@ impl AttributeReader {
                     if total > TOTAL_LIMIT {
                         return Err(Errno::TOOBIG);
                     }
-                    attributes.push((name.to_vec(), self.value.get(..length).unwrap_or_default().to_vec()));
+                    attributes.push((
+                        name.to_vec(),
+                        self.value.get(..length).unwrap_or_default().to_vec(),
+                    ));
                 }
                 // Removed since it was listed.
                 Err(Errno::NODATA) => {}
@@ -85,20 +95,26 @@ impl AttributeReader {
     }
 }
 
-/// When an attribute is set: most before the permissions, which may take the right to set them away; what permissions and owners
-/// change, after.
+/// When an attribute is set: most before the permissions, which may take the right to set them
+/// away; what permissions and owners change, after.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Turn {
     BeforeMode,
     AfterMode,
 }
 
-/// Sets those of `attributes` whose turn it is. Returns the names of those that the system refused, with its reason.
-pub(super) fn set(file: BorrowedFd<'_>, attributes: &[Attribute], turn: Turn) -> Vec<(String, Errno)> {
+/// Sets those of `attributes` whose turn it is. Returns the names of those that the system refused,
+/// with its reason.
+pub(super) fn set(
+    file: BorrowedFd<'_>,
+    attributes: &[Attribute],
+    turn: Turn,
+) -> Vec<(String, Errno)> {
     set_each(attributes, turn, |key, value| fsetxattr(file, key, value, XattrFlags::empty()))
 }
 
-/// Sets those of an entry that cannot be opened: a link, a named pipe, a device. It has that name in the folder.
+/// Sets those of an entry that cannot be opened: a link, a named pipe, a device. It has that name
+/// in the folder.
 pub(super) fn set_at(
     folder: BorrowedFd<'_>,
     name: &CStr,
@@ -108,7 +124,9 @@ pub(super) fn set_at(
     // The system has no call that takes a folder and a name.
     let mut path = format!("/proc/thread-self/fd/{}/", folder.as_raw_fd()).into_bytes();
     path.extend_from_slice(name.to_bytes());
-    set_each(attributes, turn, |key, value| lsetxattr(path.as_slice(), key, value, XattrFlags::empty()))
+    set_each(attributes, turn, |key, value| {
+        lsetxattr(path.as_slice(), key, value, XattrFlags::empty())
+    })
 }
 
 fn set_each(
@@ -130,8 +148,8 @@ fn set_each(
     refused
 }
 
-/// Takes the list away that a folder gives to what is made in it, so that nothing restored there has rights that the backup
-/// does not know of. Returns it.
+/// Takes the list away that a folder gives to what is made in it, so that nothing restored there
+/// has rights that the backup does not know of. Returns it.
 pub(super) fn take_default_list(folder: BorrowedFd<'_>) -> Option<Attribute> {
     let mut value = vec![0; fgetxattr_query(folder, DEFAULT_LIST).ok()?];
     let length = fgetxattr(folder, DEFAULT_LIST, value.as_mut_slice()).ok()?;

@@ -1,7 +1,8 @@
 //! What a regular file holds: opened, mapped, read in order, digested.
 //!
-//! Where the holes of a sparse file are is looked up once, when it is opened, and reading follows that map: what the header of
-//! the entry promises is what the stream gets, whatever becomes of the file meanwhile.
+//! Where the holes of a sparse file are is looked up once, when it is opened, and reading follows
+//! that map: what the header of the entry promises is what the stream gets, whatever becomes of the
+//! file meanwhile.
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -19,12 +20,16 @@ use crate::model::{Digest, Digester};
 pub(super) const CHUNK: usize = 64 << 10;
 /// The most pieces of a sparse file. What comes after them is one piece, holes and all.
 const PIECES_LIMIT: usize = 65_536;
-/// A file with more holes than this is not digested as one reads it: that is work for days, done on zeros.
+/// A file with more holes than this is not digested as one reads it: that is work for days, done on
+/// zeros.
 const DIGESTED_HOLES: u64 = 16 << 30;
 static ZEROS: [u8; CHUNK] = [0; CHUNK];
 
-const FILE: OFlags =
-    OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC).union(OFlags::NONBLOCK).union(OFlags::NOCTTY);
+const FILE: OFlags = OFlags::RDONLY
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC)
+    .union(OFlags::NONBLOCK)
+    .union(OFlags::NOCTTY);
 
 /// Offset and length of a piece of data in a sparse file.
 pub(super) type Piece = (u64, u64);
@@ -35,18 +40,21 @@ pub(super) struct Opened {
     pub(super) meta: Meta,
     /// Or why they could not be read.
     pub(super) attributes: Result<Vec<Attribute>, Errno>,
-    /// Of a sparse file: the pieces between its holes, in order. One that ends in a hole has an empty piece at its end.
+    /// Of a sparse file: the pieces between its holes, in order. One that ends in a hole has an
+    /// empty piece at its end.
     pub(super) map: Option<Vec<Piece>>,
 }
 
 /// How the reading of a file went.
 #[derive(Debug)]
 pub(super) struct Outcome {
-    /// Of all that the file holds, zeros in place of its holes. None when there are too many of them.
+    /// Of all that the file holds, zeros in place of its holes. None when there are too many of
+    /// them.
     pub(super) digest: Option<Digest>,
     /// In place of it: of the pieces of data, joined.
     pub(super) data_digest: Option<Digest>,
-    /// Where in the file nothing more came, and the error if it was one. From there on it was taken for zeros.
+    /// Where in the file nothing more came, and the error if it was one. From there on it was taken
+    /// for zeros.
     pub(super) stopped: Option<(u64, Option<Errno>)>,
     /// What the system says of it afterwards.
     pub(super) after: Result<Meta, Errno>,
@@ -71,7 +79,8 @@ pub(super) fn open(
     Ok((file, Opened { meta, attributes, map }))
 }
 
-/// The pieces of data of a file; none if it has no holes, or its file system does not tell. The file stands at its begin again.
+/// The pieces of data of a file; none if it has no holes, or its file system does not tell. The
+/// file stands at its begin again.
 fn map(file: BorrowedFd<'_>, size: u64) -> Result<Option<Vec<Piece>>, Errno> {
     let pieces = pieces(size, |from| seek(file, from));
     match seek(file, SeekFrom::Start(0)) {
@@ -93,7 +102,11 @@ fn pieces(size: u64, seek: impl Fn(SeekFrom) -> Result<u64, Errno>) -> Option<Ve
             }
             Err(_) => return None,
         };
-        let hole = if pieces.len() + 1 == PIECES_LIMIT { size } else { seek(SeekFrom::Hole(data)).ok()?.min(size) };
+        let hole = if pieces.len() + 1 == PIECES_LIMIT {
+            size
+        } else {
+            seek(SeekFrom::Hole(data)).ok()?.min(size)
+        };
         let length = hole.checked_sub(data).filter(|length| *length > 0)?;
         pieces.push((data, length));
         position = hole;
@@ -106,8 +119,9 @@ pub(super) fn data_bytes(opened: &Opened) -> u64 {
     opened.map.as_ref().map_or(opened.meta.size, |map| map.iter().map(|(_, length)| length).sum())
 }
 
-/// Reads the data of a file in order and gives it to `take`, in chunks of up to [`CHUNK`] bytes: as many bytes in all as
-/// [`data_bytes`] said, zeros in place of those that cannot be had. `go_on` is asked often.
+/// Reads the data of a file in order and gives it to `take`, in chunks of up to [`CHUNK`] bytes: as
+/// many bytes in all as [`data_bytes`] said, zeros in place of those that cannot be had. `go_on` is
+/// asked often.
 ///
 /// # Errors
 /// Those of `take` and `go_on` only.
@@ -168,12 +182,17 @@ pub(super) fn read<E>(
         zeros(&mut digester, size - position, &go_on)?;
     }
     let digest = digester.finish();
-    let (digest, data_digest) = if digest_holes { (Some(digest), None) } else { (None, Some(digest)) };
+    let (digest, data_digest) =
+        if digest_holes { (Some(digest), None) } else { (None, Some(digest)) };
     Ok(Outcome { digest, data_digest, stopped, after: Meta::of(file) })
 }
 
 /// Digests a hole.
-fn zeros<E>(digester: &mut Digester, mut length: u64, go_on: impl Fn() -> Result<(), E>) -> Result<(), E> {
+fn zeros<E>(
+    digester: &mut Digester,
+    mut length: u64,
+    go_on: impl Fn() -> Result<(), E>,
+) -> Result<(), E> {
     while length > 0 {
         go_on()?;
         let part = usize::try_from(length).unwrap_or(CHUNK).min(CHUNK);
@@ -202,7 +221,11 @@ mod tests {
         mknodat(CWD, scratch.path().join("pipe"), FileType::Fifo, Mode::RWXU, 0).unwrap();
         let folder = openat(CWD, scratch.path(), OFlags::DIRECTORY, Mode::empty()).unwrap();
         for name in [c"link", c"pipe"] {
-            assert_eq!(open(folder.as_fd(), name, &mut AttributeReader::new()).err(), Some(Errno::LOOP), "{name:?}");
+            assert_eq!(
+                open(folder.as_fd(), name, &mut AttributeReader::new()).err(),
+                Some(Errno::LOOP),
+                "{name:?}"
+            );
         }
     }
 

@@ -1,7 +1,8 @@
 //! Files put in their places, small ones by several threads.
 //!
-//! What a small file needs is a handful of system calls, so one thread after another waits on the file system. The main thread reads
-//! the tarball and makes folders and links; files that fit in memory go to the crew through a bounded queue.
+//! What a small file needs is a handful of system calls, so one thread after another waits on the
+//! file system. The main thread reads the tarball and makes folders and links; files that fit in
+//! memory go to the crew through a bounded queue.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ffi::{CStr, CString};
@@ -10,7 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{
-    AtFlags, Mode, OFlags, RenameFlags, SeekFrom, ftruncate, openat, renameat, renameat_with, seek, unlinkat,
+    AtFlags, Mode, OFlags, RenameFlags, SeekFrom, ftruncate, openat, renameat, renameat_with, seek,
+    unlinkat,
 };
 use rustix::io::Errno;
 
@@ -25,8 +27,8 @@ pub(super) const THREADS: usize = 4;
 /// The most files that wait or are being written, and the bytes of them.
 const FILES: usize = 64;
 const BYTES: usize = 4 << 20;
-/// So many files wait before a thread that sleeps is woken for them, and as many fewer than the most before the main thread is: each
-/// waking costs about as much as writing a small file.
+/// So many files wait before a thread that sleeps is woken for them, and as many fewer than the
+/// most before the main thread is: each waking costs about as much as writing a small file.
 const WORTH_WAKING: usize = 16;
 /// A file that takes more memory is written by the main thread.
 pub(super) const SMALL: usize = 256 << 10;
@@ -68,7 +70,8 @@ pub(super) struct File {
 impl File {
     /// About how much memory it takes.
     fn cost(&self) -> usize {
-        let attributes: usize = self.finish.attributes.iter().map(|(name, value)| name.len() + value.len()).sum();
+        let attributes: usize =
+            self.finish.attributes.iter().map(|(name, value)| name.len() + value.len()).sum();
         self.content.len() + attributes + self.path.len() + self.pieces.len() * 16
     }
 }
@@ -108,8 +111,12 @@ impl<'a> Placer<'a> {
     }
 
     /// Makes an empty file that only its owner can use.
-    pub(super) fn create_temporary(&self, folder: BorrowedFd<'_>) -> Result<(OwnedFd, CString), Trouble> {
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    pub(super) fn create_temporary(
+        &self,
+        folder: BorrowedFd<'_>,
+    ) -> Result<(OwnedFd, CString), Trouble> {
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         for _ in 0..TEMPORARY_TRIES {
             let number = self.counter.fetch_add(1, Ordering::Relaxed);
             let Ok(name) = CString::new(format!("{TEMPORARY}.{number}")) else { break };
@@ -122,7 +129,12 @@ impl<'a> Placer<'a> {
         Err(Trouble::System("create", Errno::EXIST))
     }
 
-    fn give_name(&self, folder: BorrowedFd<'_>, temporary: &CStr, name: &CStr) -> Result<(), Trouble> {
+    fn give_name(
+        &self,
+        folder: BorrowedFd<'_>,
+        temporary: &CStr,
+        name: &CStr,
+    ) -> Result<(), Trouble> {
         let named = |error| Trouble::System("give its name to", error);
         if self.new {
             return match renameat_with(folder, temporary, folder, name, RenameFlags::NOREPLACE) {
@@ -150,7 +162,9 @@ impl<'a> Placer<'a> {
         let Some(open) = Arc::into_inner(open) else { return Ok(()) };
         let last = open.last.into_inner().unwrap_or_else(PoisonError::into_inner);
         let Some((finish, path)) = last else { return Ok(()) };
-        self.finisher.finish(open.folder.as_fd(), &finish, &path).map_err(|trouble| trouble.at(&path))
+        self.finisher
+            .finish(open.folder.as_fd(), &finish, &path)
+            .map_err(|trouble| trouble.at(&path))
     }
 
     fn small(&self, file: &mut File, buffer: &mut [u8]) -> Result<(), Trouble> {
@@ -167,7 +181,9 @@ impl<'a> Placer<'a> {
         let pieces = file.pieces.iter().copied();
         self.place(file.folder.folder.as_fd(), &file.name, &file.path, &file.finish, |out| {
             let mut filling = Filling::new(out);
-            read_content(&mut read, pieces, size, proof, self.cancel, buffer, |piece| filling.take(&piece))?;
+            read_content(&mut read, pieces, size, proof, self.cancel, buffer, |piece| {
+                filling.take(&piece)
+            })?;
             filling.end(size)
         })
     }
@@ -232,7 +248,8 @@ struct State {
     next: u64,
     /// Threads of the crew that sleep.
     idle: usize,
-    /// While the main thread sleeps: to be woken when no more files than this wait or are being written.
+    /// While the main thread sleeps: to be woken when no more files than this wait or are being
+    /// written.
     wake_at: Option<usize>,
     failure: Option<Failure>,
     failed: bool,
@@ -313,9 +330,13 @@ impl<'a> Crew<'a> {
         }
     }
 
-    /// Waits until nothing holds back what is asked for, and looks for it when no more than `most` files are on their way; fails with the
-    /// first error of the crew.
-    fn wait(&self, most: usize, ready: impl Fn(&State) -> bool) -> Result<MutexGuard<'_, State>, Failure> {
+    /// Waits until nothing holds back what is asked for, and looks for it when no more than `most`
+    /// files are on their way; fails with the first error of the crew.
+    fn wait(
+        &self,
+        most: usize,
+        ready: impl Fn(&State) -> bool,
+    ) -> Result<MutexGuard<'_, State>, Failure> {
         let mut state = self.state();
         loop {
             if state.failed {
@@ -338,7 +359,8 @@ impl<'a> Crew<'a> {
     pub(super) fn submit(&self, file: File) -> Result<(), Failure> {
         let cost = file.cost();
         let mut state = self.wait(FILES - WORTH_WAKING, |state| {
-            state.flying.is_empty() || state.flying.len() < FILES && state.bytes.saturating_add(cost) <= BYTES
+            state.flying.is_empty()
+                || state.flying.len() < FILES && state.bytes.saturating_add(cost) <= BYTES
         })?;
         let number = state.next;
         state.next += 1;
@@ -358,7 +380,8 @@ impl<'a> Crew<'a> {
 
     /// Waits until no file of that path is being written.
     pub(super) fn wait_for(&self, path: &[u8]) -> Result<(), Failure> {
-        self.wait(FILES, |state| state.flying.values().all(|(flying, _, _)| flying != path)).map(drop)
+        self.wait(FILES, |state| state.flying.values().all(|(flying, _, _)| flying != path))
+            .map(drop)
     }
 
     /// Waits until nothing is being written in the folder. Returns whether something was.

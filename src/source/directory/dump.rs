@@ -57,7 +57,8 @@ enum What {
     Folder(Vec<Attribute>),
     /// A file in that folder, which is being read.
     Read(Arc<OwnedFd>, Reading),
-    /// Looked at and read when its turn comes: what is no file, and what may be a further name of an entry that comes before it.
+    /// Looked at and read when its turn comes: what is no file, and what may be a further name of
+    /// an entry that comes before it.
     Look(Arc<OwnedFd>),
 }
 
@@ -70,7 +71,8 @@ struct Queue {
 
 impl Queue {
     fn has_room(&self) -> bool {
-        self.entries.is_empty() || self.entries.len() < AHEAD_ENTRIES && self.held + FILE_AHEAD <= AHEAD_BYTES
+        self.entries.is_empty()
+            || self.entries.len() < AHEAD_ENTRIES && self.held + FILE_AHEAD <= AHEAD_BYTES
     }
 
     fn push(&mut self, mut waiting: Waiting) {
@@ -157,7 +159,8 @@ impl<'a> Dumper<'a> {
         with_readers(self.cancel, |readers| self.drive(walk, readers))
     }
 
-    /// Lets the walk go ahead as far as there is room, and writes what comes first, until nothing is left.
+    /// Lets the walk go ahead as far as there is room, and writes what comes first, until nothing
+    /// is left.
     fn drive(&mut self, walk: &mut Walk<'_>, readers: &Readers) -> Result<(), SourceError> {
         let mut queue = Queue::default();
         loop {
@@ -184,10 +187,19 @@ impl<'a> Dumper<'a> {
         while self.pending.last().is_some_and(|pending| !lies_in(&path, &pending.path)) {
             self.pending.pop();
         }
-        let wait = |what| Waiting { path: path.clone(), name: name.clone(), meta, within, retries, cost: 0, what };
+        let wait = |what| Waiting {
+            path: path.clone(),
+            name: name.clone(),
+            meta,
+            within,
+            retries,
+            cost: 0,
+            what,
+        };
         if meta.kind == Some(Kind::Directory) {
             let folder = walk.folder().filter(|_| walk.entered());
-            let attributes = folder.map_or_else(Vec::new, |folder| self.attributes_of(folder.as_fd(), &path));
+            let attributes =
+                folder.map_or_else(Vec::new, |folder| self.attributes_of(folder.as_fd(), &path));
             let folder = wait(What::Folder(attributes));
             if choice == Choice::Look {
                 self.pending.push(folder);
@@ -213,18 +225,28 @@ impl<'a> Dumper<'a> {
 
     fn socket(&mut self, path: &[u8]) {
         self.counts.skipped += 1;
-        self.notes.note(path, "It is a socket, which only the program that listens on it can make: it was skipped");
+        self.notes.note(
+            path,
+            "It is a socket, which only the program that listens on it can make: it was skipped",
+        );
     }
 
     /// Writes an entry whose turn has come.
-    fn write(&mut self, waiting: Waiting, walk: &mut Walk<'_>, readers: &Readers) -> Result<(), SourceError> {
+    fn write(
+        &mut self,
+        waiting: Waiting,
+        walk: &mut Walk<'_>,
+        readers: &Readers,
+    ) -> Result<(), SourceError> {
         let Waiting { path, name, meta, within, retries, what, .. } = waiting;
         let (folder, outcome) = match what {
             What::Folder(attributes) => return self.folder(&path, &meta, &attributes),
             What::Read(folder, reading) => {
                 let outcome = match readers.take(&reading)? {
                     Ok(opened) => {
-                        self.content(&path, &opened, |dumper| reading.content(|chunk| dumper.put(&chunk)))?;
+                        self.content(&path, &opened, |dumper| {
+                            reading.content(|chunk| dumper.put(&chunk))
+                        })?;
                         Ok(())
                     }
                     Err(error) => Err(error),
@@ -254,8 +276,14 @@ impl<'a> Dumper<'a> {
         Ok(())
     }
 
-    /// Looks at an entry and stores it. The inner error is one of looking at it, before anything was written.
-    fn look(&mut self, folder: BorrowedFd<'_>, name: &CStr, path: &[u8]) -> Result<Result<(), Errno>, SourceError> {
+    /// Looks at an entry and stores it. The inner error is one of looking at it, before anything
+    /// was written.
+    fn look(
+        &mut self,
+        folder: BorrowedFd<'_>,
+        name: &CStr,
+        path: &[u8],
+    ) -> Result<Result<(), Errno>, SourceError> {
         let meta = match Meta::at(folder, name) {
             Ok(meta) => meta,
             Err(error) => return Ok(Err(error)),
@@ -275,7 +303,11 @@ impl<'a> Dumper<'a> {
                 let attributes = self.attributes_at(folder, name, path);
                 self.counts.others += 1;
                 let rdev = matches!(meta.kind, Some(Kind::Char | Kind::Block)).then_some(meta.rdev);
-                self.bare(path, &meta, &Headers { rdev, attributes: &attributes, ..Headers::default() })?;
+                self.bare(
+                    path,
+                    &meta,
+                    &Headers { rdev, attributes: &attributes, ..Headers::default() },
+                )?;
                 self.remember(path, &meta);
                 Ok(Ok(()))
             }
@@ -294,7 +326,12 @@ impl<'a> Dumper<'a> {
     }
 
     /// Of an entry that is not opened.
-    fn attributes_at(&mut self, folder: BorrowedFd<'_>, name: &CStr, path: &[u8]) -> Vec<Attribute> {
+    fn attributes_at(
+        &mut self,
+        folder: BorrowedFd<'_>,
+        name: &CStr,
+        path: &[u8],
+    ) -> Vec<Attribute> {
         match self.attributes.read_at(folder, name) {
             Ok(attributes) => return attributes,
             // It may be gone since: then it has none, and that it was there is true all the same.
@@ -303,7 +340,8 @@ impl<'a> Dumper<'a> {
                 if !std::mem::replace(&mut self.proc_missing, true) {
                     self.notes.note(
                         path,
-                        "`/proc` is not there, so the extended attributes of links, named pipes and devices are not in the backup",
+                        "`/proc` is not there, so the extended attributes of links, named pipes \
+                         and devices are not in the backup",
                     );
                 }
             }
@@ -313,11 +351,20 @@ impl<'a> Dumper<'a> {
     }
 
     fn no_attributes(&mut self, path: &[u8], error: Errno) {
-        self.notes
-            .note(path, format!("Its extended attributes could not be read, so it has none in the backup: {error}"));
+        self.notes.note(
+            path,
+            format!(
+                "Its extended attributes could not be read, so it has none in the backup: {error}"
+            ),
+        );
     }
 
-    fn folder(&mut self, path: &[u8], meta: &Meta, attributes: &[Attribute]) -> Result<(), SourceError> {
+    fn folder(
+        &mut self,
+        path: &[u8],
+        meta: &Meta,
+        attributes: &[Attribute],
+    ) -> Result<(), SourceError> {
         self.counts.directories += 1;
         self.bare(path, meta, &Headers { attributes, ..Headers::default() })
     }
@@ -337,7 +384,11 @@ impl<'a> Dumper<'a> {
         };
         let attributes = self.attributes_at(folder, name, path);
         self.counts.symlinks += 1;
-        self.bare(path, meta, &Headers { target: Some(&target), attributes: &attributes, ..Headers::default() })?;
+        self.bare(
+            path,
+            meta,
+            &Headers { target: Some(&target), attributes: &attributes, ..Headers::default() },
+        )?;
         self.remember(path, meta);
         Ok(Ok(()))
     }
@@ -347,25 +398,34 @@ impl<'a> Dumper<'a> {
         if !self.links.remember(path, meta) && !std::mem::replace(&mut self.links_full, true) {
             self.notes.note(
                 path,
-                "There are more files with several names than are remembered: from here on some names are stored as files of their own",
+                "There are more files with several names than are remembered: from here on some \
+                 names are stored as files of their own",
             );
         }
     }
 
     /// Stores a file. The inner error is one of opening it, before anything was written.
-    fn file(&mut self, folder: BorrowedFd<'_>, name: &CStr, path: &[u8]) -> Result<Result<(), Errno>, SourceError> {
+    fn file(
+        &mut self,
+        folder: BorrowedFd<'_>,
+        name: &CStr,
+        path: &[u8],
+    ) -> Result<Result<(), Errno>, SourceError> {
         let (file, opened) = match content::open(folder, name, &mut self.attributes) {
             Ok(opened) => opened,
             Err(error) => return Ok(Err(error)),
         };
         let cancel = self.cancel;
         let go_on = || if cancel.is_cancelled() { Err(SourceError::Cancelled) } else { Ok(()) };
-        let read = |dumper: &mut Self| content::read(file.as_fd(), &opened, go_on, |chunk| dumper.put(&chunk));
+        let read = |dumper: &mut Self| {
+            content::read(file.as_fd(), &opened, go_on, |chunk| dumper.put(&chunk))
+        };
         self.content(path, &opened, read)?;
         Ok(Ok(()))
     }
 
-    /// Writes a file that was opened, of which `read` writes the data: the size that it had then is what its headers promise.
+    /// Writes a file that was opened, of which `read` writes the data: the size that it had then is
+    /// what its headers promise.
     fn content(
         &mut self,
         path: &[u8],
@@ -384,7 +444,8 @@ impl<'a> Dumper<'a> {
         self.put(&map)?;
         let outcome = read(self)?;
         debug_assert_eq!(self.offset - place.data_offset, length, "as much as the headers promise");
-        let zeros: Vec<u8> = std::iter::repeat_n(0, usize::try_from(padding(length)).unwrap_or_default()).collect();
+        let zeros: Vec<u8> =
+            std::iter::repeat_n(0, usize::try_from(padding(length)).unwrap_or_default()).collect();
         self.put(&zeros)?;
         let changed = self.changed(path, &opened.meta, &outcome);
         self.counts.files += 1;
@@ -409,17 +470,29 @@ impl<'a> Dumper<'a> {
         match (outcome.stopped, outcome.after) {
             (Some((position, Some(error))), _) => {
                 let cut = size - position;
-                self.notes.missing(path, format!("Reading it failed, so its last {cut} bytes are zeros: {error}"));
+                self.notes.missing(
+                    path,
+                    format!("Reading it failed, so its last {cut} bytes are zeros: {error}"),
+                );
             }
             (Some((position, None)), _) => {
                 let cut = size - position;
-                self.notes.note(path, format!("It shrank while it was read, so its last {cut} bytes are zeros"));
+                self.notes.note(
+                    path,
+                    format!("It shrank while it was read, so its last {cut} bytes are zeros"),
+                );
             }
             (None, Ok(after)) if after.size > size => {
-                self.notes
-                    .note(path, format!("It grew while it was read: the {size} bytes it had at first were stored"));
+                self.notes.note(
+                    path,
+                    format!(
+                        "It grew while it was read: the {size} bytes it had at first were stored"
+                    ),
+                );
             }
-            (None, Ok(after)) if (after.size, after.mtime, after.ctime) == (size, meta.mtime, meta.ctime) => {
+            (None, Ok(after))
+                if (after.size, after.mtime, after.ctime) == (size, meta.mtime, meta.ctime) =>
+            {
                 return false;
             }
             (None, _) => self.notes.note(path, "It changed while it was read"),
@@ -428,7 +501,12 @@ impl<'a> Dumper<'a> {
     }
 
     /// Writes the headers of an entry.
-    fn headers(&mut self, path: &[u8], meta: &Meta, headers: &Headers<'_>) -> Result<Place, SourceError> {
+    fn headers(
+        &mut self,
+        path: &[u8],
+        meta: &Meta,
+        headers: &Headers<'_>,
+    ) -> Result<Place, SourceError> {
         let kind = meta.kind.unwrap_or(Kind::File);
         let mut name = path.to_vec();
         if kind == Kind::Directory {

@@ -28,8 +28,9 @@ pub enum Kind {
     Block,
 }
 
-/// A moment as file systems keep it: seconds since 1970 (negative before), and nanoseconds counted forward from them.
-/// As text it is one decimal number with nine digits after the point, so half a second before 1970 is `-0.500000000`.
+/// A moment as file systems keep it: seconds since 1970 (negative before), and nanoseconds counted
+/// forward from them. As text it is one decimal number with nine digits after the point, so half a
+/// second before 1970 is `-0.500000000`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Time {
     /// Whole seconds, rounded down.
@@ -61,7 +62,8 @@ impl FromStr for Time {
     /// Digits beyond the ninth after the point are dropped, as other programs write more.
     fn from_str(text: &str) -> Result<Self, TimeError> {
         let wrong = || TimeError(text.chars().take(100).collect());
-        let (negative, digits) = text.strip_prefix('-').map_or((false, text), |digits| (true, digits));
+        let (negative, digits) =
+            text.strip_prefix('-').map_or((false, text), |digits| (true, digits));
         let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
         if whole.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
             return Err(wrong());
@@ -112,7 +114,8 @@ pub(super) struct Meta {
     pub(super) gid: u32,
     /// Bytes; of a symbolic link those of its target.
     pub(super) size: u64,
-    /// Bytes that its file system keeps for it: fewer than `size` when it has holes (or is compressed).
+    /// Bytes that its file system keeps for it: fewer than `size` when it has holes (or is
+    /// compressed).
     pub(super) allocated: u64,
     /// Major and minor of the device that it stands for.
     pub(super) rdev: (u32, u32),
@@ -123,13 +126,15 @@ pub(super) struct Meta {
 impl Meta {
     /// Of the open file.
     pub(super) fn of(file: BorrowedFd<'_>) -> Result<Self, Errno> {
-        rustix::fs::statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS).map(|stat| Self::from(&stat))
+        rustix::fs::statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS)
+            .map(|stat| Self::from(&stat))
     }
 
     /// Of what has that name in the folder, itself when it is a link.
     pub(super) fn at(folder: BorrowedFd<'_>, name: &std::ffi::CStr) -> Result<Self, Errno> {
         let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
-        rustix::fs::statx(folder, name, flags, StatxFlags::BASIC_STATS).map(|stat| Self::from(&stat))
+        rustix::fs::statx(folder, name, flags, StatxFlags::BASIC_STATS)
+            .map(|stat| Self::from(&stat))
     }
 
     pub(super) fn device(&self) -> (u32, u32) {
@@ -190,7 +195,11 @@ mod tests {
         }
         assert_eq!("1.5".parse(), Ok(Time { seconds: 1, nanos: 500_000_000 }));
         assert_eq!("7".parse(), Ok(Time { seconds: 7, nanos: 0 }));
-        assert_eq!("1.00000000099".parse(), Ok(Time { seconds: 1, nanos: 0 }), "finer digits are dropped");
+        assert_eq!(
+            "1.00000000099".parse(),
+            Ok(Time { seconds: 1, nanos: 0 }),
+            "finer digits are dropped"
+        );
         for wrong in ["", "-", ".5", "1.2.3", "+1", "1e3", "99999999999999999999"] {
             assert!(wrong.parse::<Time>().is_err(), "{wrong}");
         }

@@ -1,9 +1,10 @@
 //! A tarball put back into a folder, as carefully as it was read.
 //!
-//! Nothing is written outside of the target: a name that is absolute or has `..` in it is refused, each folder on the way to an entry is
-//! opened in its open parent, and a link is never followed. A file appears under its name only when it is complete. What a folder
-//! is told last, its permissions and time, it gets when the tarball has left it and its last file is written; a tarball in another order
-//! than a walk's may come back to it, so it is remembered how it was.
+//! Nothing is written outside of the target: a name that is absolute or has `..` in it is refused,
+//! each folder on the way to an entry is opened in its open parent, and a link is never followed. A
+//! file appears under its name only when it is complete. What a folder is told last, its
+//! permissions and time, it gets when the tarball has left it and its last file is written; a
+//! tarball in another order than a walk's may come back to it, so it is remembered how it was.
 
 use std::collections::HashSet;
 use std::ffi::CString;
@@ -13,8 +14,8 @@ use std::path::Path;
 use std::sync::{Arc, PoisonError};
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, fchmod, fsync, linkat, makedev, mkdirat, mknodat, openat, symlinkat, syncfs,
-    unlinkat,
+    AtFlags, CWD, FileType, Mode, OFlags, fchmod, fsync, linkat, makedev, mkdirat, mknodat, openat,
+    symlinkat, syncfs, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -36,8 +37,11 @@ const BUFFER: usize = 256 << 10;
 /// How many folders of the way down are kept open.
 const OPEN: usize = 128;
 
-const FOLDER: OFlags =
-    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC).union(OFlags::NOCTTY);
+const FOLDER: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC)
+    .union(OFlags::NOCTTY);
 const PRIVATE: Mode = Mode::RWXU;
 
 struct Level {
@@ -59,8 +63,8 @@ pub(super) struct Manner<'a> {
     pub(super) cancel: &'a Cancel,
 }
 
-/// Restores what `feed` gives to the folder at `place`, which is made when it is missing. `after` is done when all is there, with the
-/// open folder.
+/// Restores what `feed` gives to the folder at `place`, which is made when it is missing. `after`
+/// is done when all is there, with the open folder.
 ///
 /// # Errors
 /// Whatever stopped it; then what is in the folder is incomplete, and the error says so.
@@ -71,12 +75,14 @@ pub(super) fn extract(
     after: impl FnOnce(BorrowedFd<'_>) -> Result<(u64, Notes), SourceError>,
 ) -> Result<(Warnings, RestoredFiles), SourceError> {
     let text = place.display().to_string();
-    let system = |attempt, error: Errno| SourceError::Io { attempt, path: text.clone(), error: error.into() };
-    let made = place.symlink_metadata().is_err();
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(place).map_err(|error| SourceError::Io {
-        attempt: "make the folder",
+    let system = |attempt, error: Errno| SourceError::Io {
+        attempt,
         path: text.clone(),
-        error,
+        error: error.into(),
+    };
+    let made = place.symlink_metadata().is_err();
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(place).map_err(|error| {
+        SourceError::Io { attempt: "make the folder", path: text.clone(), error }
     })?;
     // Whoever named the target may have named a link to it.
     let folder = openat(CWD, place, FOLDER.difference(OFlags::NOFOLLOW), Mode::empty())
@@ -86,8 +92,12 @@ pub(super) fn extract(
     fchmod(&folder, PRIVATE).map_err(|error| system("make private", error))?;
     let mut finish = Finish { mtime: None, ..Finish::as_is(&meta) };
     finish.keep_default_list(folder.as_fd());
-    let root =
-        Level { name: Vec::new(), identity: meta.identity, open: Some(Open::new(folder, meta.identity)), finish };
+    let root = Level {
+        name: Vec::new(),
+        identity: meta.identity,
+        open: Some(Open::new(folder, meta.identity)),
+        finish,
+    };
     let placer = Placer::new(manner.finisher, manner.cancel, manner.new);
     let result = restore(feed, root, made, &placer, manner.artifact, manner.resumed, after);
     let (files, mut notes) = result.map_err(|stop| match stop {
@@ -118,10 +128,15 @@ fn restore(
     resumed: bool,
     after: impl FnOnce(BorrowedFd<'_>) -> Result<(u64, Notes), SourceError>,
 ) -> Result<(RestoredFiles, Notes), Stop> {
-    let folder = root.open.as_ref().ok_or(Trouble::System("open", Errno::BADF)).map_err(|trouble| trouble.at(b""))?;
+    let folder = root
+        .open
+        .as_ref()
+        .ok_or(Trouble::System("open", Errno::BADF))
+        .map_err(|trouble| trouble.at(b""))?;
     let folder = folder.folder.as_fd();
     if resumed {
-        marker::remove_stale(folder).map_err(|error| Trouble::System("remove incomplete files from", error).at(b""))?;
+        marker::remove_stale(folder)
+            .map_err(|error| Trouble::System("remove incomplete files from", error).at(b""))?;
     } else {
         marker::put(placer, folder, artifact).map_err(|trouble| trouble.at(b""))?;
     }
@@ -129,12 +144,13 @@ fn restore(
     std::thread::scope(|scope| {
         let _closing = Closing(&crew);
         for _ in 0..THREADS {
-            std::thread::Builder::new().name("restore".to_owned()).spawn_scoped(scope, || crew.work()).map_err(
-                |error| {
+            std::thread::Builder::new()
+                .name("restore".to_owned())
+                .spawn_scoped(scope, || crew.work())
+                .map_err(|error| {
                     let error = Errno::from_io_error(&error).unwrap_or(Errno::AGAIN);
                     Trouble::System("start the threads that write to", error).at(b"")
-                },
-            )?;
+                })?;
         }
         let mut extractor = Extractor {
             cancel: placer.cancel,
@@ -176,9 +192,10 @@ fn c_name(name: &[u8]) -> Result<CString, Trouble> {
 
 fn through_link(error: Errno, folder: &[u8]) -> Trouble {
     match error {
-        Errno::LOOP | Errno::NOTDIR => {
-            Trouble::Refused(format!("leads through `{}`, which is no folder but a link or a file", lossy(folder)))
-        }
+        Errno::LOOP | Errno::NOTDIR => Trouble::Refused(format!(
+            "leads through `{}`, which is no folder but a link or a file",
+            lossy(folder)
+        )),
         error => Trouble::System("open the folder of", error),
     }
 }
@@ -212,7 +229,8 @@ impl Extractor<'_> {
             if self.cancel.is_cancelled() {
                 return Err(Trouble::Cancelled.at(&path));
             }
-            let touched = self.entry(&mut arrival, &mut feed.reader).map_err(|wrong| at(wrong, &path))?;
+            let touched =
+                self.entry(&mut arrival, &mut feed.reader).map_err(|wrong| at(wrong, &path))?;
             self.files.entries += u64::from(touched);
             if arrival.incoming.kind == Kind::File {
                 self.files.bytes = self.files.bytes.saturating_add(arrival.incoming.size);
@@ -231,7 +249,8 @@ impl Extractor<'_> {
         after: impl FnOnce(BorrowedFd<'_>) -> Result<(u64, Notes), SourceError>,
     ) -> Result<(RestoredFiles, Notes), Stop> {
         let root = self.stack.pop().and_then(|root| root.open.map(|open| (open, root.finish)));
-        let (open, finish) = root.ok_or(Trouble::System("open", Errno::BADF)).map_err(|trouble| trouble.at(b""))?;
+        let (open, finish) =
+            root.ok_or(Trouble::System("open", Errno::BADF)).map_err(|trouble| trouble.at(b""))?;
         let folder = open.folder.as_fd();
         let (deleted, notes) = after(folder).map_err(Stop::After)?;
         self.files.deleted = deleted;
@@ -247,7 +266,8 @@ impl Extractor<'_> {
         Ok((self.files, notes))
     }
 
-    /// Restores an entry. False when it is a folder that was there and only leads to what was asked for: it stays as it was.
+    /// Restores an entry. False when it is a folder that was there and only leads to what was asked
+    /// for: it stays as it was.
     fn entry(&mut self, arrival: &mut Arrival, reader: &mut Reader<'_>) -> Result<bool, Wrong> {
         let entry = &mut arrival.incoming;
         let path = std::mem::take(&mut entry.path);
@@ -287,9 +307,16 @@ impl Extractor<'_> {
         Ok(true)
     }
 
-    /// Makes the folder with these names the one on top of the stack. Folders that the tarball did not name are made.
+    /// Makes the folder with these names the one on top of the stack. Folders that the tarball did
+    /// not name are made.
     fn go_to(&mut self, folders: &[&[u8]], early: bool) -> Result<(), Wrong> {
-        let known = self.stack.iter().skip(1).zip(folders).take_while(|(level, name)| level.name == **name).count();
+        let known = self
+            .stack
+            .iter()
+            .skip(1)
+            .zip(folders)
+            .take_while(|(level, name)| level.name == **name)
+            .count();
         while self.stack.len() > known + 1 {
             self.leave()?;
         }
@@ -302,7 +329,8 @@ impl Extractor<'_> {
                 Err(Errno::EXIST) => false,
                 Err(error) => return Err(Trouble::System("make the folder of", error).into()),
             };
-            let folder = openat(self.top()?, &key, FOLDER, Mode::empty()).map_err(|error| through_link(error, name))?;
+            let folder = openat(self.top()?, &key, FOLDER, Mode::empty())
+                .map_err(|error| through_link(error, name))?;
             let meta = self.meta_of(folder.as_fd(), made)?;
             let mut finish = Finish::as_is(&meta);
             if made {
@@ -317,8 +345,8 @@ impl Extractor<'_> {
         Ok(())
     }
 
-    /// What the system says of a folder. Files that are still written into one that is come back to are waited for: then it gets what
-    /// it was told last, and that is remembered.
+    /// What the system says of a folder. Files that are still written into one that is come back to
+    /// are waited for: then it gets what it was told last, and that is remembered.
     fn meta_of(&self, folder: BorrowedFd<'_>, made: bool) -> Result<Meta, Wrong> {
         let look = |error| Trouble::System("look at the folder of", error);
         let meta = Meta::of(folder).map_err(look)?;
@@ -337,17 +365,27 @@ impl Extractor<'_> {
         open.ok_or(Trouble::System("open the folder of", Errno::BADF))
     }
 
-    fn enter(&mut self, name: &[u8], folder: OwnedFd, meta: &Meta, mut finish: Finish) -> Result<(), Wrong> {
+    fn enter(
+        &mut self,
+        name: &[u8],
+        folder: OwnedFd,
+        meta: &Meta,
+        mut finish: Finish,
+    ) -> Result<(), Wrong> {
         finish.keep_default_list(folder.as_fd());
         if meta.mode & 0o700 != 0o700 {
             // A folder that its owner may not write to still has to be filled.
-            fchmod(&folder, PRIVATE).map_err(|error| Trouble::System("make writable the folder of", error))?;
+            fchmod(&folder, PRIVATE)
+                .map_err(|error| Trouble::System("make writable the folder of", error))?;
         }
         let open = Some(Open::new(folder, meta.identity));
         self.stack.push(Level { name: name.to_vec(), identity: meta.identity, open, finish });
         let far = self.stack.len().checked_sub(OPEN + 1).filter(|far| *far > 0);
-        if let Some(level) = far.and_then(|far| self.stack.get_mut(far)).filter(|level| level.open.is_some()) {
-            // Nobody else has it then, and it is not yet told what it gets: so it is closed, and not finished.
+        if let Some(level) =
+            far.and_then(|far| self.stack.get_mut(far)).filter(|level| level.open.is_some())
+        {
+            // Nobody else has it then, and it is not yet told what it gets: so it is closed, and
+            // not finished.
             self.crew.wait_for_folder(level.identity)?;
             level.open = None;
         }
@@ -357,14 +395,20 @@ impl Extractor<'_> {
     /// Goes back up from the folder on top. It is finished when its last file is written.
     fn leave(&mut self) -> Result<(), Wrong> {
         let Some(level) = self.stack.pop() else { return Ok(()) };
-        let moved = || Trouble::Refused("is in a folder that was moved away during the restore".to_owned());
+        let moved =
+            || Trouble::Refused("is in a folder that was moved away during the restore".to_owned());
         let open = level.open.ok_or_else(moved)?;
         if self.stack.last().is_some_and(|parent| parent.open.is_none()) {
             let up = openat(&open.folder, c"..", FOLDER, Mode::empty())
                 .map_err(|error| Trouble::System("open the folder of", error))?;
-            let identity =
-                Meta::of(up.as_fd()).map_err(|error| Trouble::System("look at the folder of", error))?.identity;
-            let parent = self.stack.last_mut().filter(|parent| parent.identity == identity).ok_or_else(moved)?;
+            let identity = Meta::of(up.as_fd())
+                .map_err(|error| Trouble::System("look at the folder of", error))?
+                .identity;
+            let parent = self
+                .stack
+                .last_mut()
+                .filter(|parent| parent.identity == identity)
+                .ok_or_else(moved)?;
             parent.open = Some(Open::new(up, identity));
         }
         let path = self.path_of(&level.name);
@@ -383,7 +427,8 @@ impl Extractor<'_> {
         path
     }
 
-    /// Makes a folder, or enters the one that is there. With `leads` that one stays as it is; false then.
+    /// Makes a folder, or enters the one that is there. With `leads` that one stays as it is; false
+    /// then.
     fn folder(&mut self, name: &[u8], entry: &mut Incoming, leads: bool) -> Result<bool, Wrong> {
         let key = c_name(name)?;
         let early = self.early.remove(&self.path_of(name));
@@ -402,7 +447,8 @@ impl Extractor<'_> {
                 }
                 // Something else has its name: it is replaced.
                 Err(Errno::LOOP | Errno::NOTDIR) => {
-                    unlinkat(self.top()?, &key, AtFlags::empty()).map_err(|error| Trouble::System("replace", error))?;
+                    unlinkat(self.top()?, &key, AtFlags::empty())
+                        .map_err(|error| Trouble::System("replace", error))?;
                 }
                 Err(error) => return Err(Trouble::System("open the folder", error).into()),
             }
@@ -415,8 +461,11 @@ impl Extractor<'_> {
         }
         // One that an interrupted restore left is not as it was before that.
         let stays = leads && !made && !early && !self.resumed;
-        let finish =
-            if stays { Finish { mtime: None, ..Finish::as_is(&meta) } } else { self.placer.finisher.of(entry) };
+        let finish = if stays {
+            Finish { mtime: None, ..Finish::as_is(&meta) }
+        } else {
+            self.placer.finisher.of(entry)
+        };
         self.enter(name, folder, &meta, finish)?;
         Ok(!stays)
     }
@@ -432,11 +481,17 @@ impl Extractor<'_> {
         let finish = self.placer.finisher.of(entry);
         let stored: u64 = entry.pieces().map(|(_, length)| length).sum();
         let pieces = entry.extents.as_ref().map_or(1, Vec::len);
-        let beside: usize = finish.attributes.iter().map(|(name, value)| name.len() + value.len()).sum();
-        let memory = usize::try_from(stored).unwrap_or(usize::MAX).saturating_add(pieces * 16).saturating_add(beside);
+        let beside: usize =
+            finish.attributes.iter().map(|(name, value)| name.len() + value.len()).sum();
+        let memory = usize::try_from(stored)
+            .unwrap_or(usize::MAX)
+            .saturating_add(pieces * 16)
+            .saturating_add(beside);
         let guided = proof.is_some();
         let read = |reader: &mut Reader<'_>, buffer: &mut [u8]| {
-            reader.content(buffer).map_err(|error| if guided { damaged(error) } else { error.into() })
+            reader
+                .content(buffer)
+                .map_err(|error| if guided { damaged(error) } else { error.into() })
         };
         if memory <= SMALL {
             let mut content = Vec::with_capacity(usize::try_from(stored).unwrap_or_default());
@@ -457,12 +512,23 @@ impl Extractor<'_> {
             let folder = Arc::clone(self.top_open()?);
             let (path, size) = (std::mem::take(&mut entry.path), entry.size);
             let pieces = entry.extents.take().unwrap_or_else(|| vec![(0, size)]);
-            return Ok(self.crew.submit(File { folder, name: key, path, size, pieces, content, proof, finish })?);
+            return Ok(self.crew.submit(File {
+                folder,
+                name: key,
+                path,
+                size,
+                pieces,
+                content,
+                proof,
+                finish,
+            })?);
         }
         let folder = Arc::clone(self.top_open()?);
         Ok(self.placer.place(folder.folder.as_fd(), &key, &entry.path, &finish, |file| {
             let mut filling = Filling::new(file);
-            read_entry(reader, entry, proof, self.cancel, &mut self.buffer, |piece| filling.take(&piece))?;
+            read_entry(reader, entry, proof, self.cancel, &mut self.buffer, |piece| {
+                filling.take(&piece)
+            })?;
             filling.end(entry.size)
         })?)
     }
@@ -499,9 +565,10 @@ impl Extractor<'_> {
     fn hardlink(&mut self, name: &[u8], entry: &Incoming) -> Result<(), Wrong> {
         let key = c_name(name)?;
         let of_target = |trouble: Trouble| match trouble {
-            Trouble::Refused(problem) => {
-                Trouble::Refused(format!("is a hard link to `{}`, which {problem}", lossy(&entry.target)))
-            }
+            Trouble::Refused(problem) => Trouble::Refused(format!(
+                "is a hard link to `{}`, which {problem}",
+                lossy(&entry.target)
+            )),
             trouble => trouble,
         };
         let parts = components(&entry.target).map_err(of_target)?;
@@ -519,19 +586,27 @@ impl Extractor<'_> {
         if components(&entry.path)? == parts {
             return Ok(());
         }
-        Ok(self.make(&key, "make the hard link", |folder| linkat(&there, &target, folder, &key, AtFlags::empty()))?)
+        Ok(self.make(&key, "make the hard link", |folder| {
+            linkat(&there, &target, folder, &key, AtFlags::empty())
+        })?)
     }
 
     /// Opens the folder with these names.
     fn find(&self, folders: &[&[u8]]) -> Result<OwnedFd, Trouble> {
         let root = self.stack.first().and_then(|root| root.open.as_ref());
         let root = root.ok_or(Trouble::System("open the folder of", Errno::BADF))?;
-        let mut folder = root.folder.try_clone().map_err(|_| Trouble::System("open the folder of", Errno::MFILE))?;
+        let mut folder = root
+            .folder
+            .try_clone()
+            .map_err(|_| Trouble::System("open the folder of", Errno::MFILE))?;
         for name in folders {
-            folder = openat(&folder, &c_name(name)?, FOLDER, Mode::empty()).map_err(|error| match error {
-                Errno::NOENT => Trouble::Refused("does not come before it".to_owned()),
-                error => through_link(error, name),
-            })?;
+            folder =
+                openat(&folder, &c_name(name)?, FOLDER, Mode::empty()).map_err(
+                    |error| match error {
+                        Errno::NOENT => Trouble::Refused("does not come before it".to_owned()),
+                        error => through_link(error, name),
+                    },
+                )?;
         }
         Ok(folder)
     }
@@ -544,10 +619,21 @@ impl Extractor<'_> {
             _ => (FileType::Fifo, 0),
         };
         let finish = self.placer.finisher.of(entry);
-        let made = self.make(&key, "make", |folder| mknodat(folder, &key, kind, Mode::RUSR | Mode::WUSR, device));
+        let made = self.make(&key, "make", |folder| {
+            mknodat(folder, &key, kind, Mode::RUSR | Mode::WUSR, device)
+        });
         match made {
-            Ok(()) => Ok(self.placer.finisher.finish_at(self.top()?, &key, entry.kind, &finish, &entry.path)?),
-            Err(Trouble::System(_, error @ (Errno::PERM | Errno::ACCESS | Errno::NOTSUP | Errno::INVAL))) => {
+            Ok(()) => Ok(self.placer.finisher.finish_at(
+                self.top()?,
+                &key,
+                entry.kind,
+                &finish,
+                &entry.path,
+            )?),
+            Err(Trouble::System(
+                _,
+                error @ (Errno::PERM | Errno::ACCESS | Errno::NOTSUP | Errno::INVAL),
+            )) => {
                 self.placer.finisher.special_refused(&entry.path, error);
                 Ok(())
             }

@@ -1,4 +1,5 @@
-//! The entries that a restore writes, one after the other: those of a tarball alone, or those that an index leads to.
+//! The entries that a restore writes, one after the other: those of a tarball alone, or those that
+//! an index leads to.
 
 use super::entry::Kind;
 use super::guide::Guide;
@@ -27,7 +28,9 @@ impl Feed<'_> {
     /// The next entry that is to be restored; none after the last.
     pub(super) fn next(&mut self, path: &mut Vec<u8>) -> Result<Option<Arrival>, Failure> {
         let Some(guide) = &mut self.guide else {
-            let Some(incoming) = self.reader.next().map_err(|error| Trouble::from(error).at(path))? else {
+            let Some(incoming) =
+                self.reader.next().map_err(|error| Trouble::from(error).at(path))?
+            else {
                 self.reader.drain().map_err(|error| Trouble::from(error).at(path))?;
                 return Ok(None);
             };
@@ -43,7 +46,12 @@ impl Feed<'_> {
             let mut early = false;
             if let Some(selection) = guide.selection {
                 if step.entry.kind == Kind::Hardlink {
-                    match step.entry.target.as_ref().and_then(|target| selection.borrowed.get(target)) {
+                    match step
+                        .entry
+                        .target
+                        .as_ref()
+                        .and_then(|target| selection.borrowed.get(target))
+                    {
                         Some(name) if *name == step.entry.path => continue,
                         Some(name) => incoming.target.clone_from(name),
                         None => {}
@@ -53,7 +61,12 @@ impl Feed<'_> {
                     early = true;
                 }
             }
-            return Ok(Some(Arrival { incoming, proof: Proof::of(&step.entry), early, leads: step.leads }));
+            return Ok(Some(Arrival {
+                incoming,
+                proof: Proof::of(&step.entry),
+                early,
+                leads: step.leads,
+            }));
         }
         path.clear();
         Ok(None)

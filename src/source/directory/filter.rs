@@ -8,14 +8,16 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A pattern of paths, in the manner of `.gitignore`:
-/// - A pattern without a slash, but for one at its end, matches a name at any depth: `*.tmp`, `node_modules`.
+/// - A pattern without a slash, but for one at its end, matches a name at any depth: `*.tmp`,
+///   `node_modules`.
 /// - A pattern with a slash is counted from the source's root: `cache/*.db`, `/top`.
 /// - A slash at its end lets it match folders only: `build/`.
-/// - `*` and `?` do not match a slash; `**` stands for any number of folders; `[a-z]`, `[!a-z]`, `{one,two}` and `\` before
-///   a sign that shall mean itself are understood. A name that begins with a dot is nothing special.
+/// - `*` and `?` do not match a slash; `**` stands for any number of folders; `[a-z]`, `[!a-z]`,
+///   `{one,two}` and `\` before a sign that shall mean itself are understood. A name that begins
+///   with a dot is nothing special.
 ///
-/// What matches covers all that lies beneath. `tmp/**` covers what is in `tmp`, and not `tmp` itself. Only an [`Exclusion`] may be turned
-/// round with `!`.
+/// What matches covers all that lies beneath. `tmp/**` covers what is in `tmp`, and not `tmp`
+/// itself. Only an [`Exclusion`] may be turned round with `!`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pattern(String);
 
@@ -24,10 +26,12 @@ impl Pattern {
     /// When it is empty or no pattern.
     pub fn new(text: &str) -> Result<Self, PatternError> {
         let pattern = Self(text.to_owned());
-        let wrong = |problem: String| PatternError { pattern: text.chars().take(200).collect(), problem };
+        let wrong =
+            |problem: String| PatternError { pattern: text.chars().take(200).collect(), problem };
         if text.starts_with('!') {
             return Err(wrong(
-                "`!` takes back what an earlier pattern left out, so it may begin a pattern of `exclude` only, once; write `\\!` for the sign"
+                "`!` takes back what an earlier pattern left out, so it may begin a pattern of \
+                 `exclude` only, once; write `\\!` for the sign"
                     .to_owned(),
             ));
         }
@@ -42,13 +46,17 @@ impl Pattern {
         Ok(pattern)
     }
 
-    /// Whether it matches the file at `path`, relative to the source, or a folder that this lies in.
+    /// Whether it matches the file at `path`, relative to the source, or a folder that this lies
+    /// in.
     pub fn covers(&self, path: &[u8]) -> bool {
         let Ok(glob) = self.glob() else { return false };
         let matcher = glob.compile_matcher();
         let matches = |path: &[u8]| matcher.is_match_candidate(&Candidate::from_bytes(path));
-        let mut folders =
-            path.iter().enumerate().filter(|(_, byte)| **byte == b'/').filter_map(|(at, _)| path.get(..at));
+        let mut folders = path
+            .iter()
+            .enumerate()
+            .filter(|(_, byte)| **byte == b'/')
+            .filter_map(|(at, _)| path.get(..at));
         folders.any(matches) || (!self.folders_only() && matches(path))
     }
 
@@ -74,7 +82,8 @@ impl Pattern {
     /// Patterns of the folders in which something may lie that this matches.
     fn ancestors(&self) -> Vec<String> {
         let body = self.body();
-        // A slash within brackets or braces is not told apart from one between folders: then any folder may be.
+        // A slash within brackets or braces is not told apart from one between folders: then any
+        // folder may be.
         if !self.anchored() || body.contains(['{', '[', '\\']) {
             return vec!["**".to_owned()];
         }
@@ -96,7 +105,8 @@ impl Pattern {
     }
 }
 
-/// A pattern of what is left out; or, with `!` before it, of what an earlier one left out and shall be taken all the same.
+/// A pattern of what is left out; or, with `!` before it, of what an earlier one left out and shall
+/// be taken all the same.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exclusion {
     pattern: Pattern,
@@ -136,8 +146,8 @@ impl JsonSchema for Exclusion {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        let description =
-            "A pattern of paths, as in `.gitignore`; one that begins with `!` takes back what an earlier one left out";
+        let description = "A pattern of paths, as in `.gitignore`; one that begins with `!` takes \
+            back what an earlier one left out";
         json_schema!({ "type": "string", "minLength": 1, "description": description })
     }
 }
@@ -181,7 +191,8 @@ impl JsonSchema for Pattern {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "string", "minLength": 1, "description": "A pattern of paths, as in `.gitignore`" })
+        json_schema!({ "type": "string", "minLength": 1, "description": "A pattern of paths, as in \
+            `.gitignore`" })
     }
 }
 
@@ -225,7 +236,9 @@ impl Exclusions {
         let mut matching = Vec::new();
         self.globs.matches_candidate_into(path, &mut matching);
         let mut rules = matching.iter().rev().filter_map(|number| self.rules.get(*number));
-        rules.find(|rule| folder || !rule.pattern.folders_only()).is_some_and(|rule| !rule.takes_back)
+        rules
+            .find(|rule| folder || !rule.pattern.folders_only())
+            .is_some_and(|rule| !rule.takes_back)
     }
 }
 
@@ -252,13 +265,15 @@ impl Filter {
         let included = if include.is_empty() {
             None
         } else {
-            let ancestors = include.iter().flat_map(Pattern::ancestors).map(|ancestor| glob(&ancestor));
+            let ancestors =
+                include.iter().flat_map(Pattern::ancestors).map(|ancestor| glob(&ancestor));
             Some((Set::new(include)?, GlobSet::new(ancestors.collect::<Result<Vec<_>, _>>()?)?))
         };
         Ok(Self { exclude: Exclusions::new(exclude)?, include: included })
     }
 
-    /// What becomes of the entry at `path`, which lies in a folder that is not left out. `within` says that the folder is taken.
+    /// What becomes of the entry at `path`, which lies in a folder that is not left out. `within`
+    /// says that the folder is taken.
     pub(super) fn choose(&self, path: &[u8], folder: bool, within: bool) -> Choice {
         let path = Candidate::from_bytes(path);
         if self.exclude.leaves_out(&path, folder) {
@@ -293,7 +308,11 @@ mod tests {
             ("b/", "a/b/c", true),
             ("*.pdf", "a.png", false),
         ] {
-            assert_eq!(Pattern::new(pattern).unwrap().covers(path.as_bytes()), covers, "{pattern} {path}");
+            assert_eq!(
+                Pattern::new(pattern).unwrap().covers(path.as_bytes()),
+                covers,
+                "{pattern} {path}"
+            );
         }
     }
 
@@ -339,7 +358,11 @@ mod tests {
         ] {
             assert_eq!(excluded(pattern, path, folder), expected, "{pattern} on {path}");
         }
-        assert_eq!(filter(&[], &["*.x"]).choose(b"\xff.x", false, true), Choice::Leave, "names that are not UTF-8");
+        assert_eq!(
+            filter(&[], &["*.x"]).choose(b"\xff.x", false, true),
+            Choice::Leave,
+            "names that are not UTF-8"
+        );
     }
 
     #[test]
@@ -352,13 +375,21 @@ mod tests {
         assert_eq!(choose("x/a.key", false), Choice::Take);
         assert_eq!(choose("x/a.txt", false), Choice::Leave);
         assert_eq!(filter.choose(b"attachments/ab/x", false, true), Choice::Take);
-        assert_eq!(filter.choose(b"attachments/tmp", true, true), Choice::Leave, "exclude is stronger");
+        assert_eq!(
+            filter.choose(b"attachments/tmp", true, true),
+            Choice::Leave,
+            "exclude is stronger"
+        );
     }
 
     #[test]
     fn folders_that_cannot_hold_what_is_included_are_left_out() {
         let filter = filter(&["attachments/*/x", "conf"], &[]);
-        assert_eq!(filter.choose(b"analyses", true, false), Choice::Look, "`conf` may be at any depth");
+        assert_eq!(
+            filter.choose(b"analyses", true, false),
+            Choice::Look,
+            "`conf` may be at any depth"
+        );
         let filter = self::filter(&["attachments/*/x", "/conf"], &[]);
         assert_eq!(filter.choose(b"analyses", true, false), Choice::Leave);
         assert_eq!(filter.choose(b"attachments", true, false), Choice::Look);
@@ -369,17 +400,30 @@ mod tests {
 
     #[test]
     fn the_last_pattern_that_matches_decides_and_one_with_an_exclamation_mark_takes_back() {
-        let choose = |filter: &Filter, path: &str, folder| filter.choose(path.as_bytes(), folder, true) == Choice::Take;
+        let choose = |filter: &Filter, path: &str, folder| {
+            filter.choose(path.as_bytes(), folder, true) == Choice::Take
+        };
         let some = filter(&[], &["*.log", "!keep.log", "/tmp/**", "!/tmp/*.db", "!old/"]);
         assert!(!choose(&some, "a.log", false) && choose(&some, "deep/keep.log", false));
-        assert!(choose(&some, "tmp", true) && !choose(&some, "tmp/x", false) && choose(&some, "tmp/x.db", false));
+        assert!(
+            choose(&some, "tmp", true)
+                && !choose(&some, "tmp/x", false)
+                && choose(&some, "tmp/x.db", false)
+        );
         let turned = filter(&[], &["!keep.log", "*.log"]);
         assert!(!choose(&turned, "keep.log", false), "a later pattern leaves it out again");
         let folders = filter(&[], &["build*", "!build-kept/"]);
-        assert!(choose(&folders, "build-kept", true) && !choose(&folders, "build-kept", false), "folders only");
+        assert!(
+            choose(&folders, "build-kept", true) && !choose(&folders, "build-kept", false),
+            "folders only"
+        );
         assert!(!choose(&filter(&[], &["\\!x"]), "!x", false), "the sign itself");
         let included = filter(&["/a/**"], &["*.log", "!keep.log"]);
-        assert_eq!(included.choose(b"keep.log", false, false), Choice::Leave, "what is not included is not taken back");
+        assert_eq!(
+            included.choose(b"keep.log", false, false),
+            Choice::Leave,
+            "what is not included is not taken back"
+        );
         assert_eq!(Exclusion::new("!a/b").unwrap().to_string(), "!a/b");
     }
 

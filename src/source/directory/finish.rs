@@ -5,7 +5,8 @@ use std::os::fd::BorrowedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{
-    AtFlags, Gid, Mode, Timespec, Timestamps, UTIME_OMIT, Uid, chmodat, chownat, fchmod, fchown, futimens, utimensat,
+    AtFlags, Gid, Mode, Timespec, Timestamps, UTIME_OMIT, Uid, chmodat, chownat, fchmod, fchown,
+    futimens, utimensat,
 };
 use rustix::io::Errno;
 
@@ -27,17 +28,25 @@ pub(super) struct Finish {
     /// None leaves it as it is.
     pub(super) mtime: Option<Time>,
     pub(super) attributes: Vec<Attribute>,
-    /// An access list that the backup does not have is taken away: a folder may have been there before, or have inherited one.
+    /// An access list that the backup does not have is taken away: a folder may have been there
+    /// before, or have inherited one.
     pub(super) only_these_rights: bool,
 }
 
 impl Finish {
     /// A folder of which the tarball says nothing (here).
     pub(super) fn as_is(meta: &Meta) -> Self {
-        Self { owner: None, mode: meta.mode, mtime: Some(meta.mtime), attributes: Vec::new(), only_these_rights: false }
+        Self {
+            owner: None,
+            mode: meta.mode,
+            mtime: Some(meta.mtime),
+            attributes: Vec::new(),
+            only_these_rights: false,
+        }
     }
 
-    /// Nothing in the folder inherits rights while it is filled; a folder that stays as it is gets its list back.
+    /// Nothing in the folder inherits rights while it is filled; a folder that stays as it is gets
+    /// its list back.
     pub(super) fn keep_default_list(&mut self, folder: BorrowedFd<'_>) {
         let list = attributes::take_default_list(folder);
         if !self.only_these_rights {
@@ -103,17 +112,18 @@ impl Finisher {
         if self.rules.apply(entry) {
             self.told().rights.add(
                 &entry.path,
-                "It lost the bit that lets it act as its owner or group, as `--owner` gives it to another one",
+                "It lost the bit that lets it act as its owner or group, as `--owner` gives it to \
+                 another one",
             );
         }
         let mut attributes = std::mem::take(&mut entry.attributes);
         for list in &entry.text_lists {
             match access_list::binary(&list.text, &self.names) {
                 Ok(value) => attributes.push((list.attribute.to_vec(), value)),
-                Err(problem) => self
-                    .told()
-                    .text_lists
-                    .add(&entry.path, format!("Its access list is text and was not restored, as {problem}")),
+                Err(problem) => self.told().text_lists.add(
+                    &entry.path,
+                    format!("Its access list is text and was not restored, as {problem}"),
+                ),
             }
         }
         Finish {
@@ -126,7 +136,12 @@ impl Finisher {
     }
 
     /// Finishes an open file or folder, in the order in which none undoes another.
-    pub(super) fn finish(&self, file: BorrowedFd<'_>, finish: &Finish, path: &[u8]) -> Result<(), Trouble> {
+    pub(super) fn finish(
+        &self,
+        file: BorrowedFd<'_>,
+        finish: &Finish,
+        path: &[u8],
+    ) -> Result<(), Trouble> {
         let mut mode = finish.mode;
         if let Some((uid, gid)) = finish.owner {
             let owned = self.give(path, uid, gid, |uid, gid| fchown(file, Some(uid), Some(gid)));
@@ -139,17 +154,19 @@ impl Finisher {
                 .map_err(|error| Trouble::System("remove the access list of", error))?;
         }
         let mut refused = attributes::set(file, &finish.attributes, Turn::BeforeMode);
-        fchmod(file, Mode::from_raw_mode(mode)).map_err(|error| Trouble::System("set the permissions of", error))?;
+        fchmod(file, Mode::from_raw_mode(mode))
+            .map_err(|error| Trouble::System("set the permissions of", error))?;
         refused.extend(attributes::set(file, &finish.attributes, Turn::AfterMode));
         self.refused(path, refused);
         if let Some(mtime) = finish.mtime {
-            futimens(file, &times(mtime)).map_err(|error| Trouble::System("set the time of", error))?;
+            futimens(file, &times(mtime))
+                .map_err(|error| Trouble::System("set the time of", error))?;
         }
         Ok(())
     }
 
-    /// Finishes a link, a named pipe or a device, which has that name in the folder. It was made just now where nobody else looks in, so
-    /// it is no link that would be followed.
+    /// Finishes a link, a named pipe or a device, which has that name in the folder. It was made
+    /// just now where nobody else looks in, so it is no link that would be followed.
     pub(super) fn finish_at(
         &self,
         folder: BorrowedFd<'_>,
@@ -160,7 +177,8 @@ impl Finisher {
     ) -> Result<(), Trouble> {
         let mut mode = finish.mode;
         if let Some((uid, gid)) = finish.owner {
-            let change = |uid, gid| chownat(folder, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW);
+            let change =
+                |uid, gid| chownat(folder, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW);
             if !self.give(path, uid, gid, change) {
                 mode &= 0o1777;
             }
@@ -187,9 +205,17 @@ impl Finisher {
     }
 
     /// Gives an entry its owner. False when it belongs to somebody else now.
-    fn give(&self, path: &[u8], uid: u64, gid: u64, change: impl FnOnce(Uid, Gid) -> Result<(), Errno>) -> bool {
+    fn give(
+        &self,
+        path: &[u8],
+        uid: u64,
+        gid: u64,
+        change: impl FnOnce(Uid, Gid) -> Result<(), Errno>,
+    ) -> bool {
         let (Ok(user), Ok(group)) = (u32::try_from(uid), u32::try_from(gid)) else {
-            self.told().owners.add(path, format!("Its owner {uid}:{gid} is no number that this system has"));
+            self.told()
+                .owners
+                .add(path, format!("Its owner {uid}:{gid} is no number that this system has"));
             return false;
         };
         // All bits set means nobody: the system call would take it for "leave as it is".
@@ -197,7 +223,9 @@ impl Finisher {
             return match change(Uid::from_raw(user), Gid::from_raw(group)) {
                 Ok(()) => true,
                 Err(error) => {
-                    self.told().owners.add(path, format!("Its owner {uid}:{gid} could not be restored: {error}"));
+                    self.told()
+                        .owners
+                        .add(path, format!("Its owner {uid}:{gid} could not be restored: {error}"));
                     false
                 }
             };
@@ -206,7 +234,10 @@ impl Finisher {
             return true;
         }
         if !self.no_owner {
-            self.told().owners.add(path, format!("Its owner {uid}:{gid} was not restored, as only root can do that"));
+            self.told().owners.add(
+                path,
+                format!("Its owner {uid}:{gid} was not restored, as only root can do that"),
+            );
         }
         false
     }

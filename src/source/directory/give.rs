@@ -17,16 +17,21 @@ use crate::source::{SourceError, Streams};
 /// How much is read at a time, and held back until the digest is known to be right.
 const BUFFER: usize = 256 << 10;
 
-/// What the index has at `path`. The index is read to its end, so that what it says may be relied on.
+/// What the index has at `path`. The index is read to its end, so that what it says may be relied
+/// on.
 ///
 /// # Errors
 /// When the snapshot has no index of these files, or it is damaged; when `path` could not be one.
-pub fn entry_at(streams: &dyn Streams, path: &[u8], cancel: &Cancel) -> Result<Option<Entry>, SourceError> {
+pub fn entry_at(
+    streams: &dyn Streams,
+    path: &[u8],
+    cancel: &Cancel,
+) -> Result<Option<Entry>, SourceError> {
     find(streams, path, cancel).map_err(Failure::of_reading)
 }
 
-/// Writes the content of the file at `path`: holes as zeros, a hard link as the file that it names. Returns its bytes. The last of them
-/// are written only when the digest of all was found right.
+/// Writes the content of the file at `path`: holes as zeros, a hard link as the file that it names.
+/// Returns its bytes. The last of them are written only when the digest of all was found right.
 ///
 /// # Errors
 /// When there is no file at `path`, it is not what the index says, or `out` fails.
@@ -39,11 +44,13 @@ pub fn write_file(
     content(streams, path, out, cancel).map_err(Failure::of_reading)
 }
 
-/// Writes the folder at `path`, with all in it, as a tarball; its names are those of the whole. Returns how many entries it has. The end
-/// mark is written only when all was found as the index says.
+/// Writes the folder at `path`, with all in it, as a tarball; its names are those of the whole.
+/// Returns how many entries it has. The end mark is written only when all was found as the index
+/// says.
 ///
 /// # Errors
-/// When there is no folder at `path`, it is not what the index says, a hard link in it names a file outside of it, or `out` fails.
+/// When there is no folder at `path`, it is not what the index says, a hard link in it names a file
+/// outside of it, or `out` fails.
 pub fn write_folder(
     streams: &dyn Streams,
     path: &[u8],
@@ -60,7 +67,10 @@ fn unsuitable(problem: String, path: &[u8]) -> Failure {
 fn asked(path: &[u8]) -> Result<Vec<u8>, Failure> {
     plain_path(path).map_err(|trouble| match trouble {
         Trouble::Refused(problem) => unsuitable(
-            format!("`{}` {problem}: a path is counted from the folder that was backed up", lossy(path)),
+            format!(
+                "`{}` {problem}: a path is counted from the folder that was backed up",
+                lossy(path)
+            ),
             path,
         ),
         trouble => trouble.at(path),
@@ -85,32 +95,52 @@ fn find(streams: &dyn Streams, path: &[u8], cancel: &Cancel) -> Result<Option<En
 fn must_find(streams: &dyn Streams, path: &[u8], cancel: &Cancel) -> Result<Entry, Failure> {
     find(streams, path, cancel)?.ok_or_else(|| {
         unsuitable(
-            format!("The snapshot has no `{}`. A path is counted from the folder that was backed up", lossy(path)),
+            format!(
+                "The snapshot has no `{}`. A path is counted from the folder that was backed up",
+                lossy(path)
+            ),
             path,
         )
     })
 }
 
-fn content(streams: &dyn Streams, path: &[u8], out: &mut dyn Write, cancel: &Cancel) -> Result<u64, Failure> {
+fn content(
+    streams: &dyn Streams,
+    path: &[u8],
+    out: &mut dyn Write,
+    cancel: &Cancel,
+) -> Result<u64, Failure> {
     let mut entry = must_find(streams, path, cancel)?;
     if let Some(target) = entry.target.take().filter(|_| entry.kind == Kind::Hardlink) {
         entry = must_find(streams, &target, cancel)?;
     }
     let range = entry.offset..end_of(&entry).unwrap_or_default();
     let Some(proof) = Proof::of(&entry).filter(|_| entry.kind == Kind::File) else {
-        return Err(unsuitable(format!("`{}` is no file, so it has no content", lossy(path)), path));
+        return Err(unsuitable(
+            format!("`{}` is no file, so it has no content", lossy(path)),
+            path,
+        ));
     };
     let failed = |trouble: Trouble| trouble.at(&entry.path);
-    let mut input = streams.parts(vec![range]).map_err(|error| failed(Trouble::Other(SourceError::Stream(error))))?;
+    let mut input = streams
+        .parts(vec![range])
+        .map_err(|error| failed(Trouble::Other(SourceError::Stream(error))))?;
     let mut reader = Reader::new(&mut input);
     let give = || -> Result<(), Trouble> {
         let incoming = guide::only(&entry, &mut reader)?;
         let mut held = Held { out, bytes: Vec::new() };
         let mut buffer = vec![0; BUFFER];
-        read_entry(&mut reader, &incoming, Some(proof), cancel, &mut buffer, |piece| match piece {
-            Piece::Data(bytes) => held.put(bytes),
-            Piece::Hole(length) => held.zeros(length, cancel),
-        })?;
+        read_entry(
+            &mut reader,
+            &incoming,
+            Some(proof),
+            cancel,
+            &mut buffer,
+            |piece| match piece {
+                Piece::Data(bytes) => held.put(bytes),
+                Piece::Hole(length) => held.zeros(length, cancel),
+            },
+        )?;
         guide::end_of_parts(&mut reader)?;
         held.out.write_all(&held.bytes).and_then(|()| held.out.flush()).map_err(Trouble::Output)
     };
@@ -197,7 +227,12 @@ impl Read for Tee<'_, '_> {
     }
 }
 
-fn folder(streams: &dyn Streams, path: &[u8], out: &mut dyn Write, cancel: &Cancel) -> Result<u64, Failure> {
+fn folder(
+    streams: &dyn Streams,
+    path: &[u8],
+    out: &mut dyn Write,
+    cancel: &Cancel,
+) -> Result<u64, Failure> {
     let entry = must_find(streams, path, cancel)?;
     if entry.kind != Kind::Directory {
         return Err(unsuitable(format!("`{}` is no folder", lossy(path)), path));
@@ -207,7 +242,8 @@ fn folder(streams: &dyn Streams, path: &[u8], out: &mut dyn Write, cancel: &Canc
         let (target, link) = (lossy(target), lossy(link));
         return Err(unsuitable(
             format!(
-                "`{link}` is a hard link to `{target}`, which lies outside of `{}`: restore it instead",
+                "`{link}` is a hard link to `{target}`, which lies outside of `{}`: restore it \
+                 instead",
                 lossy(path)
             ),
             path,
@@ -227,7 +263,9 @@ fn folder(streams: &dyn Streams, path: &[u8], out: &mut dyn Write, cancel: &Canc
     }
     copied?;
     let out = &mut *sink.borrow_mut().out;
-    out.write_all(&END).and_then(|()| out.flush()).map_err(|error| Trouble::Output(error).at(b""))?;
+    out.write_all(&END)
+        .and_then(|()| out.flush())
+        .map_err(|error| Trouble::Output(error).at(b""))?;
     Ok(selection.entries)
 }
 

@@ -1,7 +1,8 @@
 //! The index beside the tarball: what each entry must be, and where.
 //!
-//! The index drives: an entry of the tarball is taken only if it is the next of the index in every field, and never more is read than the
-//! index says. So a tarball that is not the one that was backed up, cut, swapped or blown up, is noticed before its content has a name.
+//! The index drives: an entry of the tarball is taken only if it is the next of the index in every
+//! field, and never more is read than the index says. So a tarball that is not the one that was
+//! backed up, cut, swapped or blown up, is noticed before its content has a name.
 
 use std::io::Read;
 
@@ -22,7 +23,8 @@ pub(super) fn components(path: &[u8]) -> Result<Vec<&[u8]>, Trouble> {
     if path.contains(&0) {
         return Err(Trouble::Refused("has a zero byte in its name".to_owned()));
     }
-    let parts: Vec<&[u8]> = path.split(|byte| *byte == b'/').filter(|part| !matches!(*part, b"" | b".")).collect();
+    let parts: Vec<&[u8]> =
+        path.split(|byte| *byte == b'/').filter(|part| !matches!(*part, b"" | b".")).collect();
     if parts.contains(&b"..".as_slice()) {
         return Err(Trouble::Refused("has a name that leads out through `..`".to_owned()));
     }
@@ -46,7 +48,8 @@ pub(super) struct Lines<'a> {
 impl<'a> Lines<'a> {
     /// Opens the index; none where the snapshot has none.
     pub(super) fn open(streams: &'a dyn Streams) -> Result<Option<Self>, Failure> {
-        let stream = streams.index().map_err(|error| Trouble::Other(SourceError::Stream(error)).at(b""))?;
+        let stream =
+            streams.index().map_err(|error| Trouble::Other(SourceError::Stream(error)).at(b""))?;
         let Some(stream) = stream else { return Ok(None) };
         let index = IndexReader::new(stream).map_err(|error| Trouble::Index(error).at(b""))?;
         Ok(Some(Self { index, end: 0, last: Vec::new() }))
@@ -56,10 +59,13 @@ impl<'a> Lines<'a> {
     pub(super) fn next(&mut self) -> Result<Option<Entry>, Failure> {
         let entry = match self.index.next_entry() {
             Ok(Some(entry)) => entry,
-            Ok(None) if self.index.footer().is_some_and(|footer| footer.stream_bytes < self.end) => {
-                return Err(
-                    Trouble::Damaged("ends after the end that the footer of the index says".to_owned()).at(&self.last)
-                );
+            Ok(None)
+                if self.index.footer().is_some_and(|footer| footer.stream_bytes < self.end) =>
+            {
+                return Err(Trouble::Damaged(
+                    "ends after the end that the footer of the index says".to_owned(),
+                )
+                .at(&self.last));
             }
             Ok(None) => return Ok(None),
             Err(error) => return Err(Trouble::Index(error).at(&self.last)),
@@ -83,7 +89,8 @@ pub(super) fn end_of(entry: &Entry) -> Option<u64> {
     entry.data_offset.checked_add(entry.length)?.checked_add(padding(entry.length))
 }
 
-/// Whether the index may say so of an entry that follows one which ended at `before`. Returns where it ends.
+/// Whether the index may say so of an entry that follows one which ended at `before`. Returns where
+/// it ends.
 fn check(entry: &Entry, before: u64) -> Result<u64, String> {
     let odd = |path: &[u8]| match plain_path(path) {
         Ok(plain) if plain == path && path.len() <= PATH_LIMIT => None,
@@ -95,13 +102,20 @@ fn check(entry: &Entry, before: u64) -> Result<u64, String> {
         return Err(format!("is in the index and {problem}"));
     }
     if entry.archive.is_some() {
-        return Err("has its content in another snapshot, which this version cannot read: use a newer one".to_owned());
+        return Err(
+            "has its content in another snapshot, which this version cannot read: use a newer one"
+                .to_owned(),
+        );
     }
     if entry.offset != before {
-        return Err(format!("begins at byte {} by the index, and what comes before it ends at {before}", entry.offset));
+        return Err(format!(
+            "begins at byte {} by the index, and what comes before it ends at {before}",
+            entry.offset
+        ));
     }
     let end = end_of(entry).filter(|_| {
-        entry.data_offset.is_multiple_of(BLOCK) && entry.data_offset.checked_sub(BLOCK).is_some_and(|at| at >= before)
+        entry.data_offset.is_multiple_of(BLOCK)
+            && entry.data_offset.checked_sub(BLOCK).is_some_and(|at| at >= before)
     });
     let Some(end) = end else {
         return Err(format!(
@@ -114,18 +128,24 @@ fn check(entry: &Entry, before: u64) -> Result<u64, String> {
         Kind::File if entry.digest.is_none() && entry.data_digest.is_none() => {
             return Err("has no digest in the index".to_owned());
         }
-        Kind::File if entry.digest.is_some() && entry.size.saturating_sub(entry.length) > HOLES_LIMIT => {
+        Kind::File
+            if entry.digest.is_some() && entry.size.saturating_sub(entry.length) > HOLES_LIMIT =>
+        {
             return Err(format!(
                 "cannot be {} bytes long and have a digest of all of them, as the index says",
                 entry.size
             ));
         }
         Kind::File => {}
-        _ if entry.size != 0 || entry.length != 0 => return Err("is no file and has a size in the index".to_owned()),
+        _ if entry.size != 0 || entry.length != 0 => {
+            return Err("is no file and has a size in the index".to_owned());
+        }
         Kind::Hardlink if target.is_none_or(|target| odd(target).is_some()) => {
             return Err("is a hard link to nothing that the index could have".to_owned());
         }
-        Kind::Symlink if target.is_none() => return Err("is a link without a target in the index".to_owned()),
+        Kind::Symlink if target.is_none() => {
+            return Err("is a link without a target in the index".to_owned());
+        }
         _ => {}
     }
     if entry.path == b"." && entry.kind != Kind::Directory {
@@ -136,12 +156,19 @@ fn check(entry: &Entry, before: u64) -> Result<u64, String> {
 
 /// Whether the entry of the tarball is that of the index; says what differs.
 fn compare(found: &Incoming, expected: &Entry) -> Result<(), Trouble> {
-    fn same<T: PartialEq>(what: &str, found: &T, expected: &T, show: impl Fn(&T) -> String) -> Result<(), Trouble> {
+    fn same<T: PartialEq>(
+        what: &str,
+        found: &T,
+        expected: &T,
+        show: impl Fn(&T) -> String,
+    ) -> Result<(), Trouble> {
         if found == expected {
             return Ok(());
         }
         let (found, expected) = (show(found), show(expected));
-        Err(Trouble::Damaged(format!("has the {what} `{found}` in the tarball, and the index says `{expected}`")))
+        Err(Trouble::Damaged(format!(
+            "has the {what} `{found}` in the tarball, and the index says `{expected}`"
+        )))
     }
     let bytes = |bytes: &Vec<u8>| lossy(bytes);
     let number = |number: &u64| number.to_string();
@@ -220,7 +247,9 @@ impl<'a> Guide<'a> {
 
     fn end(&mut self, reader: &mut Reader<'_>) -> Result<(), Trouble> {
         let footer = self.lines.footer();
-        let more = |what: &str| Trouble::Damaged(format!("is the last entry of the index, and the tarball {what}"));
+        let more = |what: &str| {
+            Trouble::Damaged(format!("is the last entry of the index, and the tarball {what}"))
+        };
         if let Some(selection) = self.selection {
             if footer != selection.footer {
                 return Err(Trouble::Damaged(
@@ -241,13 +270,15 @@ impl<'a> Guide<'a> {
     }
 }
 
-/// Reads the headers of an entry, which begins where the reader stands or, in parts of a stream, with the next part.
+/// Reads the headers of an entry, which begins where the reader stands or, in parts of a stream,
+/// with the next part.
 pub(super) fn only(entry: &Entry, reader: &mut Reader<'_>) -> Result<Incoming, Trouble> {
     reader.go_to(entry.offset).map_err(damaged)?;
     reader.set_limit(end_of(entry).unwrap_or_default());
     let incoming = reader.next().map_err(damaged)?;
-    let incoming =
-        incoming.ok_or_else(|| Trouble::Damaged("is in the index, and the tarball ends before it".to_owned()))?;
+    let incoming = incoming.ok_or_else(|| {
+        Trouble::Damaged("is in the index, and the tarball ends before it".to_owned())
+    })?;
     compare(&incoming, entry)?;
     Ok(incoming)
 }
@@ -262,7 +293,9 @@ pub(super) fn end_of_parts(reader: &mut Reader<'_>) -> Result<(), Trouble> {
 /// With an index the tarball is known to be ours: what cannot be read as one was damaged.
 pub(super) fn damaged(error: ReadError) -> Trouble {
     match error {
-        ReadError::Malformed { .. } => Trouble::Damaged(format!("is where the tarball and the index part: {error}")),
+        ReadError::Malformed { .. } => {
+            Trouble::Damaged(format!("is where the tarball and the index part: {error}"))
+        }
         ReadError::Stream(_) => Trouble::Read(error),
     }
 }

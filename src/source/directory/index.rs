@@ -2,11 +2,13 @@
 //!
 //! ```text
 //! {"format":1,"type":"holdfast-index"}
-//! {"path":"a/b","kind":"file","size":3,"mtime":"1700000000.000000000","mode":420,…,"offset":1024,"data_offset":2560,"length":3,…}
+//! {"path":"a/b","kind":"file","size":3,"mtime":"1700000000.000000000","mode":420,…,
+//!  "offset":1024,"data_offset":2560,"length":3,…}
 //! {"footer":{"entries":1,"bytes":3,"stream_bytes":4096}}
 //! ```
-//! The first line is the header, the last the footer, and between them stands an entry a line, in the order of the tarball. A
-//! reader ignores fields that it does not know. The footer always begins as shown; without it the index was cut.
+//! The first line is the header, the last the footer, and between them stands an entry a line, in
+//! the order of the tarball. A reader ignores fields that it does not know. The footer always
+//! begins as shown; without it the index was cut.
 
 use std::io::{BufRead, BufReader, Read, Write};
 
@@ -52,21 +54,26 @@ pub struct Entry {
     pub rdev: Option<(u32, u32)>,
     /// Of a file's content as one reads it: zeros in place of the holes of a sparse file.
     pub digest: Option<Digest>,
-    /// Of the data of a sparse file without its holes, when it has so many that there is no `digest`.
+    /// Of the data of a sparse file without its holes, when it has so many that there is no
+    /// `digest`.
     pub data_digest: Option<Digest>,
     /// Where the entry's first header begins in the plain stream.
     pub offset: u64,
-    /// Where its content begins in the plain stream; that of a sparse file is its map and then its data.
+    /// Where its content begins in the plain stream; that of a sparse file is its map and then its
+    /// data.
     pub data_offset: u64,
-    /// How many bytes the plain stream has from there, without the filling to a full block. Equal to `size`, but for sparse files.
+    /// How many bytes the plain stream has from there, without the filling to a full block. Equal
+    /// to `size`, but for sparse files.
     pub length: u64,
-    /// It changed while it was read: the content is not of one moment, and may be cut or filled up with zeros.
+    /// It changed while it was read: the content is not of one moment, and may be cut or filled up
+    /// with zeros.
     pub changed: bool,
     /// The snapshot whose tarball has the content; none is this one.
     pub archive: Option<String>,
 }
 
-/// An entry as written. A name that is not UTF-8 is in the field that ends in `_b64` (RFC 4648, with padding).
+/// An entry as written. A name that is not UTF-8 is in the field that ends in `_b64` (RFC 4648,
+/// with padding).
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Line {
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -110,7 +117,8 @@ fn split(bytes: Vec<u8>) -> (Option<String>, Option<String>) {
     }
 }
 
-/// A path as a member of a JSON object, as in the index: `path`, or `path_b64` when it is not UTF-8.
+/// A path as a member of a JSON object, as in the index: `path`, or `path_b64` when it is not
+/// UTF-8.
 pub fn path_member(path: &[u8]) -> (&'static str, String) {
     match std::str::from_utf8(path) {
         Ok(text) => ("path", text.to_owned()),
@@ -119,7 +127,10 @@ pub fn path_member(path: &[u8]) -> (&'static str, String) {
 }
 
 /// The inverse of [`split`].
-fn join(text: Option<String>, encoded: Option<String>) -> Result<Option<Vec<u8>>, base64::DecodeError> {
+fn join(
+    text: Option<String>,
+    encoded: Option<String>,
+) -> Result<Option<Vec<u8>>, base64::DecodeError> {
     Ok(match (text, encoded) {
         (Some(text), _) => Some(text.into_bytes()),
         (None, Some(encoded)) => Some(STANDARD.decode(encoded)?),
@@ -258,14 +269,16 @@ pub enum IndexError {
     },
     /// A later version wrote it.
     #[error(
-        "The index has format {0}, and this version reads up to {INDEX_FORMAT}: use a newer version of the program"
+        "The index has format {0}, and this version reads up to {INDEX_FORMAT}: use a newer \
+         version of the program"
     )]
     Newer(u32),
     /// It ends before its footer.
     #[error("The index was cut after line {0}: its footer is missing")]
     Cut(u64),
     /// The footer counts something else than was read.
-    #[error("The index has {found_entries} entries of {found_bytes} bytes, and its footer says {} of {}", .footer.entries, .footer.bytes)]
+    #[error("The index has {found_entries} entries of {found_bytes} bytes, and its footer says {} \
+        of {}", .footer.entries, .footer.bytes)]
     Counts {
         /// Entries read.
         found_entries: u64,
@@ -276,7 +289,8 @@ pub enum IndexError {
     },
 }
 
-/// Reads an index, an entry at a time. What it gave may be relied on only once it has given [`IndexReader::footer`].
+/// Reads an index, an entry at a time. What it gave may be relied on only once it has given
+/// [`IndexReader::footer`].
 pub struct IndexReader<R: Read> {
     input: BufReader<R>,
     buffer: Vec<u8>,
@@ -291,14 +305,22 @@ impl<R: Read> IndexReader<R> {
     /// # Errors
     /// When it is not an index that this version reads.
     pub fn new(input: R) -> Result<Self, IndexError> {
-        let mut index =
-            Self { input: BufReader::new(input), buffer: Vec::new(), line: 0, found: Footer::default(), footer: None };
+        let mut index = Self {
+            input: BufReader::new(input),
+            buffer: Vec::new(),
+            line: 0,
+            found: Footer::default(),
+            footer: None,
+        };
         if !index.next_line()? {
             return Err(IndexError::Cut(0));
         }
         let header: Header = index.parse()?;
         if header.r#type != TYPE {
-            return Err(IndexError::Malformed { line: 1, problem: format!("its type is not `{TYPE}`") });
+            return Err(IndexError::Malformed {
+                line: 1,
+                problem: format!("its type is not `{TYPE}`"),
+            });
         }
         if header.format > INDEX_FORMAT || header.format == 0 {
             return Err(IndexError::Newer(header.format));
@@ -332,7 +354,10 @@ impl<R: Read> IndexReader<R> {
             });
         }
         if self.next_line()? {
-            return Err(IndexError::Malformed { line: self.line, problem: "it comes after the footer".to_owned() });
+            return Err(IndexError::Malformed {
+                line: self.line,
+                problem: "it comes after the footer".to_owned(),
+            });
         }
         self.footer = Some(footer);
         Ok(None)
@@ -343,10 +368,15 @@ impl<R: Read> IndexReader<R> {
         self.footer
     }
 
-    /// Reads a line without its end; false at the end of the stream. A line that was cut does not count as one.
+    /// Reads a line without its end; false at the end of the stream. A line that was cut does not
+    /// count as one.
     fn next_line(&mut self) -> Result<bool, IndexError> {
         self.buffer.clear();
-        self.input.by_ref().take(LINE_LIMIT).read_until(b'\n', &mut self.buffer).map_err(IndexError::Stream)?;
+        self.input
+            .by_ref()
+            .take(LINE_LIMIT)
+            .read_until(b'\n', &mut self.buffer)
+            .map_err(IndexError::Stream)?;
         if self.buffer.is_empty() {
             return Ok(false);
         }
@@ -435,9 +465,18 @@ mod tests {
             read(text.replace("\"entries\":2", "\"entries\":3").as_bytes()),
             Err(IndexError::Counts { found_entries: 2, .. })
         ));
-        assert!(matches!(read(format!("{text}{{}}\n").as_bytes()), Err(IndexError::Malformed { line: 5, .. })));
-        assert!(matches!(read(text.replace("\"format\":1", "\"format\":2").as_bytes()), Err(IndexError::Newer(2))));
+        assert!(matches!(
+            read(format!("{text}{{}}\n").as_bytes()),
+            Err(IndexError::Malformed { line: 5, .. })
+        ));
+        assert!(matches!(
+            read(text.replace("\"format\":1", "\"format\":2").as_bytes()),
+            Err(IndexError::Newer(2))
+        ));
         assert!(read(text.replace("{\"path", "{\"news\":[1],\"path").as_bytes()).is_ok());
-        assert!(matches!(read(text.replace("sha256:", "md5:").as_bytes()), Err(IndexError::Malformed { line: 2, .. })));
+        assert!(matches!(
+            read(text.replace("sha256:", "md5:").as_bytes()),
+            Err(IndexError::Malformed { line: 2, .. })
+        ));
     }
 }

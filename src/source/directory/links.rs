@@ -5,8 +5,8 @@ use std::collections::{HashMap, HashSet};
 
 use super::entry::{Identity, Meta, Time};
 
-/// Bytes of names of files with several links that are remembered. A tree with more keeps every content, but those beyond it are
-/// files of their own.
+/// Bytes of names of files with several links that are remembered. A tree with more keeps every
+/// content, but those beyond it are files of their own.
 const LIMIT: usize = 8 << 20;
 /// What a remembered name costs beside its bytes.
 const COST: usize = 112;
@@ -20,7 +20,8 @@ struct Linked {
     left: u32,
 }
 
-/// What is known of files with several names: those of which one was stored, and those that are being read.
+/// What is known of files with several names: those of which one was stored, and those that are
+/// being read.
 #[derive(Default)]
 pub(super) struct Links {
     stored: HashMap<Identity, Linked>,
@@ -29,9 +30,11 @@ pub(super) struct Links {
 }
 
 impl Links {
-    /// Whether another name of the file was stored or will be before this one; if not, this one will be.
+    /// Whether another name of the file was stored or will be before this one; if not, this one
+    /// will be.
     pub(super) fn comes_before(&mut self, meta: &Meta) -> bool {
-        meta.links > 1 && (self.stored.contains_key(&meta.identity) || !self.ahead.insert(meta.identity))
+        meta.links > 1
+            && (self.stored.contains_key(&meta.identity) || !self.ahead.insert(meta.identity))
     }
 
     /// The file that was read ahead, as it was when it was asked for, is not any more.
@@ -41,8 +44,8 @@ impl Links {
         }
     }
 
-    /// The name under which the file was stored. None if it was not, or was written since, or is another file with the number
-    /// of one that was deleted.
+    /// The name under which the file was stored. None if it was not, or was written since, or is
+    /// another file with the number of one that was deleted.
     pub(super) fn target(&mut self, meta: &Meta) -> Option<Vec<u8>> {
         if meta.links < 2 {
             return None;
@@ -70,7 +73,12 @@ impl Links {
         if self.held + cost > LIMIT {
             return false;
         }
-        let linked = Linked { path: path.to_vec(), size: meta.size, mtime: meta.mtime, left: meta.links - 1 };
+        let linked = Linked {
+            path: path.to_vec(),
+            size: meta.size,
+            mtime: meta.mtime,
+            left: meta.links - 1,
+        };
         if let Some(before) = self.stored.insert(meta.identity, linked) {
             self.held -= before.path.len() + COST;
         }

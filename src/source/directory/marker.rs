@@ -13,7 +13,8 @@ use super::trouble::Trouble;
 use crate::model::Clock;
 use crate::source::{RestoreArtifact, SourceError};
 
-/// The name of the mark in the target. Files that are not complete have a dot and a number behind it.
+/// The name of the mark in the target. Files that are not complete have a dot and a number behind
+/// it.
 pub(super) const MARKER: &str = TEMPORARY;
 /// A mark is one short line.
 const LIMIT: u64 = 64 << 10;
@@ -42,13 +43,19 @@ pub(super) enum Standing {
 }
 
 /// Looks into the target.
-pub(super) fn standing(place: &Path, artifact: &RestoreArtifact) -> Result<Standing, std::io::Error> {
+pub(super) fn standing(
+    place: &Path,
+    artifact: &RestoreArtifact,
+) -> Result<Standing, std::io::Error> {
     if std::fs::read_dir(place)?.next().is_none() {
         return Ok(Standing::Empty);
     }
-    let folder = openat(CWD, place, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let folder =
+        openat(CWD, place, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     Ok(match read(folder.as_fd()) {
-        Some(marker) if marker.snapshot == artifact.snapshot && marker.artifact == artifact.name => {
+        Some(marker)
+            if marker.snapshot == artifact.snapshot && marker.artifact == artifact.name =>
+        {
             Standing::Interrupted
         }
         Some(marker) => Standing::Another(marker),
@@ -78,7 +85,11 @@ pub(super) fn refuse_another(place: &Path, marker: &Marker) -> SourceError {
 }
 
 /// Puts the mark into the folder, on disk before anything else is written.
-pub(super) fn put(placer: &Placer<'_>, folder: BorrowedFd<'_>, artifact: &RestoreArtifact) -> Result<(), Trouble> {
+pub(super) fn put(
+    placer: &Placer<'_>,
+    folder: BorrowedFd<'_>,
+    artifact: &RestoreArtifact,
+) -> Result<(), Trouble> {
     let system = |error| Trouble::System("mark the restore in", error);
     let marker = Marker {
         snapshot: artifact.snapshot.clone(),
@@ -92,9 +103,8 @@ pub(super) fn put(placer: &Placer<'_>, folder: BorrowedFd<'_>, artifact: &Restor
     let written = file.write_all(&line).and_then(|()| file.sync_all());
     written.map_err(|error| system(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;
     let put = match renameat(folder, &temporary, folder, MARKER) {
-        Err(Errno::ISDIR) => {
-            unlinkat(folder, MARKER, AtFlags::REMOVEDIR).and_then(|()| renameat(folder, &temporary, folder, MARKER))
-        }
+        Err(Errno::ISDIR) => unlinkat(folder, MARKER, AtFlags::REMOVEDIR)
+            .and_then(|()| renameat(folder, &temporary, folder, MARKER)),
         result => result,
     };
     if put.is_err() {

@@ -1,13 +1,16 @@
 //! A folder of files, taken as a tarball and an index of it; and a tarball put back into a folder.
 //!
-//! The tarball is an ordinary one (`tarball`), the index says where in it each entry is and what its content's digest is
-//! (`index`). Both are written while the tree is walked (`walk`, `dump`), so memory does not grow with it; files are read a little ahead,
-//! by a few threads (`ahead`, `content`), and written in the order of the walk. The walk never
-//! leaves the root, and the inverse (`extract`, which reads any tar through `reader`) never leaves its target.
+//! The tarball is an ordinary one (`tarball`), the index says where in it each entry is and what
+//! its content's digest is (`index`). Both are written while the tree is walked (`walk`, `dump`),
+//! so memory does not grow with it; files are read a little ahead, by a few threads (`ahead`,
+//! `content`), and written in the order of the walk. The walk never leaves the root, and the
+//! inverse (`extract`, which reads any tar through `reader`) never leaves its target.
 //!
-//! A restore of a snapshot is driven by its index (`guide`, `feed`): what differs from it, content included (`proof`), is damage. Parts are
-//! chosen by `select`, given out without a restore by `give`, written by a few threads (`crew`, `finish`); `remove` takes away what the snapshot
-//! does not have, `preview` says what would happen, `scratch` compares what a drill restored with the index, and `marker` tells a restore that was interrupted from a folder in use.
+//! A restore of a snapshot is driven by its index (`guide`, `feed`): what differs from it, content
+//! included (`proof`), is damage. Parts are chosen by `select`, given out without a restore by
+//! `give`, written by a few threads (`crew`, `finish`); `remove` takes away what the snapshot does
+//! not have, `preview` says what would happen, `scratch` compares what a drill restored with the
+//! index, and `marker` tells a restore that was interrupted from a folder in use.
 
 mod access_list;
 mod ahead;
@@ -59,8 +62,8 @@ pub use path_set::PathSet;
 
 use super::scratch::{Scratch, ScratchPlace};
 use super::{
-    ArtifactSpec, Context, Dumped, Finding, Level, Outputs, Preview, RestoreArtifact, RestoreOptions, Restored,
-    Restorer, Source, SourceError, Streams, Target,
+    ArtifactSpec, Context, Dumped, Finding, Level, Outputs, Preview, RestoreArtifact,
+    RestoreOptions, Restored, Restorer, Source, SourceError, Streams, Target,
 };
 use crate::model::ArtifactKind;
 use dump::Dumper;
@@ -79,7 +82,8 @@ use select::{Wanted, select};
 use trouble::Failure;
 use walk::{Notes, Scope, Walk};
 
-/// How consistent a tarball of a live folder is: each file as it was while it was read, not all of one instant.
+/// How consistent a tarball of a live folder is: each file as it was while it was read, not all of
+/// one instant.
 const CONSISTENCY: &str = "files";
 
 /// The configuration of a `directory` source.
@@ -88,17 +92,21 @@ const CONSISTENCY: &str = "files";
 pub struct DirectoryConfig {
     /// The folder. A relative path is counted from the folder of the configuration file.
     pub path: PathBuf,
-    /// Patterns of what is taken; without any, everything. A pattern without a slash matches a name at any depth, another is
-    /// counted from `path`; a folder that matches is taken with all that is in it.
+    /// Patterns of what is taken; without any, everything. A pattern without a slash matches a name
+    /// at any depth, another is counted from `path`; a folder that matches is taken with all that
+    /// is in it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub include: Vec<Pattern>,
-    /// Patterns of what is left out, stronger than `include`: `"*.tmp"`, `"cache/"` (folders only), `"/tmp/**"` (what is in `tmp`). A
-    /// pattern that begins with `!` takes back what one before it left out; the last that matches decides. What lies in a folder
-    /// that is left out cannot be taken back, as nobody looks there: write `["/tmp/**", "!/tmp/keep"]`, not `["/tmp", "!/tmp/keep"]`.
+    /// Patterns of what is left out, stronger than `include`: `"*.tmp"`, `"cache/"` (folders only),
+    /// `"/tmp/**"` (what is in `tmp`). A pattern that begins with `!` takes back what one before it
+    /// left out; the last that matches decides. What lies in a folder that is left out cannot be
+    /// taken back, as nobody looks there: write `["/tmp/**", "!/tmp/keep"]`, not
+    /// `["/tmp", "!/tmp/keep"]`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exclude: Vec<Exclusion>,
-    /// Leave out what is in folders marked as caches: those with a file `CACHEDIR.TAG` that begins as <https://bford.info/cachedir/>
-    /// says. Such a folder and its tag are taken. `path` itself is never taken for one.
+    /// Leave out what is in folders marked as caches: those with a file `CACHEDIR.TAG` that begins
+    /// as <https://bford.info/cachedir/> says. Such a folder and its tag are taken. `path` itself
+    /// is never taken for one.
     #[serde(default)]
     pub exclude_caches: bool,
     /// Stay on the file system of `path`: what is mounted beneath it is left out.
@@ -125,8 +133,9 @@ impl Directory {
     }
 
     fn filter(&self) -> Result<Filter, SourceError> {
-        Filter::new(&self.config.include, &self.config.exclude)
-            .map_err(|error| SourceError::Unsuitable(format!("The patterns cannot be used together: {error}")))
+        Filter::new(&self.config.include, &self.config.exclude).map_err(|error| {
+            SourceError::Unsuitable(format!("The patterns cannot be used together: {error}"))
+        })
     }
 
     /// Opens the root and reads its first names.
@@ -136,11 +145,20 @@ impl Directory {
             Errno::NOENT => SourceError::Unsuitable(format!(
                 "The folder `{path}` does not exist. Correct `path`, or mount what should be there"
             )),
-            Errno::NOTDIR => SourceError::Unsuitable(format!("`{path}` is not a folder. Correct `path`")),
-            error => SourceError::Io { attempt: "read the folder", path: path.to_string(), error: error.into() },
+            Errno::NOTDIR => {
+                SourceError::Unsuitable(format!("`{path}` is not a folder. Correct `path`"))
+            }
+            error => SourceError::Io {
+                attempt: "read the folder",
+                path: path.to_string(),
+                error: error.into(),
+            },
         };
-        let scope =
-            Scope { filter, one_file_system: self.config.one_file_system, exclude_caches: self.config.exclude_caches };
+        let scope = Scope {
+            filter,
+            one_file_system: self.config.one_file_system,
+            exclude_caches: self.config.exclude_caches,
+        };
         let mut walk = Walk::open(&self.config.path, scope, &cx.cancel).map_err(refused)?;
         walk.start().map_err(refused)?;
         Ok(walk)
@@ -152,13 +170,24 @@ impl Source for Directory {
         let filter = self.filter()?;
         let mut walk = self.open(&filter, cx)?;
         let create = |spec| outputs.create(spec).map_err(SourceError::Stream);
-        let tar = create(ArtifactSpec { extension: "tar", kind: ArtifactKind::Tar, bulk: true, blocks: true })?;
-        let index = create(ArtifactSpec { extension: "index", kind: ArtifactKind::Index, bulk: false, blocks: false })?;
+        let tar = create(ArtifactSpec {
+            extension: "tar",
+            kind: ArtifactKind::Tar,
+            bulk: true,
+            blocks: true,
+        })?;
+        let index = create(ArtifactSpec {
+            extension: "index",
+            kind: ArtifactKind::Index,
+            bulk: false,
+            blocks: false,
+        })?;
         let mut dumper = Dumper::new(tar, index, &cx.cancel)?;
         dumper.run(&mut walk).map_err(|error| cancelled(cx, error))?;
         if walk.root_is_gone() {
             return Err(SourceError::Unsuitable(format!(
-                "The folder `{}` was removed while it was read, so what was read of it is not a backup",
+                "The folder `{}` was removed while it was read, so what was read of it is not a \
+                 backup",
                 self.config.path.display()
             )));
         }
@@ -199,18 +228,30 @@ pub struct DirectoryRestorer;
 
 impl DirectoryRestorer {
     /// What the target has in it, when a restore to it may begin.
-    fn stand(place: &Path, artifact: &RestoreArtifact, options: &RestoreOptions) -> Result<Standing, SourceError> {
+    fn stand(
+        place: &Path,
+        artifact: &RestoreArtifact,
+        options: &RestoreOptions,
+    ) -> Result<Standing, SourceError> {
         let path = place.display().to_string();
         match marker::standing(place, artifact) {
             Ok(Standing::Full) if !options.overwrite => Err(SourceError::NotEmpty(path)),
-            Ok(Standing::Another(marker)) if !options.overwrite => Err(marker::refuse_another(place, &marker)),
+            Ok(Standing::Another(marker)) if !options.overwrite => {
+                Err(marker::refuse_another(place, &marker))
+            }
             Ok(standing) => Ok(standing),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound && place.symlink_metadata().is_err() => {
+            Err(error)
+                if error.kind() == std::io::ErrorKind::NotFound
+                    && place.symlink_metadata().is_err() =>
+            {
                 Ok(Standing::Empty)
             }
-            Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => Err(SourceError::Unsuitable(format!(
-                "`{path}` is not a folder, or lies in what is none. Choose another target, or remove what is there"
-            ))),
+            Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
+                Err(SourceError::Unsuitable(format!(
+                    "`{path}` is not a folder, or lies in what is none. Choose another target, or \
+                     remove what is there"
+                )))
+            }
             Err(error) => Err(SourceError::Io { attempt: "look into the folder", path, error }),
         }
     }
@@ -219,12 +260,16 @@ impl DirectoryRestorer {
     fn finisher(options: &RestoreOptions) -> Result<Finisher, SourceError> {
         if options.no_owner && !options.owners.is_empty() {
             return Err(SourceError::Unsuitable(
-                "`--owner` says to whom files belong and `--no-owner` that no owner is restored: choose one".to_owned(),
+                "`--owner` says to whom files belong and `--no-owner` that no owner is restored: \
+                 choose one"
+                    .to_owned(),
             ));
         }
         if options.delete && !options.overwrite {
             return Err(SourceError::Unsuitable(
-                "`--delete` removes what is in the target and not in the snapshot, so it needs `--overwrite`. Look at what it would do with `--dry-run` first".to_owned(),
+                "`--delete` removes what is in the target and not in the snapshot, so it needs \
+                 `--overwrite`. Look at what it would do with `--dry-run` first"
+                    .to_owned(),
             ));
         }
         let names = Names::default();
@@ -244,8 +289,15 @@ impl DirectoryRestorer {
         let place = folder(target)?;
         let resumed = matches!(Self::stand(place, artifact, options)?, Standing::Interrupted);
         let new = feed.guide.is_some() && !options.overwrite && !resumed;
-        let manner = Manner { artifact, finisher: Self::finisher(options)?, resumed, new, cancel: &cx.cancel };
-        let (warnings, files) = extract::extract(feed, place, manner, after).map_err(|error| cancelled(cx, error))?;
+        let manner = Manner {
+            artifact,
+            finisher: Self::finisher(options)?,
+            resumed,
+            new,
+            cancel: &cx.cancel,
+        };
+        let (warnings, files) =
+            extract::extract(feed, place, manner, after).map_err(|error| cancelled(cx, error))?;
         Ok(Restored { place: place.display().to_string(), warnings, files: Some(files) })
     }
 }
@@ -283,7 +335,8 @@ impl Restorer for DirectoryRestorer {
         };
         let place = folder(target)?;
         let patterns = || path_set(options);
-        let selection = patterns()?.map(|patterns| select(streams, Wanted::Patterns(patterns), &cx.cancel));
+        let selection =
+            patterns()?.map(|patterns| select(streams, Wanted::Patterns(patterns), &cx.cancel));
         let selection = selection.transpose().map_err(read)?;
         let input = match &selection {
             Some(selection) => streams.parts(selection.ranges.clone()),
@@ -311,7 +364,8 @@ impl Restorer for DirectoryRestorer {
         options: &RestoreOptions,
     ) -> Result<Preview, SourceError> {
         self.prepare(cx, artifact, target, options)?;
-        preview::preview(streams, folder(target)?, options, &cx.cancel).map_err(|error| cancelled(cx, error))
+        preview::preview(streams, folder(target)?, options, &cx.cancel)
+            .map_err(|error| cancelled(cx, error))
     }
 
     fn prepare(
@@ -324,13 +378,17 @@ impl Restorer for DirectoryRestorer {
         let place = folder(target)?;
         Self::finisher(options)?;
         // What is missing is made, in the nearest folder that is there.
-        if let Some(nearest) =
-            place.ancestors().find(|ancestor| ancestor.symlink_metadata().is_ok()).filter(|nearest| nearest.is_dir())
+        if let Some(nearest) = place
+            .ancestors()
+            .find(|ancestor| ancestor.symlink_metadata().is_ok())
+            .filter(|nearest| nearest.is_dir())
         {
-            rustix::fs::access(nearest, Access::WRITE_OK | Access::EXEC_OK).map_err(|error| SourceError::Io {
-                attempt: "write to the folder",
-                path: nearest.display().to_string(),
-                error: error.into(),
+            rustix::fs::access(nearest, Access::WRITE_OK | Access::EXEC_OK).map_err(|error| {
+                SourceError::Io {
+                    attempt: "write to the folder",
+                    path: nearest.display().to_string(),
+                    error: error.into(),
+                }
             })?;
         }
         Self::stand(place, artifact, options).map(drop)
@@ -369,7 +427,8 @@ fn folder(target: &Target) -> Result<&Path, SourceError> {
     match target {
         Target::Folder(path) => Ok(path),
         Target::Database(_) | Target::Command(_) => Err(SourceError::Unsuitable(
-            "A tarball of files can be restored to a folder only. Choose a folder as the target".to_owned(),
+            "A tarball of files can be restored to a folder only. Choose a folder as the target"
+                .to_owned(),
         )),
     }
 }

@@ -8,7 +8,8 @@ use std::sync::OnceLock;
 /// As much of each file as is looked at; real ones are far smaller.
 const LIMIT: u64 = 4 << 20;
 
-/// What the system's own files say, read when it is first asked for. Names from elsewhere (LDAP, say) are not looked up.
+/// What the system's own files say, read when it is first asked for. Names from elsewhere (LDAP,
+/// say) are not looked up.
 #[derive(Debug, Default)]
 pub(super) struct Names {
     users: OnceLock<HashMap<String, u32>>,
@@ -25,7 +26,8 @@ impl Names {
     }
 }
 
-/// Both files have lines of `name:password:number:…`; of several numbers for a name the first counts.
+/// Both files have lines of `name:password:number:…`; of several numbers for a name the first
+/// counts.
 fn numbers(path: &Path) -> HashMap<String, u32> {
     let mut numbers = HashMap::new();
     let Ok(file) = std::fs::File::open(path) else { return numbers };

@@ -8,8 +8,9 @@ use super::names::Names;
 use super::reader::Incoming;
 use crate::source::SourceError;
 
-/// A rule of `--owner`: `USER[:GROUP]` for every entry, or `OLD=NEW` for those of an owner, each side `USER`, `USER:GROUP` or `:GROUP`. Users and
-/// groups are numbers, or names: those of the backup on the left, those of this system on the right.
+/// A rule of `--owner`: `USER[:GROUP]` for every entry, or `OLD=NEW` for those of an owner, each
+/// side `USER`, `USER:GROUP` or `:GROUP`. Users and groups are numbers, or names: those of the
+/// backup on the left, those of this system on the right.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OwnerRule {
     /// None fits every entry.
@@ -34,7 +35,8 @@ pub(super) enum Who {
 /// A text that is no rule.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{text}` is not an owner: {problem}; expected `USER`, `USER:GROUP`, `:GROUP`, or `OLD=NEW` of two of these, in numbers or names"
+    "`{text}` is not an owner: {problem}; expected `USER`, `USER:GROUP`, `:GROUP`, or `OLD=NEW` of \
+     two of these, in numbers or names"
 )]
 pub struct OwnerRuleError {
     text: String,
@@ -47,7 +49,9 @@ impl FromStr for OwnerRule {
     fn from_str(text: &str) -> Result<Self, OwnerRuleError> {
         let wrong = |problem| OwnerRuleError { text: text.chars().take(200).collect(), problem };
         let (old, new) = match text.split_once('=') {
-            Some((old, new)) => (Some(Owner::parse(old).map_err(wrong)?), Owner::parse(new).map_err(wrong)?),
+            Some((old, new)) => {
+                (Some(Owner::parse(old).map_err(wrong)?), Owner::parse(new).map_err(wrong)?)
+            }
             None => (None, Owner::parse(text).map_err(wrong)?),
         };
         Ok(Self { old, new })
@@ -56,7 +60,8 @@ impl FromStr for OwnerRule {
 
 impl Owner {
     fn parse(text: &str) -> Result<Self, &'static str> {
-        let (user, group) = text.split_once(':').map_or((text, None), |(user, group)| (user, Some(group)));
+        let (user, group) =
+            text.split_once(':').map_or((text, None), |(user, group)| (user, Some(group)));
         let user = if user.is_empty() { None } else { Some(Who::parse(user)?) };
         let group = group.map(Who::parse).transpose()?;
         if user.is_none() && group.is_none() {
@@ -109,17 +114,16 @@ impl OwnerRules {
     /// # Errors
     /// When a user or group on the right is not known here.
     pub(super) fn resolve(rules: &[OwnerRule], names: &Names) -> Result<Self, SourceError> {
-        let number = |who: &Option<Who>, what: &str, find: &dyn Fn(&str) -> Option<u32>| {
-            match who {
+        let number = |who: &Option<Who>, what: &str, find: &dyn Fn(&str) -> Option<u32>| match who {
             None => Ok(None),
             Some(Who::Number(number)) => Ok(Some(*number)),
             Some(Who::Name(name)) => find(name).map(Some).ok_or_else(|| {
                 SourceError::Unsuitable(format!(
-                    "`--owner` names the {what} `{name}`, which this system does not have. Make it first, or say its number. Nothing was \
+                    "`--owner` names the {what} `{name}`, which this system does not have. Make it \
+                     first, or say its number. Nothing was \
                      restored"
                 ))
             }),
-        }
         };
         let resolve = |rule: &OwnerRule| {
             Ok(Resolved {
@@ -131,9 +135,9 @@ impl OwnerRules {
         rules.iter().map(resolve).collect::<Result<_, _>>().map(Self)
     }
 
-    /// Gives the entry the owner that the first rule says which fits it. A rule of the form `OLD=NEW` says that both are the same, so
-    /// the entry keeps the right to act as its owner; one for all entries takes it from a file that it gives to somebody else. Returns whether it
-    /// did.
+    /// Gives the entry the owner that the first rule says which fits it. A rule of the form
+    /// `OLD=NEW` says that both are the same, so the entry keeps the right to act as its owner; one
+    /// for all entries takes it from a file that it gives to somebody else. Returns whether it did.
     pub(super) fn apply(&self, entry: &mut Incoming) -> bool {
         let fits = |who: &Option<Who>, number: u64, name: &Option<Vec<u8>>| match who {
             None => true,
@@ -141,9 +145,10 @@ impl OwnerRules {
             Some(Who::Name(wanted)) => name.as_deref() == Some(wanted.as_bytes()),
         };
         let rule = self.0.iter().find(|rule| {
-            rule.old
-                .as_ref()
-                .is_none_or(|old| fits(&old.user, entry.uid, &entry.uname) && fits(&old.group, entry.gid, &entry.gname))
+            rule.old.as_ref().is_none_or(|old| {
+                fits(&old.user, entry.uid, &entry.uname)
+                    && fits(&old.group, entry.gid, &entry.gname)
+            })
         });
         let Some(rule) = rule else { return false };
         let user = rule.user.map_or(entry.uid, u64::from);
@@ -232,12 +237,16 @@ mod tests {
 
     #[test]
     fn what_is_no_rule_or_names_nobody_is_refused_in_words() {
-        for wrong in ["", ":", "=", "a=", "=a", "a:b:c", "a b", "4294967295", "a/b", "a:", "a=b=c"] {
+        for wrong in ["", ":", "=", "a=", "=a", "a:b:c", "a b", "4294967295", "a/b", "a:", "a=b=c"]
+        {
             let error = wrong.parse::<OwnerRule>().unwrap_err().to_string();
             assert!(error.starts_with(&format!("`{wrong}` is not an owner")), "{error}");
         }
         let rule: OwnerRule = "1=no-such-user".parse().unwrap();
         let error = OwnerRules::resolve(&[rule], &Names::default()).unwrap_err().to_string();
-        assert!(error.contains("`no-such-user`") && error.contains("Nothing was restored"), "{error}");
+        assert!(
+            error.contains("`no-such-user`") && error.contains("Nothing was restored"),
+            "{error}"
+        );
     }
 }

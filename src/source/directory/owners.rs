@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
-/// The names that the system's own files give to owners. Names from elsewhere (LDAP, say) are not looked up: the
-/// numbers are what is restored, and a name is a hint for people.
+/// The names that the system's own files give to owners. Names from elsewhere (LDAP, say) are not
+/// looked up: the numbers are what is restored, and a name is a hint for people.
 #[derive(Debug, Default)]
 pub(super) struct Owners {
     users: HashMap<u32, String>,
@@ -29,7 +29,8 @@ impl Owners {
     }
 }
 
-/// Both files have lines of `name:password:number:…`; of several names for a number the first counts.
+/// Both files have lines of `name:password:number:…`; of several names for a number the first
+/// counts.
 fn names(path: &Path) -> HashMap<u32, String> {
     let mut names = HashMap::new();
     let Ok(file) = std::fs::File::open(path) else { return names };

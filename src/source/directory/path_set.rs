@@ -31,10 +31,13 @@ impl PathSet {
     /// Whether the entry is one of them.
     pub fn has(&mut self, entry: &Entry) -> bool {
         let folder = entry.kind == Kind::Directory;
-        self.filters.is_empty() || self.lies_within(&entry.path) || self.matches(&entry.path, folder)
+        self.filters.is_empty()
+            || self.lies_within(&entry.path)
+            || self.matches(&entry.path, folder)
     }
 
-    /// Whether what is at the path, a folder or not, is to be restored. The root is not, whatever matches it: it only leads to the others.
+    /// Whether what is at the path, a folder or not, is to be restored. The root is not, whatever
+    /// matches it: it only leads to the others.
     pub(super) fn wants(&mut self, path: &[u8], folder: bool) -> bool {
         path != b"." && (self.lies_within(path) || self.matches(path, folder))
     }
@@ -48,8 +51,10 @@ impl PathSet {
         let Some(slash) = path.iter().rposition(|byte| *byte == b'/') else { return false };
         let Some(folder) = path.get(..slash) else { return false };
         if self.folder != folder {
-            let ends = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(end, _)| end);
-            self.within = ends.filter_map(|end| path.get(..end)).any(|folder| self.matches(folder, true));
+            let ends =
+                path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(end, _)| end);
+            self.within =
+                ends.filter_map(|end| path.get(..end)).any(|folder| self.matches(folder, true));
             self.folder = folder.to_vec();
         }
         self.within

@@ -36,7 +36,8 @@ pub(super) fn preview(
         extras.run(Fate::Tell(&mut |path| list(deletes, path, Action::Delete)))?;
         preview.deletes = extras.count;
     }
-    entries(streams, place, options, cancel, &mut preview, &mut listed).map_err(Failure::of_reading)?;
+    entries(streams, place, options, cancel, &mut preview, &mut listed)
+        .map_err(Failure::of_reading)?;
     preview.changes = listed.into_iter().flatten().take(LISTED).collect();
     Ok(preview)
 }
@@ -56,9 +57,11 @@ fn entries(
     [_, replaces, creates]: &mut [Vec<Change>; 3],
 ) -> Result<(), Failure> {
     let patterns = path_set(options).map_err(|error| Trouble::Other(error).at(b""))?;
-    let selection = patterns.map(|patterns| select(streams, Wanted::Patterns(patterns), cancel)).transpose()?;
+    let selection =
+        patterns.map(|patterns| select(streams, Wanted::Patterns(patterns), cancel)).transpose()?;
     let mut lines = Lines::open(streams)?.ok_or_else(no_index)?;
-    let mut there = There::open(place).map_err(|error| Trouble::System("look at the folder", error).at(b""))?;
+    let mut there =
+        There::open(place).map_err(|error| Trouble::System("look at the folder", error).at(b""))?;
     let mut ordinal = 0;
     while let Some(entry) = lines.next()? {
         if cancel.is_cancelled() {
@@ -73,7 +76,8 @@ fn entries(
         if entry.kind == Kind::File {
             preview.bytes = preview.bytes.saturating_add(entry.size);
         }
-        if selection.as_ref().is_some_and(|selection| selection.borrowed.contains_key(&entry.path)) {
+        if selection.as_ref().is_some_and(|selection| selection.borrowed.contains_key(&entry.path))
+        {
             // Its content comes under another name, which is an entry of its own.
             continue;
         }

@@ -6,7 +6,8 @@ use super::reader::{Incoming, Reader};
 use super::trouble::Trouble;
 use crate::model::{Cancel, Digest, Digester};
 
-/// A file with more bytes of holes has a digest of its pieces only: the zeros of the holes would take too long.
+/// A file with more bytes of holes has a digest of its pieces only: the zeros of the holes would
+/// take too long.
 pub(super) const HOLES_LIMIT: u64 = 16 << 30;
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
@@ -52,7 +53,10 @@ impl Proof {
         if found == self.expected {
             return Ok(());
         }
-        Err(Trouble::Damaged(format!("has the content `{found}`, and the index says `{}`", self.expected)))
+        Err(Trouble::Damaged(format!(
+            "has the content `{found}`, and the index says `{}`",
+            self.expected
+        )))
     }
 }
 
@@ -63,9 +67,11 @@ pub(super) enum Piece<'a> {
     Hole(u64),
 }
 
-/// Reads a content of `size` bytes, and gives it piece by piece. Fails at its end when it is not what `proof` expects.
+/// Reads a content of `size` bytes, and gives it piece by piece. Fails at its end when it is not
+/// what `proof` expects.
 ///
-/// What `read` reads are the `pieces`, one after the other: where each belongs and how long it is. They ascend and lie within the size.
+/// What `read` reads are the `pieces`, one after the other: where each belongs and how long it is.
+/// They ascend and lie within the size.
 pub(super) fn read_content(
     mut read: impl FnMut(&mut [u8]) -> Result<usize, Trouble>,
     pieces: impl Iterator<Item = (u64, u64)>,
@@ -91,7 +97,8 @@ pub(super) fn read_content(
             let most = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
             let filled = read(buffer.get_mut(..most).unwrap_or_default())?;
             let data = buffer.get(..filled).filter(|data| !data.is_empty());
-            let data = data.ok_or_else(|| Trouble::Refused("has less content than it says".to_owned()))?;
+            let data =
+                data.ok_or_else(|| Trouble::Refused("has less content than it says".to_owned()))?;
             if let Some(proof) = &mut proof {
                 proof.data(data);
             }
@@ -113,7 +120,8 @@ pub(super) fn read_entry(
     give: impl FnMut(Piece<'_>) -> Result<(), Trouble>,
 ) -> Result<(), Trouble> {
     let guided = proof.is_some();
-    let read =
-        |buffer: &mut [u8]| reader.content(buffer).map_err(|error| if guided { damaged(error) } else { error.into() });
+    let read = |buffer: &mut [u8]| {
+        reader.content(buffer).map_err(|error| if guided { damaged(error) } else { error.into() })
+    };
     read_content(read, incoming.pieces(), incoming.size, proof, cancel, buffer, give)
 }

@@ -1,8 +1,9 @@
-//! Reads a tarball, ours or another program's: ustar, pax, and the long names, big numbers and sparse files of GNU tar.
+//! Reads a tarball, ours or another program's: ustar, pax, and the long names, big numbers and
+//! sparse files of GNU tar.
 //!
-//! The header blocks are taken apart by the `tar` crate. What stands between them is read here: that crate splits pax records
-//! at newlines, which may be part of a value, takes a stream that was cut between entries for a whole one, and reads a header of any
-//! size into memory.
+//! The header blocks are taken apart by the `tar` crate. What stands between them is read here:
+//! that crate splits pax records at newlines, which may be part of a value, takes a stream that was
+//! cut between entries for a whole one, and reads a header of any size into memory.
 
 use std::io::{self, Read};
 
@@ -49,7 +50,8 @@ pub(super) struct Incoming {
     pub(super) attributes: Vec<Attribute>,
     /// Access lists as text, of which there is no binary record.
     pub(super) text_lists: Vec<TextList>,
-    /// Where in a sparse file the content belongs: offset and length of each piece. None: it is in one piece.
+    /// Where in a sparse file the content belongs: offset and length of each piece. None: it is in
+    /// one piece.
     pub(super) extents: Option<Vec<(u64, u64)>>,
     /// Where its first header begins.
     pub(super) offset: u64,
@@ -92,7 +94,8 @@ struct Pax {
     sparse_name: Option<Vec<u8>>,
     sparse_size: Option<u64>,
     sparse_map: Option<Vec<(u64, u64)>>,
-    /// Of a map in the way of format 0.0: where the piece begins of which the length was not yet said.
+    /// Of a map in the way of format 0.0: where the piece begins of which the length was not yet
+    /// said.
     sparse_offset: Option<u64>,
 }
 
@@ -102,7 +105,8 @@ impl Pax {
         while !data.is_empty() {
             let broken = || "a pax record is broken".to_owned();
             let digits = data.iter().position(|byte| *byte == b' ').ok_or_else(broken)?;
-            let length: usize = number(data.get(..digits).unwrap_or_default()).ok_or_else(broken)?;
+            let length: usize =
+                number(data.get(..digits).unwrap_or_default()).ok_or_else(broken)?;
             let record = data.get(digits + 1..length).ok_or_else(broken)?;
             let record = record.strip_suffix(b"\n").ok_or_else(broken)?;
             let equals = record.iter().position(|byte| *byte == b'=').ok_or_else(broken)?;
@@ -145,10 +149,13 @@ impl Pax {
                 let numbers = numbers.filter(|numbers| numbers.len() % 2 == 0).ok_or_else(wrong)?;
                 self.sparse_map = Some(pairs(&numbers));
             }
-            b"GNU.sparse.numblocks" => self.sparse_map = Some(self.sparse_map.take().unwrap_or_default()),
+            b"GNU.sparse.numblocks" => {
+                self.sparse_map = Some(self.sparse_map.take().unwrap_or_default())
+            }
             b"GNU.sparse.offset" => self.sparse_offset = count()?,
             b"GNU.sparse.numbytes" => {
-                let piece = (self.sparse_offset.take().ok_or_else(wrong)?, count()?.ok_or_else(wrong)?);
+                let piece =
+                    (self.sparse_offset.take().ok_or_else(wrong)?, count()?.ok_or_else(wrong)?);
                 let map = self.sparse_map.get_or_insert_default();
                 if map.len() >= EXTENTS_LIMIT {
                     return Err("a sparse file has too many pieces".to_owned());
@@ -159,7 +166,8 @@ impl Pax {
                 if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
                     let name = decode_key(name);
                     self.attributes.retain(|(known, _)| *known != name);
-                    let held: usize = self.attributes.iter().map(|(name, value)| name.len() + value.len()).sum();
+                    let held: usize =
+                        self.attributes.iter().map(|(name, value)| name.len() + value.len()).sum();
                     if held + value.len() > ATTRIBUTES_LIMIT {
                         return Err("it has too many extended attributes".to_owned());
                     }
@@ -231,7 +239,8 @@ impl<'a> Reader<'a> {
         self.offset
     }
 
-    /// Reads over what is left of the present entry, and counts on from `offset`: the input goes on with another part of the stream.
+    /// Reads over what is left of the present entry, and counts on from `offset`: the input goes on
+    /// with another part of the stream.
     pub(super) fn go_to(&mut self, offset: u64) -> Result<(), ReadError> {
         self.skip()?;
         self.offset = offset;
@@ -282,7 +291,9 @@ impl<'a> Reader<'a> {
     /// The next bytes of the present entry's content; 0 at its end.
     pub(super) fn content(&mut self, buffer: &mut [u8]) -> Result<usize, ReadError> {
         let length = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
-        let Some(buffer) = buffer.get_mut(..length).filter(|buffer| !buffer.is_empty()) else { return Ok(0) };
+        let Some(buffer) = buffer.get_mut(..length).filter(|buffer| !buffer.is_empty()) else {
+            return Ok(0);
+        };
         match self.read_some(buffer)? {
             0 => Err(self.malformed("it was cut within an entry")),
             read => {
@@ -346,11 +357,15 @@ impl<'a> Reader<'a> {
                 || kind.is_pax_global_extensions()
                 || kind.is_gnu_longname()
                 || kind.is_gnu_longlink();
-            // As GNU tar and libarchive have it: what stands in the header of a link, a folder or a device is no length of a content, but
-            // a hard link in a pax tarball may have one.
+            // As GNU tar and libarchive have it: what stands in the header of a link, a folder or a
+            // device is no length of a content, but a hard link in a pax tarball may have one.
             let bare = matches!(
                 kind,
-                EntryType::Symlink | EntryType::Directory | EntryType::Fifo | EntryType::Char | EntryType::Block
+                EntryType::Symlink
+                    | EntryType::Directory
+                    | EntryType::Fifo
+                    | EntryType::Char
+                    | EntryType::Block
             ) || kind == EntryType::Link && pax.is_none();
             let size = if bare { 0 } else { size };
             let stored = pax
@@ -386,9 +401,19 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn entry(&mut self, header: &Header, mut pax: Pax, stored: u64, offset: u64) -> Result<Incoming, ReadError> {
+    fn entry(
+        &mut self,
+        header: &Header,
+        mut pax: Pax,
+        stored: u64,
+        offset: u64,
+    ) -> Result<Incoming, ReadError> {
         let data_offset = self.offset;
-        let path = pax.sparse_name.take().or(pax.path.take()).unwrap_or_else(|| header.path_bytes().into_owned());
+        let path = pax
+            .sparse_name
+            .take()
+            .or(pax.path.take())
+            .unwrap_or_else(|| header.path_bytes().into_owned());
         if path.len() > PATH_LIMIT {
             return Err(self.malformed(format!("a path of {} bytes is too long", path.len())));
         }
@@ -405,10 +430,13 @@ impl<'a> Reader<'a> {
             other if other.as_byte() == b'D' => Kind::Directory,
             other => {
                 let sign = char::from(other.as_byte()).escape_default();
-                return Err(self.malformed(format!("`{}` is of the unknown type `{sign}`", lossy(&path))));
+                return Err(
+                    self.malformed(format!("`{}` is of the unknown type `{sign}`", lossy(&path)))
+                );
             }
         };
-        let wrong = |error: io::Error| format!("the header of `{}` is wrong: {error}", lossy(&path));
+        let wrong =
+            |error: io::Error| format!("the header of `{}` is wrong: {error}", lossy(&path));
         let fields = || -> io::Result<(u32, u64, u64, u64, u32, u32)> {
             let major = header.device_major().ok().flatten().unwrap_or_default();
             let minor = header.device_minor().ok().flatten().unwrap_or_default();
@@ -421,10 +449,16 @@ impl<'a> Reader<'a> {
                 minor,
             ))
         };
-        let (mode, uid, gid, seconds, major, minor) = fields().map_err(|error| self.malformed(wrong(error)))?;
-        // GNU tar writes times before 1970 as negative binary numbers, which the first byte tells from great ones.
+        let (mode, uid, gid, seconds, major, minor) =
+            fields().map_err(|error| self.malformed(wrong(error)))?;
+        // GNU tar writes times before 1970 as negative binary numbers, which the first byte tells
+        // from great ones.
         let negative = header.as_old().mtime.first() == Some(&0xff);
-        let seconds = if negative { seconds.cast_signed() } else { i64::try_from(seconds).unwrap_or_default() };
+        let seconds = if negative {
+            seconds.cast_signed()
+        } else {
+            i64::try_from(seconds).unwrap_or_default()
+        };
         let mut size = stored;
         let mut extents = None;
         if header.entry_type().is_gnu_sparse() {
@@ -437,13 +471,20 @@ impl<'a> Reader<'a> {
             extents = pax.sparse_map.take();
         }
         if let Some(extents) = &extents {
-            size = if header.entry_type().is_gnu_sparse() { size } else { pax.sparse_size.unwrap_or(size) };
+            size = if header.entry_type().is_gnu_sparse() {
+                size
+            } else {
+                pax.sparse_size.unwrap_or(size)
+            };
             self.check_map(extents, size, &path)?;
         }
-        pax.text_lists.retain(|list| !pax.attributes.iter().any(|(name, _)| name == list.attribute));
+        pax.text_lists
+            .retain(|list| !pax.attributes.iter().any(|(name, _)| name == list.attribute));
         let named = |name: Option<&[u8]>| name.filter(|name| !name.is_empty()).map(<[u8]>::to_vec);
         Ok(Incoming {
-            target: pax.linkpath.unwrap_or_else(|| header.link_name_bytes().unwrap_or_default().into_owned()),
+            target: pax
+                .linkpath
+                .unwrap_or_else(|| header.link_name_bytes().unwrap_or_default().into_owned()),
             path,
             kind,
             size,
@@ -463,24 +504,30 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// The pieces of a sparse file must follow one another within its size and be all that is stored.
+    /// The pieces of a sparse file must follow one another within its size and be all that is
+    /// stored.
     fn check_map(&self, extents: &[(u64, u64)], size: u64, path: &[u8]) -> Result<(), ReadError> {
         let mut end = 0;
         let mut stored = 0_u64;
         for (offset, length) in extents {
             let next = offset.checked_add(*length).filter(|next| *offset >= end && *next <= size);
-            end =
-                next.ok_or_else(|| self.malformed(format!("the map of the sparse file `{}` is wrong", lossy(path))))?;
+            end = next.ok_or_else(|| {
+                self.malformed(format!("the map of the sparse file `{}` is wrong", lossy(path)))
+            })?;
             stored = stored.saturating_add(*length);
         }
         if stored == self.left {
             Ok(())
         } else {
-            Err(self.malformed(format!("the map of the sparse file `{}` is not that of its content", lossy(path))))
+            Err(self.malformed(format!(
+                "the map of the sparse file `{}` is not that of its content",
+                lossy(path)
+            )))
         }
     }
 
-    /// The map of GNU tar's own sparse files: four pieces in the header, 21 in each block that follows.
+    /// The map of GNU tar's own sparse files: four pieces in the header, 21 in each block that
+    /// follows.
     fn gnu_map(&mut self, header: &Header) -> Result<Vec<(u64, u64)>, ReadError> {
         let mut extents = Vec::new();
         let mut more = false;
@@ -499,7 +546,11 @@ impl<'a> Reader<'a> {
         Ok(extents)
     }
 
-    fn add_pieces(&self, pieces: &[GnuSparseHeader], extents: &mut Vec<(u64, u64)>) -> Result<(), ReadError> {
+    fn add_pieces(
+        &self,
+        pieces: &[GnuSparseHeader],
+        extents: &mut Vec<(u64, u64)>,
+    ) -> Result<(), ReadError> {
         for piece in pieces.iter().filter(|piece| !piece.is_empty()) {
             let pair = piece.offset().and_then(|offset| Ok((offset, piece.length()?)));
             extents.push(pair.map_err(|error| self.malformed(error.to_string()))?);
@@ -510,8 +561,8 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// The map of sparse files in pax 1.0: numbers, a line each, before the content, filled up to whole blocks. The first says how
-    /// many pieces there are.
+    /// The map of sparse files in pax 1.0: numbers, a line each, before the content, filled up to
+    /// whole blocks. The first says how many pieces there are.
     fn pax_map(&mut self) -> Result<Vec<(u64, u64)>, ReadError> {
         let mut numbers: Vec<u64> = Vec::new();
         let mut line = Vec::new();
@@ -529,11 +580,13 @@ impl<'a> Reader<'a> {
                     line.push(byte);
                     continue;
                 }
-                let value =
-                    number(&line).ok_or_else(|| self.malformed("the map of a sparse file is no list of numbers"))?;
+                let value = number(&line).ok_or_else(|| {
+                    self.malformed("the map of a sparse file is no list of numbers")
+                })?;
                 line.clear();
                 numbers.push(value);
-                let count = usize::try_from(numbers.first().copied().unwrap_or_default()).unwrap_or(usize::MAX);
+                let count = usize::try_from(numbers.first().copied().unwrap_or_default())
+                    .unwrap_or(usize::MAX);
                 if count > EXTENTS_LIMIT {
                     return Err(self.malformed("a sparse file has too many pieces"));
                 }
@@ -558,7 +611,8 @@ impl<'a> Reader<'a> {
 /// The sum of a header's bytes, those of the sum itself counted as spaces.
 fn is_intact(header: &Header) -> bool {
     let bytes = header.as_bytes().iter().enumerate();
-    let sum: u32 = bytes.map(|(at, byte)| if (148..156).contains(&at) { 32 } else { u32::from(*byte) }).sum();
+    let sum: u32 =
+        bytes.map(|(at, byte)| if (148..156).contains(&at) { 32 } else { u32::from(*byte) }).sum();
     header.cksum().is_ok_and(|stated| stated == sum)
 }
 

@@ -1,8 +1,9 @@
 //! What a target has and the snapshot has not: found in bounded memory, counted or removed.
 //!
-//! Of the paths of the index only hashes are kept, so many at a time that memory stays small; an index of more is gone through several times,
-//! and the target with it, each time for a part of all hashes. The target is walked as a source is: by names in open folders, never through a
-//! link, and not onto another file system.
+//! Of the paths of the index only hashes are kept, so many at a time that memory stays small; an
+//! index of more is gone through several times, and the target with it, each time for a part of all
+//! hashes. The target is walked as a source is: by names in open folders, never through a link, and
+//! not onto another file system.
 
 use std::hash::{BuildHasher, RandomState};
 use std::ops::RangeInclusive;
@@ -29,8 +30,11 @@ const BATCH: usize = 1_000_000;
 /// The most folders that patterns may match.
 const TOPS_LIMIT: usize = 1_000_000;
 
-const FOLDER: OFlags =
-    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC).union(OFlags::NOCTTY);
+const FOLDER: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC)
+    .union(OFlags::NOCTTY);
 
 /// What becomes of what the snapshot does not have.
 pub(super) enum Fate<'a> {
@@ -40,7 +44,8 @@ pub(super) enum Fate<'a> {
     Remove(BorrowedFd<'a>),
 }
 
-/// Goes through a target for what the index does not have; with patterns only in the folders that they match.
+/// Goes through a target for what the index does not have; with patterns only in the folders that
+/// they match.
 pub(super) struct Extras<'a> {
     streams: &'a dyn Streams,
     place: &'a Path,
@@ -99,7 +104,8 @@ impl<'a> Extras<'a> {
     }
 
     /// # Errors
-    /// When the index or the target cannot be read to its end, or something cannot be removed; what was removed until then is gone.
+    /// When the index or the target cannot be read to its end, or something cannot be removed; what
+    /// was removed until then is gone.
     pub(super) fn run(&mut self, mut fate: Fate<'_>) -> Result<(), SourceError> {
         let all = 0..=u64::MAX;
         let (known, count) = self.read(all).map_err(Failure::of_reading)?;
@@ -117,7 +123,8 @@ impl<'a> Extras<'a> {
         Ok(())
     }
 
-    /// Reads the index for the hashes in `part`. Returns also how many paths there are; those beyond a batch are only counted.
+    /// Reads the index for the hashes in `part`. Returns also how many paths there are; those
+    /// beyond a batch are only counted.
     fn read(&mut self, part: RangeInclusive<u64>) -> Result<(Known, usize), Failure> {
         let all = part == (0..=u64::MAX);
         let mut known = Known { part, hashes: Vec::new() };
@@ -135,8 +142,12 @@ impl<'a> Extras<'a> {
                 if entry.kind == Kind::Directory && patterns.wants(&entry.path, true) {
                     self.tops.push(self.hasher.hash_one(entry.path.as_slice()));
                     if self.tops.len() > TOPS_LIMIT {
-                        let problem = "The patterns match too many folders to remove anything from: use `--delete` without `--path`";
-                        return Err(super::trouble::Trouble::Other(SourceError::Unsuitable(problem.to_owned())).at(b""));
+                        let problem = "The patterns match too many folders to remove anything \
+                            from: use `--delete` without `--path`";
+                        return Err(super::trouble::Trouble::Other(SourceError::Unsuitable(
+                            problem.to_owned(),
+                        ))
+                        .at(b""));
                     }
                 }
                 continue;
@@ -152,7 +163,11 @@ impl<'a> Extras<'a> {
             let slash = entry.path.iter().rposition(|byte| *byte == b'/').unwrap_or_default();
             let folder = entry.path.get(..slash).unwrap_or_default();
             if folder != last_folder {
-                let ends = folder.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(end, _)| end);
+                let ends = folder
+                    .iter()
+                    .enumerate()
+                    .filter(|(_, byte)| **byte == b'/')
+                    .map(|(end, _)| end);
                 ends.chain([slash]).filter_map(|end| folder.get(..end)).for_each(&mut keep);
                 last_folder = folder.to_vec();
             }
@@ -170,11 +185,13 @@ impl<'a> Extras<'a> {
         let slash = path.iter().rposition(|byte| *byte == b'/').unwrap_or_default();
         let folder = path.get(..slash).unwrap_or_default();
         if self.folder != folder {
-            let ends = folder.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(end, _)| end);
+            let ends =
+                folder.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(end, _)| end);
             let mut folders = ends.chain([slash]).filter_map(|end| folder.get(..end));
             // The first one that a pattern matches must be one that the snapshot has.
             let top = folders.find(|folder| patterns.wants(folder, true));
-            self.covered = top.is_some_and(|top| self.tops.binary_search(&self.hasher.hash_one(top)).is_ok());
+            self.covered =
+                top.is_some_and(|top| self.tops.binary_search(&self.hasher.hash_one(top)).is_ok());
             self.folder = folder.to_vec();
         }
         !folder.is_empty() && self.covered
@@ -182,7 +199,8 @@ impl<'a> Extras<'a> {
 
     fn sweep(&mut self, known: &Known, fate: &mut Fate<'_>) -> Result<(), SourceError> {
         let place = self.place.display().to_string();
-        let filter = Filter::new(&[], &[]).map_err(|error| SourceError::Unsuitable(error.to_string()))?;
+        let filter =
+            Filter::new(&[], &[]).map_err(|error| SourceError::Unsuitable(error.to_string()))?;
         let failed = |error: Errno| SourceError::Io {
             attempt: "look for what is to be removed in",
             path: place.clone(),
@@ -198,15 +216,20 @@ impl<'a> Extras<'a> {
             && Meta::of(*folder).map_err(failed)?.identity != root.identity
         {
             return Err(SourceError::Unsuitable(format!(
-                "`{place}` was replaced by another folder while it was restored to. Nothing was removed"
+                "`{place}` was replaced by another folder while it was restored to. Nothing was \
+                 removed"
             )));
         }
         walk.start().map_err(failed)?;
         let mut notes = Notes::default();
         let mut remover = match fate {
-            Fate::Remove(root) => {
-                Some(Remover { place: &place, root: *root, kept: Vec::new(), doomed: Vec::new(), count: 0 })
-            }
+            Fate::Remove(root) => Some(Remover {
+                place: &place,
+                root: *root,
+                kept: Vec::new(),
+                doomed: Vec::new(),
+                count: 0,
+            }),
             Fate::Tell(_) => None,
         };
         while let Some(found) = walk.next(&mut notes)? {
@@ -224,7 +247,8 @@ impl<'a> Extras<'a> {
             if extra && is_folder && found.meta.device() != root.device() {
                 self.notes.note(
                     path,
-                    "Another file system is mounted there, so it was left, with the folders that lead there",
+                    "Another file system is mounted there, so it was left, with the folders that \
+                     lead there",
                 );
                 if let Some(remover) = &mut remover {
                     remover.doomed.iter_mut().for_each(|folder| folder.held = true);
@@ -238,7 +262,11 @@ impl<'a> Extras<'a> {
                 }
                 (_, Some(remover)) if extra => remover.remove(&walk, &found)?,
                 (_, Some(remover)) if is_folder && walk.entered() => {
-                    remover.kept.push(Kept { path: path.to_vec(), meta: found.meta, touched: false });
+                    remover.kept.push(Kept {
+                        path: path.to_vec(),
+                        meta: found.meta,
+                        touched: false,
+                    });
                 }
                 _ => {}
             }
@@ -250,7 +278,8 @@ impl<'a> Extras<'a> {
         if let Some(unread) = notes.0.kept().iter().find(|note| note.missing) {
             let path = unread.path.as_deref().unwrap_or_default();
             return Err(SourceError::Unsuitable(format!(
-                "Could not look for what is to be removed in `{place}/{path}`: {}. Everything was restored",
+                "Could not look for what is to be removed in `{place}/{path}`: {}. Everything was \
+                 restored",
                 unread.reason
             )));
         }
@@ -294,8 +323,9 @@ pub(super) fn open_down(root: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd, Er
 /// The folder of an entry, and its name there.
 pub(super) fn apart(path: &[u8]) -> (&[u8], &[u8]) {
     let slash = path.iter().rposition(|byte| *byte == b'/');
-    slash
-        .map_or((b"", path), |slash| (path.get(..slash).unwrap_or_default(), path.get(slash + 1..).unwrap_or_default()))
+    slash.map_or((b"", path), |slash| {
+        (path.get(..slash).unwrap_or_default(), path.get(slash + 1..).unwrap_or_default())
+    })
 }
 
 impl Remover<'_> {
@@ -305,7 +335,10 @@ impl Remover<'_> {
             path: format!("{}/{}", self.place, lossy(path)),
             error: std::io::Error::new(
                 std::io::Error::from(error).kind(),
-                format!("{error}. Everything was restored, but not all removed that the snapshot does not have"),
+                format!(
+                    "{error}. Everything was restored, but not all removed that the snapshot does \
+                     not have"
+                ),
             ),
         }
     }
@@ -324,14 +357,17 @@ impl Remover<'_> {
         }
         let folder = walk.folder().ok_or_else(|| self.failed(path, Errno::BADF))?;
         self.touch(folder.as_fd(), path)?;
-        unlinkat(folder, &found.name, AtFlags::empty()).map_err(|error| self.failed(path, error))?;
+        unlinkat(folder, &found.name, AtFlags::empty())
+            .map_err(|error| self.failed(path, error))?;
         self.count += 1;
         Ok(())
     }
 
     /// Something will be removed from the folder.
     fn touch(&mut self, folder: BorrowedFd<'_>, path: &[u8]) -> Result<(), SourceError> {
-        let Some(kept) = self.kept.last_mut().filter(|_| self.doomed.is_empty()) else { return Ok(()) };
+        let Some(kept) = self.kept.last_mut().filter(|_| self.doomed.is_empty()) else {
+            return Ok(());
+        };
         if !std::mem::replace(&mut kept.touched, true) && kept.meta.mode & 0o300 != 0o300 {
             fchmod(folder, Mode::RWXU).map_err(|error| self.failed(path, error))?;
         }
@@ -345,9 +381,11 @@ impl Remover<'_> {
                 continue;
             }
             let (parent, name) = apart(&folder.path);
-            let opened = open_down(self.root, parent).map_err(|error| self.failed(&folder.path, error))?;
+            let opened =
+                open_down(self.root, parent).map_err(|error| self.failed(&folder.path, error))?;
             self.touch(opened.as_fd(), &folder.path)?;
-            unlinkat(&opened, name, AtFlags::REMOVEDIR).map_err(|error| self.failed(&folder.path, error))?;
+            unlinkat(&opened, name, AtFlags::REMOVEDIR)
+                .map_err(|error| self.failed(&folder.path, error))?;
             self.count += 1;
         }
         while let Some(folder) = self.kept.pop_if(|folder| !lies_in(path, &folder.path)) {

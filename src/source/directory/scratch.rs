@@ -40,10 +40,13 @@ impl Scratch for ScratchFolder {
         streams: &dyn Streams,
     ) -> Result<Vec<Check>, SourceError> {
         let mut tally = Tally::default();
-        let has_index = self.walk(streams, &cx.cancel, &mut tally).map_err(|failure| match failure.of_reading() {
-            SourceError::Stream(_) if cx.cancel.is_cancelled() => SourceError::Cancelled,
-            error => error,
-        })?;
+        let has_index =
+            self.walk(streams, &cx.cancel, &mut tally).map_err(|failure| {
+                match failure.of_reading() {
+                    SourceError::Stream(_) if cx.cancel.is_cancelled() => SourceError::Cancelled,
+                    error => error,
+                }
+            })?;
         if !has_index {
             let check = Check::new("files", Some(&self.name), "entries against the index");
             return Ok(vec![check.judged(false, "an index", "none in the snapshot")]);
@@ -51,7 +54,13 @@ impl Scratch for ScratchFolder {
         Ok(tally.checks(&self.name, &artifact.facts))
     }
 
-    fn query(&mut self, _: &Context, _: &str, _: Duration, _: &mut Each<'_>) -> Result<(), SourceError> {
+    fn query(
+        &mut self,
+        _: &Context,
+        _: &str,
+        _: Duration,
+        _: &mut Each<'_>,
+    ) -> Result<(), SourceError> {
         Err(no_database(&self.name))
     }
 
@@ -70,7 +79,12 @@ impl Scratch for ScratchFolder {
 
 impl ScratchFolder {
     /// Holds every entry against the index. False when there is none.
-    fn walk(&self, streams: &dyn Streams, cancel: &Cancel, tally: &mut Tally) -> Result<bool, Failure> {
+    fn walk(
+        &self,
+        streams: &dyn Streams,
+        cancel: &Cancel,
+        tally: &mut Tally,
+    ) -> Result<bool, Failure> {
         let Some(mut lines) = Lines::open(streams)? else { return Ok(false) };
         let flags = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::PATH;
         let root = openat(CWD, &self.folder, flags, Mode::empty())
@@ -80,7 +94,9 @@ impl ScratchFolder {
             if cancel.is_cancelled() {
                 return Err(Trouble::Cancelled.at(&entry.path));
             }
-            tally.take(&root, &entry, cancel, &mut buffer).map_err(|trouble| trouble.at(&entry.path))?;
+            tally
+                .take(&root, &entry, cancel, &mut buffer)
+                .map_err(|trouble| trouble.at(&entry.path))?;
         }
         Ok(true)
     }
@@ -123,7 +139,13 @@ fn is_root() -> bool {
 }
 
 impl Tally {
-    fn take(&mut self, root: &OwnedFd, entry: &Entry, cancel: &Cancel, buffer: &mut [u8]) -> Result<(), Trouble> {
+    fn take(
+        &mut self,
+        root: &OwnedFd,
+        entry: &Entry,
+        cancel: &Cancel,
+        buffer: &mut [u8],
+    ) -> Result<(), Trouble> {
         self.entries += 1;
         self.changed += u64::from(entry.changed);
         let system = |error| Trouble::System("look at the restored entry", error);
@@ -131,7 +153,13 @@ impl Tally {
         let open = |flags| {
             let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
             let path: &[u8] = if entry.path.is_empty() { b"." } else { &entry.path };
-            openat2(root, path, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS)
+            openat2(
+                root,
+                path,
+                flags,
+                Mode::empty(),
+                ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS,
+            )
         };
         let there = match open(OFlags::PATH) {
             Ok(there) => there,
@@ -154,16 +182,24 @@ impl Tally {
         }
         if is_root() && (meta.uid, meta.gid) != (entry.uid, entry.gid) {
             self.owners.add(&entry.path, || {
-                format!("belongs to {}:{}, and {}:{} was backed up", meta.uid, meta.gid, entry.uid, entry.gid)
+                format!(
+                    "belongs to {}:{}, and {}:{} was backed up",
+                    meta.uid, meta.gid, entry.uid, entry.gid
+                )
             });
         }
-        // Links have no mode of their own; and who cannot give away a file must not leave it with the rights of its owner.
+        // Links have no mode of their own; and who cannot give away a file must not leave it with
+        // the rights of its owner.
         let mask = if is_root() { 0o7777 } else { 0o1777 };
         if entry.kind != Kind::Symlink && meta.mode & mask != entry.mode & mask {
-            self.modes.add(&entry.path, || format!("has the mode {:o}, and {:o} was backed up", meta.mode, entry.mode));
+            self.modes.add(&entry.path, || {
+                format!("has the mode {:o}, and {:o} was backed up", meta.mode, entry.mode)
+            });
         }
         if meta.mtime != entry.mtime {
-            self.times.add(&entry.path, || format!("was changed at {}, and {} was backed up", meta.mtime, entry.mtime));
+            self.times.add(&entry.path, || {
+                format!("was changed at {}, and {} was backed up", meta.mtime, entry.mtime)
+            });
         }
         match entry.kind {
             Kind::File => {
@@ -172,7 +208,8 @@ impl Tally {
                 if meta.size == entry.size {
                     self.content(entry, open(OFlags::RDONLY), cancel, buffer)?;
                 } else {
-                    self.sizes.add(&entry.path, || format!("has {} bytes of {}", meta.size, entry.size));
+                    self.sizes
+                        .add(&entry.path, || format!("has {} bytes of {}", meta.size, entry.size));
                 }
             }
             Kind::Symlink => {
@@ -192,16 +229,27 @@ impl Tally {
     fn hard_link(&mut self, root: &OwnedFd, entry: &Entry, meta: &Meta) -> Result<(), Trouble> {
         let target = entry.target.as_deref().unwrap_or_default();
         let flags = OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let other = openat2(root, target, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS);
+        let other = openat2(
+            root,
+            target,
+            flags,
+            Mode::empty(),
+            ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS,
+        );
         let same = match other {
             Ok(other) => {
                 let other = Meta::of(other.as_fd());
-                other.map_err(|error| Trouble::System("look at the restored entry", error))?.identity == meta.identity
+                other
+                    .map_err(|error| Trouble::System("look at the restored entry", error))?
+                    .identity
+                    == meta.identity
             }
             Err(_) => false,
         };
         if !same {
-            self.kinds.add(&entry.path, || format!("is not another name of `{}`", lossy(target).escape_debug()));
+            self.kinds.add(&entry.path, || {
+                format!("is not another name of `{}`", lossy(target).escape_debug())
+            });
         }
         Ok(())
     }
@@ -215,7 +263,8 @@ impl Tally {
         buffer: &mut [u8],
     ) -> Result<(), Trouble> {
         let proof = Proof::of(entry);
-        // Of a file with more holes than can be read only what its pieces are is known, which the restore held against the index.
+        // Of a file with more holes than can be read only what its pieces are is known, which the
+        // restore held against the index.
         if proof.is_none() || entry.data_digest.is_some() {
             return Ok(());
         }
@@ -265,7 +314,11 @@ impl Tally {
             let check = Check::new("files", Some(name), what);
             checks.push(
                 check
-                    .judged(differences.all == 0, format!("{entries} as in the index"), found.to_string())
+                    .judged(
+                        differences.all == 0,
+                        format!("{entries} as in the index"),
+                        found.to_string(),
+                    )
                     .detailed(differences.told, differences.all),
             );
         }
@@ -273,7 +326,11 @@ impl Tally {
         checks.push(if is_root() {
             let found = entries.saturating_sub(self.owners.all);
             check
-                .judged(self.owners.all == 0, format!("{entries} as in the index"), found.to_string())
+                .judged(
+                    self.owners.all == 0,
+                    format!("{entries} as in the index"),
+                    found.to_string(),
+                )
                 .detailed(self.owners.told, self.owners.all)
         } else {
             check.ended(

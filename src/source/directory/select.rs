@@ -14,14 +14,16 @@ use crate::source::{SourceError, Streams};
 /// How much is kept of what was chosen, so that memory stays small.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
-    /// Ranges; beyond it those with the smallest gaps between them are joined, and what lies in the gaps is read over.
+    /// Ranges; beyond it those with the smallest gaps between them are joined, and what lies in the
+    /// gaps is read over.
     pub(super) ranges: usize,
     /// Hard links to what was not chosen, and the bytes of their paths.
     pub(super) borrowed: usize,
     pub(super) borrowed_bytes: usize,
 }
 
-pub(super) const LIMITS: Limits = Limits { ranges: 1_000_000, borrowed: 100_000, borrowed_bytes: 32 << 20 };
+pub(super) const LIMITS: Limits =
+    Limits { ranges: 1_000_000, borrowed: 100_000, borrowed_bytes: 32 << 20 };
 
 /// A bit for each entry of an index.
 #[derive(Debug, Default)]
@@ -47,12 +49,14 @@ impl Bits {
 /// What was chosen of a tarball.
 #[derive(Debug, Default)]
 pub(super) struct Selection {
-    /// Where it is in the stream: ascending, apart from one another. May cover more than what was chosen.
+    /// Where it is in the stream: ascending, apart from one another. May cover more than what was
+    /// chosen.
     pub(super) ranges: Vec<Range<u64>>,
     chosen: Bits,
     /// Folders that were chosen only because they lead to something.
     leading: Bits,
-    /// Files that were not chosen but have a chosen name: the path of each, and the first of those names. The content comes under that name.
+    /// Files that were not chosen but have a chosen name: the path of each, and the first of those
+    /// names. The content comes under that name.
     pub(super) borrowed: HashMap<Vec<u8>, Vec<u8>>,
     /// How many entries were chosen.
     pub(super) entries: u64,
@@ -113,7 +117,9 @@ impl Wanted {
             Self::Patterns(patterns) => patterns.wants(path, folder),
             Self::At(at) => {
                 at == b"."
-                    || path.strip_prefix(at.as_slice()).is_some_and(|rest| matches!(rest.first(), None | Some(b'/')))
+                    || path
+                        .strip_prefix(at.as_slice())
+                        .is_some_and(|rest| matches!(rest.first(), None | Some(b'/')))
             }
         }
     }
@@ -125,11 +131,17 @@ fn range(entry: &Entry) -> Range<u64> {
 
 /// Whether `path` lies in the folder at `folder`.
 pub(super) fn lies_in(path: &[u8], folder: &[u8]) -> bool {
-    folder == b"." && path != b"." || path.strip_prefix(folder).is_some_and(|rest| rest.first() == Some(&b'/'))
+    folder == b"." && path != b"."
+        || path.strip_prefix(folder).is_some_and(|rest| rest.first() == Some(&b'/'))
 }
 
-/// Reads the index, to its end, for what is wanted. With patterns the folders that lead there are chosen too.
-pub(super) fn select(streams: &dyn Streams, wanted: Wanted, cancel: &Cancel) -> Result<Selection, Failure> {
+/// Reads the index, to its end, for what is wanted. With patterns the folders that lead there are
+/// chosen too.
+pub(super) fn select(
+    streams: &dyn Streams,
+    wanted: Wanted,
+    cancel: &Cancel,
+) -> Result<Selection, Failure> {
     select_within(LIMITS, streams, wanted, cancel)
 }
 
@@ -171,9 +183,13 @@ pub(super) fn select_within(
                 && !selection.borrowed.contains_key(&target)
             {
                 borrowed_bytes += target.len() + entry.path.len();
-                if selection.borrowed.len() >= limits.borrowed || borrowed_bytes > limits.borrowed_bytes {
+                if selection.borrowed.len() >= limits.borrowed
+                    || borrowed_bytes > limits.borrowed_bytes
+                {
                     return Err(Trouble::Other(SourceError::Unsuitable(
-                        "What was asked for has too many hard links to files outside of it: restore a folder that has both".to_owned(),
+                        "What was asked for has too many hard links to files outside of it: \
+                         restore a folder that has both"
+                            .to_owned(),
                     ))
                     .at(&entry.path));
                 }
@@ -190,7 +206,8 @@ pub(super) fn select_within(
         && let Some(pattern) = patterns.missed()
     {
         return Err(Trouble::Other(SourceError::Unsuitable(format!(
-            "Nothing in the snapshot matches `{pattern}`, so nothing was restored. Correct the pattern; a path is counted from the \
+            "Nothing in the snapshot matches `{pattern}`, so nothing was restored. Correct the \
+             pattern; a path is counted from the \
              folder that was backed up"
         )))
         .at(b""));
@@ -201,7 +218,12 @@ pub(super) fn select_within(
 }
 
 /// Chooses the files that only their other names are chosen of.
-fn borrow(limits: Limits, streams: &dyn Streams, selection: &mut Selection, cancel: &Cancel) -> Result<(), Failure> {
+fn borrow(
+    limits: Limits,
+    streams: &dyn Streams,
+    selection: &mut Selection,
+    cancel: &Cancel,
+) -> Result<(), Failure> {
     if selection.borrowed.is_empty() {
         return Ok(());
     }
@@ -215,7 +237,8 @@ fn borrow(limits: Limits, streams: &dyn Streams, selection: &mut Selection, canc
         if selection.borrowed.contains_key(&entry.path) && !selection.has(ordinal) {
             if matches!(entry.kind, Kind::Hardlink | Kind::Directory) {
                 return Err(Trouble::Damaged(
-                    "is named by a hard link in the index, and is not what it could name".to_owned(),
+                    "is named by a hard link in the index, and is not what it could name"
+                        .to_owned(),
                 )
                 .at(&entry.path));
             }
@@ -230,7 +253,8 @@ fn borrow(limits: Limits, streams: &dyn Streams, selection: &mut Selection, canc
     }
     let some = selection.borrowed.keys().next().map(|path| lossy(path)).unwrap_or_default();
     Err(Trouble::Damaged(format!(
-        "is the only index, and a hard link names what it does not have or has twice, such as `{some}`"
+        "is the only index, and a hard link names what it does not have or has twice, such as \
+         `{some}`"
     ))
     .at(b""))
 }
@@ -238,7 +262,8 @@ fn borrow(limits: Limits, streams: &dyn Streams, selection: &mut Selection, canc
 /// What needs the index cannot be done without.
 pub(super) fn no_index() -> Failure {
     Trouble::Other(SourceError::Unsuitable(
-        "The snapshot has no index of these files, so only all of them can be restored, and nothing be removed"
+        "The snapshot has no index of these files, so only all of them can be restored, and \
+         nothing be removed"
             .to_owned(),
     ))
     .at(b"")

@@ -1,8 +1,10 @@
-//! Header blocks of the tarball: POSIX.1-2001 pax, written so that GNU tar, bsdtar and Python's `tarfile` read the same.
+//! Header blocks of the tarball: POSIX.1-2001 pax, written so that GNU tar, bsdtar and Python's
+//! `tarfile` read the same.
 //!
-//! Every entry has a ustar header. What does not fit in it comes before it in a pax header: times with a fraction, long names,
-//! names that are not ASCII, big numbers, extended attributes (`SCHILY.xattr.`, as all three programs write them), access lists once
-//! more as text (`SCHILY.acl.`), and what tells a sparse file (`GNU.sparse.`, version 1.0 of GNU tar's ways).
+//! Every entry has a ustar header. What does not fit in it comes before it in a pax header: times
+//! with a fraction, long names, names that are not ASCII, big numbers, extended attributes
+//! (`SCHILY.xattr.`, as all three programs write them), access lists once more as text
+//! (`SCHILY.acl.`), and what tells a sparse file (`GNU.sparse.`, version 1.0 of GNU tar's ways).
 
 use std::fmt::Write as _;
 
@@ -15,7 +17,8 @@ use super::entry::{Kind, Time};
 
 /// Headers and contents are filled up to whole blocks of this size.
 pub(super) const BLOCK: u64 = 512;
-/// The longest path that is stored or restored: thousands of levels, so that what is known of a way down stays small.
+/// The longest path that is stored or restored: thousands of levels, so that what is known of a way
+/// down stays small.
 pub(super) const PATH_LIMIT: usize = 1 << 20;
 /// What a tarball ends with: two blocks of zeros.
 pub(super) const END: [u8; 1024] = [0; 1024];
@@ -41,7 +44,8 @@ pub(super) struct Member<'a> {
     pub(super) target: Option<&'a [u8]>,
     /// Bytes of content that follow.
     pub(super) size: u64,
-    /// Of a sparse file, whose content is its map and then its data: the size that it has when one reads it.
+    /// Of a sparse file, whose content is its map and then its data: the size that it has when one
+    /// reads it.
     pub(super) sparse: Option<u64>,
     pub(super) mtime: Time,
     pub(super) mode: u32,
@@ -93,7 +97,8 @@ impl Member<'_> {
                 records.add(key, name.as_bytes());
             }
         }
-        let seconds = u64::try_from(self.mtime.seconds).ok().filter(|seconds| *seconds <= MAX_OCTAL_11);
+        let seconds =
+            u64::try_from(self.mtime.seconds).ok().filter(|seconds| *seconds <= MAX_OCTAL_11);
         if seconds.is_none() || self.mtime.nanos != 0 {
             records.add(b"mtime", self.mtime.to_string().as_bytes());
         }
@@ -102,8 +107,11 @@ impl Member<'_> {
             encode_key(name, &mut key);
             records.add(&key, value);
         }
-        for (key, list) in [(b"SCHILY.acl.access".as_slice(), ACCESS_LIST), (b"SCHILY.acl.default", DEFAULT_LIST)] {
-            let value = self.attributes.iter().find_map(|(name, value)| (name == list).then_some(value));
+        for (key, list) in
+            [(b"SCHILY.acl.access".as_slice(), ACCESS_LIST), (b"SCHILY.acl.default", DEFAULT_LIST)]
+        {
+            let value =
+                self.attributes.iter().find_map(|(name, value)| (name == list).then_some(value));
             if let Some(text) = value.and_then(|value| access_list::text(value)) {
                 records.add(key, text.as_bytes());
             }
@@ -163,7 +171,8 @@ fn put(field: &mut [u8], bytes: &[u8]) {
     }
 }
 
-/// The key of a record ends at its first `=`, so GNU tar writes that sign, and the percent sign, as in addresses.
+/// The key of a record ends at its first `=`, so GNU tar writes that sign, and the percent sign, as
+/// in addresses.
 fn encode_key(name: &[u8], key: &mut Vec<u8>) {
     for byte in name {
         match byte {
@@ -198,7 +207,8 @@ fn digits(number: usize) -> usize {
     number.checked_ilog10().unwrap_or_default() as usize + 1
 }
 
-/// The map of a sparse file: how many pieces there are, then offset and length of each, a number a line; filled up to whole blocks.
+/// The map of a sparse file: how many pieces there are, then offset and length of each, a number a
+/// line; filled up to whole blocks.
 pub(super) fn sparse_map(pieces: &[Piece]) -> Vec<u8> {
     let mut map = format!("{}\n", pieces.len());
     for (offset, length) in pieces {

@@ -23,8 +23,8 @@ use super::{Directory, DirectoryConfig, DirectoryRestorer, Pattern};
 use crate::model::{ArtifactKind, Cancel};
 use crate::source::process::Environment;
 use crate::source::{
-    ArtifactSpec, Context, Output, OutputWriter, Outputs, RestoreArtifact, RestoreOptions, Restorer, Source,
-    SourceError, Streams, Target,
+    ArtifactSpec, Context, Output, OutputWriter, Outputs, RestoreArtifact, RestoreOptions,
+    Restorer, Source, SourceError, Streams, Target,
 };
 
 struct Memory(Vec<u8>);
@@ -66,8 +66,11 @@ impl Streams for Dump {
 
     fn parts(&self, ranges: Vec<Range<u64>>) -> std::io::Result<Box<dyn Read + Send + '_>> {
         let at = |offset: u64| usize::try_from(offset).unwrap();
-        let bytes: Vec<u8> =
-            ranges.iter().flat_map(|range| &self.tar[at(range.start)..at(range.end)]).copied().collect();
+        let bytes: Vec<u8> = ranges
+            .iter()
+            .flat_map(|range| &self.tar[at(range.start)..at(range.end)])
+            .copied()
+            .collect();
         Ok(Box::new(Cursor::new(bytes)))
     }
 
@@ -105,14 +108,26 @@ impl World {
 
     fn dump(&self, path: PathBuf) -> Dump {
         let (include, exclude) = (Vec::new(), Vec::new());
-        let config = DirectoryConfig { path, include, exclude, exclude_caches: false, one_file_system: false };
+        let config = DirectoryConfig {
+            path,
+            include,
+            exclude,
+            exclude_caches: false,
+            one_file_system: false,
+        };
         let dumped = Directory::new(config).dump(&self.context(), &InMemory).unwrap();
-        let bytes = |output: Output| output.into_writer().into_any().downcast::<Memory>().unwrap().0;
+        let bytes =
+            |output: Output| output.into_writer().into_any().downcast::<Memory>().unwrap().0;
         let mut outputs = dumped.outputs.into_iter().map(bytes);
         Dump { tar: outputs.next().unwrap(), index: outputs.next().unwrap() }
     }
 
-    fn select(&self, limits: Limits, dump: &Dump, texts: &[&str]) -> Result<Selection, SourceError> {
+    fn select(
+        &self,
+        limits: Limits,
+        dump: &Dump,
+        texts: &[&str],
+    ) -> Result<Selection, SourceError> {
         let wanted = Wanted::Patterns(PathSet::new(&patterns(texts)).unwrap());
         select_within(limits, dump, wanted, &self.cancel).map_err(Failure::of_reading)
     }
@@ -121,7 +136,10 @@ impl World {
     fn restore(&self, dump: &Dump, selection: &Selection, place: &Path) {
         let mut input = dump.parts(selection.ranges.clone()).unwrap();
         let lines = Lines::open(dump).ok().flatten().unwrap();
-        let mut feed = Feed { reader: Reader::new(&mut input), guide: Some(Guide::new(lines, Some(selection))) };
+        let mut feed = Feed {
+            reader: Reader::new(&mut input),
+            guide: Some(Guide::new(lines, Some(selection))),
+        };
         let names = Names::default();
         let finisher = Finisher::new(false, OwnerRules::resolve(&[], &names).unwrap(), names);
         let (artifact, cancel) = (artifact(), &self.cancel);
@@ -172,7 +190,8 @@ fn with_more_ranges_than_are_kept_the_same_is_restored_and_more_is_read_over() {
     }
     // Their contents come first in the stream, and under other names.
     for file in 0..10 {
-        fs::hard_link(root.join(format!("f0/{file}")), root.join(format!("f5/link {file}"))).unwrap();
+        fs::hard_link(root.join(format!("f0/{file}")), root.join(format!("f5/link {file}")))
+            .unwrap();
     }
     let dump = world.dump(root.clone());
     let wanted = ["[13579]", "f5/link [02468]", "/f2/4"];
@@ -180,8 +199,13 @@ fn with_more_ranges_than_are_kept_the_same_is_restored_and_more_is_read_over() {
     assert!(free.ranges.len() > 20, "{:?}", free.ranges);
     world.restore(&dump, &free, &world.path("free"));
     let expected = paths(&world.path("free"));
-    assert!(expected.contains("f5/link 8") && expected.contains("f2/4") && !expected.contains("f0/8"), "{expected:?}");
-    let read = |selection: &Selection| selection.ranges.iter().map(|range| range.end - range.start).sum::<u64>();
+    assert!(
+        expected.contains("f5/link 8") && expected.contains("f2/4") && !expected.contains("f0/8"),
+        "{expected:?}"
+    );
+    let read = |selection: &Selection| {
+        selection.ranges.iter().map(|range| range.end - range.start).sum::<u64>()
+    };
     for ranges in [1, 2, 3, 7, 15] {
         let bound = world.select(Limits { ranges, ..LIMITS }, &dump, &wanted).unwrap();
         assert!(bound.ranges.len() <= ranges, "{ranges}: {:?}", bound.ranges);
@@ -191,7 +215,10 @@ fn with_more_ranges_than_are_kept_the_same_is_restored_and_more_is_read_over() {
         world.restore(&dump, &bound, &place);
         assert_eq!(paths(&place), expected, "{ranges}");
         for path in expected.iter().filter(|path| root.join(path).is_file()) {
-            assert!(fs::read(place.join(path)).unwrap() == fs::read(root.join(path)).unwrap(), "{ranges}: {path}");
+            assert!(
+                fs::read(place.join(path)).unwrap() == fs::read(root.join(path)).unwrap(),
+                "{ranges}: {path}"
+            );
         }
     }
 }
@@ -210,9 +237,14 @@ fn more_hard_links_to_what_was_not_asked_for_than_are_kept_are_refused() {
     let select = |limits| world.select(limits, &dump, &["/b"]);
     let enough = Limits { borrowed: 5, borrowed_bytes: 5 * 6, ..LIMITS };
     assert_eq!(select(enough).unwrap().borrowed.len(), 5);
-    for limits in [Limits { borrowed: 4, ..enough }, Limits { borrowed_bytes: 5 * 6 - 1, ..enough }] {
+    for limits in [Limits { borrowed: 4, ..enough }, Limits { borrowed_bytes: 5 * 6 - 1, ..enough }]
+    {
         let error = select(limits).unwrap_err().to_string();
-        assert!(error.contains("too many hard links") && error.contains("restore a folder that has both"), "{error}");
+        assert!(
+            error.contains("too many hard links")
+                && error.contains("restore a folder that has both"),
+            "{error}"
+        );
     }
 }
 
@@ -230,7 +262,9 @@ fn in_several_passes_the_same_is_removed_as_in_one() {
     let clutter = |place: &Path| {
         let overwrite = RestoreOptions { overwrite: true, ..RestoreOptions::default() };
         let target = Target::Folder(place.to_owned());
-        DirectoryRestorer.restore_from(&world.context(), &artifact(), &dump, &target, &overwrite).unwrap();
+        DirectoryRestorer
+            .restore_from(&world.context(), &artifact(), &dump, &target, &overwrite)
+            .unwrap();
         for folder in ["a/x/y/z", "a/b/c/x", "d/x", "x/y", "e/1 x"] {
             fs::create_dir_all(place.join(folder)).unwrap();
             for file in 0..4 {
@@ -246,7 +280,9 @@ fn in_several_passes_the_same_is_removed_as_in_one() {
             clutter(&place);
             let mut tell = Vec::new();
             let mut extras = Extras::new(&dump, &place, set(), &world.cancel).in_batches_of(batch);
-            extras.run(Fate::Tell(&mut |path| tell.push(String::from_utf8(path.to_vec()).unwrap()))).unwrap();
+            extras
+                .run(Fate::Tell(&mut |path| tell.push(String::from_utf8(path.to_vec()).unwrap())))
+                .unwrap();
             tell.sort();
             assert_eq!(extras.count, tell.len() as u64);
             if batch == usize::MAX {
@@ -259,7 +295,8 @@ fn in_several_passes_the_same_is_removed_as_in_one() {
             let mut extras = Extras::new(&dump, &place, set(), &world.cancel).in_batches_of(batch);
             extras.run(Fate::Remove(std::os::fd::AsFd::as_fd(&folder))).unwrap();
             assert_eq!(extras.count, told.len() as u64, "{wanted:?}, {batch}");
-            let left: BTreeSet<_> = before.into_iter().filter(|path| !told.contains(path)).collect();
+            let left: BTreeSet<_> =
+                before.into_iter().filter(|path| !told.contains(path)).collect();
             assert_eq!(paths(&place), left, "{wanted:?}, {batch}");
             assert!(!wanted.is_empty() || left == paths(&root), "{wanted:?}, {batch}");
         }
@@ -318,7 +355,9 @@ fn a_drill_sees_every_way_in_which_a_restored_folder_is_not_what_was_backed_up()
         let mut scratch = DirectoryRestorer.scratch(&cx, &artifact, &place).unwrap();
         let target = scratch.target(&artifact).unwrap();
         fs::create_dir_all(&place.folder).unwrap();
-        DirectoryRestorer.restore_from(&cx, &artifact, &dump, &target, &RestoreOptions::default()).unwrap();
+        DirectoryRestorer
+            .restore_from(&cx, &artifact, &dump, &target, &RestoreOptions::default())
+            .unwrap();
         let Target::Folder(restored) = target else { panic!("a folder") };
         tamper(&restored);
         let checks = scratch.inspect(&cx, &artifact, &dump).unwrap();
@@ -332,7 +371,10 @@ fn a_drill_sees_every_way_in_which_a_restored_folder_is_not_what_was_backed_up()
         if what.is_empty() || (what.starts_with("owner") && !is_root) {
             assert_eq!(failed, [""; 0], "{number}");
         } else {
-            assert!(failed.len() == 1 && failed[0].starts_with(what), "{number}: {what}: {failed:?}");
+            assert!(
+                failed.len() == 1 && failed[0].starts_with(what),
+                "{number}: {what}: {failed:?}"
+            );
         }
     }
 }

@@ -64,19 +64,24 @@ impl Failure {
         if self.path.is_empty() { ".".to_owned() } else { lossy(&self.path) }
     }
 
-    /// The error that an operator reads, of a restore to `place`: what stopped it, at which entry, and what to do.
+    /// The error that an operator reads, of a restore to `place`: what stopped it, at which entry,
+    /// and what to do.
     pub(super) fn of_restore(self, place: &str) -> SourceError {
         let path = self.name();
         let incomplete = format!("What is in `{place}` is incomplete");
         let again = "run the same command again, which replaces what is there";
         match *self.trouble {
             Trouble::Read(ReadError::Stream(error)) => stopped(
-                format!("The restore stopped at `{path}`, so what is in `{place}` is incomplete: {again}"),
+                format!(
+                    "The restore stopped at `{path}`, so what is in `{place}` is incomplete: \
+                     {again}"
+                ),
                 error,
             ),
             Trouble::Index(IndexError::Stream(error)) => stopped(
                 format!(
-                    "The index could not be read on after `{path}`, so what is in `{place}` is incomplete: {again}"
+                    "The index could not be read on after `{path}`, so what is in `{place}` is \
+                     incomplete: {again}"
                 ),
                 error,
             ),
@@ -96,8 +101,12 @@ impl Failure {
     pub(super) fn of_reading(self) -> SourceError {
         let path = self.name();
         match *self.trouble {
-            Trouble::Read(ReadError::Stream(error)) => stopped(format!("Reading stopped at `{path}`"), error),
-            Trouble::Index(IndexError::Stream(error)) => stopped("The index could not be read".to_owned(), error),
+            Trouble::Read(ReadError::Stream(error)) => {
+                stopped(format!("Reading stopped at `{path}`"), error)
+            }
+            Trouble::Index(IndexError::Stream(error)) => {
+                stopped("The index could not be read".to_owned(), error)
+            }
             _ => self.plainly("What was read of it is not to be used"),
         }
     }
@@ -106,18 +115,27 @@ impl Failure {
         let path = self.name();
         match *self.trouble {
             Trouble::Cancelled => SourceError::Cancelled,
-            Trouble::Read(error) => SourceError::Unsuitable(format!("{error} (after `{path}`). {then}")),
-            Trouble::Index(error @ IndexError::Newer(_)) => SourceError::Unsuitable(format!("{error}. {then}")),
-            Trouble::Index(error) => SourceError::Damaged(format!("{error}. {then}")),
-            Trouble::Refused(problem) => {
-                SourceError::Unsuitable(format!("The tarball is refused, as its entry `{path}` {problem}. {then}"))
+            Trouble::Read(error) => {
+                SourceError::Unsuitable(format!("{error} (after `{path}`). {then}"))
             }
-            Trouble::Damaged(problem) => SourceError::Damaged(format!("`{path}` {problem}. {then}")),
+            Trouble::Index(error @ IndexError::Newer(_)) => {
+                SourceError::Unsuitable(format!("{error}. {then}"))
+            }
+            Trouble::Index(error) => SourceError::Damaged(format!("{error}. {then}")),
+            Trouble::Refused(problem) => SourceError::Unsuitable(format!(
+                "The tarball is refused, as its entry `{path}` {problem}. {then}"
+            )),
+            Trouble::Damaged(problem) => {
+                SourceError::Damaged(format!("`{path}` {problem}. {then}"))
+            }
             Trouble::Taken => SourceError::Unsuitable(format!(
-                "`{path}` was to be new, and something has its name already: the snapshot names it twice, or the file system of the \
+                "`{path}` was to be new, and something has its name already: the snapshot names it \
+                 twice, or the file system of the \
                  target does not tell upper case from lower. {then}"
             )),
-            Trouble::System(attempt, error) => SourceError::Io { attempt, path, error: error.into() },
+            Trouble::System(attempt, error) => {
+                SourceError::Io { attempt, path, error: error.into() }
+            }
             Trouble::Output(error) => SourceError::Stream(error),
             Trouble::Other(error) => error,
         }
@@ -140,7 +158,10 @@ impl Refused {
     pub(super) fn tell(self, notes: &mut Notes) {
         if let Some((path, reason)) = self.first {
             let others = self.count - 1;
-            notes.note(&path, if others > 0 { format!("{reason} (and so {others} more)") } else { reason });
+            notes.note(
+                &path,
+                if others > 0 { format!("{reason} (and so {others} more)") } else { reason },
+            );
         }
     }
 }

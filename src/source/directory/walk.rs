@@ -1,11 +1,14 @@
 //! The walk through a tree that others are changing.
 //!
-//! Every folder is opened by its name in its open parent, and a link is never followed, so nothing that is renamed or
-//! swapped for a link during the walk leads out of the root. Three things are bounded, whatever the tree:
-//! - open folders: those nearest to the root are closed in deep trees. On the way back up one is opened again through `..`, or
-//!   from the root down, and used only if it still is the same folder;
-//! - names: a folder of up to [`BATCH`] names is read whole and walked in the order of the names' bytes, so that two walks of a
-//!   tree that did not change are the same. Of a bigger one a batch is read at a time, in the order the file system gives;
+//! Every folder is opened by its name in its open parent, and a link is never followed, so nothing
+//! that is renamed or swapped for a link during the walk leads out of the root. Three things are
+//! bounded, whatever the tree:
+//! - open folders: those nearest to the root are closed in deep trees. On the way back up one is
+//!   opened again through `..`, or from the root down, and used only if it still is the same
+//!   folder;
+//! - names: a folder of up to [`BATCH`] names is read whole and walked in the order of the names'
+//!   bytes, so that two walks of a tree that did not change are the same. Of a bigger one a batch
+//!   is read at a time, in the order the file system gives;
 //! - names of all folders on the way together: once they reach [`HELD`] bytes, batches are small.
 
 use std::collections::VecDeque;
@@ -33,7 +36,8 @@ const HELD: usize = 8 << 20;
 const SMALL_BATCH: usize = 64;
 /// What a name costs beside its bytes.
 const NAME_COST: usize = 48;
-/// The file that marks a folder as a cache, and what it begins with: <https://bford.info/cachedir/>.
+/// The file that marks a folder as a cache, and what it begins with:
+/// <https://bford.info/cachedir/>.
 const CACHE_TAG: &CStr = c"CACHEDIR.TAG";
 const CACHE_SIGNATURE: &[u8; 43] = b"Signature: 8a477f597d28d172789f06886806bc55";
 /// How often an entry that keeps becoming something else is looked at again.
@@ -73,8 +77,13 @@ impl Notes {
     }
 }
 
-/// Opens what `open` opens, without touching its access time where that is permitted (to its owner and to root).
-pub(super) fn open_quietly(folder: BorrowedFd<'_>, name: &CStr, flags: OFlags) -> Result<OwnedFd, Errno> {
+/// Opens what `open` opens, without touching its access time where that is permitted (to its owner
+/// and to root).
+pub(super) fn open_quietly(
+    folder: BorrowedFd<'_>,
+    name: &CStr,
+    flags: OFlags,
+) -> Result<OwnedFd, Errno> {
     loop {
         match openat(folder, name, flags | OFlags::NOATIME, Mode::empty()) {
             Err(Errno::PERM) => match openat(folder, name, flags, Mode::empty()) {
@@ -114,7 +123,8 @@ struct Frame {
     within: bool,
 }
 
-/// An entry that the walk came to. A folder among them was entered: what comes next may be within it.
+/// An entry that the walk came to. A folder among them was entered: what comes next may be within
+/// it.
 pub(super) struct Found {
     pub(super) name: CString,
     pub(super) meta: Meta,
@@ -158,7 +168,8 @@ pub(super) struct Walk<'a> {
     retries: u32,
     repeated: bool,
     late: VecDeque<Late>,
-    /// Entries that a pattern or `one_file_system` left out, and folders of which `exclude_caches` left out what is in them.
+    /// Entries that a pattern or `one_file_system` left out, and folders of which `exclude_caches`
+    /// left out what is in them.
     pub(super) excluded: u64,
     /// Entries that could not be taken.
     pub(super) skipped: u64,
@@ -166,7 +177,11 @@ pub(super) struct Walk<'a> {
 
 impl<'a> Walk<'a> {
     /// Opens the root. It may be a link: whoever configured it named it.
-    pub(super) fn open(path: &std::path::Path, scope: Scope<'a>, cancel: &'a Cancel) -> Result<Self, Errno> {
+    pub(super) fn open(
+        path: &std::path::Path,
+        scope: Scope<'a>,
+        cancel: &'a Cancel,
+    ) -> Result<Self, Errno> {
         let flags = FOLDER.difference(OFlags::NOFOLLOW);
         let root = openat(CWD, path, flags, Mode::empty())?;
         let root_meta = Meta::of(root.as_fd())?;
@@ -200,8 +215,8 @@ impl<'a> Walk<'a> {
         &self.path
     }
 
-    /// The folder in which the walk stands: a folder that was found last, else the one that holds what was found last.
-    /// None if that folder could not be entered.
+    /// The folder in which the walk stands: a folder that was found last, else the one that holds
+    /// what was found last. None if that folder could not be entered.
     pub(super) fn folder(&self) -> Option<&Arc<OwnedFd>> {
         self.stack.last().and_then(|frame| frame.folder.as_ref())
     }
@@ -216,7 +231,10 @@ impl<'a> Walk<'a> {
     /// # Errors
     /// When they cannot be read: then nothing of the root can.
     pub(super) fn start(&mut self) -> Result<(), Errno> {
-        let folder = self.root.try_clone().map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+        let folder = self
+            .root
+            .try_clone()
+            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
         let stream = listing(folder.as_fd())?;
         self.stack.push(Frame {
             identity: self.root_meta.identity,
@@ -245,7 +263,10 @@ impl<'a> Walk<'a> {
             let Some(name) = frame.names.pop() else {
                 if frame.stream.is_some() {
                     if let Some(error) = self.fill() {
-                        notes.missing(&self.path, format!("The rest of the folder could not be listed: {error}"));
+                        notes.missing(
+                            &self.path,
+                            format!("The rest of the folder could not be listed: {error}"),
+                        );
                     }
                 } else {
                     self.leave(notes);
@@ -265,14 +286,16 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Looks at an entry once more when all else was walked, as it turned out to be of another kind.
+    /// Looks at an entry once more when all else was walked, as it turned out to be of another
+    /// kind.
     pub(super) fn later(&mut self, late: Late, notes: &mut Notes) {
         if late.retries >= RETRIES {
             self.skipped += 1;
             notes.missing(&late.path, KEPT_BEING_REPLACED);
         } else if self.late.len() >= LATE {
             self.skipped += 1;
-            notes.missing(&late.path, "It was replaced before it was read, as too many others were");
+            notes
+                .missing(&late.path, "It was replaced before it was read, as too many others were");
         } else {
             self.late.push_back(Late { retries: late.retries + 1, ..late });
         }
@@ -376,8 +399,10 @@ impl<'a> Walk<'a> {
             }
             Err(error) => {
                 self.skipped += 1;
-                notes
-                    .missing(&self.path, format!("The folder could not be opened, so nothing in it was read: {error}"));
+                notes.missing(
+                    &self.path,
+                    format!("The folder could not be opened, so nothing in it was read: {error}"),
+                );
                 return Some(found);
             }
         };
@@ -409,7 +434,9 @@ impl<'a> Walk<'a> {
         }
         // A folder that is still being listed stays open: its place in the listing would be lost.
         let far = self.stack.len().checked_sub(OPEN + 1).filter(|far| *far > 0);
-        if let Some(frame) = far.and_then(|far| self.stack.get_mut(far)).filter(|frame| frame.stream.is_none()) {
+        if let Some(frame) =
+            far.and_then(|far| self.stack.get_mut(far)).filter(|frame| frame.stream.is_none())
+        {
             frame.folder = None;
         }
         Some(found)
@@ -421,7 +448,8 @@ impl<'a> Walk<'a> {
         notes.vanished(&self.path);
     }
 
-    /// Reads the next batch of names of the folder on top. Returns what went wrong; then no more names come.
+    /// Reads the next batch of names of the folder on top. Returns what went wrong; then no more
+    /// names come.
     fn fill(&mut self) -> Option<Errno> {
         let limit = if self.held > HELD { SMALL_BATCH } else { BATCH };
         let frame = self.stack.last_mut()?;
@@ -464,9 +492,14 @@ impl<'a> Walk<'a> {
             return;
         }
         let same = |folder: OwnedFd| {
-            Meta::of(folder.as_fd()).is_ok_and(|meta| meta.identity == parent.identity).then_some(folder)
+            Meta::of(folder.as_fd())
+                .is_ok_and(|meta| meta.identity == parent.identity)
+                .then_some(folder)
         };
-        let up = left.folder.as_ref().and_then(|folder| open_quietly(folder.as_fd(), c"..", FOLDER).ok());
+        let up = left
+            .folder
+            .as_ref()
+            .and_then(|folder| open_quietly(folder.as_fd(), c"..", FOLDER).ok());
         let found = up.and_then(same).or_else(|| self.down_from_root().and_then(same));
         let Some(parent) = self.stack.last_mut() else { return };
         if found.is_none() {
@@ -476,7 +509,10 @@ impl<'a> Walk<'a> {
             self.skipped += rest as u64;
             notes.missing(
                 &self.path,
-                format!("The folder was moved or removed while it was read: {rest} entries of it are missing"),
+                format!(
+                    "The folder was moved or removed while it was read: {rest} entries of it \
+                    are missing"
+                ),
             );
         }
         parent.folder = found.map(Arc::new);
@@ -499,7 +535,9 @@ fn is_cache(folder: BorrowedFd<'_>) -> bool {
     if !is_file(Meta::at(folder, CACHE_TAG)) {
         return false;
     }
-    let Ok(tag) = open_quietly(folder, CACHE_TAG, FOLDER.difference(OFlags::DIRECTORY)) else { return false };
+    let Ok(tag) = open_quietly(folder, CACHE_TAG, FOLDER.difference(OFlags::DIRECTORY)) else {
+        return false;
+    };
     if !is_file(Meta::of(tag.as_fd())) {
         return false;
     }
@@ -507,9 +545,12 @@ fn is_cache(folder: BorrowedFd<'_>) -> bool {
     File::from(tag).read_exact(&mut begin).is_ok() && begin == *CACHE_SIGNATURE
 }
 
-/// Lists an open folder. It shares the position in the listing with `folder`, which is not listed otherwise.
+/// Lists an open folder. It shares the position in the listing with `folder`, which is not listed
+/// otherwise.
 fn listing(folder: BorrowedFd<'_>) -> Result<Dir, Errno> {
-    let folder = folder.try_clone_to_owned().map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+    let folder = folder
+        .try_clone_to_owned()
+        .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
     Dir::new(folder)
 }
 
@@ -542,7 +583,13 @@ mod tests {
 
         let mut notes = Notes::default();
         walk.path.extend_from_slice(b"folder");
-        let found = Found { name: c"folder".to_owned(), meta: seen, choice: Choice::Take, within: true, retries: 0 };
+        let found = Found {
+            name: c"folder".to_owned(),
+            meta: seen,
+            choice: Choice::Take,
+            within: true,
+            retries: 0,
+        };
         assert!(walk.enter(found, &mut notes).is_none());
         let found = walk.next(&mut notes).unwrap().unwrap();
         assert_eq!((walk.path(), found.meta.kind), (b"folder".as_slice(), Some(Kind::Symlink)));

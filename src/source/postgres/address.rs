@@ -1,4 +1,5 @@
-//! Where a database is, by the rules of libpq: one reading of it for our own connection and for the server's tools.
+//! Where a database is, by the rules of libpq: one reading of it for our own connection and for the
+//! server's tools.
 
 use std::io::ErrorKind;
 use std::path::Path;
@@ -56,14 +57,16 @@ pub(super) struct Address {
 }
 
 impl Address {
-    /// Reads an address (`postgresql://user@host:port/database?parameter=value`). The password is in it or beside it, not both.
+    /// Reads an address (`postgresql://user@host:port/database?parameter=value`). The password is
+    /// in it or beside it, not both.
     ///
     /// # Errors
     /// When it is no such address, or means something that is not supported here.
     pub(super) fn new(url: &DatabaseUrl, password: Option<&Secret>) -> Result<Self, SourceError> {
         let masked = url.masked();
-        Self::read(url.expose(), password, masked.clone())
-            .map_err(|problem| SourceError::Unsuitable(format!("The address `{masked}` cannot be used: {problem}")))
+        Self::read(url.expose(), password, masked.clone()).map_err(|problem| {
+            SourceError::Unsuitable(format!("The address `{masked}` cannot be used: {problem}"))
+        })
     }
 
     fn read(url: &Url, password: Option<&Secret>, masked: String) -> Result<Self, String> {
@@ -86,11 +89,14 @@ impl Address {
         let mut parameters = Vec::new();
         let mut connect_timeout = CONNECT_TIMEOUT;
         for pair in url.query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
-            let (key, value) = pair.split_once('=').ok_or_else(|| format!("`{pair}` has no value"))?;
+            let (key, value) =
+                pair.split_once('=').ok_or_else(|| format!("`{pair}` has no value"))?;
             let (key, value) = (decode(key)?, decode(value)?);
             match key.as_str() {
                 "host" => host = filled(value),
-                "port" => port = Some(value.parse().map_err(|_| format!("`{value}` is not a port"))?),
+                "port" => {
+                    port = Some(value.parse().map_err(|_| format!("`{value}` is not a port"))?)
+                }
                 "user" => user = filled(value),
                 "dbname" => database = filled(value),
                 "password" => passwords.push(Secret::new(value)),
@@ -99,27 +105,40 @@ impl Address {
                     let Some((name, _)) = PARAMETERS.iter().find(|(name, _)| *name == key) else {
                         let known: Vec<&str> = PARAMETERS.iter().map(|(name, _)| *name).collect();
                         return Err(format!(
-                            "the parameter `{key}` is not supported here. These are: host, port, user, dbname, password, {}",
+                            "the parameter `{key}` is not supported here. These are: host, port, \
+                             user, dbname, password, {}",
                             known.join(", ")
                         ));
                     };
                     if *name == "sslmode" {
-                        PgSslMode::from_str(&value).map_err(|_| format!("`{value}` is not an `sslmode`"))?;
+                        PgSslMode::from_str(&value)
+                            .map_err(|_| format!("`{value}` is not an `sslmode`"))?;
                     }
                     if *name == "connect_timeout" {
-                        let seconds = value.parse().map_err(|_| format!("`{value}` is not a number of seconds"))?;
-                        connect_timeout = if seconds == 0 { CONNECT_TIMEOUT } else { Duration::from_secs(seconds) };
+                        let seconds = value
+                            .parse()
+                            .map_err(|_| format!("`{value}` is not a number of seconds"))?;
+                        connect_timeout = if seconds == 0 {
+                            CONNECT_TIMEOUT
+                        } else {
+                            Duration::from_secs(seconds)
+                        };
                     }
                     parameters.push((*name, value));
                 }
             }
         }
         if passwords.len() > 1 {
-            return Err("the password is given twice: keep the one in the address or `password`, not both".to_owned());
+            return Err(
+                "the password is given twice: keep the one in the address or `password`, not both"
+                    .to_owned(),
+            );
         }
         let password = passwords.pop().filter(|password| !password.expose().is_empty());
-        if password.as_ref().is_some_and(|password| password.expose().contains(['\n', '\r', '\0'])) {
-            return Err("its password contains a line break, which the server's tools cannot take".to_owned());
+        if password.as_ref().is_some_and(|password| password.expose().contains(['\n', '\r', '\0']))
+        {
+            return Err("its password contains a line break, which the server's tools cannot take"
+                .to_owned());
         }
         if host.as_ref().is_some_and(|host| host.contains(',')) {
             return Err("it names several hosts: name the one to back up".to_owned());
@@ -148,7 +167,8 @@ impl Address {
     /// When the server cannot be reached or refuses.
     pub(super) async fn connect(&self) -> Result<PgConnection, SourceError> {
         let options = self.options().map_err(|error| self.failed("open a session", &error))?;
-        match tokio::time::timeout(self.connect_timeout, PgConnection::connect_with(&options)).await {
+        match tokio::time::timeout(self.connect_timeout, PgConnection::connect_with(&options)).await
+        {
             Ok(connected) => connected.map_err(|error| self.failed("open a session", &error)),
             Err(_) => Err(SourceError::Database {
                 attempt: "open a session".to_owned(),
@@ -159,7 +179,8 @@ impl Address {
         }
     }
 
-    /// Bounds the time of what asks the catalogs only: a server that vanished says nothing, for ever.
+    /// Bounds the time of what asks the catalogs only: a server that vanished says nothing, for
+    /// ever.
     pub(super) async fn within<T>(
         &self,
         attempt: &str,
@@ -176,7 +197,9 @@ impl Address {
     }
 
     fn options(&self) -> Result<PgConnectOptions, sqlx::Error> {
-        let parameter = |name: &str| self.parameters.iter().find(|(known, _)| *known == name).map(|(_, value)| value);
+        let parameter = |name: &str| {
+            self.parameters.iter().find(|(known, _)| *known == name).map(|(_, value)| value)
+        };
         let mut options = match parameter("options") {
             // They are taken as they are from an address only.
             Some(value) => {
@@ -189,9 +212,11 @@ impl Address {
         // Always set, so that nothing of the operator's own environment decides where this goes.
         options = options.host(&self.host).port(self.port);
         options = options.password(self.password.as_ref().map_or("", Secret::expose));
-        options = options.ssl_mode(parameter("sslmode").map_or(Ok(PgSslMode::Prefer), |mode| mode.parse())?);
+        options = options
+            .ssl_mode(parameter("sslmode").map_or(Ok(PgSslMode::Prefer), |mode| mode.parse())?);
         let user = self.user().ok_or_else(|| {
-            let problem = "the address names no user, and the user that this runs as has no name on this machine: write `postgresql://USER@host/database`";
+            let problem = "the address names no user, and the user that this runs as has no name \
+                on this machine: write `postgresql://USER@host/database`";
             sqlx::Error::Configuration(problem.into())
         })?;
         options = options.database(self.database.as_deref().unwrap_or(&user)).username(&user);
@@ -204,19 +229,23 @@ impl Address {
         if let Some(file) = parameter("sslkey") {
             options = options.ssl_client_key(file);
         }
-        options = options.application_name(parameter("application_name").map_or("holdfast", String::as_str));
+        options = options
+            .application_name(parameter("application_name").map_or("holdfast", String::as_str));
         // Poolers refuse parameters that they do not know at the start of a connection.
         Ok(options.extra_float_digits(None).statement_cache_capacity(0).disable_statement_logging())
     }
 
-    /// Who connects: as the address says, else who we run as. (What the library would take is a variable of the operator's, or nobody.)
+    /// Who connects: as the address says, else who we run as. (What the library would take is a
+    /// variable of the operator's, or nobody.)
     fn user(&self) -> Option<String> {
         self.user.clone().or_else(|| whoami::username().ok())
     }
 
-    /// A call of one of the server's tools that connects here. What is returned beside it must live until the tool has ended.
+    /// A call of one of the server's tools that connects here. What is returned beside it must live
+    /// until the tool has ended.
     ///
-    /// The password is in a file in memory that the tool opens: not in its arguments, nor in its environment.
+    /// The password is in a file in memory that the tool opens: not in its arguments, nor in its
+    /// environment.
     ///
     /// # Errors
     /// When the system has no memory files.
@@ -242,7 +271,9 @@ impl Address {
                 call = call.variable(*variable, value);
             }
         }
-        let Some(password) = &self.password else { return Ok((call.variable("PGPASSFILE", NO_FILE), None)) };
+        let Some(password) = &self.password else {
+            return Ok((call.variable("PGPASSFILE", NO_FILE), None));
+        };
         let escaped = password.expose().replace('\\', "\\\\").replace(':', "\\:");
         let file = MemoryFile::new("pgpass", format!("*:*:*:*:{escaped}\n").as_bytes())?;
         Ok((call.variable("PGPASSFILE", file.path()).redact(password.clone()), Some(file)))
@@ -255,30 +286,43 @@ impl Address {
                 let code = said.code().unwrap_or_default();
                 let hint = match &*code {
                     "3D000" => ". Correct its name, or create it with `createdb`",
-                    "28P01" | "28000" => ". Correct the user and password, or the server's `pg_hba.conf`",
+                    "28P01" | "28000" => {
+                        ". Correct the user and password, or the server's `pg_hba.conf`"
+                    }
                     "42501" => {
-                        ". Grant the user what it needs: `GRANT pg_read_all_data TO ...` (PostgreSQL 14 and newer)"
+                        ". Grant the user what it needs: `GRANT pg_read_all_data TO ...` \
+                         (PostgreSQL 14 and newer)"
                     }
                     "55P03" => ". Something holds a lock: see `pg_locks`, or raise `lock_timeout`",
                     "53300" => ". Raise `max_connections`, or close what is not needed",
                     _ => "",
                 };
                 // Too many connections, shutting down, starting up, connection lost.
-                let transient = matches!(&*code, "53300" | "57P01" | "57P02" | "57P03") || code.starts_with("08");
+                let transient = matches!(&*code, "53300" | "57P01" | "57P02" | "57P03")
+                    || code.starts_with("08");
                 (format!("{} ({code}){hint}", said.message()), transient)
             }
             // What is said of a certificate.
-            sqlx::Error::Io(error) if error.kind() == ErrorKind::InvalidData => {
-                (format!("{error}. Look at the server's certificate, `sslrootcert` and `sslmode`"), false)
+            sqlx::Error::Io(error) if error.kind() == ErrorKind::InvalidData => (
+                format!("{error}. Look at the server's certificate, `sslrootcert` and `sslmode`"),
+                false,
+            ),
+            sqlx::Error::Io(error) => {
+                (format!("{error}. Look whether the server runs and is reached from here"), true)
             }
-            sqlx::Error::Io(error) => (format!("{error}. Look whether the server runs and is reached from here"), true),
             other => (other.to_string(), false),
         };
-        SourceError::Database { attempt: attempt.into(), target: self.masked.clone(), problem, transient }
+        SourceError::Database {
+            attempt: attempt.into(),
+            target: self.masked.clone(),
+            problem,
+            transient,
+        }
     }
 }
 
-/// `--dbname` of a tool: as a connection string, since a bare name with a `=` in it would be read as one.
+/// `--dbname` of a tool: as a connection string, since a bare name with a `=` in it would be read
+/// as one.
 pub(super) fn dbname_argument(database: &str) -> String {
     format!("--dbname=dbname='{}'", database.replace('\\', "\\\\").replace('\'', "\\'"))
 }
@@ -296,7 +340,9 @@ fn decode(text: &str) -> Result<String, String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
     while let Some(byte) = rest.next() {
-        let digit = |byte: Option<u8>| byte.and_then(|byte| char::from(byte).to_digit(16)).ok_or_else(wrong);
+        let digit = |byte: Option<u8>| {
+            byte.and_then(|byte| char::from(byte).to_digit(16)).ok_or_else(wrong)
+        };
         bytes.push(match byte {
             b'%' => (digit(rest.next())? * 16 + digit(rest.next())?) as u8,
             other => other,
@@ -321,14 +367,24 @@ mod tests {
             ("postgresql://u@h/db", "h", 5432, Some("u"), Some("db")),
             ("postgres://u%40x:p@[::1]:99/we%20ird", "::1", 99, Some("u@x"), Some("we ird")),
             ("postgresql:///db?host=/run/pg&port=7", "/run/pg", 7, None, Some("db")),
-            ("postgresql://%2Frun%2Fpg/db?user=a%2Bb+c", "/run/pg", 5432, Some("a+b+c"), Some("db")),
+            (
+                "postgresql://%2Frun%2Fpg/db?user=a%2Bb+c",
+                "/run/pg",
+                5432,
+                Some("a+b+c"),
+                Some("db"),
+            ),
             ("postgresql://h", "h", 5432, None, None),
             ("postgresql://h/a?dbname=b", "h", 5432, None, Some("b")),
         ];
         for (text, host, port, user, database) in cases {
             let address = read(text, None).unwrap();
             assert_eq!((address.host.as_str(), address.port), (host, port), "{text}");
-            assert_eq!((address.user.as_deref(), address.database.as_deref()), (user, database), "{text}");
+            assert_eq!(
+                (address.user.as_deref(), address.database.as_deref()),
+                (user, database),
+                "{text}"
+            );
         }
     }
 

@@ -26,24 +26,33 @@ pub(super) struct Server {
     pub(super) superuser: bool,
     /// A standby, or made to take no writes.
     pub(super) read_only: bool,
-    /// What the cluster was given when it was made, and every physical copy of it has; none where we may not ask.
+    /// What the cluster was given when it was made, and every physical copy of it has; none where
+    /// we may not ask.
     pub(super) identifier: Option<String>,
 }
 
 impl Server {
     /// Asks the server.
-    pub(super) async fn ask(connection: &mut PgConnection, address: &Address) -> Result<Self, SourceError> {
-        let sql = "SELECT current_setting('server_version') AS version, current_setting('server_version_num')::int4 AS number, \
-            d.datname::text AS name, pg_encoding_to_char(d.encoding)::text AS encoding, d.datcollate::text AS collate, \
-            (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) AS super, current_setting('transaction_read_only') = 'on' AS read_only \
+    pub(super) async fn ask(
+        connection: &mut PgConnection,
+        address: &Address,
+    ) -> Result<Self, SourceError> {
+        let sql = "SELECT current_setting('server_version') AS version, \
+            current_setting('server_version_num')::int4 AS number, \
+            d.datname::text AS name, pg_encoding_to_char(d.encoding)::text AS encoding, \
+            d.datcollate::text AS collate, \
+            (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) AS super, \
+            current_setting('transaction_read_only') = 'on' AS read_only \
             FROM pg_database d WHERE d.datname = current_database()";
         let failed = |error: sqlx::Error| address.failed("ask for the version", &error);
-        let row = sqlx::query(sql).persistent(false).fetch_one(&mut *connection).await.map_err(failed)?;
+        let row =
+            sqlx::query(sql).persistent(false).fetch_one(&mut *connection).await.map_err(failed)?;
         // Since 9.6, and a server may forbid it.
-        let identifier = sqlx::query_scalar("SELECT system_identifier::text FROM pg_control_system()")
-            .persistent(false)
-            .fetch_one(connection)
-            .await;
+        let identifier =
+            sqlx::query_scalar("SELECT system_identifier::text FROM pg_control_system()")
+                .persistent(false)
+                .fetch_one(connection)
+                .await;
         Ok(Self {
             identifier: identifier.ok(),
             version: row.try_get("version").map_err(failed)?,
@@ -71,7 +80,8 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// Connects and takes a snapshot. Nothing but a stop ends it: it waits no longer than `lock_timeout` for a lock.
+    /// Connects and takes a snapshot. Nothing but a stop ends it: it waits no longer than
+    /// `lock_timeout` for a lock.
     pub(super) async fn open(address: Address, lock_timeout: Span) -> Result<Self, SourceError> {
         let mut connection = address.connect().await?;
         let server = Server::ask(&mut connection, &address).await?;
@@ -98,13 +108,20 @@ impl Session {
     }
 }
 
-async fn begin(connection: &mut PgConnection, server: &Server, lock_timeout: Span) -> Result<(), sqlx::Error> {
+async fn begin(
+    connection: &mut PgConnection,
+    server: &Server,
+    lock_timeout: Span,
+) -> Result<(), sqlx::Error> {
     let milliseconds = lock_timeout.duration().as_millis();
-    // `LOCAL`, so that nothing of it stays behind in a pooled session. With `row_security` off a table that policies would cut
-    // is an error, as it is for `pg_dump`. Nothing that a user of the database made stands in for a function of the server.
+    // `LOCAL`, so that nothing of it stays behind in a pooled session. With `row_security` off a
+    // table that policies would cut is an error, as it is for `pg_dump`. Nothing that a user of the
+    // database made stands in for a function of the server.
     let mut sql = format!(
-        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL row_security = off; SET LOCAL statement_timeout = 0; \
-         SET LOCAL idle_in_transaction_session_timeout = 0; SET LOCAL lock_timeout = {milliseconds}; \
+        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL row_security = off; SET LOCAL \
+         statement_timeout = 0; \
+         SET LOCAL idle_in_transaction_session_timeout = 0; SET LOCAL lock_timeout = \
+         {milliseconds}; \
          SET LOCAL search_path = pg_catalog;"
     );
     if server.version_num >= 140_000 {
@@ -139,7 +156,8 @@ pub(super) struct Census {
     pub(super) tables: Vec<Table>,
     pub(super) counts: serde_json::Map<String, serde_json::Value>,
     pub(super) extensions: Vec<serde_json::Value>,
-    /// Roles that must be there for a restore, whoever owns what: those that row policies and user mappings are for.
+    /// Roles that must be there for a restore, whoever owns what: those that row policies and user
+    /// mappings are for.
     pub(super) roles: Vec<String>,
     pub(super) warnings: Warnings,
 }
@@ -160,17 +178,24 @@ macro_rules! own {
 /// The schemas of users.
 macro_rules! user_schema {
     ($namespace:literal) => {
-        concat!($namespace, ".nspname !~ '^pg_' AND ", $namespace, ".nspname <> 'information_schema'")
+        concat!(
+            $namespace,
+            ".nspname !~ '^pg_' AND ",
+            $namespace,
+            ".nspname <> 'information_schema'"
+        )
     };
 }
 
-/// Tables that hold rows of their own: no partitioned parents, no foreign ones, no temporary ones; of an extension's tables only those whose rows
-/// are dumped, with the condition that says which.
+/// Tables that hold rows of their own: no partitioned parents, no foreign ones, no temporary ones;
+/// of an extension's tables only those whose rows are dumped, with the condition that says which.
 const TABLES: &str = concat!(
-    "SELECT n.nspname::text AS schema, c.relname::text AS name, coalesce((SELECT e.extcondition[array_position(e.extconfig, c.oid)] \
+    "SELECT n.nspname::text AS schema, c.relname::text AS name, coalesce((SELECT \
+     e.extcondition[array_position(e.extconfig, c.oid)] \
      FROM pg_extension e WHERE c.oid = ANY (e.extconfig) LIMIT 1), '') AS condition \
      FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-     WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND (c.relpersistence <> 'u' OR NOT pg_is_in_recovery()) AND ",
+     WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND (c.relpersistence <> 'u' OR NOT \
+     pg_is_in_recovery()) AND ",
     user_schema!("n"),
     " AND (",
     own!("pg_class", "c.oid"),
@@ -182,7 +207,8 @@ const COUNTS: [(&str, &str); 12] = [
     (
         "indexes",
         concat!(
-            "SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('i', 'I') AND ",
+            "SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE \
+             c.relkind IN ('i', 'I') AND ",
             user_schema!("n"),
             " AND ",
             own!("pg_class", "c.oid")
@@ -191,7 +217,8 @@ const COUNTS: [(&str, &str); 12] = [
     (
         "sequences",
         concat!(
-            "SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'S' AND c.relpersistence <> 't' AND ",
+            "SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE \
+             c.relkind = 'S' AND c.relpersistence <> 't' AND ",
             user_schema!("n"),
             " AND ",
             own!("pg_class", "c.oid")
@@ -200,7 +227,8 @@ const COUNTS: [(&str, &str); 12] = [
     (
         "views",
         concat!(
-            "SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'v' AND ",
+            "SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE \
+             c.relkind = 'v' AND ",
             user_schema!("n"),
             " AND ",
             own!("pg_class", "c.oid")
@@ -209,7 +237,8 @@ const COUNTS: [(&str, &str); 12] = [
     (
         "materialized_views",
         concat!(
-            "SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'm' AND ",
+            "SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE \
+             c.relkind = 'm' AND ",
             user_schema!("n"),
             " AND ",
             own!("pg_class", "c.oid")
@@ -218,7 +247,8 @@ const COUNTS: [(&str, &str); 12] = [
     (
         "partitioned_tables",
         concat!(
-            "SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'p' AND ",
+            "SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE \
+             c.relkind = 'p' AND ",
             user_schema!("n"),
             " AND ",
             own!("pg_class", "c.oid")
@@ -227,17 +257,20 @@ const COUNTS: [(&str, &str); 12] = [
     (
         "foreign_tables",
         concat!(
-            "SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'f' AND ",
+            "SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE \
+             c.relkind = 'f' AND ",
             user_schema!("n"),
             " AND ",
             own!("pg_class", "c.oid")
         ),
     ),
-    // Since 18 each NOT NULL is a constraint too: left out, so that the numbers mean the same on every server.
+    // Since 18 each NOT NULL is a constraint too: left out, so that the numbers mean the same on
+    // every server.
     (
         "constraints",
         concat!(
-            "SELECT count(*) FROM pg_constraint c JOIN pg_namespace n ON n.oid = c.connamespace WHERE c.contype <> 'n' AND ",
+            "SELECT count(*) FROM pg_constraint c JOIN pg_namespace n ON n.oid = c.connamespace \
+             WHERE c.contype <> 'n' AND ",
             user_schema!("n"),
             " AND ",
             own!("pg_constraint", "c.oid")
@@ -246,7 +279,8 @@ const COUNTS: [(&str, &str); 12] = [
     (
         "triggers",
         concat!(
-            "SELECT count(*) FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace WHERE NOT t.tgisinternal AND ",
+            "SELECT count(*) FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN \
+             pg_namespace n ON n.oid = c.relnamespace WHERE NOT t.tgisinternal AND ",
             user_schema!("n"),
             " AND ",
             own!("pg_trigger", "t.oid")
@@ -264,7 +298,8 @@ const COUNTS: [(&str, &str); 12] = [
     (
         "enums",
         concat!(
-            "SELECT count(*) FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace WHERE t.typtype = 'e' AND ",
+            "SELECT count(*) FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace WHERE \
+             t.typtype = 'e' AND ",
             user_schema!("n"),
             " AND ",
             own!("pg_type", "t.oid")
@@ -284,31 +319,39 @@ const COUNTS: [(&str, &str); 12] = [
 
 /// Anything of a user's in a database. A new database has the schema `public` and nothing in it.
 pub(super) const ANYTHING: &str = concat!(
-    "SELECT what FROM (SELECT 'the relation ' || c.oid::regclass::text AS what FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+    "SELECT what FROM (SELECT 'the relation ' || c.oid::regclass::text AS what FROM pg_class c \
+     JOIN pg_namespace n ON n.oid = c.relnamespace \
      WHERE c.relpersistence <> 't' AND c.relkind NOT IN ('i', 'I', 't') AND ",
     user_schema!("n"),
     " AND ",
     own!("pg_class", "c.oid"),
-    " UNION ALL SELECT 'the function ' || p.oid::regprocedure::text FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE ",
+    " UNION ALL SELECT 'the function ' || p.oid::regprocedure::text FROM pg_proc p JOIN \
+     pg_namespace n ON n.oid = p.pronamespace WHERE ",
     user_schema!("n"),
     " AND ",
     own!("pg_proc", "p.oid"),
-    " UNION ALL SELECT 'the type ' || t.oid::regtype::text FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace WHERE t.typrelid = 0 AND ",
+    " UNION ALL SELECT 'the type ' || t.oid::regtype::text FROM pg_type t JOIN pg_namespace n ON \
+     n.oid = t.typnamespace WHERE t.typrelid = 0 AND ",
     user_schema!("n"),
     " AND ",
     own!("pg_type", "t.oid"),
-    " UNION ALL SELECT 'the schema ' || n.nspname FROM pg_namespace n WHERE n.nspname <> 'public' AND ",
+    " UNION ALL SELECT 'the schema ' || n.nspname FROM pg_namespace n WHERE n.nspname <> 'public' \
+     AND ",
     user_schema!("n"),
     " AND ",
     own!("pg_namespace", "n.oid"),
-    " UNION ALL SELECT 'the large object ' || l.oid::text FROM pg_largeobject_metadata l) AS everything LIMIT 1"
+    " UNION ALL SELECT 'the large object ' || l.oid::text FROM pg_largeobject_metadata l) AS \
+     everything LIMIT 1"
 );
 
 /// Counts what is in the database. What cannot be counted is a warning: the dump stands by itself.
 pub(super) async fn take(session: &mut Session, rows: bool) -> Census {
     let mut census = Census::default();
     if let Err(error) = list(session, &mut census).await {
-        census.warnings.push(warning(None, format!("What the database contains could not be listed: {error}")));
+        census.warnings.push(warning(
+            None,
+            format!("What the database contains could not be listed: {error}"),
+        ));
         return census;
     }
     if rows {
@@ -319,7 +362,8 @@ pub(super) async fn take(session: &mut Session, rows: bool) -> Census {
 
 async fn list(session: &mut Session, census: &mut Census) -> Result<(), sqlx::Error> {
     for (name, sql) in COUNTS {
-        let count: i64 = sqlx::query_scalar(sql).persistent(false).fetch_one(&mut session.connection).await?;
+        let count: i64 =
+            sqlx::query_scalar(sql).persistent(false).fetch_one(&mut session.connection).await?;
         census.counts.insert(name.to_owned(), count.into());
     }
     let sql = "SELECT extname::text AS name, extversion AS version FROM pg_extension ORDER BY 1";
@@ -328,8 +372,10 @@ async fn list(session: &mut Session, census: &mut Census) -> Result<(), sqlx::Er
         census.extensions.push(serde_json::json!({ "name": name, "version": version }));
     }
     let sql = "SELECT DISTINCT r.rolname::text FROM pg_roles r WHERE r.rolname !~ '^pg_' AND \
-        (r.oid IN (SELECT unnest(polroles) FROM pg_policy) OR r.rolname IN (SELECT usename FROM pg_user_mappings)) ORDER BY 1";
-    census.roles = sqlx::query_scalar(sql).persistent(false).fetch_all(&mut session.connection).await?;
+        (r.oid IN (SELECT unnest(polroles) FROM pg_policy) OR r.rolname IN (SELECT usename FROM \
+        pg_user_mappings)) ORDER BY 1";
+    census.roles =
+        sqlx::query_scalar(sql).persistent(false).fetch_all(&mut session.connection).await?;
     census.tables = tables(&mut session.connection).await?;
     census.counts.insert("tables".to_owned(), census.tables.len().into());
     Ok(())
@@ -339,7 +385,8 @@ async fn list(session: &mut Session, census: &mut Census) -> Result<(), sqlx::Er
 pub(super) async fn tables(connection: &mut PgConnection) -> Result<Vec<Table>, sqlx::Error> {
     let rows = sqlx::query(TABLES).persistent(false).fetch_all(connection).await?;
     let table = |row: &PgRow| {
-        let (schema, name, condition) = (row.try_get("schema")?, row.try_get("name")?, row.try_get("condition")?);
+        let (schema, name, condition) =
+            (row.try_get("schema")?, row.try_get("name")?, row.try_get("condition")?);
         Ok(Table { schema, name, rows: None, condition })
     };
     rows.iter().map(table).collect()
@@ -348,7 +395,8 @@ pub(super) async fn tables(connection: &mut PgConnection) -> Result<Vec<Table>, 
 async fn count_rows(session: &mut Session, census: &mut Census) {
     for table in &mut census.tables {
         let name = format!("{}.{}", quoted(&table.schema), quoted(&table.name));
-        // `ONLY`, as `pg_dump` takes each table of an inheritance for itself. The savepoint keeps one failure from spoiling the rest.
+        // `ONLY`, as `pg_dump` takes each table of an inheritance for itself. The savepoint keeps
+        // one failure from spoiling the rest.
         let sql = format!("SELECT count(*) FROM ONLY {name} {}", table.condition);
         let counted = async {
             sqlx::raw_sql("SAVEPOINT counting").execute(&mut session.connection).await?;
@@ -361,17 +409,25 @@ async fn count_rows(session: &mut Session, census: &mut Census) {
         };
         // A connection that died without a word would be waited for, for ever.
         let counted = tokio::time::timeout(COUNT_TIMEOUT, counted).await.unwrap_or_else(|_| {
-            Err(sqlx::Error::Io(std::io::Error::new(ErrorKind::TimedOut, "No answer within 6 hours")))
+            Err(sqlx::Error::Io(std::io::Error::new(
+                ErrorKind::TimedOut,
+                "No answer within 6 hours",
+            )))
         });
         match counted {
             Ok(rows) => table.rows = Some(rows),
             Err(error) => {
                 let lost = !matches!(error, sqlx::Error::Database(_))
-                    || sqlx::raw_sql("ROLLBACK TO counting").execute(&mut session.connection).await.is_err();
-                let reason = session.address.failed(format!("count the rows of {name}"), &error).to_string();
+                    || sqlx::raw_sql("ROLLBACK TO counting")
+                        .execute(&mut session.connection)
+                        .await
+                        .is_err();
+                let reason =
+                    session.address.failed(format!("count the rows of {name}"), &error).to_string();
                 census.warnings.push(warning(Some(name), reason));
                 if lost {
-                    let reason = "The connection was lost, so the rows of the tables after this one were not counted";
+                    let reason = "The connection was lost, so the rows of the tables after this \
+                        one were not counted";
                     census.warnings.push(warning(None, reason.to_owned()));
                     return;
                 }

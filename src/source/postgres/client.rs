@@ -1,6 +1,8 @@
-//! Which of the installed clients fits a server: its own major where that is here, else the nearest newer, never an older.
+//! Which of the installed clients fits a server: its own major where that is here, else the nearest
+//! newer, never an older.
 //!
-//! The newest is not always the best: since 17 what `pg_dump` writes contains settings that older servers refuse.
+//! The newest is not always the best: since 17 what `pg_dump` writes contains settings that older
+//! servers refuse.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -10,7 +12,8 @@ use std::time::Duration;
 use crate::source::process::{Call, is_executable};
 use crate::source::{Context, SourceError};
 
-/// Where distributions keep the clients of each major: a folder of folders, and what is between those and the tools.
+/// Where distributions keep the clients of each major: a folder of folders, and what is between
+/// those and the tools.
 const FOLDERS: [(&str, &str); 2] = [("/usr/lib/postgresql", ""), ("/usr", "pgsql-")];
 /// A tool that does not even tell its version within this time is of no use.
 const VERSION_TIMEOUT: Duration = Duration::from_secs(20);
@@ -28,7 +31,11 @@ impl Major {
     /// Of `server_version_num`: 150004 is 15, 90624 is 9.6.
     pub(super) fn of_number(number: i32) -> Self {
         let number = u32::try_from(number).unwrap_or(0);
-        if number >= 100_000 { Self(number / 10_000, 0) } else { Self(number / 10_000, number / 100 % 100) }
+        if number >= 100_000 {
+            Self(number / 10_000, 0)
+        } else {
+            Self(number / 10_000, number / 100 % 100)
+        }
     }
 
     /// Of a version in words: `15.20 (Debian 15.20-0+deb12u1)`, `18beta1`.
@@ -57,7 +64,8 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// The client's `tool` for a server of `major`: of the folder, if one is configured, else of what is installed.
+    /// The client's `tool` for a server of `major`: of the folder, if one is configured, else of
+    /// what is installed.
     ///
     /// # Errors
     /// When none is suitable; the error says which package is needed, and what was found.
@@ -74,7 +82,11 @@ impl Client {
     ///
     /// # Errors
     /// When none is suitable.
-    pub(super) fn choose_server(cx: &Context, folder: Option<&Path>, major: Major) -> Result<Self, SourceError> {
+    pub(super) fn choose_server(
+        cx: &Context,
+        folder: Option<&Path>,
+        major: Major,
+    ) -> Result<Self, SourceError> {
         Self::choose_of(cx, folder, "initdb", major, "server", "server_dir")
     }
 
@@ -99,17 +111,29 @@ impl Client {
             }
         }
         // Of several with the same major, the first found.
-        if let Some(client) = found.iter().filter(|client| client.major >= major).min_by_key(|client| client.major) {
+        if let Some(client) =
+            found.iter().filter(|client| client.major >= major).min_by_key(|client| client.major)
+        {
             return Ok(client.clone());
         }
-        let mut seen: Vec<String> =
-            found.iter().map(|client| format!("{} in `{}`", client.version, client.folder.display())).collect();
+        let mut seen: Vec<String> = found
+            .iter()
+            .map(|client| format!("{} in `{}`", client.version, client.folder.display()))
+            .collect();
         seen.extend(broken);
-        let seen = if seen.is_empty() { "none was found".to_owned() } else { format!("found: {}", seen.join(", ")) };
-        let place =
-            folder.map_or_else(String::new, |folder| format!(" into `{}`, or correct `{setting}`", folder.display()));
-        let package =
-            if part == "client" { format!("postgresql-client-{major}") } else { format!("postgresql-{major}") };
+        let seen = if seen.is_empty() {
+            "none was found".to_owned()
+        } else {
+            format!("found: {}", seen.join(", "))
+        };
+        let place = folder.map_or_else(String::new, |folder| {
+            format!(" into `{}`, or correct `{setting}`", folder.display())
+        });
+        let package = if part == "client" {
+            format!("postgresql-client-{major}")
+        } else {
+            format!("postgresql-{major}")
+        };
         Err(SourceError::Unsuitable(format!(
             "No `{tool}` is new enough for PostgreSQL {major}: install `{package}`{place} ({seen})"
         )))
@@ -135,7 +159,10 @@ impl Client {
         let version = said.split_once(") ").and_then(|(_, rest)| rest.split_whitespace().next());
         match version.and_then(|version| Some((version.to_owned(), Major::of_text(version)?))) {
             Some((version, major)) => Ok(Self { folder, tool, major, version }),
-            None => Err(SourceError::Unsuitable(format!("`{}` does not tell its version", file.display()))),
+            None => Err(SourceError::Unsuitable(format!(
+                "`{}` does not tell its version",
+                file.display()
+            ))),
         }
     }
 }
@@ -153,7 +180,8 @@ fn installed(cx: &Context) -> Vec<PathBuf> {
         folders.extend(named.map(|entry| entry.path().join("bin")));
     }
     folders.sort();
-    // Debian's wrapper chooses by rules of its own; what it would choose from is in the list already.
+    // Debian's wrapper chooses by rules of its own; what it would choose from is in the list
+    // already.
     let wrapped = |folder: &Path| {
         let target = folder.join("pg_dump").canonicalize();
         target.is_ok_and(|target| target.file_name() == Some(OsStr::new("pg_wrapper")))
@@ -168,9 +196,12 @@ mod tests {
 
     #[test]
     fn majors_have_one_part_since_10() {
-        for (number, text, shown) in
-            [(150_004, "15.4", "15"), (90_624, "9.6.24", "9.6"), (180_000, "18beta1", "18"), (100_023, "10.23", "10")]
-        {
+        for (number, text, shown) in [
+            (150_004, "15.4", "15"),
+            (90_624, "9.6.24", "9.6"),
+            (180_000, "18beta1", "18"),
+            (100_023, "10.23", "10"),
+        ] {
             assert_eq!(Major::of_text(text), Some(Major::of_number(number)));
             assert_eq!(Major::of_number(number).to_string(), shown);
         }

@@ -1,4 +1,5 @@
-//! A throwaway cluster: made from installed binaries in a private folder, reached by a socket in it only, and gone with it.
+//! A throwaway cluster: made from installed binaries in a private folder, reached by a socket in it
+//! only, and gone with it.
 
 use std::fs::{DirBuilder, Permissions};
 use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom};
@@ -27,7 +28,8 @@ const SOCKET: &str = ".s.PGSQL.5432";
 const START_SECONDS: &str = "120";
 /// How long a server may take to end at once, before it is killed.
 const STOP: Timespec = Timespec { tv_sec: 15, tv_nsec: 0 };
-/// No write-ahead log is kept for a crash, which this cluster does not outlive. It listens on its socket only.
+/// No write-ahead log is kept for a crash, which this cluster does not outlive. It listens on its
+/// socket only.
 const SETTINGS: [&str; 13] = [
     "listen_addresses=",
     "port=5432",
@@ -44,7 +46,8 @@ const SETTINGS: [&str; 13] = [
     "logging_collector=off",
 ];
 
-/// A server that was started for one drill. It runs on until it is stopped, by this process or by the next drill.
+/// A server that was started for one drill. It runs on until it is stopped, by this process or by
+/// the next drill.
 pub(super) struct Cluster {
     folder: PathBuf,
     /// The scratch folder, where it is not the drill's own.
@@ -64,11 +67,18 @@ impl Drop for Cluster {
 
 impl Cluster {
     /// Makes a cluster of `major`, or of the nearest newer one that is installed, and starts it.
-    pub(super) fn start(cx: &Context, major: Option<Major>, place: &ScratchPlace) -> Result<Self, SourceError> {
+    pub(super) fn start(
+        cx: &Context,
+        major: Option<Major>,
+        place: &ScratchPlace,
+    ) -> Result<Self, SourceError> {
         let config = &place.config.postgres;
         let major = major.unwrap_or(Major::OLDEST);
         let initdb = Client::choose_server(cx, config.server_dir.as_deref(), major)?;
-        let user = rustix::process::geteuid().is_root().then(|| user(config.run_as.as_deref())).transpose()?;
+        let user = rustix::process::geteuid()
+            .is_root()
+            .then(|| user(config.run_as.as_deref()))
+            .transpose()?;
         let (parent, apart) = match user {
             None => (place.folder.join(cx.name.as_str()), None),
             // Nobody else may look into our own folders.
@@ -84,7 +94,13 @@ impl Cluster {
         Ok(cluster)
     }
 
-    fn make(&self, cx: &Context, initdb: &Client, parent: &Path, user: Option<(u32, u32)>) -> Result<(), SourceError> {
+    fn make(
+        &self,
+        cx: &Context,
+        initdb: &Client,
+        parent: &Path,
+        user: Option<(u32, u32)>,
+    ) -> Result<(), SourceError> {
         let folder = &self.folder;
         let io = |attempt: &'static str, path: &Path| {
             let path = path.display().to_string();
@@ -92,15 +108,18 @@ impl Cluster {
         };
         if folder.join(SOCKET).as_os_str().len() > SOCKET_LIMIT {
             return Err(SourceError::Unsuitable(format!(
-                "`{}` is too long for the path of a socket: set the drill's `work_dir` to a shorter one",
+                "`{}` is too long for the path of a socket: set the drill's `work_dir` to a \
+                 shorter one",
                 folder.display()
             )));
         }
-        // Of all but the innermost nobody else may change anything: there a name could be given to something else while we are at work.
+        // Of all but the innermost nobody else may change anything: there a name could be given to
+        // something else while we are at work.
         for path in self.apart.iter().map(PathBuf::as_path).chain([parent]) {
             DirBuilder::new().mode(0o700).create(path).map_err(io("create", path))?;
             if user.is_some() {
-                std::fs::set_permissions(path, Permissions::from_mode(0o711)).map_err(io("open", path))?;
+                std::fs::set_permissions(path, Permissions::from_mode(0o711))
+                    .map_err(io("open", path))?;
             }
         }
         DirBuilder::new().mode(0o700).create(folder).map_err(io("create", folder))?;
@@ -115,14 +134,25 @@ impl Cluster {
                 .when_missing("Install the PostgreSQL server of that major version, all of it")
         };
         call("initdb", "make a cluster for the drill")
-            .args(["--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", "--no-instructions"])
+            .args([
+                "--auth=trust",
+                "--encoding=UTF8",
+                "--locale=C",
+                "--no-sync",
+                "--no-instructions",
+            ])
             .args(["--username", SUPERUSER, "--pgdata"])
             .args([folder.as_os_str()])
             .capture(cx, 1 << 20)?;
-        // As options, and not in its file: that is another user's, and may lead anywhere by the time we write.
-        let sockets = format!("unix_socket_directories=\"{}\"", folder.display().to_string().replace('"', "\"\""));
+        // As options, and not in its file: that is another user's, and may lead anywhere by the
+        // time we write.
+        let sockets = format!(
+            "unix_socket_directories=\"{}\"",
+            folder.display().to_string().replace('"', "\"\"")
+        );
         let options = SETTINGS.iter().map(|setting| (*setting).to_owned()).chain([sockets]);
-        let options: Vec<String> = options.map(|setting| format!("-c {}", shell_quoted(&setting))).collect();
+        let options: Vec<String> =
+            options.map(|setting| format!("-c {}", shell_quoted(&setting))).collect();
         let log = folder.join("log");
         let started = call("pg_ctl", "start the drill's cluster")
             .args(["start", "--wait", "--silent", "--timeout", START_SECONDS])
@@ -136,7 +166,9 @@ impl Cluster {
     /// The address of its database `postgres`.
     pub(super) fn url(&self) -> Result<DatabaseUrl, SourceError> {
         let mut url = url::Url::parse("postgresql:///postgres").map_err(|error| {
-            SourceError::Unsuitable(format!("The address of the cluster cannot be written: {error}"))
+            SourceError::Unsuitable(format!(
+                "The address of the cluster cannot be written: {error}"
+            ))
         })?;
         url.query_pairs_mut()
             .append_pair("host", &self.folder.display().to_string())
@@ -154,8 +186,12 @@ impl Cluster {
             keep_folder(apart)?;
         }
         self.stays = true;
-        let pid = pid(&self.folder).map_or_else(|| "PID".to_owned(), |pid| pid.as_raw_nonzero().to_string());
-        Ok(format!("kill -QUIT {pid} && rm -r {}", self.apart.as_ref().unwrap_or(&self.folder).display()))
+        let pid = pid(&self.folder)
+            .map_or_else(|| "PID".to_owned(), |pid| pid.as_raw_nonzero().to_string());
+        Ok(format!(
+            "kill -QUIT {pid} && rm -r {}",
+            self.apart.as_ref().unwrap_or(&self.folder).display()
+        ))
     }
 
     /// Stops it and removes what is not in the drill's own folder.
@@ -173,7 +209,8 @@ fn user(wanted: Option<&str>) -> Result<(u32, u32), SourceError> {
         path: "/etc/passwd".to_owned(),
         error,
     })?;
-    let lines: Vec<String> = BufReader::new(file.take(4 << 20)).lines().map_while(Result::ok).collect();
+    let lines: Vec<String> =
+        BufReader::new(file.take(4 << 20)).lines().map_while(Result::ok).collect();
     // name:password:uid:gid:...
     let found = |name: &&str| {
         let line = lines.iter().find(|line| line.split(':').next() == Some(*name))?;
@@ -183,7 +220,8 @@ fn user(wanted: Option<&str>) -> Result<(u32, u32), SourceError> {
     };
     names.iter().find_map(found).ok_or_else(|| {
         SourceError::Unsuitable(format!(
-            "PostgreSQL does not run as root, and there is no user `{}` here to run the drill's cluster as: name one with `run_as`, or a server with `url`",
+            "PostgreSQL does not run as root, and there is no user `{}` here to run the drill's \
+             cluster as: name one with `run_as`, or a server with `url`",
             names.join("` or `")
         ))
     })
@@ -198,8 +236,12 @@ fn shell_quoted(text: &str) -> String {
 fn with_log(error: SourceError, log: &Path) -> SourceError {
     let tail = || {
         // It is another user's, and may have become a link to something that is not theirs to read.
-        let opened =
-            openat(CWD, log, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty());
+        let opened = openat(
+            CWD,
+            log,
+            OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC,
+            Mode::empty(),
+        );
         let mut file = std::fs::File::from(opened.ok()?);
         let length = file.metadata().ok().filter(std::fs::Metadata::is_file)?.len();
         file.seek(SeekFrom::Start(length.saturating_sub(2_000))).ok()?;
@@ -208,7 +250,10 @@ fn with_log(error: SourceError, log: &Path) -> SourceError {
         Some(String::from_utf8_lossy(&text).trim().to_owned())
     };
     match (error, tail()) {
-        (SourceError::Process(ProcessError::Exit { attempt, program, status, mut said }), Some(tail)) => {
+        (
+            SourceError::Process(ProcessError::Exit { attempt, program, status, mut said }),
+            Some(tail),
+        ) => {
             said.stderr = format!("{}\n{tail}", said.stderr.trim_end());
             ProcessError::Exit { attempt, program, status, said }.into()
         }
@@ -216,11 +261,13 @@ fn with_log(error: SourceError, log: &Path) -> SourceError {
     }
 }
 
-/// The process of the server that runs in `folder`, by its own note; whether it still is that one is seen by the folder it works in.
+/// The process of the server that runs in `folder`, by its own note; whether it still is that one
+/// is seen by the folder it works in.
 fn pid(folder: &Path) -> Option<Pid> {
     let note = std::fs::read_to_string(folder.join("postmaster.pid")).ok()?;
     // One that is not a server yet, which makes the cluster, writes its number with a minus.
-    let pid = note.lines().next()?.trim().parse().ok().filter(|pid| *pid > 0).and_then(Pid::from_raw)?;
+    let pid =
+        note.lines().next()?.trim().parse().ok().filter(|pid| *pid > 0).and_then(Pid::from_raw)?;
     let works_in = std::fs::read_link(format!("/proc/{}/cwd", pid.as_raw_nonzero())).ok()?;
     (works_in == folder.canonicalize().ok()?).then_some(pid)
 }

@@ -1,7 +1,8 @@
-//! A PostgreSQL database, dumped whole with the server's own tools on a snapshot in which its rows are counted.
+//! A PostgreSQL database, dumped whole with the server's own tools on a snapshot in which its rows
+//! are counted.
 //!
-//! Always the whole database in the custom format: what is restored from parts (`--data-only`, `-n public`) is known to
-//! fail where functions, triggers or schemas depend on each other.
+//! Always the whole database in the custom format: what is restored from parts (`--data-only`,
+//! `-n public`) is known to fail where functions, triggers or schemas depend on each other.
 
 mod address;
 mod census;
@@ -33,17 +34,19 @@ use crate::model::{ArtifactKind, DatabaseUrl, Secret, Span, Warning, Warnings};
 pub struct PostgresConfig {
     /// `postgresql://user@host:port/database`, as libpq reads it.
     pub url: DatabaseUrl,
-    /// The password, if it is not in the address. No server tool has it in its arguments or environment. `~/.pgpass` and the
-    /// variables `PG*` are not read.
+    /// The password, if it is not in the address. No server tool has it in its arguments or
+    /// environment. `~/.pgpass` and the variables `PG*` are not read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub password: Option<Secret>,
-    /// Whether roles and tablespaces are dumped too, as a second artifact. Passwords of roles need a superuser.
+    /// Whether roles and tablespaces are dumped too, as a second artifact. Passwords of roles need
+    /// a superuser.
     #[serde(default)]
     pub globals: bool,
     /// Whether the rows of every table are counted inside the dump's own snapshot.
     #[serde(default)]
     pub row_counts: RowCounts,
-    /// The folder of the client's tools. Default: the installed ones, of the server's major or the nearest newer.
+    /// The folder of the client's tools. Default: the installed ones, of the server's major or the
+    /// nearest newer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_dir: Option<PathBuf>,
     /// How long to wait for a lock that someone holds on a table.
@@ -95,14 +98,21 @@ impl Postgres {
     }
 
     async fn open(&self, address: &Address) -> Result<Session, SourceError> {
-        address.within("take a snapshot", Session::open(address.clone(), self.config.lock_timeout)).await
+        address
+            .within("take a snapshot", Session::open(address.clone(), self.config.lock_timeout))
+            .await
     }
 
     /// A session, and the client that suits its server.
     fn begin(&self, cx: &Context) -> Result<(Session, Client), SourceError> {
         let address = Address::new(&self.config.url, self.config.password.as_ref())?;
         let session = block(cx, self.open(&address))?;
-        let client = Client::choose(cx, self.config.client_dir.as_deref(), "pg_dump", session.server.major())?;
+        let client = Client::choose(
+            cx,
+            self.config.client_dir.as_deref(),
+            "pg_dump",
+            session.server.major(),
+        )?;
         Ok((session, client))
     }
 
@@ -120,7 +130,8 @@ impl Postgres {
             .args(["--format=custom", "--compress=0", "--no-password"])
             .args([format!("--lock-wait-timeout={lock_timeout}")])
             .explained_by(explain_dump);
-        // Rows that are counted outside of the snapshot are not those of the dump: then there are none in the facts.
+        // Rows that are counted outside of the snapshot are not those of the dump: then there are
+        // none in the facts.
         let mut rows = false;
         if let Ok(snapshot) = &session.snapshot {
             call = call.args([format!("--snapshot={snapshot}")]);
@@ -134,7 +145,9 @@ impl Postgres {
         }));
         call.read_into(cx, output)?;
         block(cx, async {
-            (&mut counting.0).await.map_err(|error| SourceError::Unsuitable(format!("Counting ended: {error}")))
+            (&mut counting.0)
+                .await
+                .map_err(|error| SourceError::Unsuitable(format!("Counting ended: {error}")))
         })
     }
 
@@ -148,11 +161,14 @@ impl Postgres {
     ) -> Result<(), SourceError> {
         let client = client.sibling("pg_dumpall");
         let (call, _password) = session.address.call(cx, &client, "dump the roles".to_owned())?;
-        let database = dbname_argument(&session.server.database).replacen("--dbname=", "--database=", 1);
-        let mut call = call.args(["--globals-only", "--no-password", &database]).explained_by(explain_dump);
+        let database =
+            dbname_argument(&session.server.database).replacen("--dbname=", "--database=", 1);
+        let mut call =
+            call.args(["--globals-only", "--no-password", &database]).explained_by(explain_dump);
         if !session.server.superuser {
             call = call.args(["--no-role-passwords"]);
-            let reason = "The roles were dumped without their passwords, which only a superuser can read";
+            let reason =
+                "The roles were dumped without their passwords, which only a superuser can read";
             warnings.push(warning(reason.to_owned()));
         }
         call.read_into(cx, output)?;
@@ -167,13 +183,22 @@ impl Source for Postgres {
         let mut written = Vec::new();
         // First, since they are restored first: what the database contains belongs to these roles.
         if self.config.globals {
-            let spec =
-                ArtifactSpec { extension: "globals.sql", kind: ArtifactKind::PgGlobals, bulk: false, blocks: false };
+            let spec = ArtifactSpec {
+                extension: "globals.sql",
+                kind: ArtifactKind::PgGlobals,
+                bulk: false,
+                blocks: false,
+            };
             let mut output = outputs.create(spec).map_err(SourceError::Stream)?;
             self.dump_globals(cx, &session, &client, &mut output, &mut warnings)?;
             written.push(output);
         }
-        let spec = ArtifactSpec { extension: "pgdump", kind: ArtifactKind::PgDump, bulk: true, blocks: false };
+        let spec = ArtifactSpec {
+            extension: "pgdump",
+            kind: ArtifactKind::PgDump,
+            bulk: true,
+            blocks: false,
+        };
         let mut output = outputs.create(spec).map_err(SourceError::Stream)?;
         let (session, census) = self.dump_database(cx, session, &client, &mut output)?;
         written.push(output);
@@ -185,7 +210,8 @@ impl Source for Postgres {
             Err(reason) => {
                 counted = "off";
                 warnings.push(warning(format!(
-                    "The server did not export a snapshot ({reason}), so the rows of the dump were not counted"
+                    "The server did not export a snapshot ({reason}), so the rows of the dump were \
+                     not counted"
                 )));
                 "dump"
             }
@@ -224,37 +250,48 @@ impl Source for Postgres {
         findings.push(Finding::new(
             Level::Ok,
             "server",
-            format!("PostgreSQL {}, database `{}`, at `{}`", server.version, server.database, session.address.masked),
+            format!(
+                "PostgreSQL {}, database `{}`, at `{}`",
+                server.version, server.database, session.address.masked
+            ),
         ));
         let mut tools = vec!["pg_dump", "pg_restore"];
         if self.config.globals {
             tools.push("pg_dumpall");
             if !server.superuser {
-                let message = "The roles will be dumped without their passwords, which only a superuser can read";
+                let message = "The roles will be dumped without their passwords, which only a \
+                    superuser can read";
                 findings.push(Finding::new(Level::Warning, "globals", message));
             }
         }
         for tool in tools {
-            findings.push(match Client::choose(cx, self.config.client_dir.as_deref(), tool, server.major()) {
-                Ok(client) if client.major > server.major() => Finding::new(
-                    Level::Warning,
-                    tool,
-                    format!(
-                        "{} in `{}` is newer than the server, which may not take back what it writes: install \
+            findings.push(
+                match Client::choose(cx, self.config.client_dir.as_deref(), tool, server.major()) {
+                    Ok(client) if client.major > server.major() => Finding::new(
+                        Level::Warning,
+                        tool,
+                        format!(
+                            "{} in `{}` is newer than the server, which may not take back what it \
+                         writes: install \
                          `postgresql-client-{}`",
-                        client.version,
-                        client.file().display(),
-                        server.major()
+                            client.version,
+                            client.file().display(),
+                            server.major()
+                        ),
                     ),
-                ),
-                Ok(client) => {
-                    Finding::new(Level::Ok, tool, format!("{} in `{}`", client.version, client.file().display()))
-                }
-                Err(error) => Finding::new(Level::Error, tool, error.to_string()),
-            });
+                    Ok(client) => Finding::new(
+                        Level::Ok,
+                        tool,
+                        format!("{} in `{}`", client.version, client.file().display()),
+                    ),
+                    Err(error) => Finding::new(Level::Error, tool, error.to_string()),
+                },
+            );
         }
         if let Err(reason) = &session.snapshot {
-            let message = format!("The server does not export snapshots ({reason}): rows will not be counted");
+            let message = format!(
+                "The server does not export snapshots ({reason}): rows will not be counted"
+            );
             findings.push(Finding::new(Level::Warning, "snapshot", message));
         }
         let address = session.address.clone();
@@ -264,12 +301,15 @@ impl Source for Postgres {
                 Level::Error,
                 "permissions",
                 format!(
-                    "The user may not read all of `{}`: `GRANT pg_read_all_data TO ...` (PostgreSQL 14 and newer), and \
+                    "The user may not read all of `{}`: `GRANT pg_read_all_data TO ...` \
+                     (PostgreSQL 14 and newer), and \
                      `BYPASSRLS` where there are row policies",
                     tables.join("`, `")
                 ),
             )),
-            Err(error) => findings.push(Finding::new(Level::Error, "permissions", error.to_string())),
+            Err(error) => {
+                findings.push(Finding::new(Level::Error, "permissions", error.to_string()))
+            }
         }
         findings
     }
@@ -277,18 +317,26 @@ impl Source for Postgres {
 
 /// Some of the tables that a dump would fail at.
 async fn unreadable(session: &mut Session) -> Result<Vec<String>, SourceError> {
-    let sql = "SELECT c.oid::regclass::text AS name FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-        WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' \
-        AND (NOT has_schema_privilege(n.oid, 'USAGE') OR NOT has_table_privilege(c.oid, 'SELECT') OR row_security_active(c.oid)) \
+    let sql = "SELECT c.oid::regclass::text AS name FROM pg_class c JOIN pg_namespace n ON n.oid = \
+        c.relnamespace \
+        WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND n.nspname !~ '^pg_' AND n.nspname <> \
+        'information_schema' \
+        AND (NOT has_schema_privilege(n.oid, 'USAGE') OR NOT has_table_privilege(c.oid, 'SELECT') \
+        OR row_security_active(c.oid)) \
         ORDER BY 1 LIMIT 5";
     let address = session.address.clone();
     let failed = |error: sqlx::Error| address.failed("look at the permissions", &error);
-    let rows = sqlx::query(sql).persistent(false).fetch_all(&mut session.connection).await.map_err(failed)?;
+    let rows = sqlx::query(sql)
+        .persistent(false)
+        .fetch_all(&mut session.connection)
+        .await
+        .map_err(failed)?;
     rows.iter().map(|row| row.try_get("name").map_err(failed)).collect()
 }
 
 /// A tool that was given a password did not find it.
-const NO_PASSWORD: &str = "The server wants a password. If one is configured, the tool could not open it through `/proc`: run this program \
+const NO_PASSWORD: &str = "The server wants a password. If one is configured, the tool could not \
+    open it through `/proc`: run this program \
                            without file capabilities (`setcap`), and with `/proc` mounted";
 
 /// What to do about what `pg_dump` says.
@@ -299,14 +347,22 @@ fn explain_dump(said: &str) -> Option<String> {
         ("row security", "Row policies would cut the dump: give the user `BYPASSRLS`"),
         (
             "permission denied",
-            "Let the user read everything: `GRANT pg_read_all_data TO ...` (PostgreSQL 14 and newer)",
+            "Let the user read everything: `GRANT pg_read_all_data TO ...` (PostgreSQL 14 and \
+             newer)",
         ),
-        ("statement timeout", "Something holds a lock on a table: see `pg_locks`, or raise `lock_timeout`"),
+        (
+            "statement timeout",
+            "Something holds a lock on a table: see `pg_locks`, or raise `lock_timeout`",
+        ),
         ("no password supplied", NO_PASSWORD),
-        ("lock timeout", "Something holds a lock on a table: see `pg_locks`, or raise `lock_timeout`"),
+        (
+            "lock timeout",
+            "Something holds a lock on a table: see `pg_locks`, or raise `lock_timeout`",
+        ),
         (
             "invalid snapshot identifier",
-            "The tool reached another server or session: connect to the server itself, not to a balancer",
+            "The tool reached another server or session: connect to the server itself, not to a \
+             balancer",
         ),
         (
             "conflict with recovery",
@@ -321,7 +377,10 @@ fn warning(reason: String) -> Warning {
 }
 
 /// Runs a future from a thread that may block; a stop ends it.
-fn block<T>(cx: &Context, work: impl Future<Output = Result<T, SourceError>>) -> Result<T, SourceError> {
+fn block<T>(
+    cx: &Context,
+    work: impl Future<Output = Result<T, SourceError>>,
+) -> Result<T, SourceError> {
     cx.runtime.block_on(async {
         tokio::select! {
             biased;

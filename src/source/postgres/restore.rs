@@ -1,7 +1,7 @@
 //! A dump back into a database, or as a file into a folder.
 //!
-//! A stream is restored in one transaction by one `pg_restore`: it is there as a whole, or nothing of it is. Several jobs
-//! need a file to jump about in, and cannot share a transaction.
+//! A stream is restored in one transaction by one `pg_restore`: it is there as a whole, or nothing
+//! of it is. Several jobs need a file to jump about in, and cannot share a transaction.
 
 use std::collections::HashSet;
 use std::io::Read;
@@ -18,7 +18,9 @@ use crate::model::{ArtifactKind, ByteSize, Warnings};
 use crate::source::place::{file_in, refuse_existing, write_nameless, write_private};
 use crate::source::process::{Call, MemoryFile, ProcessError, path_for_children};
 use crate::source::scratch::{Scratch, ScratchPlace};
-use crate::source::{Context, RestoreArtifact, RestoreOptions, Restored, Restorer, SourceError, Target};
+use crate::source::{
+    Context, RestoreArtifact, RestoreOptions, Restored, Restorer, SourceError, Target,
+};
 
 /// Roles and tablespaces are a short script; more than this is not one.
 const GLOBALS_LIMIT: u64 = 64 << 20;
@@ -42,7 +44,8 @@ impl PostgresRestorer {
     ) -> Result<Prepared, SourceError> {
         let Target::Database(url) = target else {
             return Err(SourceError::Unsuitable(
-                "A PostgreSQL dump is restored into a database (`postgresql://...`) or put into a folder as a file, not fed to a \
+                "A PostgreSQL dump is restored into a database (`postgresql://...`) or put into a \
+                 folder as a file, not fed to a \
                  command"
                     .to_owned(),
             ));
@@ -62,18 +65,30 @@ impl PostgresRestorer {
             return Err(SourceError::NotEmpty(address.masked.clone()));
         }
         if server.read_only {
-            let problem = "It takes no writes: it is a standby, or `default_transaction_read_only` is set".to_owned();
+            let problem =
+                "It takes no writes: it is a standby, or `default_transaction_read_only` is set"
+                    .to_owned();
             let target = address.masked;
-            return Err(SourceError::Database { attempt: "restore".to_owned(), target, problem, transient: false });
+            return Err(SourceError::Database {
+                attempt: "restore".to_owned(),
+                target,
+                problem,
+                transient: false,
+            });
         }
-        let archive = artifact.facts.get("client_version").and_then(|version| Major::of_text(version.as_str()?));
+        let archive = artifact
+            .facts
+            .get("client_version")
+            .and_then(|version| Major::of_text(version.as_str()?));
         let archive = archive.filter(|_| is_dump);
         if archive.is_some_and(|archive| archive >= Major::WITH_TRANSACTION_TIMEOUT)
             && server.major() < Major::WITH_TRANSACTION_TIMEOUT
         {
             return Err(SourceError::Unsuitable(format!(
-                "The dump was written by `pg_dump` {}, whose restore needs settings that PostgreSQL {} at `{}` does not know. Restore \
-                 into a server of version 17 or newer, or by hand from `pg_restore --file=-` without the line `SET transaction_timeout`",
+                "The dump was written by `pg_dump` {}, whose restore needs settings that \
+                 PostgreSQL {} at `{}` does not know. Restore \
+                 into a server of version 17 or newer, or by hand from `pg_restore --file=-` \
+                 without the line `SET transaction_timeout`",
                 archive.map(|archive| archive.to_string()).unwrap_or_default(),
                 server.major(),
                 address.masked
@@ -93,7 +108,8 @@ impl PostgresRestorer {
         options: &RestoreOptions,
     ) -> Result<(), SourceError> {
         let (call, _password) = prepared.call(cx)?;
-        // An index is built in silence for as long as it takes: only a stop or the server's end ends this.
+        // An index is built in silence for as long as it takes: only a stop or the server's end
+        // ends this.
         call.args(restore_args(prepared, options))
             .args(["--single-transaction"])
             .explained_by(explain_restore)
@@ -124,11 +140,18 @@ impl PostgresRestorer {
         match restored {
             Ok(_) => Ok(()),
             Err(SourceError::Process(mut error)) => {
-                if let ProcessError::Exit { said, .. } | ProcessError::Signal { said, .. } = &mut error {
-                    let partial = "Several jobs share no transaction: the database is now partial. Empty it before it is used or \
+                if let ProcessError::Exit { said, .. } | ProcessError::Signal { said, .. } =
+                    &mut error
+                {
+                    let partial = "Several jobs share no transaction: the database is now partial. \
+                        Empty it before it is used or \
                                    restored again";
                     let known = said.hint.take();
-                    said.hint = Some(known.map_or_else(|| partial.to_owned(), |known| format!("{known}. {partial}")));
+                    said.hint =
+                        Some(known.map_or_else(
+                            || partial.to_owned(),
+                            |known| format!("{known}. {partial}"),
+                        ));
                 }
                 Err(SourceError::Process(error))
             }
@@ -144,7 +167,8 @@ impl PostgresRestorer {
         options: &RestoreOptions,
     ) -> Result<Warnings, SourceError> {
         let mut script = Vec::new();
-        let read = input.take(GLOBALS_LIMIT + 1).read_to_end(&mut script).map_err(SourceError::Stream)?;
+        let read =
+            input.take(GLOBALS_LIMIT + 1).read_to_end(&mut script).map_err(SourceError::Stream)?;
         if read as u64 > GLOBALS_LIMIT {
             let limit = ByteSize(GLOBALS_LIMIT);
             return Err(SourceError::Unsuitable(format!(
@@ -158,15 +182,25 @@ impl PostgresRestorer {
         for line in script.split_inclusive(|byte| *byte == b'\n') {
             let text = String::from_utf8_lossy(line);
             let mut words = text.trim_end().trim_end_matches(';').splitn(3, ' ');
-            let (verb, object, rest) = (words.next(), words.next(), words.next().unwrap_or_default());
+            let (verb, object, rest) =
+                (words.next(), words.next(), words.next().unwrap_or_default());
             let object = object.unwrap_or_default();
-            let named = |name: &&String| rest == name.as_str() || rest.starts_with(&format!("{name} "));
-            let found = existing.iter().filter(|(kind, _)| kind == object).map(|(_, name)| name).find(named);
+            let named =
+                |name: &&String| rest == name.as_str() || rest.starts_with(&format!("{name} "));
+            let found = existing
+                .iter()
+                .filter(|(kind, _)| kind == object)
+                .map(|(_, name)| name)
+                .find(named);
             match (verb, found) {
-                _ if options.scratch && (object == "TABLESPACE" || text.contains(" ON TABLESPACE ")) => {}
+                _ if options.scratch
+                    && (object == "TABLESPACE" || text.contains(" ON TABLESPACE ")) => {}
                 (Some("CREATE"), Some(name)) => {
                     if !options.overwrite {
-                        let reason = format!("The {} {name} exists and was left as it is", object.to_lowercase());
+                        let reason = format!(
+                            "The {} {name} exists and was left as it is",
+                            object.to_lowercase()
+                        );
                         warnings.push(warning(reason));
                     }
                 }
@@ -190,7 +224,11 @@ impl PostgresRestorer {
 
 impl Prepared {
     fn call(&self, cx: &Context) -> Result<(Call, Option<MemoryFile>), SourceError> {
-        self.address.call(cx, &self.client, format!("restore into the database `{}`", self.server.database))
+        self.address.call(
+            cx,
+            &self.client,
+            format!("restore into the database `{}`", self.server.database),
+        )
     }
 }
 
@@ -209,23 +247,35 @@ fn restore_args(prepared: &Prepared, options: &RestoreOptions) -> Vec<String> {
     args
 }
 
-/// The roles and tablespaces of a server: `ROLE` or `TABLESPACE`, and the name as the server's tools quote it.
+/// The roles and tablespaces of a server: `ROLE` or `TABLESPACE`, and the name as the server's
+/// tools quote it.
 async fn existing_globals(address: &Address) -> Result<HashSet<(String, String)>, SourceError> {
     let failed = |error: sqlx::Error| address.failed("list the roles", &error);
     let sql = "SELECT 'ROLE' AS kind, quote_ident(rolname)::text AS name FROM pg_roles \
         UNION ALL SELECT 'TABLESPACE', quote_ident(spcname)::text FROM pg_tablespace";
     let mut connection = address.connect().await?;
-    let rows = sqlx::query(sql).persistent(false).fetch_all(&mut connection).await.map_err(failed)?;
-    rows.iter().map(|row| Ok((row.try_get("kind").map_err(failed)?, row.try_get("name").map_err(failed)?))).collect()
+    let rows =
+        sqlx::query(sql).persistent(false).fetch_all(&mut connection).await.map_err(failed)?;
+    rows.iter()
+        .map(|row| Ok((row.try_get("kind").map_err(failed)?, row.try_get("name").map_err(failed)?)))
+        .collect()
 }
 
-/// Replacing drops what the dump has, and nothing else: what of the target's tables the dump does not have, in words.
-async fn left_over(address: &Address, facts: &serde_json::Value) -> Result<Option<String>, SourceError> {
-    let Some(dumped) = facts.get("tables").and_then(serde_json::Value::as_array) else { return Ok(None) };
+/// Replacing drops what the dump has, and nothing else: what of the target's tables the dump does
+/// not have, in words.
+async fn left_over(
+    address: &Address,
+    facts: &serde_json::Value,
+) -> Result<Option<String>, SourceError> {
+    let Some(dumped) = facts.get("tables").and_then(serde_json::Value::as_array) else {
+        return Ok(None);
+    };
     let text = |table: &serde_json::Value, key: &str| table.get(key)?.as_str().map(str::to_owned);
-    let dumped: HashSet<_> = dumped.iter().map(|table| (text(table, "schema"), text(table, "name"))).collect();
+    let dumped: HashSet<_> =
+        dumped.iter().map(|table| (text(table, "schema"), text(table, "name"))).collect();
     let mut connection = address.connect().await?;
-    let tables = tables(&mut connection).await.map_err(|error| address.failed("list the tables", &error))?;
+    let tables =
+        tables(&mut connection).await.map_err(|error| address.failed("list the tables", &error))?;
     let others: Vec<String> = tables
         .into_iter()
         .filter(|table| !dumped.contains(&(Some(table.schema.clone()), Some(table.name.clone()))))
@@ -233,7 +283,9 @@ async fn left_over(address: &Address, facts: &serde_json::Value) -> Result<Optio
         .collect();
     let Some(first) = others.first() else { return Ok(None) };
     let number = others.len();
-    Ok(Some(format!("{number} tables that the dump does not have were left in the target, `{first}` among them")))
+    Ok(Some(format!(
+        "{number} tables that the dump does not have were left in the target, `{first}` among them"
+    )))
 }
 
 /// Fails when the folder's file system has not the space for so many bytes.
@@ -247,7 +299,8 @@ fn refuse_without_space(folder: &Path, bytes: Option<u64>) -> Result<(), SourceE
     let free = state.f_bavail.saturating_mul(state.f_frsize);
     match bytes {
         Some(bytes) if bytes > free => Err(SourceError::Unsuitable(format!(
-            "A restore with several jobs needs {} in `{}`, which has {}: restore with one job, which needs none, or name another \
+            "A restore with several jobs needs {} in `{}`, which has {}: restore with one job, \
+             which needs none, or name another \
              work folder",
             ByteSize(bytes),
             folder.display(),
@@ -267,7 +320,8 @@ fn explain_restore(said: &str) -> Option<String> {
         ("no password supplied", NO_PASSWORD),
         (
             "other objects depend on it",
-            "Something in the target that is not in the dump needs what is replaced: use an empty database",
+            "Something in the target that is not in the dump needs what is replaced: use an empty \
+             database",
         ),
         ("unsupported version (", "A newer client wrote the dump: install that one"),
         ("extension control file", "Install the extension on the target server"),
@@ -278,8 +332,8 @@ fn explain_restore(said: &str) -> Option<String> {
         ("permission denied", "Restore as the owner of the database or a superuser"),
     ];
     if said.contains("role \"") && said.contains("does not exist") {
-        let hint =
-            "Restore the roles first (`globals.sql`), or pass `--no-owner` so that everything belongs to who restores";
+        let hint = "Restore the roles first (`globals.sql`), or pass `--no-owner` so that \
+            everything belongs to who restores";
         return Some(hint.to_owned());
     }
     hints.iter().find(|(part, _)| said.contains(part)).map(|(_, hint)| (*hint).to_owned())
@@ -303,7 +357,9 @@ impl Restorer for PostgresRestorer {
         match artifact.kind {
             ArtifactKind::PgGlobals if options.no_owner => {
                 std::io::copy(input, &mut std::io::sink()).map_err(SourceError::Stream)?;
-                warnings.push(warning("The roles were not restored, since nothing is to belong to them".to_owned()));
+                warnings.push(warning(
+                    "The roles were not restored, since nothing is to belong to them".to_owned(),
+                ));
             }
             ArtifactKind::PgGlobals => warnings = Self::globals(cx, &prepared, input, options)?,
             _ if options.jobs > 1 => Self::parallel(cx, &prepared, artifact, input, options)?,
@@ -311,11 +367,18 @@ impl Restorer for PostgresRestorer {
         }
         if options.overwrite && artifact.kind == ArtifactKind::PgDump {
             // The restore stands, whether or not we can tell what was there besides.
-            match block(cx, prepared.address.within("list the tables", left_over(&prepared.address, &artifact.facts))) {
+            match block(
+                cx,
+                prepared
+                    .address
+                    .within("list the tables", left_over(&prepared.address, &artifact.facts)),
+            ) {
                 Ok(Some(reason)) => warnings.push(warning(reason)),
                 Ok(None) => {}
                 Err(error) => {
-                    warnings.push(warning(format!("{error}, so what the dump does not have may still be there")));
+                    warnings.push(warning(format!(
+                        "{error}, so what the dump does not have may still be there"
+                    )));
                 }
             }
         }
@@ -347,7 +410,8 @@ impl Restorer for PostgresRestorer {
     fn by_hand(&self, artifact: &RestoreArtifact) -> String {
         match artifact.kind {
             ArtifactKind::PgGlobals => "psql -X -d \"$DATABASE\"".to_owned(),
-            _ => "pg_restore --exit-on-error --single-transaction --no-owner -d \"$DATABASE\"".to_owned(),
+            _ => "pg_restore --exit-on-error --single-transaction --no-owner -d \"$DATABASE\""
+                .to_owned(),
         }
     }
 }

@@ -1,5 +1,5 @@
-//! A scratch database: on a server that the configuration names (`server`), or in a throwaway cluster; and what is in it, held against what was in
-//! the dumped one (`compare`).
+//! A scratch database: on a server that the configuration names (`server`), or in a throwaway
+//! cluster; and what is in it, held against what was in the dumped one (`compare`).
 
 mod compare;
 mod server;
@@ -46,12 +46,17 @@ pub(super) struct ScratchDatabase {
 }
 
 impl ScratchDatabase {
-    pub(super) fn create(cx: &Context, artifact: &RestoreArtifact, place: &ScratchPlace) -> Result<Self, SourceError> {
+    pub(super) fn create(
+        cx: &Context,
+        artifact: &RestoreArtifact,
+        place: &ScratchPlace,
+    ) -> Result<Self, SourceError> {
         let (cluster, admin_url) = match &place.config.postgres.url {
             Some(url) => (None, url.clone()),
             None => {
                 let dumped = artifact.facts.get("server_version_num").and_then(Value::as_i64);
-                let major = dumped.and_then(|number| i32::try_from(number).ok()).map(Major::of_number);
+                let major =
+                    dumped.and_then(|number| i32::try_from(number).ok()).map(Major::of_number);
                 let cluster = Cluster::start(cx, major, place)?;
                 let url = cluster.url()?;
                 (Some(cluster), url)
@@ -59,11 +64,13 @@ impl ScratchDatabase {
         };
         let password = place.config.postgres.password.as_ref();
         let admin = Address::new(&admin_url, password)?.known_as(&place.prefix);
-        let salt = getrandom::u64()
-            .map_err(|error| SourceError::Unsuitable(format!("The system gives no random numbers: {error}")))?;
+        let salt = getrandom::u64().map_err(|error| {
+            SourceError::Unsuitable(format!("The system gives no random numbers: {error}"))
+        })?;
         let name = format!("{}{salt:016x}", place.prefix);
         let url = admin_url.with_database(&name);
-        let url = password.map_or_else(|| url.clone(), |password| url.with_password(password.expose()));
+        let url =
+            password.map_or_else(|| url.clone(), |password| url.with_password(password.expose()));
         let address = Address::new(&url, None)?.known_as(&place.prefix);
         let text = |key: &str| artifact.facts.get(key).and_then(Value::as_str).map(str::to_owned);
         let (encoding, collate) = (text("encoding"), text("collate"));
@@ -73,15 +80,16 @@ impl ScratchDatabase {
             let creating = async {
                 let mut connection = admin.connect().await?;
                 if is_own && artifact.kind != ArtifactKind::PgGlobals {
-                    create_roles(&mut connection, &artifact.facts)
-                        .await
-                        .map_err(|error| admin.failed("create the roles that the dump names", &error))?;
+                    create_roles(&mut connection, &artifact.facts).await.map_err(|error| {
+                        admin.failed("create the roles that the dump names", &error)
+                    })?;
                 }
                 create_database(&mut connection, &name, encoding, collate)
                     .await
                     .map_err(|error| admin.failed(attempt, &error))?;
                 let comment = format!(
-                    "COMMENT ON DATABASE {} IS 'A drill is at work here; the next one drops what is left'",
+                    "COMMENT ON DATABASE {} IS 'A drill is at work here; the next one drops what \
+                     is left'",
                     quoted(&name)
                 );
                 sqlx::raw_sql(AssertSqlSafe(comment))
@@ -90,10 +98,14 @@ impl ScratchDatabase {
                     .map_err(|error| admin.failed(attempt, &error))?;
                 let mut connection = address.connect().await?;
                 if let Some(extensions) = artifact.facts.get("extensions").and_then(Value::as_array)
-                    && !extensions.iter().any(|one| one.get("name").is_some_and(|name| name == "plpgsql"))
+                    && !extensions
+                        .iter()
+                        .any(|one| one.get("name").is_some_and(|name| name == "plpgsql"))
                 {
                     // A new database has it; a dump does not say that there was none.
-                    let dropped = sqlx::raw_sql("DROP EXTENSION IF EXISTS plpgsql").execute(&mut connection).await;
+                    let dropped = sqlx::raw_sql("DROP EXTENSION IF EXISTS plpgsql")
+                        .execute(&mut connection)
+                        .await;
                     dropped.map_err(|error| address.failed(attempt, &error))?;
                 }
                 Server::ask(&mut connection, &address).await
@@ -112,16 +124,20 @@ impl ScratchDatabase {
     }
 }
 
-/// Makes the roles that policies and user mappings of the dump are for, where the snapshot does not bring them itself. Nobody can log in as one.
+/// Makes the roles that policies and user mappings of the dump are for, where the snapshot does not
+/// bring them itself. Nobody can log in as one.
 async fn create_roles(connection: &mut PgConnection, facts: &Value) -> Result<(), sqlx::Error> {
-    for role in facts.get("roles").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str) {
+    for role in
+        facts.get("roles").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str)
+    {
         let sql = format!("CREATE ROLE {} NOLOGIN", quoted(role));
         sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *connection).await?;
     }
     Ok(())
 }
 
-/// Makes an empty database of that encoding, with the collation of the source where the server has it.
+/// Makes an empty database of that encoding, with the collation of the source where the server has
+/// it.
 async fn create_database(
     connection: &mut PgConnection,
     name: &str,
@@ -129,7 +145,8 @@ async fn create_database(
     collate: Option<String>,
 ) -> Result<(), sqlx::Error> {
     let literal = |text: &str| format!("'{}'", text.replace('\'', "''"));
-    let encoding = encoding.map(|encoding| format!(" ENCODING {}", literal(&encoding))).unwrap_or_default();
+    let encoding =
+        encoding.map(|encoding| format!(" ENCODING {}", literal(&encoding))).unwrap_or_default();
     let of = |locale: &str| {
         format!(
             "CREATE DATABASE {} TEMPLATE template0{encoding} LC_COLLATE {locale} LC_CTYPE {locale}",
@@ -141,7 +158,8 @@ async fn create_database(
     match sqlx::raw_sql(AssertSqlSafe(of(wanted))).execute(&mut *connection).await {
         // No such locale here, or not with this encoding; `C` is everywhere.
         Err(sqlx::Error::Database(said))
-            if wanted != "C" && said.code().is_some_and(|code| code == "42809" || code == "22023") =>
+            if wanted != "C"
+                && said.code().is_some_and(|code| code == "42809" || code == "22023") =>
         {
             sqlx::raw_sql(AssertSqlSafe(of("C"))).execute(connection).await.map(drop)
         }
@@ -184,7 +202,11 @@ const NOT_THE_DUMP: [&str; 28] = [
 impl Scratch for ScratchDatabase {
     fn target(&self, artifact: &RestoreArtifact) -> Result<Target, String> {
         if artifact.kind == ArtifactKind::PgGlobals && self.cluster.is_none() {
-            return Err("roles belong to a whole server, and this one is shared: they are read and held against their digest only".to_owned());
+            return Err(
+                "roles belong to a whole server, and this one is shared: they are read and \
+                held against their digest only"
+                    .to_owned(),
+            );
         }
         Ok(Target::Database(self.url.clone()))
     }
@@ -226,7 +248,8 @@ impl Scratch for ScratchDatabase {
         let SourceError::Process(ProcessError::Exit { said, .. }) = error else {
             return !matches!(error, SourceError::Damaged(_) | SourceError::Stream(_));
         };
-        let role_missing = said.stderr.contains("role \"") && said.stderr.contains("does not exist");
+        let role_missing =
+            said.stderr.contains("role \"") && said.stderr.contains("does not exist");
         if role_missing || NOT_THE_DUMP.iter().any(|words| said.stderr.contains(words)) {
             return true;
         }
@@ -236,30 +259,45 @@ impl Scratch for ScratchDatabase {
     }
 
     fn in_words(&self, error: &SourceError) -> String {
-        let SourceError::Process(ProcessError::Exit { attempt, program, status, said }) = error else {
+        let SourceError::Process(ProcessError::Exit { attempt, program, status, said }) = error
+        else {
             return error.to_string();
         };
-        // Where it happened and what the server called it. What follows those lines has rows in it, and commands with passwords.
-        let kept =
-            |line: &&str| line.contains(" error: ") || line.contains("FATAL: ") || line.contains("from TOC entry");
+        // Where it happened and what the server called it. What follows those lines has rows in it,
+        // and commands with passwords.
+        let kept = |line: &&str| {
+            line.contains(" error: ") || line.contains("FATAL: ") || line.contains("from TOC entry")
+        };
         let lines: Vec<&str> = said.stderr.lines().map(str::trim).filter(kept).collect();
         let hint = said.hint.as_ref().map(|hint| format!(". {hint}")).unwrap_or_default();
-        format!("Could not {attempt}: `{program}` ended with exit status {status}: {}{hint}", lines.join("; "))
+        format!(
+            "Could not {attempt}: `{program}` ended with exit status {status}: {}{hint}",
+            lines.join("; ")
+        )
     }
 
-    fn query(&mut self, cx: &Context, query: &str, timeout: Duration, each: &mut Each<'_>) -> Result<(), SourceError> {
+    fn query(
+        &mut self,
+        cx: &Context,
+        query: &str,
+        timeout: Duration,
+        each: &mut Each<'_>,
+    ) -> Result<(), SourceError> {
         let attempt = "ask the restored database";
         let address = self.address.clone();
         let failed = |error: &sqlx::Error| match (address.failed(attempt, error), error) {
             // It was we who gave it too little time.
-            (SourceError::Database { attempt, target, problem, .. }, sqlx::Error::Database(said))
-                if said.code().is_some_and(|code| code == "57014") =>
-            {
+            (
+                SourceError::Database { attempt, target, problem, .. },
+                sqlx::Error::Database(said),
+            ) if said.code().is_some_and(|code| code == "57014") => {
                 SourceError::Database { attempt, target, problem, transient: true }
             }
             // No query, or none that only reads: that says nothing about what is asked.
             (SourceError::Database { problem, .. }, sqlx::Error::Database(said))
-                if said.code().is_some_and(|code| matches!(&*code, "42601" | "0A000" | "25006")) =>
+                if said
+                    .code()
+                    .is_some_and(|code| matches!(&*code, "42601" | "0A000" | "25006")) =>
             {
                 SourceError::Unsuitable(format!("The query cannot be asked: {problem}"))
             }
@@ -281,9 +319,11 @@ impl Scratch for ScratchDatabase {
             // A query within another can be one statement only, and every type has a JSON form.
             let query = query.trim().trim_end_matches(';');
             let sql = format!(
-                "SELECT CASE WHEN octet_length(row) <= {LARGEST_ROW} THEN row END FROM (SELECT to_json(answer)::text AS row FROM (\n{query}\n) AS answer) AS answers"
+                "SELECT CASE WHEN octet_length(row) <= {LARGEST_ROW} THEN row END FROM (SELECT \
+                 to_json(answer)::text AS row FROM (\n{query}\n) AS answer) AS answers"
             );
-            let rows = sqlx::query_scalar::<_, Option<String>>(AssertSqlSafe(sql)).persistent(false);
+            let rows =
+                sqlx::query_scalar::<_, Option<String>>(AssertSqlSafe(sql)).persistent(false);
             let mut rows = rows.fetch(&mut connection);
             while let Some(row) = rows.try_next().await.map_err(|error| failed(&error))? {
                 let row = row.ok_or_else(|| {
@@ -291,12 +331,13 @@ impl Scratch for ScratchDatabase {
                         "A row of the answer has more than {LARGEST_ROW} bytes: ask for less"
                     ))
                 })?;
-                let row: Row = serde_json::from_str(&row).map_err(|error| SourceError::Database {
-                    attempt: attempt.to_owned(),
-                    target: address.masked.clone(),
-                    problem: format!("A row could not be read: {error}"),
-                    transient: false,
-                })?;
+                let row: Row =
+                    serde_json::from_str(&row).map_err(|error| SourceError::Database {
+                        attempt: attempt.to_owned(),
+                        target: address.masked.clone(),
+                        problem: format!("A row could not be read: {error}"),
+                        transient: false,
+                    })?;
                 if each(row).is_break() {
                     return Ok(ControlFlow::Break(()));
                 }
@@ -311,7 +352,8 @@ impl Scratch for ScratchDatabase {
     }
 
     fn description(&self) -> String {
-        let kind = if self.cluster.is_some() { "a cluster of its own" } else { "a scratch database" };
+        let kind =
+            if self.cluster.is_some() { "a cluster of its own" } else { "a scratch database" };
         format!("PostgreSQL {}, {kind}: `{}`", self.server.version, self.url.masked())
     }
 
@@ -321,7 +363,10 @@ impl Scratch for ScratchDatabase {
         block(cx, async {
             let noting = async {
                 let mut connection = admin.connect().await?;
-                let sql = format!("COMMENT ON DATABASE {} IS '{KEPT} by a drill: drop it by hand'", quoted(&name));
+                let sql = format!(
+                    "COMMENT ON DATABASE {} IS '{KEPT} by a drill: drop it by hand'",
+                    quoted(&name)
+                );
                 let noted = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await;
                 noted.map(drop).map_err(|error| admin.failed(attempt, &error))
             };

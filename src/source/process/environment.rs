@@ -5,8 +5,9 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// What a child may have of the program's environment, beside `LC_*`. Nothing here is a secret. The settings of the database
-/// clients (`PG*`) are not passed on: what a source connects to is what its configuration says, and nothing else.
+/// What a child may have of the program's environment, beside `LC_*`. Nothing here is a secret. The
+/// settings of the database clients (`PG*`) are not passed on: what a source connects to is what
+/// its configuration says, and nothing else.
 const PASSED_ON: [&str; 16] = [
     "PATH",
     "HOME",
@@ -28,7 +29,8 @@ const PASSED_ON: [&str; 16] = [
 /// Where programs are looked for when the environment has no `PATH`.
 const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin";
 
-/// The environment of the program, read once by the configuration and handed down. Children get an allow-list of it.
+/// The environment of the program, read once by the configuration and handed down. Children get an
+/// allow-list of it.
 #[derive(Clone, Default)]
 pub struct Environment(pub BTreeMap<OsString, OsString>);
 
@@ -40,9 +42,14 @@ impl Environment {
 
     /// The part that every child gets.
     pub(super) fn for_children(&self) -> BTreeMap<OsString, OsString> {
-        let passed =
-            |name: &OsStr| name.to_str().is_some_and(|name| PASSED_ON.contains(&name) || name.starts_with("LC_"));
-        self.0.iter().filter(|(name, _)| passed(name)).map(|(name, value)| (name.clone(), value.clone())).collect()
+        let passed = |name: &OsStr| {
+            name.to_str().is_some_and(|name| PASSED_ON.contains(&name) || name.starts_with("LC_"))
+        };
+        self.0
+            .iter()
+            .filter(|(name, _)| passed(name))
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect()
     }
 
     /// The folders that programs are looked for in.
@@ -51,13 +58,16 @@ impl Environment {
         std::env::split_paths(path).filter(|folder| folder.is_absolute()).collect()
     }
 
-    /// The file of a program: `program` itself when it has a `/`, else the first of that name in the search path that
-    /// may be executed.
+    /// The file of a program: `program` itself when it has a `/`, else the first of that name in
+    /// the search path that may be executed.
     pub fn find_program(&self, program: &Path) -> Option<PathBuf> {
         if program.as_os_str().as_encoded_bytes().contains(&b'/') {
             return is_executable(program).then(|| program.to_owned());
         }
-        self.search_path().into_iter().map(|folder| folder.join(program)).find(|file| is_executable(file))
+        self.search_path()
+            .into_iter()
+            .map(|folder| folder.join(program))
+            .find(|file| is_executable(file))
     }
 }
 
@@ -81,7 +91,15 @@ mod tests {
 
     #[test]
     fn children_get_an_allow_list_only() {
-        let names = ["PATH", "LC_TIME", "AWS_SECRET_ACCESS_KEY", "PGPASSWORD", "DB_URL", "BACKUP_KEY", "PGHOST"];
+        let names = [
+            "PATH",
+            "LC_TIME",
+            "AWS_SECRET_ACCESS_KEY",
+            "PGPASSWORD",
+            "DB_URL",
+            "BACKUP_KEY",
+            "PGHOST",
+        ];
         let all = names.iter().map(|name| (OsString::from(name), OsString::from("x"))).collect();
         let passed: Vec<OsString> = Environment(all).for_children().into_keys().collect();
         assert_eq!(passed, ["LC_TIME", "PATH"]);

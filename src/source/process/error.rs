@@ -56,7 +56,8 @@ pub enum ProcessError {
     },
     /// It neither wrote, read nor ended for too long, and was killed.
     #[error(
-        "Could not {attempt}: `{program}` neither wrote, read nor ended for {after} and was killed. If it may be silent \
+        "Could not {attempt}: `{program}` neither wrote, read nor ended for {after} and was \
+         killed. If it may be silent \
          for that long, raise `no_progress_timeout`{said}"
     )]
     Hung {
@@ -71,7 +72,8 @@ pub enum ProcessError {
     },
     /// It ended, but its output did not: whether that is complete cannot be known.
     #[error(
-        "Could not {attempt}: `{program}` ended, but a process that it left behind keeps its output open, so that the \
+        "Could not {attempt}: `{program}` ended, but a process that it left behind keeps its \
+         output open, so that the \
          output cannot be known to be complete{said}"
     )]
     HeldOpen {
@@ -107,7 +109,8 @@ pub enum ProcessError {
 /// What a child said before it ended.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Said {
-    /// The end of its standard error, bytes that are not UTF-8 replaced and secrets that we gave it masked.
+    /// The end of its standard error, bytes that are not UTF-8 replaced and secrets that we gave it
+    /// masked.
     pub stderr: String,
     /// What to do about it, where that is known.
     pub hint: Option<String>,
@@ -115,13 +118,15 @@ pub struct Said {
 
 impl fmt::Display for Said {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let lines: Vec<&str> = self.stderr.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
+        let lines: Vec<&str> =
+            self.stderr.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
         match lines.as_slice() {
             [] => {}
             [line] => write!(f, ": {line}")?,
             lines => {
                 f.write_str(". It said:")?;
-                let shown = lines.get(lines.len().saturating_sub(SHOWN_LINES)..).unwrap_or_default();
+                let shown =
+                    lines.get(lines.len().saturating_sub(SHOWN_LINES)..).unwrap_or_default();
                 if shown.len() < lines.len() {
                     f.write_str("\n    ...")?;
                 }
@@ -167,6 +172,8 @@ mod tests {
         assert_eq!(said("one\n"), ": one");
         assert_eq!(said("one\ntwo\n"), ". It said:\n    one\n    two");
         let many: String = (0..1_000).map(|number| format!("line {number}\n")).collect();
-        assert!(said(&many).ends_with("line 998\n    line 999") && said(&many).lines().count() < 30);
+        assert!(
+            said(&many).ends_with("line 998\n    line 999") && said(&many).lines().count() < 30
+        );
     }
 }

@@ -7,14 +7,15 @@ use std::path::PathBuf;
 
 use crate::source::SourceError;
 
-/// The path by which a child of the same user opens a file that we hold open, even one that has no name. It is good for as
-/// long as the file is held.
+/// The path by which a child of the same user opens a file that we hold open, even one that has no
+/// name. It is good for as long as the file is held.
 pub fn path_for_children(file: &File) -> PathBuf {
     PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()))
 }
 
-/// A text that a child, and nobody else, can read as a file while this value lives: a password file. It is in memory, never on a
-/// disk, and not inherited: the child opens it through our entry in `/proc`, for which it needs to be the same user.
+/// A text that a child, and nobody else, can read as a file while this value lives: a password
+/// file. It is in memory, never on a disk, and not inherited: the child opens it through our entry
+/// in `/proc`, for which it needs to be the same user.
 pub struct MemoryFile {
     file: File,
 }
@@ -25,9 +26,13 @@ impl MemoryFile {
     /// # Errors
     /// When the system has no memory files.
     pub fn new(name: &str, content: &[u8]) -> Result<Self, SourceError> {
-        let failed = |error| SourceError::Io { attempt: "create the memory file", path: name.to_owned(), error };
-        let fd =
-            rustix::fs::memfd_create(name, rustix::fs::MemfdFlags::CLOEXEC).map_err(|error| failed(error.into()))?;
+        let failed = |error| SourceError::Io {
+            attempt: "create the memory file",
+            path: name.to_owned(),
+            error,
+        };
+        let fd = rustix::fs::memfd_create(name, rustix::fs::MemfdFlags::CLOEXEC)
+            .map_err(|error| failed(error.into()))?;
         // libpq ignores a password file that others could read.
         rustix::fs::fchmod(&fd, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR)
             .map_err(|error| failed(error.into()))?;

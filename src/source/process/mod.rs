@@ -1,8 +1,8 @@
 //! The only place that starts a child.
 //!
-//! A child has a cleared environment, a process group of its own, and standard streams that are watched: its standard
-//! error is always drained, its silence is timed, and it is always reaped. The end of its output is not success; only
-//! the exit status 0, known after that end, is.
+//! A child has a cleared environment, a process group of its own, and standard streams that are
+//! watched: its standard error is always drained, its silence is timed, and it is always reaped.
+//! The end of its output is not success; only the exit status 0, known after that end, is.
 
 mod environment;
 mod error;
@@ -28,7 +28,8 @@ use crate::model::Secret;
 
 /// How much is read from or written to a child at once.
 const CHUNK_BYTES: usize = 128 * 1024;
-/// How long the output of a child that has ended may stay open without a byte: something that it left running holds it.
+/// How long the output of a child that has ended may stay open without a byte: something that it
+/// left running holds it.
 const LINGER: Duration = Duration::from_secs(5);
 
 /// What a child read of what it was fed.
@@ -57,8 +58,8 @@ pub struct Call {
 }
 
 impl Call {
-    /// A call of `program`, a path or a name that is looked up in the search path, to `attempt` something: words that
-    /// follow "Could not".
+    /// A call of `program`, a path or a name that is looked up in the search path, to `attempt`
+    /// something: words that follow "Could not".
     pub fn new(cx: &Context, program: impl Into<PathBuf>, attempt: impl Into<String>) -> Self {
         Self {
             attempt: attempt.into(),
@@ -117,7 +118,8 @@ impl Call {
         self
     }
 
-    /// How long the child may neither write, read nor end; without a limit where silence is no sign of a fault.
+    /// How long the child may neither write, read nor end; without a limit where silence is no sign
+    /// of a fault.
     pub fn silent_for(mut self, timeout: Option<Duration>) -> Self {
         self.timeout = timeout;
         self
@@ -125,14 +127,18 @@ impl Call {
 
     /// Runs the child and copies its standard output to `out`; how many bytes that were.
     ///
-    /// Only the time in which we wait for the child counts against its silence: a slow `out` does not.
+    /// Only the time in which we wait for the child counts against its silence: a slow `out` does
+    /// not.
     ///
     /// # Errors
-    /// When it does not end with exit status 0 after the end of its output; when it is silent for too long; when `out` fails
-    /// ([`SourceError::Stream`]); when the run is cancelled. The child is dead and reaped by then.
+    /// When it does not end with exit status 0 after the end of its output; when it is silent for
+    /// too long; when `out` fails ([`SourceError::Stream`]); when the run is cancelled. The child
+    /// is dead and reaped by then.
     pub fn read_into(&self, cx: &Context, out: &mut dyn Write) -> Result<u64, SourceError> {
         let (mut running, pipes) = self.start(cx, Wants::Output)?;
-        let Some(mut stdout) = pipes.stdout else { return Err(self.pipe_failed(ErrorKind::NotConnected.into())) };
+        let Some(mut stdout) = pipes.stdout else {
+            return Err(self.pipe_failed(ErrorKind::NotConnected.into()));
+        };
         let mut buffer = vec![0; CHUNK_BYTES];
         let mut bytes = 0;
         loop {
@@ -157,7 +163,11 @@ impl Call {
             };
             if let Err(error) = out.write_all(part) {
                 running.terminate();
-                return Err(if cx.cancel.is_cancelled() { SourceError::Cancelled } else { SourceError::Stream(error) });
+                return Err(if cx.cancel.is_cancelled() {
+                    SourceError::Cancelled
+                } else {
+                    SourceError::Stream(error)
+                });
             }
             bytes += part.len() as u64;
         }
@@ -165,18 +175,22 @@ impl Call {
         Ok(bytes)
     }
 
-    /// Runs the child and feeds it `input` on its standard input. Its standard output is drained with its standard error.
+    /// Runs the child and feeds it `input` on its standard input. Its standard output is drained
+    /// with its standard error.
     ///
     /// # Errors
-    /// When it does not end with exit status 0; when it is silent for too long; when the run is cancelled. When `input`
-    /// fails ([`SourceError::Stream`]), the child is killed while its standard input is still open, so that it never sees
-    /// the end of a stream that is damaged.
+    /// When it does not end with exit status 0; when it is silent for too long; when the run is
+    /// cancelled. When `input` fails ([`SourceError::Stream`]), the child is killed while its
+    /// standard input is still open, so that it never sees the end of a stream that is damaged.
     pub fn feed(&self, cx: &Context, input: &mut dyn Read) -> Result<Fed, SourceError> {
         let (mut running, pipes) = self.start(cx, Wants::Input)?;
-        let Some(mut stdin) = pipes.stdin else { return Err(self.pipe_failed(ErrorKind::NotConnected.into())) };
+        let Some(mut stdin) = pipes.stdin else {
+            return Err(self.pipe_failed(ErrorKind::NotConnected.into()));
+        };
         // Our end only: the child's end of a pipe has flags of its own.
-        let flags = rustix::fs::fcntl_getfl(&stdin)
-            .and_then(|flags| rustix::fs::fcntl_setfl(&stdin, flags | rustix::fs::OFlags::NONBLOCK));
+        let flags = rustix::fs::fcntl_getfl(&stdin).and_then(|flags| {
+            rustix::fs::fcntl_setfl(&stdin, flags | rustix::fs::OFlags::NONBLOCK)
+        });
         if let Err(error) = flags {
             return Err(running.stop(Err(error.into())));
         }
@@ -194,7 +208,11 @@ impl Call {
                 Err(error) => {
                     running.terminate();
                     let cancelled = cx.cancel.is_cancelled();
-                    return Err(if cancelled { SourceError::Cancelled } else { SourceError::Stream(error) });
+                    return Err(if cancelled {
+                        SourceError::Cancelled
+                    } else {
+                        SourceError::Stream(error)
+                    });
                 }
             };
             let mut rest = buffer.get(..count).unwrap_or_default();
@@ -209,7 +227,11 @@ impl Call {
                         rest = rest.get(written..).unwrap_or_default();
                         bytes += written as u64;
                     }
-                    Err(error) if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock) => {}
+                    Err(error)
+                        if matches!(
+                            error.kind(),
+                            ErrorKind::Interrupted | ErrorKind::WouldBlock
+                        ) => {}
                     // It reads no more: its exit status says why.
                     Err(error) if error.kind() == ErrorKind::BrokenPipe => break 'feeding,
                     Err(error) => return Err(running.stop(Err(error))),
@@ -225,7 +247,8 @@ impl Call {
         Ok(Fed { bytes, stopped_early: !complete })
     }
 
-    /// Runs the child, feeding it nothing, and returns its standard output, of at most `limit` bytes.
+    /// Runs the child, feeding it nothing, and returns its standard output, of at most `limit`
+    /// bytes.
     ///
     /// # Errors
     /// As [`Call::read_into`], and when there is more.
@@ -233,9 +256,12 @@ impl Call {
         let mut taken = Bounded { bytes: Vec::new(), limit };
         match self.read_into(cx, &mut taken) {
             Ok(_) => Ok(String::from_utf8_lossy(&taken.bytes).into_owned()),
-            Err(SourceError::Stream(_)) => {
-                Err(ProcessError::TooMuch { attempt: self.attempt.clone(), program: self.name(), limit }.into())
+            Err(SourceError::Stream(_)) => Err(ProcessError::TooMuch {
+                attempt: self.attempt.clone(),
+                program: self.name(),
+                limit,
             }
+            .into()),
             Err(error) => Err(error),
         }
     }
@@ -254,7 +280,11 @@ impl Call {
             return Err(SourceError::Cancelled);
         }
         let not_started = |error| {
-            SourceError::from(ProcessError::Start { attempt: self.attempt.clone(), program: self.name(), error })
+            SourceError::from(ProcessError::Start {
+                attempt: self.attempt.clone(),
+                program: self.name(),
+                error,
+            })
         };
         let file = match &self.working_dir {
             Some(folder) if !folder.is_dir() => {
@@ -264,7 +294,8 @@ impl Call {
                     error: ErrorKind::NotFound.into(),
                 });
             }
-            // A relative path is counted from the folder that the program runs in, as a shell there would.
+            // A relative path is counted from the folder that the program runs in, as a shell there
+            // would.
             Some(folder) if self.program.components().count() > 1 => folder.join(&self.program),
             _ => self.program.clone(),
         };
@@ -276,13 +307,26 @@ impl Call {
                 )));
             }
             let hint = self.not_found.clone();
-            return Err(ProcessError::NotFound { attempt: self.attempt.clone(), program: self.name(), hint }.into());
+            return Err(ProcessError::NotFound {
+                attempt: self.attempt.clone(),
+                program: self.name(),
+                hint,
+            }
+            .into());
         };
 
         let (errors, said) = std::io::pipe().map_err(|error| self.pipe_failed(error))?;
-        #[expect(clippy::disallowed_methods, reason = "this is the door through which children are started")]
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "this is the door through which children are started"
+        )]
         let mut command = std::process::Command::new(&file);
-        command.arg0(&self.program).args(&self.args).env_clear().envs(&self.variables).process_group(0);
+        command
+            .arg0(&self.program)
+            .args(&self.args)
+            .env_clear()
+            .envs(&self.variables)
+            .process_group(0);
         if let Some(folder) = &self.working_dir {
             command.current_dir(folder);
         }

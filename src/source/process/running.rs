@@ -75,7 +75,10 @@ impl<'a> Running<'a> {
         thread("wait for child")
             .spawn(move || {
                 let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
-                while matches!(rustix::process::waitid(WaitId::Pid(pid), options), Err(rustix::io::Errno::INTR)) {}
+                while matches!(
+                    rustix::process::waitid(WaitId::Pid(pid), options),
+                    Err(rustix::io::Errno::INTR)
+                ) {}
                 drop(exit_writer);
             })
             .map_err(failed)?;
@@ -86,13 +89,26 @@ impl<'a> Running<'a> {
                 drop(cancel_writer);
             }
         });
-        let running =
-            Self { call, group, exit, cancelled, _on_cancel: on_cancel, drain: Some(drain), progress, ended: false };
+        let running = Self {
+            call,
+            group,
+            exit,
+            cancelled,
+            _on_cancel: on_cancel,
+            drain: Some(drain),
+            progress,
+            ended: false,
+        };
         Ok((running, pipes))
     }
 
-    /// Waits until the stream can be used or something else happens. Standard error counts as a sign of life.
-    pub(super) fn wait(&mut self, stream: Option<&PollFd<'_>>, limit: Option<Duration>) -> std::io::Result<Wake> {
+    /// Waits until the stream can be used or something else happens. Standard error counts as a
+    /// sign of life.
+    pub(super) fn wait(
+        &mut self,
+        stream: Option<&PollFd<'_>>,
+        limit: Option<Duration>,
+    ) -> std::io::Result<Wake> {
         loop {
             let seen = self.progress.load(Ordering::Relaxed);
             let mut fds = vec![PollFd::new(&self.cancelled, PollFlags::IN)];
@@ -103,7 +119,9 @@ impl<'a> Running<'a> {
             let stream_at = stream.map(|_| fds.len());
             fds.extend(stream.cloned());
             let woken = poll(&mut fds, limit)?;
-            let happened = |at: Option<usize>| at.and_then(|at| fds.get(at)).is_some_and(|fd| !fd.revents().is_empty());
+            let happened = |at: Option<usize>| {
+                at.and_then(|at| fds.get(at)).is_some_and(|fd| !fd.revents().is_empty())
+            };
             if happened(Some(0)) {
                 return Ok(Wake::Cancelled);
             }
@@ -151,7 +169,9 @@ impl<'a> Running<'a> {
         let (attempt, program) = (self.call.attempt.clone(), self.call.name());
         Err(match (status.code(), status.signal()) {
             (Some(status), _) => ProcessError::Exit { attempt, program, status, said },
-            (None, number) => ProcessError::Signal { attempt, program, signal: signal_name(number), said },
+            (None, number) => {
+                ProcessError::Signal { attempt, program, signal: signal_name(number), said }
+            }
         }
         .into())
     }
@@ -184,12 +204,14 @@ impl<'a> Running<'a> {
             self.ended = ended.unwrap_or(false);
         }
         self.group.signal(Signal::KILL);
-        // It was killed or has ended: there is a status, and nothing that failed can be done about here.
+        // It was killed or has ended: there is a status, and nothing that failed can be done about
+        // here.
         let _ = self.group.reap();
     }
 
     fn cancelled_now(&self) -> bool {
-        poll(&mut [PollFd::new(&self.cancelled, PollFlags::IN)], Some(Duration::ZERO)).unwrap_or(false)
+        poll(&mut [PollFd::new(&self.cancelled, PollFlags::IN)], Some(Duration::ZERO))
+            .unwrap_or(false)
     }
 
     fn said(&mut self) -> Said {
@@ -198,7 +220,8 @@ impl<'a> Running<'a> {
     }
 }
 
-/// The process group of a child, which is its leader. Until the child is reaped, no other group can have its number.
+/// The process group of a child, which is its leader. Until the child is reaped, no other group can
+/// have its number.
 struct Group {
     pid: Pid,
     /// None once it is reaped.
@@ -237,7 +260,8 @@ fn signal(pid: Pid, child: &Mutex<Option<Child>>, number: Signal) {
 
 /// Reads all that a child says, and keeps the end of it.
 struct Drain {
-    /// Dropping it asks the thread to take what is there and end, even if something holds the pipe open.
+    /// Dropping it asks the thread to take what is there and end, even if something holds the pipe
+    /// open.
     stop: PipeWriter,
     thread: JoinHandle<Vec<u8>>,
 }
@@ -251,7 +275,8 @@ impl Drain {
             let mut tail = Vec::new();
             let mut last_reads = 64_u32;
             while last_reads > 0 {
-                let mut fds = [PollFd::new(&errors, PollFlags::IN), PollFd::new(&stopped, PollFlags::IN)];
+                let mut fds =
+                    [PollFd::new(&errors, PollFlags::IN), PollFd::new(&stopped, PollFlags::IN)];
                 if poll(&mut fds, None).is_err() {
                     break;
                 }

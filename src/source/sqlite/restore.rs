@@ -11,14 +11,18 @@ use sqlx::sqlite::SqliteConnectOptions;
 use url::Url;
 
 use super::super::scratch::{Scratch, ScratchPlace};
-use super::super::{Context, RestoreArtifact, RestoreOptions, Restored, Restorer, SourceError, Target};
+use super::super::{
+    Context, RestoreArtifact, RestoreOptions, Restored, Restorer, SourceError, Target,
+};
 use super::scratch::ScratchDatabase;
 use super::{
-    BUSY_TIMEOUT, Fault, PrivateFile, SQLITE_ERROR, Session, free_bytes, primary_code, quoted, random_name, warning,
+    BUSY_TIMEOUT, Fault, PrivateFile, SQLITE_ERROR, Session, free_bytes, primary_code, quoted,
+    random_name, warning,
 };
 use crate::model::{ByteSize, DatabaseUrl, Warnings};
 
-/// What SQLite keeps beside a database. One that is left over from another database would be played into the restored one.
+/// What SQLite keeps beside a database. One that is left over from another database would be played
+/// into the restored one.
 const COMPANIONS: [&str; 3] = ["-wal", "-shm", "-journal"];
 
 /// Messages of the integrity check that are shown.
@@ -41,9 +45,11 @@ impl Restorer for SqliteRestorer {
         let folder = parent(&place);
         let make = DirBuilder::new().recursive(true).mode(0o700).create(folder);
         make.map_err(|error| io("create", folder, error))?;
-        let name = place.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let name =
+            place.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         // Dropped without having been moved, it removes itself.
-        let mut file = PrivateFile::new(folder.join(format!(".{name}.restore-{}", random_name()?)))?;
+        let mut file =
+            PrivateFile::new(folder.join(format!(".{name}.restore-{}", random_name()?)))?;
         receive(cx, input, &mut file)?;
         let mut restored = Restored { place: place.display().to_string(), ..Restored::default() };
         check(cx, artifact, &file.path, &mut restored.warnings)?;
@@ -52,7 +58,9 @@ impl Restorer for SqliteRestorer {
         } else {
             publish(&file.path, &place)?;
         }
-        File::open(folder).and_then(|folder| folder.sync_all()).map_err(|error| io("sync", folder, error))?;
+        File::open(folder)
+            .and_then(|folder| folder.sync_all())
+            .map_err(|error| io("sync", folder, error))?;
         Ok(restored)
     }
 
@@ -87,7 +95,8 @@ impl Restorer for SqliteRestorer {
             }
         }
         if let Some(needed) = artifact.plain_bytes {
-            let there = place.ancestors().skip(1).find(|folder| folder.is_dir()).unwrap_or(Path::new("."));
+            let there =
+                place.ancestors().skip(1).find(|folder| folder.is_dir()).unwrap_or(Path::new("."));
             let free = free_bytes(there)?;
             if free < needed {
                 return Err(SourceError::Unsuitable(format!(
@@ -112,8 +121,13 @@ impl Restorer for SqliteRestorer {
 
     fn by_hand(&self, artifact: &RestoreArtifact) -> String {
         let name = original_name(artifact).unwrap_or_else(|| artifact.name.clone());
-        let plain = name.chars().all(|c| c.is_ascii_alphanumeric() || "._-+=@%,".contains(c)) && !name.starts_with('-');
-        if plain { format!("cat > {name}") } else { format!("cat > './{}'", name.replace('\'', "'\\''")) }
+        let plain = name.chars().all(|c| c.is_ascii_alphanumeric() || "._-+=@%,".contains(c))
+            && !name.starts_with('-');
+        if plain {
+            format!("cat > {name}")
+        } else {
+            format!("cat > './{}'", name.replace('\'', "'\\''"))
+        }
     }
 }
 
@@ -134,23 +148,31 @@ fn companions(path: &Path) -> impl Iterator<Item = PathBuf> {
     })
 }
 
-/// The name that the file had, where it is a plain one: the facts may come from anyone who can write to the storage.
+/// The name that the file had, where it is a plain one: the facts may come from anyone who can
+/// write to the storage.
 fn original_name(artifact: &RestoreArtifact) -> Option<String> {
     let name = artifact.facts.get("file")?.as_str()?;
-    let plain = !matches!(name, "" | "." | "..") && name.len() <= 200 && !name.contains(['/', '\\']);
+    let plain =
+        !matches!(name, "" | "." | "..") && name.len() <= 200 && !name.contains(['/', '\\']);
     (plain && !name.chars().any(char::is_control)).then(|| name.to_owned())
 }
 
 /// Where the database file goes.
-pub(super) fn place(cx: &Context, artifact: &RestoreArtifact, target: &Target) -> Result<PathBuf, SourceError> {
+pub(super) fn place(
+    cx: &Context,
+    artifact: &RestoreArtifact,
+    target: &Target,
+) -> Result<PathBuf, SourceError> {
     match target {
         Target::Folder(folder) => {
-            Ok(folder.join(original_name(artifact).unwrap_or_else(|| format!("{}.sqlite", cx.name))))
+            Ok(folder
+                .join(original_name(artifact).unwrap_or_else(|| format!("{}.sqlite", cx.name))))
         }
         Target::Database(address) => {
             let place = file_of(address).ok_or_else(|| {
                 SourceError::Unsuitable(format!(
-                    "`{address}` is not the address of an SQLite database: expected `sqlite:///path/of/the/file`, or \
+                    "`{address}` is not the address of an SQLite database: expected \
+                     `sqlite:///path/of/the/file`, or \
                      `sqlite://file` for one in the current folder"
                 ))
             })?;
@@ -158,7 +180,8 @@ pub(super) fn place(cx: &Context, artifact: &RestoreArtifact, target: &Target) -
             Ok(std::fs::canonicalize(&place).unwrap_or(place))
         }
         Target::Command(_) => Err(SourceError::Unsuitable(
-            "An SQLite database is restored to a folder or to `sqlite:///path`, not to a command".to_owned(),
+            "An SQLite database is restored to a folder or to `sqlite:///path`, not to a command"
+                .to_owned(),
         )),
     }
 }
@@ -171,7 +194,8 @@ fn file_of(address: &DatabaseUrl) -> Option<PathBuf> {
     if !url.username().is_empty() || url.password().is_some() || url.port().is_some() {
         return None;
     }
-    // The path is decoded by the rules of `file` addresses. A host is the first part of a relative path.
+    // The path is decoded by the rules of `file` addresses. A host is the first part of a relative
+    // path.
     let decoded = |path: &str| Url::parse(&format!("file:///{path}")).ok()?.to_file_path().ok();
     let relative = |path: &str| Some(decoded(path)?.strip_prefix("/").ok()?.to_owned());
     let path = match url.host_str() {
@@ -182,9 +206,11 @@ fn file_of(address: &DatabaseUrl) -> Option<PathBuf> {
     path.file_name().is_some().then_some(path)
 }
 
-/// Refuses a database that another process has open: it would go on with the file that is gone, and its log would be taken from it. In WAL mode every
-/// connection holds a lock on the file; in the other modes only one that is in a transaction does, so this does not find all. Only locks
-/// of other processes are seen, and those that this process has on the file are lost: a restore runs in a process that does not dump.
+/// Refuses a database that another process has open: it would go on with the file that is gone, and
+/// its log would be taken from it. In WAL mode every connection holds a lock on the file; in the
+/// other modes only one that is in a transaction does, so this does not find all. Only locks of
+/// other processes are seen, and those that this process has on the file are lost: a restore runs
+/// in a process that does not dump.
 fn refuse_in_use(place: &Path) -> Result<(), SourceError> {
     let Ok(old) = File::options().read(true).write(true).open(place) else { return Ok(()) };
     match fcntl_lock(&old, FlockOperation::NonBlockingLockExclusive) {
@@ -217,27 +243,42 @@ fn receive(cx: &Context, input: &mut dyn Read, file: &mut PrivateFile) -> Result
     file.file.sync_all().map_err(|error| io("sync", &file.path, error))
 }
 
-/// Lets SQLite look through all of the file, and compares the rows with what was counted at the dump.
-fn check(cx: &Context, artifact: &RestoreArtifact, path: &Path, warnings: &mut Warnings) -> Result<(), SourceError> {
+/// Lets SQLite look through all of the file, and compares the rows with what was counted at the
+/// dump.
+fn check(
+    cx: &Context,
+    artifact: &RestoreArtifact,
+    path: &Path,
+    warnings: &mut Warnings,
+) -> Result<(), SourceError> {
     // Nobody else has the file, so no lock and nothing beside it is needed.
-    let mut session = Session::open(cx, path, BUSY_TIMEOUT, SqliteConnectOptions::new().immutable(true))?;
+    let mut session =
+        Session::open(cx, path, BUSY_TIMEOUT, SqliteConnectOptions::new().immutable(true))?;
     match session.try_texts("PRAGMA integrity_check(100)") {
         Ok(lines) if lines.iter().all(|line| line == "ok") => {}
         Ok(lines) => {
             let shown: Vec<_> = lines.iter().take(SHOWN_PROBLEMS).map(String::as_str).collect();
             return Err(SourceError::Damaged(format!(
-                "The database arrived as it was backed up, but SQLite finds it damaged, so it was damaged before; nothing was \
-                 replaced. If you must have it as it is, restore it by hand, as `backup show` prints. `PRAGMA integrity_check` says: {}",
+                "The database arrived as it was backed up, but SQLite finds it damaged, so it was \
+                 damaged before; nothing was \
+                 replaced. If you must have it as it is, restore it by hand, as `backup show` \
+                 prints. `PRAGMA integrity_check` says: {}",
                 shown.join("; ")
             )));
         }
         // A collation or function that only its application has.
         Err(Fault::Sqlx(error)) if primary_code(&error) == Some(SQLITE_ERROR) => {
-            warnings.push(warning(format!("SQLite could not check the restored database wholly: {error}")));
+            warnings.push(warning(format!(
+                "SQLite could not check the restored database wholly: {error}"
+            )));
         }
         Err(error) => return Err(session.explain(error, "check the integrity")),
     }
-    let counted = artifact.facts.get("tables").and_then(serde_json::Value::as_array).map_or(&[][..], Vec::as_slice);
+    let counted = artifact
+        .facts
+        .get("tables")
+        .and_then(serde_json::Value::as_array)
+        .map_or(&[][..], Vec::as_slice);
     for table in counted {
         let (Some(name), Some(rows)) = (
             table.get("name").and_then(serde_json::Value::as_str),
@@ -245,12 +286,13 @@ fn check(cx: &Context, artifact: &RestoreArtifact, path: &Path, warnings: &mut W
         ) else {
             continue;
         };
-        let found = session
-            .count(name)
-            .map_err(|error| session.explain(error, &format!("count the rows of {}", quoted(name))))?;
+        let found = session.count(name).map_err(|error| {
+            session.explain(error, &format!("count the rows of {}", quoted(name)))
+        })?;
         if found != rows {
             return Err(SourceError::Damaged(format!(
-                "The restored database has {found} rows in {}, and {rows} were backed up; nothing was replaced",
+                "The restored database has {found} rows in {}, and {rows} were backed up; nothing \
+                 was replaced",
                 quoted(name)
             )));
         }
@@ -261,7 +303,8 @@ fn check(cx: &Context, artifact: &RestoreArtifact, path: &Path, warnings: &mut W
 /// Moves `from` to `to`, where nothing may be.
 fn publish(from: &Path, to: &Path) -> Result<(), SourceError> {
     let moved = match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        // The file system does not know it; a hard link refuses an existing target too. The old name removes itself.
+        // The file system does not know it; a hard link refuses an existing target too. The old
+        // name removes itself.
         Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => std::fs::hard_link(from, to),
         other => other.map_err(Into::into),
     };
@@ -278,11 +321,15 @@ fn replace(file: &PrivateFile, place: &Path, warnings: &mut Warnings) -> Result<
         let kept = std::os::unix::fs::fchown(&file.file, Some(old.uid()), Some(old.gid()))
             .and_then(|()| file.file.set_permissions(mode));
         if let Err(error) = kept {
-            let reason = format!("The owner and mode of the old `{}` could not be kept: {error}", place.display());
+            let reason = format!(
+                "The owner and mode of the old `{}` could not be kept: {error}",
+                place.display()
+            );
             warnings.push(warning(reason));
         }
     }
-    // Before the new file is in place: a crash between the two must not leave it beside the log of the old one.
+    // Before the new file is in place: a crash between the two must not leave it beside the log of
+    // the old one.
     for companion in companions(place) {
         match std::fs::remove_file(&companion) {
             Ok(()) => {}
@@ -291,6 +338,9 @@ fn replace(file: &PrivateFile, place: &Path, warnings: &mut Warnings) -> Result<
         }
     }
     let folder = parent(place);
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(|error| io("sync", folder, error))?;
-    std::fs::rename(&file.path, place).map_err(|error| io("move the restored database to", place, error))
+    File::open(folder)
+        .and_then(|folder| folder.sync_all())
+        .map_err(|error| io("sync", folder, error))?;
+    std::fs::rename(&file.path, place)
+        .map_err(|error| io("move the restored database to", place, error))
 }

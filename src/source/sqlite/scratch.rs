@@ -31,7 +31,8 @@ impl ScratchDatabase {
     }
 
     fn file(&self) -> Result<&PathBuf, SourceError> {
-        let missing = || SourceError::Unsuitable(format!("The database of `{}` was not restored", self.name));
+        let missing =
+            || SourceError::Unsuitable(format!("The database of `{}` was not restored", self.name));
         self.file.as_ref().ok_or_else(missing)
     }
 }
@@ -50,7 +51,8 @@ impl Scratch for ScratchDatabase {
         let target = Target::Folder(self.folder.clone());
         let file = self.file.insert(place(cx, artifact, &target)?);
         // Nobody else has the file, so no lock and nothing beside it is needed.
-        let mut session = Session::open(cx, file, BUSY_TIMEOUT, SqliteConnectOptions::new().immutable(true))?;
+        let mut session =
+            Session::open(cx, file, BUSY_TIMEOUT, SqliteConnectOptions::new().immutable(true))?;
         let mut checks = vec![integrity(&mut session, &self.name)?];
         let counted = artifact
             .facts
@@ -58,8 +60,10 @@ impl Scratch for ScratchDatabase {
             .and_then(Value::as_array)
             .is_some_and(|tables| tables.iter().any(|table| table.get("rows").is_some()));
         let mut warnings = Warnings::new();
-        let found = session.facts(if counted { RowCounts::Exact } else { RowCounts::Off }, &mut warnings)?;
-        let uncounted: Vec<String> = warnings.kept().iter().map(|warning| warning.reason.clone()).collect();
+        let found = session
+            .facts(if counted { RowCounts::Exact } else { RowCounts::Off }, &mut warnings)?;
+        let uncounted: Vec<String> =
+            warnings.kept().iter().map(|warning| warning.reason.clone()).collect();
         checks.extend(rows(&self.name, &artifact.facts, &found, &uncounted));
         for what in ["indexes", "triggers", "views", "user_version", "application_id"] {
             let Some(expected) = artifact.facts.get(what) else { continue };
@@ -94,14 +98,23 @@ impl Scratch for ScratchDatabase {
         !about_the_file && !matches!(error, SourceError::Damaged(_) | SourceError::Stream(_))
     }
 
-    fn query(&mut self, cx: &Context, query: &str, timeout: Duration, each: &mut Each<'_>) -> Result<(), SourceError> {
+    fn query(
+        &mut self,
+        cx: &Context,
+        query: &str,
+        timeout: Duration,
+        each: &mut Each<'_>,
+    ) -> Result<(), SourceError> {
         let attempt = "ask the restored database";
         let file = self.file()?;
-        let mut session = Session::open(cx, file, BUSY_TIMEOUT, SqliteConnectOptions::new().immutable(true))?;
+        let mut session =
+            Session::open(cx, file, BUSY_TIMEOUT, SqliteConnectOptions::new().immutable(true))?;
         let (deadline, cancel) = (Instant::now() + timeout, cx.cancel.clone());
         wait(cx, session.connection.lock_handle())
             .map_err(|error| super::explain(error, attempt, file, BUSY_TIMEOUT))?
-            .set_progress_handler(INSTRUCTIONS, move || !cancel.is_cancelled() && Instant::now() < deadline);
+            .set_progress_handler(INSTRUCTIONS, move || {
+                !cancel.is_cancelled() && Instant::now() < deadline
+            });
         let failed = |error: Fault| match super::explain(error, attempt, file, BUSY_TIMEOUT) {
             // No query: that says nothing about what is asked.
             SourceError::Database { problem, .. } if problem.contains("syntax error") => {
@@ -148,30 +161,34 @@ fn integrity(session: &mut Session<'_>, name: &Name) -> Result<Check, SourceErro
             Ok(check.judged(false, "ok", format!("{all} problems")).detailed(lines, all))
         }
         // A collation or function that only its application has.
-        Err(Fault::Sqlx(error)) if primary_code(&error) == Some(SQLITE_ERROR) => {
-            Ok(check.ended(CheckOutcome::Skipped, format!("SQLite could not check all of it: {error}")))
-        }
+        Err(Fault::Sqlx(error)) if primary_code(&error) == Some(SQLITE_ERROR) => Ok(check
+            .ended(CheckOutcome::Skipped, format!("SQLite could not check all of it: {error}"))),
         Err(error) => Err(session.explain(error, "check the integrity")),
     }
 }
 
 /// The rows of each table, and the tables.
 fn rows(source: &Name, facts: &Value, found: &Value, uncounted: &[String]) -> Vec<Check> {
-    let tables = |value: &Value| value.get("tables").and_then(Value::as_array).cloned().unwrap_or_default();
+    let tables =
+        |value: &Value| value.get("tables").and_then(Value::as_array).cloned().unwrap_or_default();
     let (dumped, there) = (tables(facts), tables(found));
-    let name = |table: &Value| table.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let name =
+        |table: &Value| table.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
     let mut checks = Vec::new();
     for table in &dumped {
         let check = Check::new("rows", Some(source), format!("rows of {}", quoted(&name(table))));
         let found = there.iter().find(|one| name(one) == name(table));
         let rows = |table: &Value| table.get("rows").and_then(Value::as_i64);
         checks.push(match (rows(table), found) {
-            (rows, None) => {
-                check.judged(false, rows.map_or("the table".to_owned(), |rows| rows.to_string()), "no such table")
-            }
-            (None, Some(_)) => {
-                check.ended(CheckOutcome::Skipped, "its rows were not counted when the snapshot was taken")
-            }
+            (rows, None) => check.judged(
+                false,
+                rows.map_or("the table".to_owned(), |rows| rows.to_string()),
+                "no such table",
+            ),
+            (None, Some(_)) => check.ended(
+                CheckOutcome::Skipped,
+                "its rows were not counted when the snapshot was taken",
+            ),
             (Some(expected), Some(found)) => match rows(found) {
                 Some(found) => check.compared(expected, found),
                 None => check.ended(CheckOutcome::Inconclusive, uncounted.join("; ")),
@@ -185,11 +202,16 @@ fn rows(source: &Name, facts: &Value, found: &Value, uncounted: &[String]) -> Ve
         .take(TOLD_DIFFERENCES)
         .collect();
     let all = extra.len() as u64;
-    checks.push(Check::new("counts", Some(source), "tables").compared(dumped.len(), there.len()).detailed(extra, all));
+    checks.push(
+        Check::new("counts", Some(source), "tables")
+            .compared(dumped.len(), there.len())
+            .detailed(extra, all),
+    );
     checks
 }
 
-/// A row as JSON, by the types that SQLite gives its values. Bytes are hexadecimal digits after `\x`.
+/// A row as JSON, by the types that SQLite gives its values. Bytes are hexadecimal digits after
+/// `\x`.
 fn json_row(row: &SqliteRow) -> Result<Row, sqlx::Error> {
     let mut answer = Row::default();
     for column in row.columns() {
@@ -198,7 +220,10 @@ fn json_row(row: &SqliteRow) -> Result<Row, sqlx::Error> {
             _ if raw.is_null() => Value::Null,
             "INTEGER" => json!(row.try_get_unchecked::<i64, _>(column.ordinal())?),
             "REAL" => json!(row.try_get_unchecked::<f64, _>(column.ordinal())?),
-            "BLOB" => json!(format!("\\x{}", hex::encode(row.try_get_unchecked::<Vec<u8>, _>(column.ordinal())?))),
+            "BLOB" => json!(format!(
+                "\\x{}",
+                hex::encode(row.try_get_unchecked::<Vec<u8>, _>(column.ordinal())?)
+            )),
             _ => json!(row.try_get_unchecked::<String, _>(column.ordinal())?),
         };
         answer.0.push((column.name().to_owned(), value));

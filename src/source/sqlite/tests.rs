@@ -14,8 +14,8 @@ use super::{RowCounts, Sqlite, SqliteConfig, SqliteRestorer};
 use crate::model::{ArtifactKind, Cancel, DatabaseUrl};
 use crate::source::process::Environment;
 use crate::source::{
-    ArtifactSpec, Context, Dumped, Level, Output, OutputWriter, Outputs, RestoreArtifact, RestoreOptions, Restored,
-    Restorer as _, Source as _, SourceError, Target,
+    ArtifactSpec, Context, Dumped, Level, Output, OutputWriter, Outputs, RestoreArtifact,
+    RestoreOptions, Restored, Restorer as _, Source as _, SourceError, Target,
 };
 
 mod restoring;
@@ -29,7 +29,11 @@ struct Place {
 
 impl Place {
     fn new() -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("work")).unwrap();
         Self { runtime, folder, cancel: Cancel::new() }
@@ -61,14 +65,20 @@ impl Place {
     }
 
     fn run(&self, connection: &mut SqliteConnection, sql: &str) {
-        self.runtime.block_on(sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(connection)).unwrap();
+        self.runtime
+            .block_on(sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(connection))
+            .unwrap();
     }
 
     /// One number of a database that nobody writes to.
     fn number(&self, path: &Path, sql: &str) -> i64 {
         self.runtime.block_on(async {
-            let mut connection = SqliteConnectOptions::new().filename(path).read_only(true).connect().await.unwrap();
-            let number = sqlx::query_scalar(AssertSqlSafe(sql.to_owned())).fetch_one(&mut connection).await.unwrap();
+            let mut connection =
+                SqliteConnectOptions::new().filename(path).read_only(true).connect().await.unwrap();
+            let number = sqlx::query_scalar(AssertSqlSafe(sql.to_owned()))
+                .fetch_one(&mut connection)
+                .await
+                .unwrap();
             connection.close().await.unwrap();
             number
         })
@@ -76,15 +86,23 @@ impl Place {
 
     fn integrity(&self, path: &Path) -> String {
         self.runtime.block_on(async {
-            let mut connection = SqliteConnectOptions::new().filename(path).connect().await.unwrap();
-            let text = sqlx::query_scalar("PRAGMA integrity_check").fetch_one(&mut connection).await.unwrap();
+            let mut connection =
+                SqliteConnectOptions::new().filename(path).connect().await.unwrap();
+            let text = sqlx::query_scalar("PRAGMA integrity_check")
+                .fetch_one(&mut connection)
+                .await
+                .unwrap();
             connection.close().await.unwrap();
             text
         })
     }
 
     fn source(&self, path: &Path) -> Sqlite {
-        let mut config = SqliteConfig { path: path.to_owned(), row_counts: RowCounts::Exact, busy_timeout: None };
+        let mut config = SqliteConfig {
+            path: path.to_owned(),
+            row_counts: RowCounts::Exact,
+            busy_timeout: None,
+        };
         config.resolve(Path::new("/"));
         Sqlite::new(config)
     }
@@ -94,14 +112,30 @@ impl Place {
         let collect = Collect::default();
         let dumped = self.source(path).dump(&self.context(), &collect)?;
         assert_eq!(dumped.outputs.len(), 1);
-        assert_eq!(std::fs::read_dir(self.path("work")).unwrap().count(), 0, "the work folder is left empty");
+        assert_eq!(
+            std::fs::read_dir(self.path("work")).unwrap().count(),
+            0,
+            "the work folder is left empty"
+        );
         let bytes = collect.0.lock().unwrap().clone();
         Ok((bytes, dumped))
     }
 
-    fn restore(&self, image: &[u8], facts: &Value, target: &Target, overwrite: bool) -> Result<Restored, SourceError> {
+    fn restore(
+        &self,
+        image: &[u8],
+        facts: &Value,
+        target: &Target,
+        overwrite: bool,
+    ) -> Result<Restored, SourceError> {
         let options = RestoreOptions { overwrite, ..RestoreOptions::default() };
-        SqliteRestorer.restore(&self.context(), &artifact(image, facts), &mut &*image, target, &options)
+        SqliteRestorer.restore(
+            &self.context(),
+            &artifact(image, facts),
+            &mut &*image,
+            target,
+            &options,
+        )
     }
 
     fn database(&self, name: &str) -> Target {
@@ -110,7 +144,8 @@ impl Place {
 
     fn names(&self, folder: &str) -> Vec<String> {
         let entries = std::fs::read_dir(self.path(folder)).unwrap();
-        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
     }
@@ -163,7 +198,11 @@ impl Write for Collect {
 
 fn rows(facts: &Value, table: &str) -> i64 {
     let tables = facts["tables"].as_array().unwrap();
-    tables.iter().find(|found| found["name"] == table).and_then(|found| found["rows"].as_i64()).unwrap()
+    tables
+        .iter()
+        .find(|found| found["name"] == table)
+        .and_then(|found| found["rows"].as_i64())
+        .unwrap()
 }
 
 fn copies_while_others_write(mode: SqliteJournalMode) {
@@ -189,7 +228,9 @@ fn copies_while_others_write(mode: SqliteJournalMode) {
             place.runtime.spawn(async move {
                 let mut state = seed;
                 while !stop.load(Ordering::SeqCst) {
-                    state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                    state = state
+                        .wrapping_mul(6_364_136_223_846_793_005)
+                        .wrapping_add(1_442_695_040_888_963_407);
                     let (from, to) = ((state >> 33) & 63, (state >> 40) & 63);
                     let sql = format!(
                         "BEGIN IMMEDIATE;
@@ -211,7 +252,10 @@ fn copies_while_others_write(mode: SqliteJournalMode) {
         let (image, dumped) = place.dump(&path).unwrap();
         let facts = &dumped.facts;
         assert_eq!(dumped.consistency, "snapshot");
-        assert_eq!(image.len() as u64, facts["pages"].as_u64().unwrap() * facts["page_size"].as_u64().unwrap());
+        assert_eq!(
+            image.len() as u64,
+            facts["pages"].as_u64().unwrap() * facts["page_size"].as_u64().unwrap()
+        );
         let copy = place.path(&format!("copy{number}.db"));
         std::fs::write(&copy, &image).unwrap();
         assert_eq!(place.integrity(&copy), "ok");
@@ -249,7 +293,10 @@ fn what_is_only_in_the_write_ahead_log_is_in_the_copy_and_the_database_is_left_a
     let place = Place::new();
     let path = place.path("app.db");
     let mut writer = place.connect(&path, 4096, SqliteJournalMode::Wal);
-    place.run(&mut writer, "CREATE TABLE t (a); PRAGMA wal_checkpoint(TRUNCATE); PRAGMA wal_autocheckpoint = 0;");
+    place.run(
+        &mut writer,
+        "CREATE TABLE t (a); PRAGMA wal_checkpoint(TRUNCATE); PRAGMA wal_autocheckpoint = 0;",
+    );
     place.run(&mut writer, "INSERT INTO t VALUES (1), (2), (3);");
     let main = std::fs::read(&path).unwrap();
     let (image, dumped) = place.dump(&path).unwrap();
@@ -299,9 +346,15 @@ fn every_page_size_and_kind_of_table_comes_back_byte_for_byte() {
             assert_eq!((&facts["type"], &facts["v"]), (&"sqlite".into(), &1.into()));
             assert_eq!(facts["page_size"], page_size);
             assert_eq!(rows(facts, "we\"ird name"), 3);
-            assert_eq!((rows(facts, "pair"), rows(facts, "made"), rows(facts, "numbered")), (2, 4, 2));
+            assert_eq!(
+                (rows(facts, "pair"), rows(facts, "made"), rows(facts, "numbered")),
+                (2, 4, 2)
+            );
             assert_eq!(rows(facts, "words_docsize"), 2);
-            assert_eq!((&facts["user_version"], &facts["application_id"]), (&42.into(), &77.into()));
+            assert_eq!(
+                (&facts["user_version"], &facts["application_id"]),
+                (&42.into(), &77.into())
+            );
             assert_eq!(facts["views"], serde_json::json!(["seen"]));
             assert_eq!(facts["triggers"], serde_json::json!(["watch"]));
             assert!(facts["indexes"].as_array().unwrap().contains(&"made_lower".into()));
@@ -309,7 +362,10 @@ fn every_page_size_and_kind_of_table_comes_back_byte_for_byte() {
             let folder = Target::Folder(place.path("out/db"));
             let restored = place.restore(&image, facts, &folder, false).unwrap();
             let back = place.path("out/db/app 1.db");
-            assert_eq!((restored.place, restored.warnings.count()), (back.display().to_string(), 0));
+            assert_eq!(
+                (restored.place, restored.warnings.count()),
+                (back.display().to_string(), 0)
+            );
             assert_eq!(std::fs::read(&back).unwrap(), image);
             assert_eq!(place.names("out/db"), ["app 1.db"], "nothing else is left there");
             // The judge: another connection to the original says the same as one to the copy.
@@ -349,10 +405,15 @@ fn what_cannot_be_copied_is_said_in_words() {
         ("work", "is not a file"),
         ("noise.db", "is not an SQLite database, or it is encrypted"),
     ] {
-        let error = place.dump(&place.path(name)).err().map(|error| error.to_string()).unwrap_or_default();
+        let error =
+            place.dump(&place.path(name)).err().map(|error| error.to_string()).unwrap_or_default();
         assert!(error.contains(words) && error.contains(name), "{error}");
         let findings = place.source(&place.path(name)).check(&place.context());
-        assert!(findings.iter().any(|finding| finding.level == Level::Error && finding.message.contains(words)));
+        assert!(
+            findings
+                .iter()
+                .any(|finding| finding.level == Level::Error && finding.message.contains(words))
+        );
     }
     assert!(!place.path("missing.db").exists(), "looking did not make it");
 }
@@ -421,7 +482,10 @@ fn a_run_that_is_cancelled_midway_ends_and_leaves_nothing() {
         place.run(&mut connection, SCHEMA);
         place.run(&mut connection, "INSERT INTO numbered (body) VALUES (zeroblob(1000000))");
         let outputs = CancelsOnWrite(place.cancel.clone());
-        assert!(matches!(place.source(&path).dump(&place.context(), &outputs).err(), Some(SourceError::Cancelled)));
+        assert!(matches!(
+            place.source(&path).dump(&place.context(), &outputs).err(),
+            Some(SourceError::Cancelled)
+        ));
         assert_eq!(place.names("work"), [""; 0]);
         let result = place.restore(b"", &Value::Null, &place.database("back.db"), false);
         assert!(matches!(result.err(), Some(SourceError::Cancelled)));
@@ -437,9 +501,11 @@ fn a_count_that_takes_long_ends_when_cancelled() {
     let mut connection = place.connect(&path, 4096, SqliteJournalMode::Wal);
     place.run(&mut connection, "CREATE TABLE t (a)");
     let (cx, cancel) = (place.context(), place.cancel.clone());
-    let mut session = super::Session::open(&cx, &path, Duration::ZERO, SqliteConnectOptions::new()).unwrap();
+    let mut session =
+        super::Session::open(&cx, &path, Duration::ZERO, SqliteConnectOptions::new()).unwrap();
     let canceller = std::thread::spawn(move || cancel.cancel());
-    let endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n";
+    let endless =
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n";
     let error = session.value::<i64>("count", endless).err();
     assert!(matches!(error, Some(SourceError::Cancelled)), "{error:?}");
     canceller.join().unwrap();
@@ -461,14 +527,21 @@ fn a_database_in_wal_mode_that_nobody_has_open_is_copied_and_opens_afterwards() 
     let mut connection = place.connect(&path, 4096, SqliteJournalMode::Wal);
     place.run(&mut connection, "INSERT INTO pair VALUES (3, 'z')");
     place.runtime.block_on(connection.close()).unwrap();
-    assert_eq!(place.names("."), ["app.db", "work"], "what reading made beside it goes with the next writer");
+    assert_eq!(
+        place.names("."),
+        ["app.db", "work"],
+        "what reading made beside it goes with the next writer"
+    );
 }
 
 /// The `sqlite3` program, a process of its own, with a database open.
 struct Application(std::process::Child);
 
 impl Application {
-    #[expect(clippy::disallowed_methods, reason = "another process has locks of its own, and can be killed")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "another process has locks of its own, and can be killed"
+    )]
     fn open(path: &Path) -> Self {
         let child = std::process::Command::new("sqlite3")
             .arg(path)
@@ -524,7 +597,10 @@ fn a_transaction_that_broke_off_in_rollback_mode_is_not_copied_half() {
     let before = std::fs::read(&path).unwrap();
     let error = place.dump(&path).err().map(|error| error.to_string()).unwrap_or_default();
     assert!(error.contains("a transaction that broke off must be undone first"), "{error}");
-    assert!(std::fs::read(&path).unwrap() == before && place.path("app.db-journal").exists(), "it was only read");
+    assert!(
+        std::fs::read(&path).unwrap() == before && place.path("app.db-journal").exists(),
+        "it was only read"
+    );
     let mut application = Application::open(&path);
     application.run("SELECT count(*) FROM t");
     application.close();

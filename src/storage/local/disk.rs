@@ -13,13 +13,15 @@ use crate::storage::{Object, StorageError, named, salt};
 
 /// The end of the name of a file that is not finished.
 const PART: &str = ".part";
-/// The end of the name of a file that keeps others from publishing the same key, where the file system cannot.
+/// The end of the name of a file that keeps others from publishing the same key, where the file
+/// system cannot.
 const CLAIM: &str = ".claim";
 /// The file that is touched to ask for the time.
 const CLOCK: &str = ".clock";
 /// The file that is locked in a folder.
 const LOCK: &str = ".lock";
-/// A folder may go away between being made and being used, when another process deletes the last object in it. So often it is made again.
+/// A folder may go away between being made and being used, when another process deletes the last
+/// object in it. So often it is made again.
 const FOLDER_ATTEMPTS: usize = 10;
 
 /// The folder of a local storage.
@@ -61,20 +63,32 @@ impl Disk {
     pub(super) fn error(&self, attempt: &str, error: &io::Error) -> StorageError {
         let (attempt, address) = (attempt.to_owned(), self.address());
         match Errno::from_io_error(error) {
-            Some(Errno::NOSPC | Errno::DQUOT) => {
-                StorageError::Full { attempt, address, problem: format!("{error}; free some space there") }
-            }
+            Some(Errno::NOSPC | Errno::DQUOT) => StorageError::Full {
+                attempt,
+                address,
+                problem: format!("{error}; free some space there"),
+            },
             Some(Errno::ACCESS | Errno::PERM) => StorageError::Denied {
                 attempt,
                 address,
                 problem: format!("{error}; check that this user owns the folder and what is in it"),
             },
-            Some(Errno::ROFS) => {
-                StorageError::Denied { attempt, address, problem: format!("{error}; mount it writable") }
-            }
-            Some(Errno::STALE | Errno::TIMEDOUT | Errno::HOSTDOWN | Errno::HOSTUNREACH | Errno::NOTCONN) => {
-                StorageError::Unavailable { attempt, address, problem: format!("{error}; check the mount") }
-            }
+            Some(Errno::ROFS) => StorageError::Denied {
+                attempt,
+                address,
+                problem: format!("{error}; mount it writable"),
+            },
+            Some(
+                Errno::STALE
+                | Errno::TIMEDOUT
+                | Errno::HOSTDOWN
+                | Errno::HOSTUNREACH
+                | Errno::NOTCONN,
+            ) => StorageError::Unavailable {
+                attempt,
+                address,
+                problem: format!("{error}; check the mount"),
+            },
             _ => StorageError::Failed { attempt, address, problem: error.to_string() },
         }
     }
@@ -92,7 +106,8 @@ impl Disk {
         }
     }
 
-    /// An error when the root is neither there nor could be made: then nothing can be said of what is in it.
+    /// An error when the root is neither there nor could be made: then nothing can be said of what
+    /// is in it.
     fn check_root(&self, attempt: &str) -> Result<(), StorageError> {
         match fs::metadata(&self.root) {
             Ok(root) if root.is_dir() => Ok(()),
@@ -101,7 +116,8 @@ impl Disk {
                 Ok(_) => Ok(()),
                 Err(error) if error.kind() == ErrorKind::NotFound => Err(self.no_root(
                     attempt,
-                    "neither this folder nor the one that it is in exists; mount its disk, or make the folder",
+                    "neither this folder nor the one that it is in exists; mount its disk, or make \
+                     the folder",
                 )),
                 Err(error) => Err(self.error(attempt, &error)),
             },
@@ -110,10 +126,15 @@ impl Disk {
     }
 
     fn no_root(&self, attempt: &str, problem: &str) -> StorageError {
-        StorageError::Failed { attempt: attempt.to_owned(), address: self.address(), problem: problem.to_owned() }
+        StorageError::Failed {
+            attempt: attempt.to_owned(),
+            address: self.address(),
+            problem: problem.to_owned(),
+        }
     }
 
-    /// Makes `folder` and what is missing above it, up to the root, so that all of it survives a crash. Returns its path.
+    /// Makes `folder` and what is missing above it, up to the root, so that all of it survives a
+    /// crash. Returns its path.
     fn make_folder(&self, folder: &str, attempt: &str) -> Result<PathBuf, StorageError> {
         self.check_root(attempt)?;
         let mut path = self.root.clone();
@@ -127,14 +148,17 @@ impl Disk {
         Ok(path)
     }
 
-    /// An error when `path`, a folder below the root, is a symbolic link. A walk follows none, so what is kept behind one would be in no listing.
+    /// An error when `path`, a folder below the root, is a symbolic link. A walk follows none, so
+    /// what is kept behind one would be in no listing.
     fn check_no_link(&self, path: &Path, attempt: &str) -> Result<(), StorageError> {
         match fs::symlink_metadata(path) {
             Ok(metadata) if metadata.is_symlink() => Err(StorageError::Failed {
                 attempt: attempt.to_owned(),
                 address: self.address(),
                 problem: format!(
-                    "`{}` is a symbolic link, and nothing is kept behind one. Move what it points to in its place, mount it there, or set the storage's `path` to another folder",
+                    "`{}` is a symbolic link, and nothing is kept behind one. Move what it points \
+                     to in its place, mount it there, or set the storage's `path` to another \
+                     folder",
                     path.display()
                 ),
             }),
@@ -148,7 +172,8 @@ impl Disk {
         match DirBuilder::new().mode(0o700).create(path) {
             Ok(()) => sync_folder(parent).map_err(|error| self.error(attempt, &error)),
             Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
-            // A folder that vanished is made again by the caller, and a root on a read-only disk may be there all the same.
+            // A folder that vanished is made again by the caller, and a root on a read-only disk
+            // may be there all the same.
             Err(_) if path.is_dir() => Ok(()),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
             Err(error) => Err(self.error(attempt, &error)),
@@ -156,7 +181,13 @@ impl Disk {
     }
 
     /// Opens a file in `folder` with `options`, after making the folder.
-    fn open_in(&self, folder: &str, name: &str, options: &OpenOptions, attempt: &str) -> Result<File, StorageError> {
+    fn open_in(
+        &self,
+        folder: &str,
+        name: &str,
+        options: &OpenOptions,
+        attempt: &str,
+    ) -> Result<File, StorageError> {
         let mut tries = 0;
         loop {
             tries += 1;
@@ -172,7 +203,11 @@ impl Disk {
         let (folder, name) = key.rsplit_once('/').unwrap_or(("", key));
         let salt = salt()?;
         // The name helps a person who looks; file names end at 255 bytes.
-        let hidden = if name.len() <= 200 { format!(".{name}.{salt}{PART}") } else { format!(".{salt}{PART}") };
+        let hidden = if name.len() <= 200 {
+            format!(".{name}.{salt}{PART}")
+        } else {
+            format!(".{salt}{PART}")
+        };
         let file = self.open_in(
             folder,
             &hidden,
@@ -190,7 +225,10 @@ impl Disk {
         match rename_new(&draft.temporary, &draft.target) {
             Ok(()) => {}
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                return Err(StorageError::AlreadyExists { address: self.address(), key: draft.key.clone() });
+                return Err(StorageError::AlreadyExists {
+                    address: self.address(),
+                    key: draft.key.clone(),
+                });
             }
             Err(error) => return Err(self.error(&attempt, &error)),
         }
@@ -202,13 +240,15 @@ impl Disk {
     pub(super) fn publish_over(&self, mut draft: Draft) -> Result<(), StorageError> {
         let attempt = format!("write `{}`", draft.key);
         draft.file.sync_all().map_err(|error| self.error(&attempt, &error))?;
-        fs::rename(&draft.temporary, &draft.target).map_err(|error| self.error(&attempt, &error))?;
+        fs::rename(&draft.temporary, &draft.target)
+            .map_err(|error| self.error(&attempt, &error))?;
         draft.published = true;
         self.sync_parent(&draft.target, &attempt)
     }
 
     fn sync_parent(&self, path: &Path, attempt: &str) -> Result<(), StorageError> {
-        sync_folder(path.parent().unwrap_or(&self.root)).map_err(|error| self.error(attempt, &error))
+        sync_folder(path.parent().unwrap_or(&self.root))
+            .map_err(|error| self.error(attempt, &error))
     }
 
     /// Whether there is anything under the name of `key`.
@@ -227,7 +267,11 @@ impl Disk {
         match OpenOptions::new().read(true).custom_flags(flags).open(self.path(key)) {
             Ok(file) => {
                 let metadata = file.metadata().map_err(|error| self.error(&attempt, &error))?;
-                if metadata.is_file() { Ok((file, metadata.len())) } else { Err(self.not_found(key)) }
+                if metadata.is_file() {
+                    Ok((file, metadata.len()))
+                } else {
+                    Err(self.not_found(key))
+                }
             }
             Err(error) if is_missing(&error) => {
                 self.check_root(&attempt)?;
@@ -272,7 +316,8 @@ impl Disk {
     fn tidy(&self, folder: Option<&Path>) {
         let mut folder = folder;
         while let Some(path) = folder {
-            // Removing fails for a folder that is not empty, and an empty one that stays does no harm.
+            // Removing fails for a folder that is not empty, and an empty one that stays does no
+            // harm.
             if path == self.root || !path.starts_with(&self.root) || fs::remove_dir(path).is_err() {
                 return;
             }
@@ -280,8 +325,13 @@ impl Disk {
         }
     }
 
-    /// Hands every object under `prefix` to `each`, in the order of keys, until it returns false. Returns whether it came to the end.
-    pub(super) fn walk(&self, prefix: &str, each: &mut dyn FnMut(Object) -> bool) -> Result<bool, StorageError> {
+    /// Hands every object under `prefix` to `each`, in the order of keys, until it returns false.
+    /// Returns whether it came to the end.
+    pub(super) fn walk(
+        &self,
+        prefix: &str,
+        each: &mut dyn FnMut(Object) -> bool,
+    ) -> Result<bool, StorageError> {
         let attempt = format!("list {}", named(prefix));
         self.check_root(&attempt)?;
         let mut path = self.root.clone();
@@ -293,7 +343,11 @@ impl Disk {
     }
 
     /// The entries of a folder are held in memory and sorted; a snapshot has few.
-    fn walk_folder(&self, prefix: &str, each: &mut dyn FnMut(Object) -> bool) -> Result<bool, StorageError> {
+    fn walk_folder(
+        &self,
+        prefix: &str,
+        each: &mut dyn FnMut(Object) -> bool,
+    ) -> Result<bool, StorageError> {
         let attempt = format!("list {}", named(prefix));
         let fail = |error: io::Error| self.error(&attempt, &error);
         let mut entries = Vec::new();
@@ -314,7 +368,9 @@ impl Disk {
                 self.walk_folder(&key, each)?
             } else {
                 match fs::symlink_metadata(self.path(&key)) {
-                    Ok(metadata) if metadata.is_file() => each(object(key, &metadata).map_err(fail)?),
+                    Ok(metadata) if metadata.is_file() => {
+                        each(object(key, &metadata).map_err(fail)?)
+                    }
                     Ok(_) => true,
                     // Deleted since the folder was read.
                     Err(error) if is_missing(&error) => true,
@@ -361,14 +417,20 @@ impl Disk {
             let path = self.path(folder.trim_end_matches('/'));
             // A folder that was made and never written into is a leftover too.
             let made = fs::symlink_metadata(&path).and_then(|metadata| metadata.modified());
-            let mut any = folder != prefix && made.is_ok_and(|made| DateTime::<Utc>::from(made) < before);
+            let mut any =
+                folder != prefix && made.is_ok_and(|made| DateTime::<Utc>::from(made) < before);
             for (name, kind) in self.entries(&folder)? {
                 let hidden = name.starts_with('.');
                 if kind.is_dir() && !hidden {
                     folders.push(format!("{folder}{name}/"));
-                } else if kind.is_file() && hidden && (name.ends_with(PART) || name.ends_with(CLAIM)) {
+                } else if kind.is_file()
+                    && hidden
+                    && (name.ends_with(PART) || name.ends_with(CLAIM))
+                {
                     let path = self.path(&folder).join(&name);
-                    let old = match fs::symlink_metadata(&path).and_then(|metadata| metadata.modified()) {
+                    let old = match fs::symlink_metadata(&path)
+                        .and_then(|metadata| metadata.modified())
+                    {
                         Ok(modified) => DateTime::<Utc>::from(modified) < before,
                         Err(error) if is_missing(&error) => false,
                         Err(error) => return Err(self.error(&attempt, &error)),
@@ -395,12 +457,21 @@ impl Disk {
         let fail = |error: io::Error| self.error(attempt, &error);
         // Always the same name, so that whoever dies in between leaves no more than one.
         let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(false).mode(0o600).custom_flags(flags(OFlags::NOFOLLOW));
+        options
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(flags(OFlags::NOFOLLOW));
         let file = self.open_in("", CLOCK, &options, attempt)?;
-        // This sets the time by the clock of whoever keeps the file, which is the server for a network share.
+        // This sets the time by the clock of whoever keeps the file, which is the server for a
+        // network share.
         let present = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
-        rustix::fs::futimens(&file, &Timestamps { last_access: present, last_modification: present })
-            .map_err(|error| fail(error.into()))?;
+        rustix::fs::futimens(
+            &file,
+            &Timestamps { last_access: present, last_modification: present },
+        )
+        .map_err(|error| fail(error.into()))?;
         let modified = file.metadata().and_then(|metadata| metadata.modified()).map_err(fail)?;
         Ok(modified.into())
     }
@@ -409,7 +480,8 @@ impl Disk {
         let attempt = "ask for the free space";
         self.check_root(attempt)?;
         let path = if self.root.exists() { &self.root } else { self.above() };
-        let space = rustix::fs::statvfs(path).map_err(|error| self.error(attempt, &error.into()))?;
+        let space =
+            rustix::fs::statvfs(path).map_err(|error| self.error(attempt, &error.into()))?;
         Ok(space.f_bavail.saturating_mul(space.f_frsize))
     }
 
@@ -417,7 +489,12 @@ impl Disk {
     pub(super) fn lock(&self, folder: &str) -> Result<Option<File>, StorageError> {
         let attempt = format!("lock `{folder}`");
         let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(false).mode(0o600).custom_flags(flags(OFlags::NOFOLLOW));
+        options
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(flags(OFlags::NOFOLLOW));
         let file = self.open_in(folder, LOCK, &options, &attempt)?;
         match file.try_lock() {
             Ok(()) => Ok(Some(file)),
@@ -445,12 +522,17 @@ fn is_missing(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
 }
 
-/// Makes what was added to and removed from a folder durable. Some file systems (SMB, FUSE) cannot sync a folder and say so;
-/// there its durability is theirs alone.
+/// Makes what was added to and removed from a folder durable. Some file systems (SMB, FUSE) cannot
+/// sync a folder and say so; there its durability is theirs alone.
 fn sync_folder(path: &Path) -> io::Result<()> {
     let result = File::open(path).and_then(|folder| folder.sync_all());
     match result {
-        Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::INVAL | Errno::NOTSUP | Errno::NOSYS)) => {
+        Err(error)
+            if matches!(
+                Errno::from_io_error(&error),
+                Some(Errno::INVAL | Errno::NOTSUP | Errno::NOSYS)
+            ) =>
+        {
             Ok(())
         }
         result => result,
@@ -459,9 +541,9 @@ fn sync_folder(path: &Path) -> io::Result<()> {
 
 /// Renames `from` to `to`, in one folder, and refuses when `to` exists.
 ///
-/// Not every file system knows such a rename (NFS does not, nor do many FUSE and SMB ones). Then a hard link is made, which never replaces.
-/// Where there are no hard links either (vfat, exFAT), a claim file excludes other writers of this program while it is looked whether
-/// `to` exists.
+/// Not every file system knows such a rename (NFS does not, nor do many FUSE and SMB ones). Then a
+/// hard link is made, which never replaces. Where there are no hard links either (vfat, exFAT), a
+/// claim file excludes other writers of this program while it is looked whether `to` exists.
 fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     match rename_no_replace(from, to) {
         Err(error) if is_unknown(&error) => {}
@@ -474,7 +556,8 @@ fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     rename_claimed(from, to)
 }
 
-/// Whether a file system says that it does not have such a call. `EPERM` is what Linux says of a hard link on vfat.
+/// Whether a file system says that it does not have such a call. `EPERM` is what Linux says of a
+/// hard link on vfat.
 fn is_unknown(error: &io::Error) -> bool {
     matches!(
         Errno::from_io_error(error),

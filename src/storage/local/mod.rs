@@ -1,11 +1,13 @@
 //! A folder on this machine, or mounted on it.
 //!
-//! An object is a file of the same name under the root. Until it is finished it is a hidden file beside its place
-//! (`.<name>.<hex>.part`), which is never listed; a crash leaves at most that, and [`Storage::sweep_uploads`] collects it.
-//! Files are made with mode 0600 and folders with 0700. Symbolic links below the root are not followed.
+//! An object is a file of the same name under the root. Until it is finished it is a hidden file
+//! beside its place (`.<name>.<hex>.part`), which is never listed; a crash leaves at most that, and
+//! [`Storage::sweep_uploads`] collects it. Files are made with mode 0600 and folders with 0700.
+//! Symbolic links below the root are not followed.
 //!
-//! The root is made when the folder that it is in exists; that folder is never made. So a disk that is not mounted is an error where the root is two
-//! folders below its mount point. Where the mount point is the root or its parent, the empty folder under it would be taken for the disk.
+//! The root is made when the folder that it is in exists; that folder is never made. So a disk that
+//! is not mounted is an error where the root is two folders below its mount point. Where the mount
+//! point is the root or its parent, the empty folder under it would be taken for the disk.
 
 mod disk;
 
@@ -23,12 +25,16 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use self::disk::Disk;
-use super::{Capabilities, CreateOptions, Finished, Object, Storage, StorageError, Upload, check_key, check_prefix};
+use super::{
+    Capabilities, CreateOptions, Finished, Object, Storage, StorageError, Upload, check_key,
+    check_prefix,
+};
 use crate::model::RemoteCheck;
 
 /// How much is read at a time, in bytes.
 const READ_BYTES: usize = 256 << 10;
-/// How many objects of a listing are handed over at a time: a thread that wakes another for each spends its time on that.
+/// How many objects of a listing are handed over at a time: a thread that wakes another for each
+/// spends its time on that.
 const PAGE: usize = 128;
 /// How many pages the walk of a listing may be ahead of whoever takes them.
 const LIST_AHEAD: usize = 2;
@@ -37,8 +43,8 @@ const LIST_AHEAD: usize = 2;
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LocalConfig {
-    /// The folder. It is made when it is missing, but not the folder that it is in: a disk that is not mounted is noticed. A
-    /// relative path counts from the configuration file.
+    /// The folder. It is made when it is missing, but not the folder that it is in: a disk that is
+    /// not mounted is noticed. A relative path counts from the configuration file.
     pub path: PathBuf,
 }
 
@@ -95,7 +101,11 @@ impl Storage for Local {
         self.disk.address()
     }
 
-    async fn create(&self, key: &str, _options: CreateOptions) -> Result<Box<dyn Upload>, StorageError> {
+    async fn create(
+        &self,
+        key: &str,
+        _options: CreateOptions,
+    ) -> Result<Box<dyn Upload>, StorageError> {
         check_key(key)?;
         let key = key.to_owned();
         let draft = self
@@ -114,7 +124,9 @@ impl Storage for Local {
         let key = key.to_owned();
         self.run(move |disk| {
             let draft = disk.draft(&key)?;
-            (&draft.file).write_all(&body).map_err(|error| disk.error(&format!("write `{key}`"), &error))?;
+            (&draft.file)
+                .write_all(&body)
+                .map_err(|error| disk.error(&format!("write `{key}`"), &error))?;
             disk.publish_over(draft)
         })
         .await
@@ -135,11 +147,18 @@ impl Storage for Local {
                     let (mut file, size) = disk.open(&key)?;
                     let range = range.unwrap_or(0..size);
                     if range.start > range.end || range.end > size {
-                        let problem =
-                            format!("bytes {} to {} were asked for, but it has {size}", range.start, range.end);
-                        return Err(StorageError::Failed { attempt, address: disk.address(), problem });
+                        let problem = format!(
+                            "bytes {} to {} were asked for, but it has {size}",
+                            range.start, range.end
+                        );
+                        return Err(StorageError::Failed {
+                            attempt,
+                            address: disk.address(),
+                            problem,
+                        });
                     }
-                    file.seek(SeekFrom::Start(range.start)).map_err(|error| disk.error(&attempt, &error))?;
+                    file.seek(SeekFrom::Start(range.start))
+                        .map_err(|error| disk.error(&attempt, &error))?;
                     Ok((file, range.end - range.start))
                 }
             })
@@ -152,7 +171,8 @@ impl Storage for Local {
             blocking(move || {
                 let wanted = usize::try_from(left).unwrap_or(READ_BYTES).min(READ_BYTES);
                 let mut chunk = BytesMut::zeroed(wanted);
-                let count = read_some(&file, &mut chunk).map_err(|error| disk.error(&attempt, &error))?;
+                let count =
+                    read_some(&file, &mut chunk).map_err(|error| disk.error(&attempt, &error))?;
                 if count == 0 {
                     let problem = format!("it ended {left} bytes early; was it changed meanwhile?");
                     return Err(StorageError::Failed { attempt, address: disk.address(), problem });
@@ -189,11 +209,9 @@ impl Storage for Local {
             }
             None
         });
-        let taking =
-            stream::unfold(
-                receiver,
-                |mut receiver| async move { receiver.recv().await.map(|page| (Some(page), receiver)) },
-            );
+        let taking = stream::unfold(receiver, |mut receiver| async move {
+            receiver.recv().await.map(|page| (Some(page), receiver))
+        });
         // The walk sends until it is done; the listing ends when its last sender is gone.
         stream::select(walking, taking)
             .filter_map(|page| async { page })
@@ -214,19 +232,25 @@ impl Storage for Local {
         self.run(move |disk| disk.delete(&key)).await
     }
 
-    async fn sweep_uploads(&self, prefix: &str, before: DateTime<Utc>) -> Result<u64, StorageError> {
+    async fn sweep_uploads(
+        &self,
+        prefix: &str,
+        before: DateTime<Utc>,
+    ) -> Result<u64, StorageError> {
         check_prefix(prefix)?;
         let prefix = prefix.to_owned();
         self.run(move |disk| disk.sweep(&prefix, before)).await
     }
 
-    /// A rename refuses an existing target here, by one way or another, and nothing keeps a checksum.
+    /// A rename refuses an existing target here, by one way or another, and nothing keeps a
+    /// checksum.
     async fn probe(&self, key: &str, body: Bytes) -> Result<Capabilities, StorageError> {
         self.replace(key, body).await?;
         Ok(Capabilities { conditional_writes: true, checksums: false })
     }
 
-    /// The time that the file system gives to a file: on a mounted share that is the clock of its server.
+    /// The time that the file system gives to a file: on a mounted share that is the clock of its
+    /// server.
     async fn now(&self) -> Result<DateTime<Utc>, StorageError> {
         self.run(Disk::now).await
     }
@@ -282,7 +306,9 @@ impl Upload for LocalUpload {
         let draft = self.draft.take().ok_or_else(|| self.broken())?;
         let size = chunk.len() as u64;
         let draft = blocking(move || {
-            (&draft.file).write_all(&chunk).map_err(|error| disk.error(&format!("write `{}`", draft.key), &error))?;
+            (&draft.file)
+                .write_all(&chunk)
+                .map_err(|error| disk.error(&format!("write `{}`", draft.key), &error))?;
             Ok(draft)
         })
         .await?;

@@ -9,12 +9,16 @@ use aws_config::environment::EnvironmentVariableRegionProvider;
 use aws_config::meta::region::RegionProviderChain;
 use aws_config::profile::ProfileFileRegionProvider;
 use aws_sdk_s3::Client;
-use aws_sdk_s3::config::interceptors::{BeforeDeserializationInterceptorContextRef, InterceptorContext};
-use aws_sdk_s3::config::retry::{ClassifyRetry, RetryAction, RetryConfig, RetryPartition, TokenBucket};
+use aws_sdk_s3::config::interceptors::{
+    BeforeDeserializationInterceptorContextRef, InterceptorContext,
+};
+use aws_sdk_s3::config::retry::{
+    ClassifyRetry, RetryAction, RetryConfig, RetryPartition, TokenBucket,
+};
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{
-    Config, ConfigBag, Credentials, Intercept, Region, RequestChecksumCalculation, ResponseChecksumValidation,
-    RuntimeComponents, SharedHttpClient, StalledStreamProtectionConfig,
+    Config, ConfigBag, Credentials, Intercept, Region, RequestChecksumCalculation,
+    ResponseChecksumValidation, RuntimeComponents, SharedHttpClient, StalledStreamProtectionConfig,
 };
 use aws_sdk_s3::error::BoxError;
 use aws_smithy_http_client::tls;
@@ -28,7 +32,8 @@ use serde::{Deserialize, Serialize};
 use crate::model::{ByteSize, Secret, Span};
 use crate::storage::{StorageError, check_key};
 
-/// The smallest part that S3 takes, but for the last one: <https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html>.
+/// The smallest part that S3 takes, but for the last one:
+/// <https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html>.
 pub(super) const MIN_PART_BYTES: u64 = 5 << 20;
 /// Beyond this a part is not a bound of memory any more.
 const MAX_PART_BYTES: u64 = 1 << 30;
@@ -45,14 +50,16 @@ const MAX_BACKOFF: Duration = Duration::from_secs(20);
 
 /// A bucket of S3 or of a store that speaks its protocol.
 ///
-/// What is not set is taken from where every program with the AWS SDK takes it: the variables `AWS_REGION`, `AWS_ENDPOINT_URL`,
-/// `AWS_ACCESS_KEY_ID`, …, the shared configuration files, the identity of the machine.
+/// What is not set is taken from where every program with the AWS SDK takes it: the variables
+/// `AWS_REGION`, `AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, …, the shared configuration files, the
+/// identity of the machine.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct S3Config {
     /// The bucket. It must exist.
     pub bucket: String,
-    /// The folder in the bucket that everything is kept in: `backups/clinic`. Default: the bucket itself.
+    /// The folder in the bucket that everything is kept in: `backups/clinic`. Default: the bucket
+    /// itself.
     #[serde(default)]
     pub prefix: String,
     /// The address of a store other than AWS: `https://s3.example.org`.
@@ -61,7 +68,8 @@ pub struct S3Config {
     /// The region. Where an endpoint is set and nothing else names a region, `us-east-1`.
     #[serde(default)]
     pub region: Option<String>,
-    /// Whether the bucket stands in the path of the address and not in the host name. Default: when an endpoint is set.
+    /// Whether the bucket stands in the path of the address and not in the host name. Default: when
+    /// an endpoint is set.
     #[serde(default)]
     pub path_style: Option<bool>,
     /// The id of the access key.
@@ -73,7 +81,8 @@ pub struct S3Config {
     /// The token of a temporary access key.
     #[serde(default)]
     pub session_token: Option<Secret>,
-    /// The storage class of new objects: `STANDARD_IA`, say. One that must be thawed before it is read cannot be verified.
+    /// The storage class of new objects: `STANDARD_IA`, say. One that must be thawed before it is
+    /// read cannot be verified.
     #[serde(default)]
     pub storage_class: Option<String>,
     /// Encryption by the store, beside our own.
@@ -82,15 +91,20 @@ pub struct S3Config {
     /// The key for `server_side_encryption = "aws:kms"`.
     #[serde(default)]
     pub kms_key_id: Option<String>,
-    /// How long the store shall refuse to delete a new object (Object Lock; the bucket must have it enabled): `30d`.
+    /// How long the store shall refuse to delete a new object (Object Lock; the bucket must have it
+    /// enabled): `30d`.
     #[serde(default)]
     pub retain_for: Option<Span>,
-    /// Who may shorten that: with `governance` (the default) those with a special permission, with `compliance` nobody.
+    /// Who may shorten that: with `governance` (the default) those with a special permission, with
+    /// `compliance` nobody.
     #[serde(default)]
     pub retain_mode: Option<RetainMode>,
-    // The whole program shall stay at 64 MiB with two compressing threads and two buckets side by side. For each, two buffers are held,
-    // one that fills and one that is uploaded; with parts of 8 MiB they alone would be half of that.
-    /// The size of a part of an upload, from 5 MiB (the default). Larger ones are faster where the way to the store is long. Memory is this times `upload_concurrency` + 1; an object is at most 9,000 parts.
+    // The whole program shall stay at 64 MiB with two compressing threads and two buckets side by
+    // side. For each, two buffers are held, one that fills and one that is uploaded; with parts of
+    // 8 MiB they alone would be half of that.
+    /// The size of a part of an upload, from 5 MiB (the default). Larger ones are faster where the
+    /// way to the store is long. Memory is this times `upload_concurrency` + 1; an object is at
+    /// most 9,000 parts.
     #[serde(default = "default_part_size")]
     pub part_size: ByteSize,
     /// How many parts are uploaded at once while the next one fills.
@@ -99,7 +113,8 @@ pub struct S3Config {
     /// How often a request is sent, the first time included, while it fails in a way that may pass.
     #[serde(default = "default_attempts")]
     pub attempts: u32,
-    /// A file with the certificates (PEM) of an authority that the endpoint's certificate is from, beside those that the system trusts.
+    /// A file with the certificates (PEM) of an authority that the endpoint's certificate is from,
+    /// beside those that the system trusts.
     #[serde(default)]
     pub ca_file: Option<PathBuf>,
 }
@@ -224,7 +239,10 @@ impl S3Config {
     /// [`StorageError::Unsuitable`].
     pub fn check(&self) -> Result<(), StorageError> {
         let unsuitable = |problem: String| {
-            Err(StorageError::Unsuitable(format!("The storage `{}` cannot be used: {problem}", self.address())))
+            Err(StorageError::Unsuitable(format!(
+                "The storage `{}` cannot be used: {problem}",
+                self.address()
+            )))
         };
         if self.bucket.is_empty() || self.bucket.contains('/') {
             return unsuitable(format!("`{}` is not the name of a bucket", self.bucket));
@@ -236,22 +254,31 @@ impl S3Config {
         }
         if let Some(endpoint) = &self.endpoint {
             let fits = url::Url::parse(endpoint).is_ok_and(|url| {
-                matches!(url.scheme(), "http" | "https") && url.has_host() && url.password().is_none()
+                matches!(url.scheme(), "http" | "https")
+                    && url.has_host()
+                    && url.password().is_none()
             });
             if !fits {
                 return unsuitable(
-                    "its `endpoint` must be of the form `https://HOST` or `http://HOST:PORT`".to_owned(),
+                    "its `endpoint` must be of the form `https://HOST` or `http://HOST:PORT`"
+                        .to_owned(),
                 );
             }
         }
         if self.access_key_id.is_some() != self.secret_access_key.is_some() {
-            return unsuitable("`access_key_id` and `secret_access_key` are set together or not at all".to_owned());
+            return unsuitable(
+                "`access_key_id` and `secret_access_key` are set together or not at all".to_owned(),
+            );
         }
         if self.session_token.is_some() && self.access_key_id.is_none() {
             return unsuitable("`session_token` is set without `access_key_id`".to_owned());
         }
-        if self.kms_key_id.is_some() && self.server_side_encryption != Some(ServerSideEncryption::Kms) {
-            return unsuitable("`kms_key_id` needs `server_side_encryption = \"aws:kms\"`".to_owned());
+        if self.kms_key_id.is_some()
+            && self.server_side_encryption != Some(ServerSideEncryption::Kms)
+        {
+            return unsuitable(
+                "`kms_key_id` needs `server_side_encryption = \"aws:kms\"`".to_owned(),
+            );
         }
         if self.retain_mode.is_some() && self.retain_for.is_none() {
             return unsuitable("`retain_mode` needs `retain_for`".to_owned());
@@ -273,7 +300,8 @@ impl S3Config {
         Ok(())
     }
 
-    /// Makes the client. Contacts nobody but, where neither region nor endpoint is set anywhere, the identity service of the machine.
+    /// Makes the client. Contacts nobody but, where neither region nor endpoint is set anywhere,
+    /// the identity service of the machine.
     pub(super) async fn client(&self) -> Result<Connected, StorageError> {
         self.check()?;
         let mut loader = aws_config::defaults(BehaviorVersion::latest());
@@ -311,23 +339,39 @@ impl S3Config {
             .build()
             .ok()
             .and_then(|key| loaded.service_config()?.load_config(key));
-        let endpoint =
-            self.endpoint.clone().or(of_the_service).or_else(|| loaded.endpoint_url().map(ToOwned::to_owned));
+        let endpoint = self
+            .endpoint
+            .clone()
+            .or(of_the_service)
+            .or_else(|| loaded.endpoint_url().map(ToOwned::to_owned));
         let mut config = aws_sdk_s3::config::Builder::from(&loaded)
             .force_path_style(self.path_style.unwrap_or(endpoint.is_some()))
-            // Newer defaults add checksums that stores other than AWS refuse. Ours travel as headers, where they are understood.
+            // Newer defaults add checksums that stores other than AWS refuse. Ours travel as
+            // headers, where they are understood.
             .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
             .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
-            .retry_config(RetryConfig::standard().with_max_attempts(self.attempts).with_max_backoff(MAX_BACKOFF))
-            // The attempts alone bound the retries: what fails in one storage is not counted against another.
-            .retry_partition(RetryPartition::custom(self.address()).token_bucket(TokenBucket::unlimited()).build())
+            .retry_config(
+                RetryConfig::standard()
+                    .with_max_attempts(self.attempts)
+                    .with_max_backoff(MAX_BACKOFF),
+            )
+            // The attempts alone bound the retries: what fails in one storage is not counted
+            // against another.
+            .retry_partition(
+                RetryPartition::custom(self.address())
+                    .token_bucket(TokenBucket::unlimited())
+                    .build(),
+            )
             .retry_classifier(Busy)
             .timeout_config(timeouts(QUICK))
-            .stalled_stream_protection(StalledStreamProtectionConfig::enabled().grace_period(STALL).build());
+            .stalled_stream_protection(
+                StalledStreamProtectionConfig::enabled().grace_period(STALL).build(),
+            );
         if loaded.region().is_none() {
             if endpoint.is_none() {
                 return Err(StorageError::Unsuitable(format!(
-                    "The storage `{}` has no region: set `region`, or `endpoint` for a store other than AWS",
+                    "The storage `{}` has no region: set `region`, or `endpoint` for a store other \
+                     than AWS",
                     self.address()
                 )));
             }
@@ -354,11 +398,14 @@ pub(super) fn patience(bytes: usize) -> aws_sdk_s3::config::Builder {
     Config::builder().timeout_config(timeouts(QUICK.saturating_add(transfer)))
 }
 
-/// An HTTP client that also trusts the certificates in `file`. They are read here first, since the client itself takes a
-/// file that is none for a mistake of the programmer.
+/// An HTTP client that also trusts the certificates in `file`. They are read here first, since the
+/// client itself takes a file that is none for a mistake of the programmer.
 fn trusting(file: &Path) -> Result<SharedHttpClient, StorageError> {
     let unsuitable = |problem: String| {
-        StorageError::Unsuitable(format!("The `ca_file` `{}` cannot be used: {problem}", file.display()))
+        StorageError::Unsuitable(format!(
+            "The `ca_file` `{}` cannot be used: {problem}",
+            file.display()
+        ))
     };
     let pem = std::fs::read(file).map_err(|error| unsuitable(error.to_string()))?;
     let certificates = CertificateDer::pem_slice_iter(&pem)
@@ -369,7 +416,9 @@ fn trusting(file: &Path) -> Result<SharedHttpClient, StorageError> {
     }
     let mut roots = rustls::RootCertStore::empty();
     for certificate in certificates {
-        roots.add(certificate).map_err(|error| unsuitable(format!("a certificate in it is not one ({error})")))?;
+        roots
+            .add(certificate)
+            .map_err(|error| unsuitable(format!("a certificate in it is not one ({error})")))?;
     }
     let context = tls::TlsContext::builder()
         .with_trust_store(tls::TrustStore::default().with_pem_certificate(pem))
@@ -419,7 +468,11 @@ impl Intercept for Dates {
         _: &RuntimeComponents,
         _: &mut ConfigBag,
     ) -> Result<(), BoxError> {
-        let date = context.response().headers().get("date").and_then(|date| DateTime::parse_from_rfc2822(date).ok());
+        let date = context
+            .response()
+            .headers()
+            .get("date")
+            .and_then(|date| DateTime::parse_from_rfc2822(date).ok());
         if let Some(date) = date {
             *self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(date.to_utc());
         }

@@ -83,9 +83,11 @@ impl Fault {
         words.iter().any(|word| message.contains(word))
     }
 
-    /// The object is not there. An answer to HEAD has no body, hence no code but one made of the status.
+    /// The object is not there. An answer to HEAD has no body, hence no code but one made of the
+    /// status.
     pub(super) fn is_missing(&self) -> bool {
-        self.is(&["NoSuchKey"]) || (self.status == Some(404) && (self.code.is_none() || self.is(&["NotFound"])))
+        self.is(&["NoSuchKey"])
+            || (self.status == Some(404) && (self.code.is_none() || self.is(&["NotFound"])))
     }
 
     /// The condition of a write did not hold.
@@ -106,7 +108,9 @@ impl Fault {
     pub(super) fn is_refusal(&self) -> bool {
         self.kind == Kind::Answer
             && !self.is_denied()
-            && self.status.is_some_and(|status| (400..500).contains(&status) && !matches!(status, 404 | 408 | 429))
+            && self.status.is_some_and(|status| {
+                (400..500).contains(&status) && !matches!(status, 404 | 408 | 429)
+            })
     }
 
     pub(super) fn is_denied(&self) -> bool {
@@ -137,7 +141,8 @@ impl Fault {
 
     fn is_full(&self) -> bool {
         self.status == Some(507)
-            || self.is(&["QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "InsufficientStorage"])
+            || self.is(&["QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded",
+                "InsufficientStorage"])
             // Garage says `AccessDenied` to a bucket whose quota is used up.
             || (self.is(&["AccessDenied", "Forbidden"]) && self.mentions(&["quota", "size limit"]))
     }
@@ -162,7 +167,8 @@ impl Fault {
     }
 
     fn is_tls(&self) -> bool {
-        self.kind == Kind::Network && self.mentions(&["certificate", "corrupt message", "tls", "handshake"])
+        self.kind == Kind::Network
+            && self.mentions(&["certificate", "corrupt message", "tls", "handshake"])
     }
 
     /// There were no credentials to sign with.
@@ -174,32 +180,46 @@ impl Fault {
     fn hint(&self, bucket: &Bucket) -> Option<String> {
         let hint = match self.code.as_deref().unwrap_or_default() {
             "NoSuchBucket" => format!("make the bucket `{}` or correct `bucket`", bucket.name),
-            "InvalidAccessKeyId" => "the store does not know this access key; correct `access_key_id`".to_owned(),
+            "InvalidAccessKeyId" => "the store does not know this access key; correct \
+                `access_key_id`"
+                .to_owned(),
             "SignatureDoesNotMatch" => {
-                "the secret does not belong to the access key, or something between changes the requests; correct \
+                "the secret does not belong to the access key, or something between changes the \
+                 requests; correct \
                  `secret_access_key`"
                     .to_owned()
             }
             "AuthorizationHeaderMalformed" | "PermanentRedirect" | "TemporaryRedirect" => {
-                "the bucket is of another region or endpoint; correct `region` or `endpoint`".to_owned()
+                "the bucket is of another region or endpoint; correct `region` or `endpoint`"
+                    .to_owned()
             }
-            "ExpiredToken" | "InvalidToken" => "the temporary credentials have run out; renew them".to_owned(),
+            "ExpiredToken" | "InvalidToken" => "the temporary credentials have run out; renew \
+                them"
+                .to_owned(),
             "RequestTimeTooSkewed" => "set the clock of this machine".to_owned(),
             _ if self.status == Some(301) => "correct `region` or `endpoint`".to_owned(),
             _ if self.is_full() => "delete something there, or raise the quota".to_owned(),
             _ if self.is_unsigned() => {
-                "set `access_key_id` and `secret_access_key`, or give credentials in one of the ways of the AWS SDK"
+                "set `access_key_id` and `secret_access_key`, or give credentials in one of the \
+                 ways of the AWS SDK"
                     .to_owned()
             }
             _ if self.is_tls() => format!(
-                "no trusted connection to `{}`: set `ca_file` when its certificate is of an authority of your own, and \
+                "no trusted connection to `{}`: set `ca_file` when its certificate is of an \
+                 authority of your own, and \
                  correct `endpoint` when it does not speak TLS",
                 bucket.endpoint
             ),
-            _ if self.kind == Kind::Network => format!("check that `{}` can be reached", bucket.endpoint),
-            _ if self.is_denied() => "check the access key, its secret and what it may do".to_owned(),
+            _ if self.kind == Kind::Network => {
+                format!("check that `{}` can be reached", bucket.endpoint)
+            }
+            _ if self.is_denied() => {
+                "check the access key, its secret and what it may do".to_owned()
+            }
             // An answer to HEAD has no words.
-            "" if self.status == Some(400) => "check `region`, `endpoint` and the access key".to_owned(),
+            "" if self.status == Some(400) => {
+                "check `region`, `endpoint` and the access key".to_owned()
+            }
             _ => return None,
         };
         Some(hint)
@@ -232,7 +252,10 @@ pub(super) fn chain(error: &dyn Error) -> String {
     let mut next = Some(error);
     while let Some(error) = next {
         let text = error.to_string();
-        if !text.is_empty() && !LAYERS.contains(&text.as_str()) && !parts.iter().any(|part| part.contains(&text)) {
+        if !text.is_empty()
+            && !LAYERS.contains(&text.as_str())
+            && !parts.iter().any(|part| part.contains(&text))
+        {
             parts.push(text);
         }
         next = error.source();

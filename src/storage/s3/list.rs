@@ -14,7 +14,8 @@ use crate::storage::{Object, StorageError, named};
 /// So many pages may be empty one after the other before the store is taken to be broken.
 const MAX_EMPTY_PAGES: usize = 1_000;
 
-/// A listing that believes a store only what fits together: what is taken for the whole of it decides what is deleted.
+/// A listing that believes a store only what fits together: what is taken for the whole of it
+/// decides what is deleted.
 pub(super) struct Listing {
     bucket: Arc<Bucket>,
     shown: String,
@@ -30,12 +31,23 @@ pub(super) struct Listing {
 impl Listing {
     pub(super) fn new(bucket: Arc<Bucket>, prefix: &str) -> Self {
         let full = bucket.full(prefix);
-        Self { bucket, shown: prefix.to_owned(), full, token: None, last: String::new(), empty_pages: 0, done: false }
+        Self {
+            bucket,
+            shown: prefix.to_owned(),
+            full,
+            token: None,
+            last: String::new(),
+            empty_pages: 0,
+            done: false,
+        }
     }
 
     pub(super) fn into_stream(self) -> BoxStream<'static, Result<Object, StorageError>> {
         stream::try_unfold(self, |mut listing| async move {
-            Ok(listing.next_page().await?.map(|page| (stream::iter(page.into_iter().map(Ok)), listing)))
+            Ok(listing
+                .next_page()
+                .await?
+                .map(|page| (stream::iter(page.into_iter().map(Ok)), listing)))
         })
         .try_flatten()
         .boxed()
@@ -50,7 +62,9 @@ impl Listing {
         let mut objects = Vec::with_capacity(page.contents().len());
         for object in page.contents() {
             let full = object.key().unwrap_or_default();
-            let Some(key) = full.strip_prefix(bucket.prefix.as_str()).filter(|_| full.starts_with(&self.full)) else {
+            let Some(key) =
+                full.strip_prefix(bucket.prefix.as_str()).filter(|_| full.starts_with(&self.full))
+            else {
                 return Err(self.lie(&format!("it has {full:?}, which is not under the prefix")));
             };
             if full <= self.last.as_str() {
@@ -78,7 +92,10 @@ impl Listing {
     }
 
     fn lie(&self, problem: &str) -> StorageError {
-        self.bucket.failed(&format!("list {}", named(&self.shown)), format!("the listing cannot be trusted: {problem}"))
+        self.bucket.failed(
+            &format!("list {}", named(&self.shown)),
+            format!("the listing cannot be trusted: {problem}"),
+        )
     }
 }
 
@@ -110,7 +127,8 @@ pub(super) async fn page(
     answer.map_err(|fault| fault.into_error(bucket, &format!("list {}", named(shown))))
 }
 
-/// Refuses a page that was cut. The SDK reads what there is of it, and takes the end of the text for the end of the page.
+/// Refuses a page that was cut. The SDK reads what there is of it, and takes the end of the text
+/// for the end of the page.
 #[derive(Debug)]
 struct Whole;
 

@@ -1,13 +1,16 @@
-//! A bucket of S3 or of a store that speaks its protocol, through the AWS SDK. The only place that knows the SDK.
+//! A bucket of S3 or of a store that speaks its protocol, through the AWS SDK. The only place that
+//! knows the SDK.
 //!
-//! Stores differ in what they understand. What matters here is found out by [`Storage::probe`] and kept for the storage's lifetime: whether a
-//! write can be refused when the key is not new, and whether a body is checked against a checksum. Before that neither is assumed. Safety rests on
+//! Stores differ in what they understand. What matters here is found out by [`Storage::probe`] and
+//! kept for the storage's lifetime: whether a write can be refused when the key is not new, and
+//! whether a body is checked against a checksum. Before that neither is assumed. Safety rests on
 //! neither: keys of snapshots are unique, and after each upload the store is asked what it has.
 //!
-//! The bucket must exist and is never made. Some stores take objects for a bucket that does not exist, and keep them; a wrong name is
-//! then not noticed here.
+//! The bucket must exist and is never made. Some stores take objects for a bucket that does not
+//! exist, and keep them; a wrong name is then not noticed here.
 //!
-//! Deleting from a bucket with versions hides the object and keeps the version; a rule of the bucket's lifecycle frees the space.
+//! Deleting from a bucket with versions hides the object and keeps the version; a rule of the
+//! bucket's lifecycle frees the space.
 
 mod config;
 mod fault;
@@ -40,13 +43,15 @@ use self::fault::Fault;
 use self::list::{Listing, listed};
 use self::upload::S3Upload;
 use super::{
-    Capabilities, CreateOptions, Object, ObjectLock, Storage, StorageError, Upload, check_key, check_prefix, named,
+    Capabilities, CreateOptions, Object, ObjectLock, Storage, StorageError, Upload, check_key,
+    check_prefix, named,
 };
 use crate::model::Cancel;
 
 /// S3 takes 10,000 parts; the rest is room for error.
 const MAX_PARTS: u64 = 9_000;
-/// How long a request that moves little may go on after the run was cancelled: what tidies up, and what takes effect at a moment that is not known here.
+/// How long a request that moves little may go on after the run was cancelled: what tidies up, and
+/// what takes effect at a moment that is not known here.
 const CANCEL_GRACE: Duration = Duration::from_secs(5);
 
 /// The storage of a [`S3Config`].
@@ -68,7 +73,8 @@ struct Bucket {
 }
 
 impl S3 {
-    /// The storage that `config` describes. A cancelled run ends what writes and reads; what tidies up goes on, for a few seconds a request.
+    /// The storage that `config` describes. A cancelled run ends what writes and reads; what tidies
+    /// up goes on, for a few seconds a request.
     ///
     /// # Errors
     /// When the configuration cannot be used.
@@ -127,11 +133,19 @@ impl Bucket {
     }
 
     fn failed(&self, attempt: &str, problem: impl Into<String>) -> StorageError {
-        StorageError::Failed { attempt: attempt.to_owned(), address: self.address(), problem: problem.into() }
+        StorageError::Failed {
+            attempt: attempt.to_owned(),
+            address: self.address(),
+            problem: problem.into(),
+        }
     }
 
     fn unavailable(&self, attempt: &str, problem: impl Into<String>) -> StorageError {
-        StorageError::Unavailable { attempt: attempt.to_owned(), address: self.address(), problem: problem.into() }
+        StorageError::Unavailable {
+            attempt: attempt.to_owned(),
+            address: self.address(),
+            problem: problem.into(),
+        }
     }
 
     fn not_found(&self, key: &str) -> StorageError {
@@ -139,7 +153,10 @@ impl Bucket {
     }
 
     /// Waits for a request, but not longer than until the run is cancelled.
-    async fn until_cancelled<T>(&self, request: impl Future<Output = T>) -> Result<T, StorageError> {
+    async fn until_cancelled<T>(
+        &self,
+        request: impl Future<Output = T>,
+    ) -> Result<T, StorageError> {
         tokio::select! {
             biased;
             () = self.cancel.cancelled() => Err(StorageError::Cancelled),
@@ -147,8 +164,9 @@ impl Bucket {
         }
     }
 
-    /// Waits for the answer to a request that moves little. A cancelled run gives it some seconds, so that the answer is had and what is left can be
-    /// tidied up; a store that does not answer at all holds nobody up.
+    /// Waits for the answer to a request that moves little. A cancelled run gives it some seconds,
+    /// so that the answer is had and what is left can be tidied up; a store that does not answer at
+    /// all holds nobody up.
     async fn answer<T, E>(
         &self,
         request: impl Future<Output = Result<T, SdkError<E, HttpResponse>>>,
@@ -186,8 +204,19 @@ impl Bucket {
         Ok(Some(SdkTime::from_secs(self.now().await?.timestamp().saturating_add(seconds))))
     }
 
-    async fn put(&self, key: &str, body: Bytes, options: PutOptions) -> Result<Result<(), Fault>, StorageError> {
-        tracing::debug!(bucket = self.name, key, bytes = body.len(), only_new = options.only_new, "put");
+    async fn put(
+        &self,
+        key: &str,
+        body: Bytes,
+        options: PutOptions,
+    ) -> Result<Result<(), Fault>, StorageError> {
+        tracing::debug!(
+            bucket = self.name,
+            key,
+            bytes = body.len(),
+            only_new = options.only_new,
+            "put"
+        );
         let size = body.len();
         let mut request = self
             .client
@@ -205,7 +234,9 @@ impl Bucket {
             request = request.metadata(upload::TOKEN, token);
             if let Some(until) = self.retain_until().await? {
                 request = request
-                    .object_lock_mode(self.config.retain_mode.unwrap_or(RetainMode::Governance).into())
+                    .object_lock_mode(
+                        self.config.retain_mode.unwrap_or(RetainMode::Governance).into(),
+                    )
                     .object_lock_retain_until_date(until);
             }
         }
@@ -215,8 +246,12 @@ impl Bucket {
 
     async fn head(&self, key: &str) -> Result<HeadObjectOutput, Fault> {
         tracing::debug!(bucket = self.name, key, "head");
-        let request =
-            self.client.head_object().bucket(&self.name).key(self.full(key)).checksum_mode(ChecksumMode::Enabled);
+        let request = self
+            .client
+            .head_object()
+            .bucket(&self.name)
+            .key(self.full(key))
+            .checksum_mode(ChecksumMode::Enabled);
         self.answer(Box::pin(request.send())).await
     }
 
@@ -238,7 +273,8 @@ impl Bucket {
     async fn stat_by_list(&self, key: &str) -> Result<Object, StorageError> {
         let page = list::page(self, key, &self.full(key), None, Some(1)).await?;
         // The key itself is before all that begin with it.
-        let found = page.contents().first().filter(|object| object.key() == Some(self.full(key).as_str()));
+        let found =
+            page.contents().first().filter(|object| object.key() == Some(self.full(key).as_str()));
         found.and_then(|object| listed(object, key.to_owned())).ok_or_else(|| self.not_found(key))
     }
 
@@ -248,9 +284,11 @@ impl Bucket {
             Err(fault) if fault.is_missing() => Err(self.not_found(key)),
             Err(fault) if fault.is_wordless() => match self.stat_by_list(key).await {
                 // The listing is refused in words, the look-up is not.
-                Err(StorageError::Denied { address, problem, .. }) => {
-                    Err(StorageError::Denied { attempt: format!("look up `{key}`"), address, problem })
-                }
+                Err(StorageError::Denied { address, problem, .. }) => Err(StorageError::Denied {
+                    attempt: format!("look up `{key}`"),
+                    address,
+                    problem,
+                }),
                 result => result,
             },
             Err(fault) => Err(fault.into_error(self, &format!("look up `{key}`"))),
@@ -260,7 +298,8 @@ impl Bucket {
     async fn now(&self) -> Result<DateTime<Utc>, StorageError> {
         let attempt = "ask for the time";
         let dates = Dates::default();
-        let request = self.client.head_bucket().bucket(&self.name).customize().interceptor(dates.clone());
+        let request =
+            self.client.head_bucket().bucket(&self.name).customize().interceptor(dates.clone());
         match self.answer(Box::pin(request.send())).await {
             Ok(_) => {}
             // Whoever may only write is told the time too.
@@ -286,7 +325,8 @@ impl Bucket {
 
     async fn abort_upload(&self, full_key: &str, id: &str) -> Result<(), Fault> {
         tracing::debug!(bucket = self.name, key = full_key, "abort upload");
-        let request = self.client.abort_multipart_upload().bucket(&self.name).key(full_key).upload_id(id);
+        let request =
+            self.client.abort_multipart_upload().bucket(&self.name).key(full_key).upload_id(id);
         match self.answer(Box::pin(request.send())).await {
             Err(fault) if !fault.is_no_such_upload() => Err(fault),
             _ => Ok(()),
@@ -302,7 +342,9 @@ impl Bucket {
         if head.object_lock_legal_hold_status() == Some(&ObjectLockLegalHoldStatus::On) {
             return Ok(Some(ObjectLock { until: None }));
         }
-        let Some(until) = head.object_lock_retain_until_date().and_then(time) else { return Ok(None) };
+        let Some(until) = head.object_lock_retain_until_date().and_then(time) else {
+            return Ok(None);
+        };
         // By the store's clock; where that cannot be asked it is taken to be locked still.
         let over = self.now().await.is_ok_and(|now| until <= now);
         Ok((!over).then_some(ObjectLock { until: Some(until) }))
@@ -319,12 +361,19 @@ impl Storage for S3 {
         self.bucket.config.place()
     }
 
-    async fn create(&self, key: &str, options: CreateOptions) -> Result<Box<dyn Upload>, StorageError> {
+    async fn create(
+        &self,
+        key: &str,
+        options: CreateOptions,
+    ) -> Result<Box<dyn Upload>, StorageError> {
         check_key(key)?;
-        // Not every store refuses a key that is not new at the end, so it is looked at the beginning. Who may not look does without.
+        // Not every store refuses a key that is not new at the end, so it is looked at the
+        // beginning. Who may not look does without.
         let bucket = if options.steady { &Arc::new(self.bucket.steady()) } else { &self.bucket };
         match bucket.until_cancelled(bucket.stat(key)).await? {
-            Ok(_) => Err(StorageError::AlreadyExists { address: bucket.address(), key: key.to_owned() }),
+            Ok(_) => {
+                Err(StorageError::AlreadyExists { address: bucket.address(), key: key.to_owned() })
+            }
             Err(StorageError::NotFound { .. } | StorageError::Denied { .. }) => Ok(()),
             Err(error) => Err(error),
         }?;
@@ -362,8 +411,10 @@ impl Storage for S3 {
     async fn delete(&self, key: &str) -> Result<(), StorageError> {
         check_key(key)?;
         let bucket = &self.bucket;
-        let locked = |until| StorageError::Locked { address: bucket.address(), key: key.to_owned(), until };
-        // A bucket with Object Lock keeps versions, and there a plain delete hides even a locked object. So it is looked first.
+        let locked =
+            |until| StorageError::Locked { address: bucket.address(), key: key.to_owned(), until };
+        // A bucket with Object Lock keeps versions, and there a plain delete hides even a locked
+        // object. So it is looked first.
         if bucket.config.retain_for.is_some()
             && let Ok(Some(lock)) = bucket.lock_of(key).await
         {
@@ -371,7 +422,8 @@ impl Storage for S3 {
         }
         match bucket.delete(key).await {
             Ok(()) => Ok(()),
-            Err(fault) if fault.is_locked() || fault.is_denied() => match bucket.lock_of(key).await {
+            Err(fault) if fault.is_locked() || fault.is_denied() => match bucket.lock_of(key).await
+            {
                 Ok(Some(lock)) => Err(locked(lock.until)),
                 _ if fault.is_locked() => Err(locked(None)),
                 _ => Err(fault.into_error(bucket, &format!("delete `{key}`"))),
@@ -383,13 +435,20 @@ impl Storage for S3 {
     async fn lock_of(&self, key: &str) -> Result<Option<ObjectLock>, StorageError> {
         check_key(key)?;
         let lock = self.bucket.lock_of(key).await;
-        lock.map_err(|fault| fault.into_error(&self.bucket, &format!("ask for the lock of `{key}`")))
+        lock.map_err(|fault| {
+            fault.into_error(&self.bucket, &format!("ask for the lock of `{key}`"))
+        })
     }
 
-    async fn sweep_uploads(&self, prefix: &str, before: DateTime<Utc>) -> Result<u64, StorageError> {
+    async fn sweep_uploads(
+        &self,
+        prefix: &str,
+        before: DateTime<Utc>,
+    ) -> Result<u64, StorageError> {
         check_prefix(prefix)?;
         let bucket = &self.bucket;
-        let (attempt, full) = (format!("sweep unfinished uploads of {}", named(prefix)), bucket.full(prefix));
+        let (attempt, full) =
+            (format!("sweep unfinished uploads of {}", named(prefix)), bucket.full(prefix));
         let mut swept = 0;
         let mut markers: Option<(Option<String>, Option<String>)> = None;
         loop {
@@ -401,11 +460,12 @@ impl Storage for S3 {
                 .prefix(&full)
                 .set_key_marker(key_marker)
                 .set_upload_id_marker(id_marker);
-            let page: ListMultipartUploadsOutput = match bucket.answer(Box::pin(request.send())).await {
-                Ok(page) => page,
-                Err(fault) if fault.is_unknown_request() => return Ok(swept),
-                Err(fault) => return Err(fault.into_error(bucket, &attempt)),
-            };
+            let page: ListMultipartUploadsOutput =
+                match bucket.answer(Box::pin(request.send())).await {
+                    Ok(page) => page,
+                    Err(fault) if fault.is_unknown_request() => return Ok(swept),
+                    Err(fault) => return Err(fault.into_error(bucket, &attempt)),
+                };
             for upload in page.uploads() {
                 let (Some(key), Some(id), Some(begun)) =
                     (upload.key(), upload.upload_id(), upload.initiated().and_then(time))
@@ -414,17 +474,24 @@ impl Storage for S3 {
                 };
                 // A store that does not heed the prefix must not have others' uploads given up.
                 if begun < before && key.starts_with(&full) {
-                    bucket.abort_upload(key, id).await.map_err(|fault| fault.into_error(bucket, &attempt))?;
+                    bucket
+                        .abort_upload(key, id)
+                        .await
+                        .map_err(|fault| fault.into_error(bucket, &attempt))?;
                     swept += 1;
                 }
             }
             if page.is_truncated() != Some(true) {
                 return Ok(swept);
             }
-            let next =
-                (page.next_key_marker().map(ToOwned::to_owned), page.next_upload_id_marker().map(ToOwned::to_owned));
+            let next = (
+                page.next_key_marker().map(ToOwned::to_owned),
+                page.next_upload_id_marker().map(ToOwned::to_owned),
+            );
             if next.0.is_none() || markers.as_ref() == Some(&next) {
-                return Err(bucket.failed(&attempt, "the list of uploads goes on, but does not say where"));
+                return Err(
+                    bucket.failed(&attempt, "the list of uploads goes on, but does not say where")
+                );
             }
             markers = Some(next);
         }
@@ -437,12 +504,13 @@ impl Storage for S3 {
         let put = |options| bucket.put(key, body.clone(), options);
         let error = |fault: Fault| fault.into_error(bucket, &attempt);
         put(PutOptions::default()).await?.map_err(error)?;
-        let conditional_writes = match put(PutOptions { only_new: true, ..PutOptions::default() }).await? {
-            Ok(()) => false,
-            Err(fault) if fault.is_precondition() => true,
-            Err(fault) if fault.is_refusal() || fault.is_unknown_request() => false,
-            Err(fault) => return Err(error(fault)),
-        };
+        let conditional_writes =
+            match put(PutOptions { only_new: true, ..PutOptions::default() }).await? {
+                Ok(()) => false,
+                Err(fault) if fault.is_precondition() => true,
+                Err(fault) if fault.is_refusal() || fault.is_unknown_request() => false,
+                Err(fault) => return Err(error(fault)),
+            };
         let wrong = Some(!crc(&body));
         let checksums = match put(PutOptions { checksum: wrong, ..PutOptions::default() }).await? {
             Ok(()) => false,

@@ -1,5 +1,5 @@
-//! Reading an object, or a range of it. A body that breaks off is asked for again from where it broke: a restore of hours must not begin anew
-//! for one lost connection.
+//! Reading an object, or a range of it. A body that breaks off is asked for again from where it
+//! broke: a restore of hours must not begin anew for one lost connection.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -43,7 +43,8 @@ pub(super) async fn read(
         // HTTP has no word for a range of nothing.
         let size = bucket.stat(key).await?.size;
         if range.start > range.end || range.end > size {
-            let problem = format!("bytes {} to {} were asked for, but it has {size}", range.start, range.end);
+            let problem =
+                format!("bytes {} to {} were asked for, but it has {size}", range.start, range.end);
             return Err(bucket.failed(&attempt(key), problem));
         }
         return Ok(stream::empty().boxed());
@@ -59,10 +60,9 @@ pub(super) async fn read(
     };
     let size = reading.ask(range.clone()).await?;
     reading.end = range.map_or(size, |range| range.end);
-    Ok(stream::try_unfold(
-        reading,
-        |mut reading| async move { Ok(reading.chunk().await?.map(|chunk| (chunk, reading))) },
-    )
+    Ok(stream::try_unfold(reading, |mut reading| async move {
+        Ok(reading.chunk().await?.map(|chunk| (chunk, reading)))
+    })
     .boxed())
 }
 
@@ -82,7 +82,9 @@ impl Reading {
             .bucket(&bucket.name)
             .key(bucket.full(&self.key))
             .set_if_match(self.etag.clone())
-            .set_range(range.map(|range| format!("bytes={}-{}", range.start, range.end.saturating_sub(1))));
+            .set_range(
+                range.map(|range| format!("bytes={}-{}", range.start, range.end.saturating_sub(1))),
+            );
         let answer = bucket.until_cancelled(Box::pin(request.send())).await?.map_err(|error| {
             let fault = Fault::of(&error);
             if fault.is_missing() {
@@ -98,7 +100,10 @@ impl Reading {
             .and_then(|size| u64::try_from(size).ok())
             .ok_or_else(|| bucket.failed(&attempt(&self.key), "the answer has no size"))?;
         if wanted.is_some_and(|wanted| wanted != size) {
-            let problem = format!("{} bytes of it were asked for, and {size} are sent", wanted.unwrap_or_default());
+            let problem = format!(
+                "{} bytes of it were asked for, and {size} are sent",
+                wanted.unwrap_or_default()
+            );
             return Err(bucket.failed(&attempt(&self.key), problem));
         }
         self.etag = answer.e_tag().map(ToOwned::to_owned);
@@ -113,16 +118,22 @@ impl Reading {
             let next = tokio::time::timeout(STALL, self.body.next());
             let problem = match self.bucket.until_cancelled(next).await? {
                 Ok(Some(Ok(chunk))) if chunk.len() as u64 > left => {
-                    return Err(self.bucket.failed(&attempt(&self.key), "more was sent than was announced"));
+                    return Err(self
+                        .bucket
+                        .failed(&attempt(&self.key), "more was sent than was announced"));
                 }
                 Ok(Some(Ok(chunk))) => {
                     self.next = self.next.saturating_add(chunk.len() as u64);
                     self.broken = 0;
                     return Ok(Some(chunk));
                 }
-                Ok(Some(Err(error))) => format!("the answer broke off {left} bytes before its end ({})", chain(&error)),
+                Ok(Some(Err(error))) => {
+                    format!("the answer broke off {left} bytes before its end ({})", chain(&error))
+                }
                 Ok(None) => format!("the answer ended {left} bytes before its end"),
-                Err(_) => format!("nothing came for {} s, {left} bytes before the end", STALL.as_secs()),
+                Err(_) => {
+                    format!("nothing came for {} s, {left} bytes before the end", STALL.as_secs())
+                }
             };
             self.broken += 1;
             if self.broken >= self.bucket.config.attempts {

@@ -1,4 +1,5 @@
-//! An object on its way into a bucket: one put while it fits into a part, a multipart upload beyond that.
+//! An object on its way into a bucket: one put while it fits into a part, a multipart upload beyond
+//! that.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,8 +17,9 @@ use super::{Bucket, PutOptions, crc, header};
 use crate::model::RemoteCheck;
 use crate::storage::{Capabilities, CreateOptions, Finished, Object, StorageError, Upload, salt};
 
-/// The name of the metadata that tells our upload from another of the same key. When an answer is lost and the request sent again, the
-/// store says that the key is not new: then this tells whether it was we who wrote it.
+/// The name of the metadata that tells our upload from another of the same key. When an answer is
+/// lost and the request sent again, the store says that the key is not new: then this tells whether
+/// it was we who wrote it.
 pub(super) const TOKEN: &str = "holdfast-upload";
 /// S3 refuses parts beyond this number.
 const LAST_PART: i32 = 10_000;
@@ -57,7 +59,11 @@ pub(super) struct S3Upload {
 }
 
 impl S3Upload {
-    pub(super) fn new(bucket: Arc<Bucket>, key: String, options: CreateOptions) -> Result<Self, StorageError> {
+    pub(super) fn new(
+        bucket: Arc<Bucket>,
+        key: String,
+        options: CreateOptions,
+    ) -> Result<Self, StorageError> {
         let (part_bytes, overlap) = if options.small {
             (MIN_PART_BYTES, 0)
         } else {
@@ -97,7 +103,9 @@ impl S3Upload {
             .set_server_side_encryption(config.server_side_encryption.map(Into::into))
             .set_ssekms_key_id(config.kms_key_id.clone());
         if self.checked() {
-            request = request.checksum_algorithm(ChecksumAlgorithm::Crc32C).checksum_type(ChecksumType::Composite);
+            request = request
+                .checksum_algorithm(ChecksumAlgorithm::Crc32C)
+                .checksum_type(ChecksumType::Composite);
         }
         if let Some(until) = self.bucket.retain_until().await? {
             request = request
@@ -106,10 +114,13 @@ impl S3Upload {
         }
         tracing::debug!(bucket = self.bucket.name, key = self.key, "begin upload");
         let answer = self.bucket.until_cancelled(Box::pin(request.send())).await?;
-        let answer = answer.map_err(|error| Fault::of(&error).into_error(&self.bucket, &self.attempt()))?;
-        let id =
-            answer.upload_id().ok_or_else(|| self.bucket.failed(&self.attempt(), "the store gave the upload no id"))?;
-        self.multipart = Some(Multipart { id: id.to_owned(), begun_parts: 0, parts: BTreeMap::new() });
+        let answer =
+            answer.map_err(|error| Fault::of(&error).into_error(&self.bucket, &self.attempt()))?;
+        let id = answer.upload_id().ok_or_else(|| {
+            self.bucket.failed(&self.attempt(), "the store gave the upload no id")
+        })?;
+        self.multipart =
+            Some(Multipart { id: id.to_owned(), begun_parts: 0, parts: BTreeMap::new() });
         Ok(())
     }
 
@@ -118,7 +129,8 @@ impl S3Upload {
         self.known.checksums || self.bucket.config.retain_for.is_some()
     }
 
-    /// Sends what is in the buffer as the next part, and waits until so few are under way that the next buffer may fill.
+    /// Sends what is in the buffer as the next part, and waits until so few are under way that the
+    /// next buffer may fill.
     async fn send_part(&mut self) -> Result<(), StorageError> {
         if self.multipart.is_none() {
             self.begin().await?;
@@ -128,17 +140,25 @@ impl S3Upload {
         let attempt = self.attempt();
         let Some(multipart) = &mut self.multipart else { return Ok(()) };
         if multipart.begun_parts >= LAST_PART {
-            return Err(self
-                .bucket
-                .failed(&attempt, format!("it would be more than {LAST_PART} parts; raise `part_size`")));
+            return Err(self.bucket.failed(
+                &attempt,
+                format!("it would be more than {LAST_PART} parts; raise `part_size`"),
+            ));
         }
         multipart.begun_parts += 1;
         let number = multipart.begun_parts;
         let body = std::mem::take(&mut self.buffer).freeze();
-        let (bucket, full, id) = (Arc::clone(&self.bucket), self.bucket.full(&self.key), multipart.id.clone());
+        let (bucket, full, id) =
+            (Arc::clone(&self.bucket), self.bucket.full(&self.key), multipart.id.clone());
         self.uploads.spawn(async move {
             let checksum = crc(&body);
-            tracing::debug!(bucket = bucket.name, key = full, part = number, bytes = body.len(), "upload part");
+            tracing::debug!(
+                bucket = bucket.name,
+                key = full,
+                part = number,
+                bytes = body.len(),
+                "upload part"
+            );
             let request = bucket
                 .client
                 .upload_part()
@@ -152,9 +172,9 @@ impl S3Upload {
             let sending = request.customize().config_override(patience(body.len())).send();
             let answer = Box::pin(sending).await;
             let answer = answer.map_err(|error| Fault::of(&error).into_error(&bucket, &attempt))?;
-            let etag = answer
-                .e_tag()
-                .ok_or_else(|| bucket.failed(&attempt, format!("the store gave part {number} no tag")))?;
+            let etag = answer.e_tag().ok_or_else(|| {
+                bucket.failed(&attempt, format!("the store gave part {number} no tag"))
+            })?;
             Ok((number, Part { etag: etag.to_owned(), checksum }, body))
         });
         self.wait_for_less_than(self.overlap + 1).await
@@ -164,18 +184,20 @@ impl S3Upload {
     async fn wait_for_less_than(&mut self, count: usize) -> Result<(), StorageError> {
         while self.uploads.len() >= count {
             let bucket = Arc::clone(&self.bucket);
-            let (number, part, body) = match bucket.until_cancelled(self.uploads.join_next()).await? {
-                None => return Ok(()),
-                Some(Ok(result)) => result?,
-                Some(Err(error)) => match error.try_into_panic() {
-                    Ok(panic) => std::panic::resume_unwind(panic),
-                    Err(_) => return Err(StorageError::Cancelled),
-                },
-            };
+            let (number, part, body) =
+                match bucket.until_cancelled(self.uploads.join_next()).await? {
+                    None => return Ok(()),
+                    Some(Ok(result)) => result?,
+                    Some(Err(error)) => match error.try_into_panic() {
+                        Ok(panic) => std::panic::resume_unwind(panic),
+                        Err(_) => return Err(StorageError::Cancelled),
+                    },
+                };
             if let Some(multipart) = &mut self.multipart {
                 multipart.parts.insert(number, part);
             }
-            // The connection may still hold it; then it is freed when that lets go, and a new one is made.
+            // The connection may still hold it; then it is freed when that lets go, and a new one
+            // is made.
             if let Ok(mut buffer) = body.try_into_mut() {
                 buffer.clear();
                 self.spare.push(buffer);
@@ -190,7 +212,9 @@ impl S3Upload {
             return Err(StorageError::Cancelled);
         }
         if !self.intact {
-            return Err(self.bucket.failed(&self.attempt(), "an earlier write failed or was given up midway"));
+            return Err(self
+                .bucket
+                .failed(&self.attempt(), "an earlier write failed or was given up midway"));
         }
         let published = if self.multipart.is_some() {
             self.send_part().await?;
@@ -206,13 +230,17 @@ impl S3Upload {
             self.bucket.put(&self.key, body, options).await?
         };
         let Err(fault) = published else { return Ok(()) };
-        // The answer to a request that took effect may have been lost, and the request sent again. What a store says to the second differs:
-        // that the key is not new, that there is no such upload, or even that it is not permitted.
+        // The answer to a request that took effect may have been lost, and the request sent again.
+        // What a store says to the second differs: that the key is not new, that there is no such
+        // upload, or even that it is not permitted.
         if self.bucket.head(&self.key).await.is_ok_and(|head| self.is_ours(&head)) {
             return Ok(());
         }
         if fault.is_precondition() {
-            return Err(StorageError::AlreadyExists { address: self.bucket.address(), key: self.key.clone() });
+            return Err(StorageError::AlreadyExists {
+                address: self.bucket.address(),
+                key: self.key.clone(),
+            });
         }
         Err(fault.into_error(&self.bucket, &self.attempt()))
     }
@@ -240,7 +268,12 @@ impl S3Upload {
             .upload_id(&multipart.id)
             .multipart_upload(CompletedMultipartUpload::builder().set_parts(Some(parts)).build())
             .set_if_none_match(self.known.conditional_writes.then(|| "*".to_owned()));
-        tracing::debug!(bucket = self.bucket.name, key = self.key, parts = multipart.begun_parts, "complete upload");
+        tracing::debug!(
+            bucket = self.bucket.name,
+            key = self.key,
+            parts = multipart.begun_parts,
+            "complete upload"
+        );
         // A store may take minutes to join many parts.
         let sending = request.customize().config_override(patience(MIN_PART_BYTES as usize)).send();
         Ok(self.bucket.answer(Box::pin(sending)).await.map(|_| ()))
@@ -250,7 +283,8 @@ impl S3Upload {
         head.metadata().and_then(|metadata| metadata.get(TOKEN)) == Some(&self.token)
     }
 
-    /// Asks the store what it has, and compares it with what was sent. What is ours and wrong is withdrawn.
+    /// Asks the store what it has, and compares it with what was sent. What is ours and wrong is
+    /// withdrawn.
     async fn verify(&self) -> Result<RemoteCheck, StorageError> {
         let head = self.bucket.head(&self.key).await;
         let object = match &head {
@@ -273,29 +307,43 @@ impl S3Upload {
             let error = fault.into_error(&self.bucket, &format!("delete `{}`", self.key));
             tracing::warn!(%error, "An object that is not what was sent is left behind");
         }
-        Err(StorageError::Mismatch { address: self.bucket.address(), key: self.key.clone(), problem })
+        Err(StorageError::Mismatch {
+            address: self.bucket.address(),
+            key: self.key.clone(),
+            problem,
+        })
     }
 
-    /// Compares what was sent with what the store says of it. Returns what was compared, or what differs.
-    fn compare(&self, object: &Object, head: Option<&HeadObjectOutput>) -> Result<RemoteCheck, String> {
+    /// Compares what was sent with what the store says of it. Returns what was compared, or what
+    /// differs.
+    fn compare(
+        &self,
+        object: &Object,
+        head: Option<&HeadObjectOutput>,
+    ) -> Result<RemoteCheck, String> {
         if object.size != self.size {
             return Err(format!("{} bytes were sent, and it has {}", self.size, object.size));
         }
-        let stored = head.and_then(HeadObjectOutput::checksum_crc32_c).filter(|_| self.known.checksums);
+        let stored =
+            head.and_then(HeadObjectOutput::checksum_crc32_c).filter(|_| self.known.checksums);
         let Some(stored) = stored else { return Ok(RemoteCheck::Size) };
         let sent = self.sent_checksum(stored.contains('-'));
         if stored != sent {
-            return Err(format!("the CRC-32C of what was sent is `{sent}`, and that of what it has `{stored}`"));
+            return Err(format!(
+                "the CRC-32C of what was sent is `{sent}`, and that of what it has `{stored}`"
+            ));
         }
         Ok(RemoteCheck::Crc32c)
     }
 
-    /// The checksum as the store should have it: of the whole, or, for one made of parts, of their checksums with their number.
+    /// The checksum as the store should have it: of the whole, or, for one made of parts, of their
+    /// checksums with their number.
     /// <https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity-upload.html>
     fn sent_checksum(&self, composite: bool) -> String {
         match &self.multipart {
             Some(multipart) if composite => {
-                let parts: Vec<u8> = multipart.parts.values().flat_map(|part| part.checksum.to_be_bytes()).collect();
+                let parts: Vec<u8> =
+                    multipart.parts.values().flat_map(|part| part.checksum.to_be_bytes()).collect();
                 format!("{}-{}", header(crc(&parts)), multipart.parts.len())
             }
             _ => header(u32::try_from(self.checksum.finalize()).unwrap_or_default()),
@@ -308,8 +356,10 @@ impl S3Upload {
         if let Some(multipart) = self.multipart.take() {
             let full = self.bucket.full(&self.key);
             if let Err(fault) = self.bucket.abort_upload(&full, &multipart.id).await {
-                let error = fault.into_error(&self.bucket, &format!("give up the upload of `{}`", self.key));
-                tracing::warn!(%error, "An unfinished upload is left behind; a later run sweeps it");
+                let error = fault
+                    .into_error(&self.bucket, &format!("give up the upload of `{}`", self.key));
+                tracing::warn!(%error, "An unfinished upload is left behind; a later run sweeps \
+                    it");
             }
         }
     }
@@ -330,9 +380,11 @@ impl Upload for S3Upload {
             if self.buffer.len() >= self.part_bytes {
                 self.send_part().await?;
             }
-            // Memory that is not written to costs nothing, and growing by doubling would end beyond the size of a part.
+            // Memory that is not written to costs nothing, and growing by doubling would end beyond
+            // the size of a part.
             if self.buffer.capacity() == 0 {
-                self.buffer = self.spare.pop().unwrap_or_else(|| BytesMut::with_capacity(self.part_bytes));
+                self.buffer =
+                    self.spare.pop().unwrap_or_else(|| BytesMut::with_capacity(self.part_bytes));
             }
             let room = self.part_bytes.saturating_sub(self.buffer.len()).min(chunk.len());
             self.buffer.extend_from_slice(&chunk.split_to(room));
@@ -359,7 +411,9 @@ impl Upload for S3Upload {
 
 impl Drop for S3Upload {
     fn drop(&mut self) {
-        if let (Some(multipart), Ok(runtime)) = (self.multipart.take(), tokio::runtime::Handle::try_current()) {
+        if let (Some(multipart), Ok(runtime)) =
+            (self.multipart.take(), tokio::runtime::Handle::try_current())
+        {
             self.uploads.abort_all();
             let (bucket, full) = (Arc::clone(&self.bucket), self.bucket.full(&self.key));
             runtime.spawn(async move {

@@ -1,4 +1,5 @@
-//! Any bytes are an index or an error: no panic, no endless loop, and what was read is what the footer counts.
+//! Any bytes are an index or an error: no panic, no endless loop, and what was read is what the
+//! footer counts.
 #![no_main]
 
 use holdfast::source::directory::index::IndexReader;

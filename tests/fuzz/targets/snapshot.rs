@@ -1,5 +1,6 @@
-//! Any bytes are a tarball and its index, or an error: no panic, no endless loop, nothing outside of the target is touched, and no more is
-//! written than the index says. A restore of all, of a part, over what is there, and what would be done, as the first byte says.
+//! Any bytes are a tarball and its index, or an error: no panic, no endless loop, nothing outside
+//! of the target is touched, and no more is written than the index says. A restore of all, of a
+//! part, over what is there, and what would be done, as the first byte says.
 #![no_main]
 
 mod support;
@@ -12,7 +13,8 @@ use holdfast::source::directory::{DirectoryRestorer, Pattern, write_folder};
 use holdfast::source::{RestoreOptions, Restorer, Streams, Target};
 use libfuzzer_sys::fuzz_target;
 
-/// A snapshot's streams: a tarball in which every header has the right sum, so that what it says is read.
+/// A snapshot's streams: a tarball in which every header has the right sum, so that what it says is
+/// read.
 struct Snapshot<'a> {
     index: &'a [u8],
     tar: Vec<u8>,
@@ -22,7 +24,8 @@ impl Snapshot<'_> {
     fn split(bytes: &[u8]) -> Option<(u8, Snapshot<'_>)> {
         let (head, rest) = bytes.split_first_chunk::<4>()?;
         let [flags, length @ ..] = *head;
-        let length = usize::from(u16::from_le_bytes([length[0], length[1]])) | usize::from(length[2]) << 16;
+        let length = usize::from(u16::from_le_bytes([length[0],
+            length[1]])) | usize::from(length[2]) << 16;
         let (index, tar) = rest.split_at_checked(length)?;
         let mut tar = tar.to_vec();
         for header in tar.chunks_exact_mut(512).filter(|block| &block[257..262] == b"ustar") {
@@ -50,11 +53,13 @@ impl Streams for Snapshot<'_> {
         let mut bytes = Vec::new();
         let mut last = 0;
         for range in ranges {
-            assert!(range.start >= last && range.start < range.end, "ranges ascend and do not overlap");
+            assert!(range.start >= last && range.start < range.end, "ranges ascend and do not \
+                overlap");
             last = range.end;
             let at = |offset: u64| usize::try_from(offset).map_err(Error::other);
             let part = self.tar.get(at(range.start)?..at(range.end)?);
-            bytes.extend_from_slice(part.ok_or_else(|| Error::other("the stream has no such part"))?);
+            let part = part.ok_or_else(|| Error::other("the stream has no such part"))?;
+            bytes.extend_from_slice(part);
         }
         Ok(Box::new(Cursor::new(bytes)))
     }
@@ -86,9 +91,11 @@ fuzz_target!(|bytes: &[u8]| {
     if flags & 16 != 0 {
         let _ = write_folder(&snapshot, b"a", &mut std::io::sink(), &context.cancel);
     }
-    let restored = DirectoryRestorer.restore_from(&context, &artifact, &snapshot, &target, &options);
+    let restored = DirectoryRestorer.restore_from(&context, &artifact, &snapshot, &target,
+        &options);
     if let Some(files) = restored.ok().and_then(|restored| restored.files) {
-        assert!(snapshot.promised().is_some_and(|promised| files.bytes <= promised), "more than the index says");
+        assert!(snapshot.promised().is_some_and(|promised| files.bytes <= promised), "more than \
+            the index says");
     }
     support::clear();
 });

@@ -1,4 +1,5 @@
-//! Any bytes are a tarball or an error: no panic, no endless loop, and nothing outside of the target is touched.
+//! Any bytes are a tarball or an error: no panic, no endless loop, and nothing outside of the
+//! target is touched.
 #![no_main]
 
 mod support;
@@ -10,6 +11,7 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|bytes: &[u8]| {
     let target = Target::Folder(support::place());
     let options = RestoreOptions::default();
-    let _ = DirectoryRestorer.restore(&support::context(), &support::artifact(), &mut &*bytes, &target, &options);
+    let _ = DirectoryRestorer.restore(&support::context(), &support::artifact(), &mut &*bytes,
+        &target, &options);
     support::clear();
 });

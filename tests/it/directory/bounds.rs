@@ -7,7 +7,9 @@ use proptest::prelude::{Just, Strategy, prop_oneof};
 use proptest::{collection, prop_assert, prop_assert_eq, proptest};
 use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
 
-use super::world::{Archiver, assert_same, config, join, listing, mode, mtime, run, world, world_in_memory, write};
+use super::world::{
+    Archiver, assert_same, config, join, listing, mode, mtime, run, world, world_in_memory, write,
+};
 
 fn put(folder: &OwnedFd, name: &str) {
     let flags = OFlags::WRONLY | OFlags::CREATE;
@@ -30,7 +32,10 @@ fn a_thousand_levels_are_walked_and_restored_with_few_open_folders() {
     }
     let backup = world.dump(config(&root)).unwrap();
     assert!(backup.warnings.is_empty(), "{:?}", backup.warnings.kept().first());
-    assert_eq!((backup.facts["files"].as_u64(), backup.facts["directories"].as_u64()), (Some(2_000), Some(1_001)));
+    assert_eq!(
+        (backup.facts["files"].as_u64(), backup.facts["directories"].as_u64()),
+        (Some(2_000), Some(1_001))
+    );
     let place = world.path("restored");
     world.restore(&backup.tar, &place).unwrap();
     assert!(world.dump(config(&place)).unwrap().tar == backup.tar, "the restored tree is the same");
@@ -59,8 +64,16 @@ fn a_folder_of_a_million_entries_takes_little_memory() {
     // In a process of its own, as the memory of other tests would count too.
     let program = std::env::current_exe().unwrap();
     let name = "directory::bounds::dump_a_million_entries";
-    let output = run(program.to_str().unwrap(), &["--exact", name, "--ignored"].map(std::ffi::OsStr::new), &[]);
-    assert!(String::from_utf8_lossy(&output).contains("1 passed"), "{}", String::from_utf8_lossy(&output));
+    let output = run(
+        program.to_str().unwrap(),
+        &["--exact", name, "--ignored"].map(std::ffi::OsStr::new),
+        &[],
+    );
+    assert!(
+        String::from_utf8_lossy(&output).contains("1 passed"),
+        "{}",
+        String::from_utf8_lossy(&output)
+    );
 }
 
 #[test]
@@ -82,8 +95,14 @@ fn dump_a_million_entries() {
         if number % 2 == 0 {
             openat(&folder, &name, OFlags::WRONLY | OFlags::CREATE, Mode::RUSR).unwrap();
         } else {
-            rustix::fs::linkat(&folder, format!("{:032}", number - 1), &folder, name, rustix::fs::AtFlags::empty())
-                .unwrap();
+            rustix::fs::linkat(
+                &folder,
+                format!("{:032}", number - 1),
+                &folder,
+                name,
+                rustix::fs::AtFlags::empty(),
+            )
+            .unwrap();
         }
     }
     let before = peak_kib();
@@ -116,8 +135,16 @@ fn sizes_beyond_eight_gigabytes_are_written_so_that_others_read_them() {
         }
     });
     assert!(result.is_err());
-    let lines = run("sh", &["-c".as_ref(), "tar -tvf - 2>/dev/null; true".as_ref()], &headers.lock().unwrap());
-    assert!(String::from_utf8_lossy(&lines).contains(&format!(" {size} ")), "{}", String::from_utf8_lossy(&lines));
+    let lines = run(
+        "sh",
+        &["-c".as_ref(), "tar -tvf - 2>/dev/null; true".as_ref()],
+        &headers.lock().unwrap(),
+    );
+    assert!(
+        String::from_utf8_lossy(&lines).contains(&format!(" {size} ")),
+        "{}",
+        String::from_utf8_lossy(&lines)
+    );
 }
 
 #[derive(Debug, Clone)]
@@ -130,7 +157,8 @@ enum Node {
 }
 
 fn any_name() -> impl Strategy<Value = Vec<u8>> {
-    let byte = prop_oneof![3 => b'a'..=b'z', 1 => (1_u8..=255).prop_filter("no slash", |byte| *byte != b'/')];
+    let byte = prop_oneof![3 => b'a'..=b'z', 1 => (1_u8..=255)
+        .prop_filter("no slash", |byte| *byte != b'/')];
     let length = prop_oneof![5 => 1..20_usize, 1 => 90..110_usize, 1 => 240..=255_usize];
     length
         .prop_flat_map(move |length| collection::vec(byte.clone(), length))
@@ -139,7 +167,10 @@ fn any_name() -> impl Strategy<Value = Vec<u8>> {
 
 fn any_node() -> impl Strategy<Value = Node> {
     prop_oneof![
-        (prop_oneof![0..2_000_usize, Just(512), Just(1024), 200_000..300_000_usize], 0o400_u32..=0o7777)
+        (
+            prop_oneof![0..2_000_usize, Just(512), Just(1024), 200_000..300_000_usize],
+            0o400_u32..=0o7777
+        )
             .prop_map(|(size, bits)| Node::File { size, bits: bits | 0o400 }),
         (0_u32..=0o7777).prop_map(|bits| Node::Folder(bits | 0o700)),
         any_name().prop_map(Node::Link),
@@ -149,11 +180,13 @@ fn any_node() -> impl Strategy<Value = Node> {
 }
 
 proptest! {
-    #![proptest_config(proptest::test_runner::Config { cases: 24, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(proptest::test_runner::Config { cases: 24, failure_persistence: None,
+        ..Default::default() })]
 
     #[test]
     fn any_tree_comes_back_the_same(
-        nodes in collection::vec((any_name(), any_node(), 0..100_usize, -5_000_000_000_i64..20_000_000_000, 0..1_000_000_000_i64), 0..30),
+        nodes in collection::vec((any_name(), any_node(), 0..100_usize,
+            -5_000_000_000_i64..20_000_000_000, 0..1_000_000_000_i64), 0..30),
     ) {
         let world = world_in_memory();
         let root = world.path("root");
@@ -177,10 +210,13 @@ proptest! {
                     mode(&path, bits);
                     folders.push(path.clone());
                 }
-                Node::Link(target) => std::os::unix::fs::symlink(join(std::path::Path::new(""), &target), &path).unwrap(),
-                Node::Hard(of) if !files.is_empty() => fs::hard_link(&files[of % files.len()], &path).unwrap(),
+                Node::Link(target) => std::os::unix::fs::symlink(join(std::path::Path::new(""),
+                    &target), &path).unwrap(),
+                Node::Hard(of) if !files.is_empty() => fs::hard_link(&files[of % files.len()],
+                    &path).unwrap(),
                 Node::Hard(_) | Node::Fifo => {
-                    rustix::fs::mknodat(CWD, &path, rustix::fs::FileType::Fifo, Mode::RUSR, 0).unwrap();
+                    rustix::fs::mknodat(CWD, &path, rustix::fs::FileType::Fifo, Mode::RUSR, 0)
+                        .unwrap();
                 }
             }
             times.push((path, seconds, nanos));

@@ -13,8 +13,8 @@ use holdfast::source::{RestoreOptions, SourceError};
 
 use super::changes::as_ordinary_user;
 use super::world::{
-    Backup, Streamed, World, assert_same, config, index_of, is_root, listing, mode, owner, patterns, run, world,
-    world_in_memory, write,
+    Backup, Streamed, World, assert_same, config, index_of, is_root, listing, mode, owner,
+    patterns, run, world, world_in_memory, write,
 };
 
 fn paths(texts: &[&str]) -> RestoreOptions {
@@ -67,11 +67,15 @@ fn a_whole_tree_is_restored_by_its_index_with_all_its_attributes() {
     super::full_tree(&root);
     let backup = world.dump(config(&root)).unwrap();
     let place = world.path("target");
-    let restored = world.restore_from(&backup.streams(), &place, &RestoreOptions::default()).unwrap();
+    let restored =
+        world.restore_from(&backup.streams(), &place, &RestoreOptions::default()).unwrap();
     assert!(restored.warnings.is_empty(), "{:?}", restored.warnings);
     assert_same(&listing(&place, &[]), &listing(&root, &[]), "by the index");
     let files = restored.files.unwrap();
-    assert_eq!((files.entries, files.bytes, files.deleted), (backup.footer.entries, backup.footer.bytes, 0));
+    assert_eq!(
+        (files.entries, files.bytes, files.deleted),
+        (backup.footer.entries, backup.footer.bytes, 0)
+    );
 }
 
 #[test]
@@ -79,8 +83,14 @@ fn without_an_index_all_is_restored_and_nothing_less() {
     let world = world_in_memory();
     let backup = small_tree(&world);
     let streams = Streamed { index: None, ..backup.streams() };
-    assert!(world.restore_from(&streams, &world.path("target"), &RestoreOptions::default()).is_ok());
-    assert_same(&listing(&world.path("target"), &[]), &listing(&world.path("root"), &[]), "without an index");
+    assert!(
+        world.restore_from(&streams, &world.path("target"), &RestoreOptions::default()).is_ok()
+    );
+    assert_same(
+        &listing(&world.path("target"), &[]),
+        &listing(&world.path("root"), &[]),
+        "without an index",
+    );
     let error = world.restore_from(&streams, &world.path("other"), &paths(&["a"])).err().unwrap();
     assert!(error.to_string().contains("has no index"), "{error}");
     assert!(!world.path("other").exists());
@@ -91,7 +101,8 @@ fn without_an_index_all_is_restored_and_nothing_less() {
 fn a_tarball_that_is_not_what_the_index_says_is_refused_by_path_field_found_and_expected() {
     let world = world_in_memory();
     let backup = small_tree(&world);
-    let at = |path: &str| backup.entries.iter().position(|entry| entry.path == path.as_bytes()).unwrap();
+    let at =
+        |path: &str| backup.entries.iter().position(|entry| entry.path == path.as_bytes()).unwrap();
     let lie = |path: &str, change: &dyn Fn(&mut Entry)| {
         let mut entries = backup.entries.clone();
         change(&mut entries[at(path)]);
@@ -109,8 +120,14 @@ fn a_tarball_that_is_not_what_the_index_says_is_refused_by_path_field_found_and_
         entries.insert(at("z"), entries[at("z")].clone());
         backup.streams_with(&entries)
     };
-    let short = Streamed { index: Some(index_of(&backup.entries, backup.tar.len() as u64 - 512)), ..backup.streams() };
-    let long = Streamed { index: Some(index_of(&backup.entries, backup.tar.len() as u64 + 512)), ..backup.streams() };
+    let short = Streamed {
+        index: Some(index_of(&backup.entries, backup.tar.len() as u64 - 512)),
+        ..backup.streams()
+    };
+    let long = Streamed {
+        index: Some(index_of(&backup.entries, backup.tar.len() as u64 + 512)),
+        ..backup.streams()
+    };
     let bytes = |from: &[u8], to: &[u8]| {
         let mut streams = backup.streams();
         let place = streams.tar.windows(from.len()).position(|bytes| bytes == from).unwrap();
@@ -119,25 +136,70 @@ fn a_tarball_that_is_not_what_the_index_says_is_refused_by_path_field_found_and_
     };
     let file = "a/b/3.txt";
     for (what, streams, path, words) in [
-        ("name", lie(file, &|entry| entry.path = b"a/b/3.doc".to_vec()), "a/b/3.doc", "`a/b/3.txt` in the tarball"),
-        ("kind", lie(file, &|entry| (entry.kind, entry.size, entry.length) = (Kind::Fifo, 0, 0)), file, "fifo"),
+        (
+            "name",
+            lie(file, &|entry| entry.path = b"a/b/3.doc".to_vec()),
+            "a/b/3.doc",
+            "`a/b/3.txt` in the tarball",
+        ),
+        (
+            "kind",
+            lie(file, &|entry| (entry.kind, entry.size, entry.length) = (Kind::Fifo, 0, 0)),
+            file,
+            "fifo",
+        ),
         ("size", lie(file, &|entry| (entry.size, entry.length) = (4, 4)), file, "says `4`"),
         ("small", lie(file, &|entry| entry.size = 4), file, "size `5`"),
         ("time", lie(file, &|entry| entry.mtime.seconds += 1), file, "time"),
         ("mode", lie(file, &|entry| entry.mode = 0o4777), file, "says `4777`"),
         ("owner", lie(file, &|entry| entry.uid += 1), file, "owner"),
         ("group", lie(file, &|entry| entry.gid += 1), file, "group"),
-        ("target", lie("c/link", &|entry| entry.target = Some(b"/etc/passwd".to_vec())), "c/link", "`4.txt`"),
+        (
+            "target",
+            lie("c/link", &|entry| entry.target = Some(b"/etc/passwd".to_vec())),
+            "c/link",
+            "`4.txt`",
+        ),
         ("hard link", lie("c/5", &|entry| entry.target = Some(b"z".to_vec())), "c/5", "target"),
         ("offset", lie(file, &|entry| entry.offset += 512), file, "begins at byte"),
         ("offset back", lie(file, &|entry| entry.offset = 0), file, "begins at byte 0"),
-        ("data offset", lie(file, &|entry| entry.data_offset += 512), file, "beginning of its content"),
-        ("data offset odd", lie(file, &|entry| entry.data_offset += 1), file, "cannot have its content"),
-        ("data offset before", lie(file, &|entry| entry.data_offset = entry.offset), file, "cannot have its content"),
+        (
+            "data offset",
+            lie(file, &|entry| entry.data_offset += 512),
+            file,
+            "beginning of its content",
+        ),
+        (
+            "data offset odd",
+            lie(file, &|entry| entry.data_offset += 1),
+            file,
+            "cannot have its content",
+        ),
+        (
+            "data offset before",
+            lie(file, &|entry| entry.data_offset = entry.offset),
+            file,
+            "cannot have its content",
+        ),
         ("length", lie(file, &|entry| entry.length = 600), file, "stored length"),
-        ("length beyond all", lie(file, &|entry| entry.length = u64::MAX - 5), file, "cannot have its content"),
-        ("size beyond all", lie(file, &|entry| entry.size = 1 << 63), file, "cannot be 9223372036854775808 bytes"),
-        ("digest", lie(file, &|entry| entry.digest = Some(Digest::of(b"x"))), file, "has the content `sha256:"),
+        (
+            "length beyond all",
+            lie(file, &|entry| entry.length = u64::MAX - 5),
+            file,
+            "cannot have its content",
+        ),
+        (
+            "size beyond all",
+            lie(file, &|entry| entry.size = 1 << 63),
+            file,
+            "cannot be 9223372036854775808 bytes",
+        ),
+        (
+            "digest",
+            lie(file, &|entry| entry.digest = Some(Digest::of(b"x"))),
+            file,
+            "has the content `sha256:",
+        ),
         ("no digest", lie(file, &|entry| entry.digest = None), file, "has no digest"),
         ("content", bytes(b"three", b"thief"), file, "has the content `sha256:"),
         ("big content", bytes(&[2; 1000], &[3; 1000]), "a/b/2", "has the content `sha256:"),
@@ -146,12 +208,37 @@ fn a_tarball_that_is_not_what_the_index_says_is_refused_by_path_field_found_and_
         ("one twice", twice, "z", "begins at byte"),
         ("shorter", short, "z", "it goes on where it should end"),
         ("longer", long, "z", "bytes, not"),
-        ("out", lie(file, &|entry| entry.path = b"../out".to_vec()), "../out", "leads out through `..`"),
-        ("absolute", lie(file, &|entry| entry.path = b"/out".to_vec()), "/out", "has an absolute name"),
+        (
+            "out",
+            lie(file, &|entry| entry.path = b"../out".to_vec()),
+            "../out",
+            "leads out through `..`",
+        ),
+        (
+            "absolute",
+            lie(file, &|entry| entry.path = b"/out".to_vec()),
+            "/out",
+            "has an absolute name",
+        ),
         ("odd path", lie(file, &|entry| entry.path = b"a//x".to_vec()), "a//x", "not written as"),
-        ("the root", lie(file, &|entry| entry.path = b".".to_vec()), ".", "would replace the target itself"),
-        ("elsewhere", lie(file, &|entry| entry.archive = Some("x".to_owned())), file, "in another snapshot"),
-        ("folder with a size", lie("a/b", &|entry| entry.size = 1), "a/b", "is no file and has a size"),
+        (
+            "the root",
+            lie(file, &|entry| entry.path = b".".to_vec()),
+            ".",
+            "would replace the target itself",
+        ),
+        (
+            "elsewhere",
+            lie(file, &|entry| entry.archive = Some("x".to_owned())),
+            file,
+            "in another snapshot",
+        ),
+        (
+            "folder with a size",
+            lie("a/b", &|entry| entry.size = 1),
+            "a/b",
+            "is no file and has a size",
+        ),
     ] {
         let place = world.path("target");
         let error = world.restore_from(&streams, &place, &RestoreOptions::default()).err();
@@ -163,10 +250,12 @@ fn a_tarball_that_is_not_what_the_index_says_is_refused_by_path_field_found_and_
         if what.contains("content") || what == "digest" {
             assert!(!place.join(path).exists(), "{what}: a wrong content has no name");
         }
-        let temporary = names(&place).into_iter().filter(|name| name.contains(".holdfast-restore.")).count();
+        let temporary =
+            names(&place).into_iter().filter(|name| name.contains(".holdfast-restore.")).count();
         assert_eq!(temporary, 0, "{what}: no temporary file stays");
         fs::remove_dir_all(&place).unwrap();
-        let mut there: Vec<_> = fs::read_dir(world.scratch.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        let mut there: Vec<_> =
+            fs::read_dir(world.scratch.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         there.sort();
         assert_eq!(there, ["root"], "{what}");
     }
@@ -182,7 +271,10 @@ fn an_index_that_is_cut_or_miscounted_is_told_as_such() {
         let streams = Streamed { index: Some(index[..length].to_vec()), ..backup.streams() };
         let place = world.path("target");
         let error = world.restore_from(&streams, &place, &RestoreOptions::default()).err().unwrap();
-        assert!(matches!(error, SourceError::Damaged(_)) && error.to_string().contains("index"), "{error}");
+        assert!(
+            matches!(error, SourceError::Damaged(_)) && error.to_string().contains("index"),
+            "{error}"
+        );
         let _ = fs::remove_dir_all(&place);
         // What restores parts reads all of the index first.
         let error = world.restore_from(&streams, &place, &paths(&["a"])).err().unwrap();
@@ -193,7 +285,10 @@ fn an_index_that_is_cut_or_miscounted_is_told_as_such() {
     let counts = text.replace(&entries, "\"entries\":3");
     assert_ne!(counts, text);
     let streams = Streamed { index: Some(counts.into_bytes()), ..backup.streams() };
-    let error = world.restore_from(&streams, &world.path("target"), &RestoreOptions::default()).err().unwrap();
+    let error = world
+        .restore_from(&streams, &world.path("target"), &RestoreOptions::default())
+        .err()
+        .unwrap();
     assert!(error.to_string().contains("its footer says 3"), "{error}");
 }
 
@@ -232,8 +327,10 @@ fn parts_are_restored_with_the_folders_that_lead_there_and_little_else_is_read()
         assert!(differing.is_empty(), "{texts:?}: {differing:#?}");
         fs::remove_dir_all(&place).unwrap();
     }
-    let error =
-        world.restore_from(&backup.streams(), &world.path("target"), &paths(&["z", "nowhere/*"])).err().unwrap();
+    let error = world
+        .restore_from(&backup.streams(), &world.path("target"), &paths(&["z", "nowhere/*"]))
+        .err()
+        .unwrap();
     assert!(error.to_string().contains("matches `nowhere/*`"), "{error}");
     assert!(!world.path("target").exists());
 }
@@ -259,9 +356,17 @@ fn folders_that_only_lead_to_what_was_asked_for_stay_as_they_are_where_they_are_
         assert_eq!(bits, 0o705, "`{name}` was there before, and not asked for");
         assert!(seconds > 1_000_000_000, "something was made in it just now");
     }
-    assert_eq!((of("a/b").1, of("c").1), ((1_000, 5), (3_000, 5)), "made on the way, and asked for");
+    assert_eq!(
+        (of("a/b").1, of("c").1),
+        ((1_000, 5), (3_000, 5)),
+        "made on the way, and asked for"
+    );
     let entries = restored.files.unwrap().entries;
-    assert_eq!((entries, preview.creates, preview.replaces), (7, 7, 0), "what stayed as it was is not counted");
+    assert_eq!(
+        (entries, preview.creates, preview.replaces),
+        (7, 7, 0),
+        "what stayed as it was is not counted"
+    );
     // Nothing is made in it this time.
     super::mtime(&place.join("a"), 10, 7);
     let preview = world.preview(&backup.streams(), &place, &options).unwrap();
@@ -283,9 +388,13 @@ fn a_hard_link_whose_file_was_not_asked_for_brings_the_content_along() {
     let restored = world.restore_from(&streams, &place, &paths(&["c"])).unwrap();
     assert!(!place.join("a").exists());
     assert_eq!(fs::read(place.join("c/5")).unwrap(), b"one");
-    let (five, six) = (place.join("c/5").metadata().unwrap(), place.join("c/6").metadata().unwrap());
+    let (five, six) =
+        (place.join("c/5").metadata().unwrap(), place.join("c/6").metadata().unwrap());
     assert_eq!((five.ino(), five.nlink()), (six.ino(), 2));
-    assert_eq!((place.join("c").metadata().unwrap().mtime(), restored.files.unwrap().bytes), (3_000, 7));
+    assert_eq!(
+        (place.join("c").metadata().unwrap().mtime(), restored.files.unwrap().bytes),
+        (3_000, 7)
+    );
     // Only one of them.
     let other = world.path("other");
     world.restore_from(&backup.streams(), &other, &paths(&["6"])).unwrap();
@@ -298,8 +407,14 @@ fn a_hard_link_whose_file_was_not_asked_for_brings_the_content_along() {
     for entry in entries.iter_mut().filter(|entry| entry.kind == Kind::Hardlink) {
         entry.target = Some(b"nowhere".to_vec());
     }
-    let error = world.restore_from(&backup.streams_with(&entries), &world.path("third"), &paths(&["6"])).err().unwrap();
-    assert!(matches!(error, SourceError::Damaged(_)) && error.to_string().contains("nowhere"), "{error}");
+    let error = world
+        .restore_from(&backup.streams_with(&entries), &world.path("third"), &paths(&["6"]))
+        .err()
+        .unwrap();
+    assert!(
+        matches!(error, SourceError::Damaged(_)) && error.to_string().contains("nowhere"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -314,11 +429,15 @@ fn one_file_or_folder_is_given_out_checked() {
     assert_eq!(file("a/b/2").unwrap(), (700_000, vec![2; 700_000]));
     assert_eq!(file("./z").unwrap(), (0, Vec::new()));
     assert_eq!(file("c/6").unwrap(), (3, b"one".to_vec()), "a hard link");
-    for (path, words) in [("c", "is no file"), ("c/link", "is no file"), ("x", "has no `x`"), ("../x", "leads out")] {
+    for (path, words) in
+        [("c", "is no file"), ("c/link", "is no file"), ("x", "has no `x`"), ("../x", "leads out")]
+    {
         let error = file(path).unwrap_err().to_string();
         assert!(error.contains(words), "{error}");
     }
-    let kind = |path: &str| entry_at(&streams, path.as_bytes(), &world.cancel).unwrap().map(|entry| entry.kind);
+    let kind = |path: &str| {
+        entry_at(&streams, path.as_bytes(), &world.cancel).unwrap().map(|entry| entry.kind)
+    };
     assert_eq!(
         (kind("a/b/"), kind("z"), kind("y"), kind(".")),
         (Some(Kind::Directory), Some(Kind::File), None, Some(Kind::Directory))
@@ -332,10 +451,14 @@ fn one_file_or_folder_is_given_out_checked() {
     run("tar", &[&arguments[..], &[place.as_os_str()]].concat(), &tar);
     assert_eq!(names(&place), ["a/", "a/1", "a/b/", "a/b/2", "a/b/3.txt"]);
     assert_eq!(fs::read(place.join("a/b/2")).unwrap(), vec![2; 700_000]);
-    let error = write_folder(&streams, b"c", &mut Vec::new(), &world.cancel).unwrap_err().to_string();
+    let error =
+        write_folder(&streams, b"c", &mut Vec::new(), &world.cancel).unwrap_err().to_string();
     assert!(error.contains("is a hard link to `a/1`"), "{error}");
     tar.clear();
-    assert_eq!(write_folder(&streams, b".", &mut tar, &world.cancel).unwrap(), backup.footer.entries);
+    assert_eq!(
+        write_folder(&streams, b".", &mut tar, &world.cancel).unwrap(),
+        backup.footer.entries
+    );
     assert!(tar == backup.tar, "all of it is the tarball itself");
 
     // The last bytes of a damaged file are never given out.
@@ -362,7 +485,8 @@ fn one_file_or_folder_is_given_out_checked() {
         write_folder(&streams, b"a", &mut Full, &world.cancel).unwrap_err(),
     ] {
         assert!(
-            matches!(&error, SourceError::Stream(error) if error.kind() == std::io::ErrorKind::StorageFull),
+            matches!(&error,
+                SourceError::Stream(error) if error.kind() == std::io::ErrorKind::StorageFull),
             "{error:?}"
         );
     }
@@ -387,8 +511,10 @@ fn entries_are_given_to_the_owners_that_were_asked_for() {
     }
     mode(&root.join("suid"), 0o6755);
     let backup = world.dump(config(&root)).unwrap();
-    let options =
-        RestoreOptions { owners: rules(&["1000:1000=2000:2001", ":daemon=:root", ":7"]), ..RestoreOptions::default() };
+    let options = RestoreOptions {
+        owners: rules(&["1000:1000=2000:2001", ":daemon=:root", ":7"]),
+        ..RestoreOptions::default()
+    };
     let place = world.path("target");
     let of = |place: &Path, name: &str| {
         let metadata = place.join(name).symlink_metadata().unwrap();
@@ -414,19 +540,27 @@ fn entries_are_given_to_the_owners_that_were_asked_for() {
     mode(&home, 0o777);
     if is_root() {
         let to_me = RestoreOptions { owners: rules(&["65534:65534"]), ..RestoreOptions::default() };
-        let restored = as_ordinary_user(|| world.restore_from(&backup.streams(), &home.join("me"), &to_me)).unwrap();
+        let restored =
+            as_ordinary_user(|| world.restore_from(&backup.streams(), &home.join("me"), &to_me))
+                .unwrap();
         assert!(
             restored.warnings.kept().iter().all(|warning| !warning.reason.contains("only root")),
             "{:?}",
             restored.warnings
         );
-        let restored = as_ordinary_user(|| world.restore_from(&backup.streams(), &home.join("x"), &options)).unwrap();
-        assert!(restored.warnings.kept().iter().any(|warning| warning.reason.contains("only root")));
+        let restored =
+            as_ordinary_user(|| world.restore_from(&backup.streams(), &home.join("x"), &options))
+                .unwrap();
+        assert!(
+            restored.warnings.kept().iter().any(|warning| warning.reason.contains("only root"))
+        );
     }
-    let both = RestoreOptions { owners: rules(&["1"]), no_owner: true, ..RestoreOptions::default() };
+    let both =
+        RestoreOptions { owners: rules(&["1"]), no_owner: true, ..RestoreOptions::default() };
     let unknown = RestoreOptions { owners: rules(&["no-such-user"]), ..RestoreOptions::default() };
     for (options, words) in [(both, "`--no-owner`"), (unknown, "`no-such-user`")] {
-        let error = world.restore_from(&backup.streams(), &world.path("never"), &options).err().unwrap();
+        let error =
+            world.restore_from(&backup.streams(), &world.path("never"), &options).err().unwrap();
         assert!(error.to_string().contains(words) && !world.path("never").exists(), "{error}");
     }
 }
@@ -442,7 +576,8 @@ fn a_name_that_comes_twice_is_an_error_where_nothing_was_to_be_replaced() {
     symlink("x", root.join("s")).unwrap();
     fs::create_dir(root.join("d")).unwrap();
     let backup = world.dump(config(&root)).unwrap();
-    // The tarball and the index agree, and name something twice: on a file system that takes upper case for lower two names do.
+    // The tarball and the index agree, and name something twice: on a file system that takes upper
+    // case for lower two names do.
     for (twice, first) in [("c", "a"), ("s", "a"), ("d", "b"), ("l", "b")] {
         let mut entries = backup.entries.clone();
         let mut streams = backup.streams();
@@ -456,7 +591,11 @@ fn a_name_that_comes_twice_is_an_error_where_nothing_was_to_be_replaced() {
         streams.tar[start..start + 512].copy_from_slice(header.as_bytes());
         streams.index = Some(index_of(&entries, backup.tar.len() as u64));
         let place = world.path("target");
-        let error = world.restore_from(&streams, &place, &RestoreOptions::default()).err().unwrap().to_string();
+        let error = world
+            .restore_from(&streams, &place, &RestoreOptions::default())
+            .err()
+            .unwrap()
+            .to_string();
         assert!(
             error.contains(&format!("`{first}` was to be new")) && error.contains("upper case"),
             "{twice}: {error}"

@@ -1,7 +1,8 @@
-//! The tree changes while it is read. Each change is made at a known moment: when the headers of an entry are written. Files are read
-//! ahead of that, but only so far:
+//! The tree changes while it is read. Each change is made at a known moment: when the headers of an
+//! entry are written. Files are read ahead of that, but only so far:
 //! - of a file of 600,000 bytes the last third is not read before its headers are written;
-//! - behind four such files nothing is opened before the first of them is written, though it was looked at;
+//! - behind four such files nothing is opened before the first of them is written, though it was
+//!   looked at;
 //! - behind 100 small files nothing was looked at.
 
 use std::fs;
@@ -15,8 +16,12 @@ use proptest::{prop_assert, prop_assert_eq, proptest};
 
 use super::world::{Archiver, Backup, config, is_root, mode, world, write};
 
-/// A hook that acts once, when the headers of the entry with that name in the tarball are about to be written.
-fn when_headers_of(name: &str, act: impl FnOnce() + Send + 'static) -> impl FnMut(&[u8]) + Send + 'static {
+/// A hook that acts once, when the headers of the entry with that name in the tarball are about to
+/// be written.
+fn when_headers_of(
+    name: &str,
+    act: impl FnOnce() + Send + 'static,
+) -> impl FnMut(&[u8]) + Send + 'static {
     let field = format!("{name}\0");
     let mut act = Some(act);
     move |bytes| {
@@ -29,7 +34,8 @@ fn when_headers_of(name: &str, act: impl FnOnce() + Send + 'static) -> impl FnMu
     }
 }
 
-/// Whatever happened, every content is where the index says, and GNU tar reads the tarball to its end.
+/// Whatever happened, every content is where the index says, and GNU tar reads the tarball to its
+/// end.
 fn assert_sound(backup: &Backup) {
     for entry in backup.entries.iter().filter(|entry| entry.kind == Kind::File) {
         assert_eq!(entry.digest, Some(holdfast::model::Digest::of(&backup.file(entry))));
@@ -48,7 +54,8 @@ fn tree() -> (super::world::World, std::path::PathBuf) {
     (world, root)
 }
 
-/// Files that keep the threads busy that read ahead, until the first of them is written: `a0` to `a3`.
+/// Files that keep the threads busy that read ahead, until the first of them is written: `a0` to
+/// `a3`.
 fn busy_files(root: &Path) {
     for number in 0..4 {
         write(&root.join(format!("a{number}")), "a".repeat(600_000));
@@ -66,20 +73,29 @@ fn many_files(folder: &Path, prefix: &str) {
 fn rewrite(file: &Path) {
     use std::os::unix::fs::FileExt;
     let content = "B".repeat(600_000);
-    fs::OpenOptions::new().write(true).open(file).unwrap().write_all_at(content.as_bytes(), 0).unwrap();
+    fs::OpenOptions::new()
+        .write(true)
+        .open(file)
+        .unwrap()
+        .write_all_at(content.as_bytes(), 0)
+        .unwrap();
 }
 
 #[test]
 fn a_file_that_grows_is_cut_at_the_size_it_had() {
     let (world, root) = tree();
     let file = root.join("b");
-    let grow = move || fs::OpenOptions::new().append(true).open(file).unwrap().write_all(b"more").unwrap();
+    let grow =
+        move || fs::OpenOptions::new().append(true).open(file).unwrap().write_all(b"more").unwrap();
     let backup = world.dump_while(config(&root), when_headers_of("b", grow)).unwrap();
     assert_eq!(backup.content(backup.entry("b")), "b".repeat(600_000).as_bytes());
     assert!(backup.entry("b").changed && !backup.entry("c").changed);
     assert_eq!(
         backup.warning("b"),
-        Some(("It grew while it was read: the 600000 bytes it had at first were stored".to_owned(), false))
+        Some((
+            "It grew while it was read: the 600000 bytes it had at first were stored".to_owned(),
+            false
+        ))
     );
     assert_eq!((backup.warnings.count(), backup.warnings.missing()), (1, 0));
     assert_eq!(backup.facts["changed"], 1);
@@ -90,7 +106,8 @@ fn a_file_that_grows_is_cut_at_the_size_it_had() {
 fn a_file_that_shrinks_is_filled_up_with_zeros() {
     let (world, root) = tree();
     let file = root.join("b");
-    let shrink = move || fs::OpenOptions::new().write(true).open(file).unwrap().set_len(500_000).unwrap();
+    let shrink =
+        move || fs::OpenOptions::new().write(true).open(file).unwrap().set_len(500_000).unwrap();
     let backup = world.dump_while(config(&root), when_headers_of("b", shrink)).unwrap();
     let expected = ["b".repeat(500_000).as_bytes(), &[0; 100_000]].concat();
     assert_eq!(backup.content(backup.entry("b")), expected);
@@ -106,7 +123,8 @@ fn a_file_that_shrinks_is_filled_up_with_zeros() {
 fn a_file_that_is_written_in_place_is_noticed() {
     let (world, root) = tree();
     let file = root.join("b");
-    let backup = world.dump_while(config(&root), when_headers_of("b", move || rewrite(&file))).unwrap();
+    let backup =
+        world.dump_while(config(&root), when_headers_of("b", move || rewrite(&file))).unwrap();
     assert_eq!(backup.warning("b"), Some(("It changed while it was read".to_owned(), false)));
     assert!(backup.entry("b").changed);
     assert_sound(&backup);
@@ -145,9 +163,16 @@ fn entries_that_vanish_or_become_something_else_before_they_are_looked_at_do_not
     let mut paths = backup.paths();
     paths.retain(|path| !path.starts_with('a'));
     assert_eq!(paths, [".", "c", "c/inner", "folder"]);
-    assert_eq!((backup.entry("c").kind, backup.entry("folder").kind), (Kind::Directory, Kind::Symlink));
+    assert_eq!(
+        (backup.entry("c").kind, backup.entry("folder").kind),
+        (Kind::Directory, Kind::Symlink)
+    );
     assert_eq!(backup.warning("b"), Some(("It vanished before it was read".to_owned(), false)));
-    assert_eq!((backup.warnings.count(), backup.warnings.missing()), (2, 0), "what vanished was not there any more");
+    assert_eq!(
+        (backup.warnings.count(), backup.warnings.missing()),
+        (2, 0),
+        "what vanished was not there any more"
+    );
     assert_eq!(backup.facts["skipped"], 2);
     assert_sound(&backup);
 }
@@ -178,13 +203,25 @@ fn files_that_vanish_or_become_something_else_after_they_were_looked_at_do_not_e
     let mut paths = backup.paths();
     paths.retain(|path| !path.starts_with('a'));
     let late = ["c", "c/inner", "e", "sub/f", "sub/f/deep", "sub/f/deep/er"];
-    assert_eq!(paths, [&[".", "link", "sub", "z"][..], &late].concat(), "what is looked at again comes last");
+    assert_eq!(
+        paths,
+        [&[".", "link", "sub", "z"][..], &late].concat(),
+        "what is looked at again comes last"
+    );
     assert_eq!((backup.entry("c").kind, backup.entry("e").kind), (Kind::Directory, Kind::Symlink));
     assert_eq!(backup.content(backup.entry("link")), b"a file now");
     for name in ["b", "d", "d second"] {
-        assert_eq!(backup.warning(name), Some(("It vanished before it was read".to_owned(), false)));
+        assert_eq!(
+            backup.warning(name),
+            Some(("It vanished before it was read".to_owned(), false))
+        );
     }
-    assert_eq!((backup.warnings.count(), backup.warnings.missing()), (3, 0), "{:?}", backup.warnings);
+    assert_eq!(
+        (backup.warnings.count(), backup.warnings.missing()),
+        (3, 0),
+        "{:?}",
+        backup.warnings
+    );
     assert_eq!(backup.facts["skipped"], 3);
     assert_sound(&backup);
 }
@@ -288,7 +325,8 @@ fn what_may_not_be_read_is_missing_and_the_rest_is_taken() {
     let backup = as_ordinary_user(|| world.dump(config(&root)).unwrap());
     assert_eq!(backup.paths(), [".", "a", "c", "closed", "names only"]);
     for path in ["b", "closed", "names only/x"] {
-        let (reason, missing) = backup.warning(path).unwrap_or_else(|| panic!("{path}: {:?}", backup.warnings));
+        let (reason, missing) =
+            backup.warning(path).unwrap_or_else(|| panic!("{path}: {:?}", backup.warnings));
         assert!(missing && reason.contains("Permission denied"), "{path}: {reason}");
     }
     assert_eq!(backup.warnings.missing(), 3);
@@ -304,7 +342,8 @@ pub(super) fn as_ordinary_user<T: Send>(act: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
             if is_root() {
-                let (user, group) = (rustix::fs::Uid::from_raw(65_534), rustix::fs::Gid::from_raw(65_534));
+                let (user, group) =
+                    (rustix::fs::Uid::from_raw(65_534), rustix::fs::Gid::from_raw(65_534));
                 rustix::thread::set_thread_res_gid(group, group, group).unwrap();
                 rustix::thread::set_thread_res_uid(user, user, user).unwrap();
             }
@@ -318,8 +357,10 @@ pub(super) fn as_ordinary_user<T: Send>(act: impl FnOnce() -> T + Send) -> T {
 fn a_root_that_is_removed_while_it_is_read_is_no_backup() {
     let (world, root) = tree();
     let at = root.clone();
-    let error =
-        world.dump_while(config(&root), when_headers_of("a", move || fs::remove_dir_all(at).unwrap())).err().unwrap();
+    let error = world
+        .dump_while(config(&root), when_headers_of("a", move || fs::remove_dir_all(at).unwrap()))
+        .err()
+        .unwrap();
     assert!(error.to_string().contains("was removed while it was read"), "{error}");
 }
 
@@ -328,7 +369,9 @@ fn a_second_name_of_a_file_that_was_written_in_between_keeps_its_own_content() {
     let (world, root) = tree();
     fs::hard_link(root.join("a"), root.join("d")).unwrap();
     let at = root.clone();
-    let backup = world.dump_while(config(&root), when_headers_of("c", move || write(&at.join("d"), "later"))).unwrap();
+    let backup = world
+        .dump_while(config(&root), when_headers_of("c", move || write(&at.join("d"), "later")))
+        .unwrap();
     assert_eq!(backup.entry("d").kind, Kind::File);
     assert_eq!(backup.content(backup.entry("d")), b"later");
 }
@@ -342,25 +385,31 @@ fn a_cancelled_dump_ends_at_once() {
 }
 
 proptest! {
-    #![proptest_config(proptest::test_runner::Config { cases: 12, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(proptest::test_runner::Config { cases: 12, failure_persistence: None,
+        ..Default::default() })]
 
     #[test]
-    fn every_content_of_a_tree_that_changes_all_the_time_is_sound(seed in proptest::num::usize::ANY) {
+    fn every_content_of_a_tree_that_changes_all_the_time_is_sound(
+        seed in proptest::num::usize::ANY) {
         let world = world();
         let root = world.path("root");
         fs::create_dir_all(root.join("sub")).unwrap();
-        let name = |number: usize| format!("{}{}", if number.is_multiple_of(2) { "" } else { "sub/" }, number % 160);
+        let name = |number: usize| format!("{}{}",
+            if number.is_multiple_of(2) { "" } else { "sub/" }, number % 160);
         for number in 0..160 {
             write(&root.join(name(number)), "x".repeat(number * 997));
         }
-        // Links lead here, and are written through: never to a file of the machine that runs the test.
+        // Links lead here, and are written through: never to a file of the machine that runs the
+        // test.
         let outside = world.path("outside");
         write(&outside, "outside");
         // A change at each piece that is written, while other files are being read.
         let (at, mut step) = (root.clone(), seed);
         let churn = move |_: &[u8]| {
-            step = step.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            let (path, other) = (at.join(name((step >> 33) % 160)), at.join(name((step >> 20) % 160)));
+            step = step.wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            let (path, other) = (at.join(name((step >> 33) % 160)),
+                at.join(name((step >> 20) % 160)));
             let open = || fs::OpenOptions::new().append(true).open(&path);
             match (step >> 50) % 9 {
                 0 => drop(fs::remove_file(path)),
@@ -370,12 +419,14 @@ proptest! {
                 4 => drop(open().and_then(|mut file| file.write_all(&[1; 5000]))),
                 5 => drop(open().and_then(|file| file.set_len(((step >> 40) % 1_000_000) as u64))),
                 6 => drop(fs::hard_link(path, other)),
-                7 => drop(fs::remove_file(&path).and_then(|()| fs::create_dir_all(path.join("deep/er")))),
+                7 => drop(fs::remove_file(&path)
+                    .and_then(|()| fs::create_dir_all(path.join("deep/er")))),
                 _ => drop(fs::remove_dir_all(&path).and_then(|()| fs::write(path, "z"))),
             }
         };
         let backup = world.dump_while(config(&root), churn).unwrap();
-        prop_assert!(backup.entries.len() > 2 && backup.warnings.missing() == 0, "{:?}", backup.warnings);
+        prop_assert!(backup.entries.len() > 2 && backup.warnings.missing() == 0, "{:?}",
+            backup.warnings);
         let mut paths = backup.paths();
         paths.sort();
         paths.dedup();
@@ -394,9 +445,15 @@ fn a_file_that_fails_while_it_is_read_is_missing_and_the_tarball_stays_whole() {
     let entry = backup.entry("speed");
     assert!(entry.changed && backup.content(entry).iter().all(|byte| *byte == 0));
     let (reason, missing) = backup.warning("speed").unwrap();
-    assert!(missing && reason.contains(&format!("its last {} bytes are zeros", entry.size)), "{reason}");
+    assert!(
+        missing && reason.contains(&format!("its last {} bytes are zeros", entry.size)),
+        "{reason}"
+    );
     assert_eq!(backup.warnings.missing(), 1);
     let (reason, missing) = backup.warning("tx_queue_len").unwrap();
-    assert!(reason.contains("shrank") && !missing, "the file system only claims its size: {reason}");
+    assert!(
+        reason.contains("shrank") && !missing,
+        "the file system only claims its size: {reason}"
+    );
     assert_sound(&backup);
 }

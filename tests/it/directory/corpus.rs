@@ -1,5 +1,5 @@
-//! The saved cases of the fuzz targets, and what becomes of them when bytes are changed: whatever is read is read or refused, without a
-//! panic, and nothing outside of the target is touched.
+//! The saved cases of the fuzz targets, and what becomes of them when bytes are changed: whatever
+//! is read is read or refused, without a panic, and nothing outside of the target is touched.
 
 use std::path::{Path, PathBuf};
 
@@ -49,12 +49,24 @@ fn remove_target(world: &World) {
     let place = world.path("target");
     if place.exists() {
         // What was restored may forbid its owner to look in.
-        assert!(std::process::Command::new("chmod").args(["-R", "u+rwX"]).arg(&place).status().unwrap().success());
+        assert!(
+            std::process::Command::new("chmod")
+                .args(["-R", "u+rwX"])
+                .arg(&place)
+                .status()
+                .unwrap()
+                .success()
+        );
         std::fs::remove_dir_all(&place).unwrap();
     }
-    let around: Vec<_> =
-        std::fs::read_dir(world.scratch.path()).unwrap().map(|file| file.unwrap().file_name()).collect();
-    assert_eq!((around.len(), std::fs::read(world.path("outside")).unwrap().as_slice()), (1, &b"untouched"[..]));
+    let around: Vec<_> = std::fs::read_dir(world.scratch.path())
+        .unwrap()
+        .map(|file| file.unwrap().file_name())
+        .collect();
+    assert_eq!(
+        (around.len(), std::fs::read(world.path("outside")).unwrap().as_slice()),
+        (1, &b"untouched"[..])
+    );
 }
 
 fn world_with_neighbour() -> World {
@@ -76,15 +88,22 @@ fn every_saved_tarball_is_restored_or_refused() {
     assert!(restored > 0, "some of them are right");
 }
 
-/// A saved snapshot: a byte that says how it is restored, three with the length of the index, the index, the tarball. See
-/// `tests/fuzz/targets/snapshot.rs`.
+/// A saved snapshot: a byte that says how it is restored, three with the length of the index, the
+/// index, the tarball. See `tests/fuzz/targets/snapshot.rs`.
 fn snapshot(bytes: &[u8]) -> Option<(u8, Streamed)> {
     let (flags, rest) = bytes.split_first()?;
     let (length, rest) = rest.split_first_chunk::<3>()?;
     let length = u32::from_le_bytes([length[0], length[1], length[2], 0]);
     let (index, tar) = rest.split_at_checked(usize::try_from(length).unwrap())?;
     let tar = with_right_checksums(tar.to_vec());
-    Some((*flags, Streamed { tar, index: Some(index.to_vec()), fetched: std::sync::atomic::AtomicU64::new(0) }))
+    Some((
+        *flags,
+        Streamed {
+            tar,
+            index: Some(index.to_vec()),
+            fetched: std::sync::atomic::AtomicU64::new(0),
+        },
+    ))
 }
 
 #[test]
@@ -129,7 +148,8 @@ fn changed(target: &'static str) -> impl Strategy<Value = Vec<u8>> {
     )
 }
 
-/// A header with a changed byte has a wrong checksum and says nothing: it is put right, so that the change is read.
+/// A header with a changed byte has a wrong checksum and says nothing: it is put right, so that the
+/// change is read.
 pub(super) fn with_right_checksums(mut bytes: Vec<u8>) -> Vec<u8> {
     for header in bytes.chunks_exact_mut(512).filter(|block| &block[257..262] == b"ustar") {
         header[148..156].fill(b' ');
@@ -146,7 +166,8 @@ proptest! {
     }
 
     #[test]
-    fn a_changed_tarball_is_restored_or_refused(bytes in changed("tarball").prop_map(with_right_checksums)) {
+    fn a_changed_tarball_is_restored_or_refused(
+        bytes in changed("tarball").prop_map(with_right_checksums)) {
         restore(&world_with_neighbour(), &bytes);
     }
 }

@@ -1,4 +1,5 @@
-# Writes a folder to standard output as a tarball, with Python's tarfile: in the format of the first argument, the folder of the second.
+# Writes a folder to standard output as a tarball, with Python's tarfile: in the format of the first
+# argument, the folder of the second.
 import os, sys, tarfile
 
 formats = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}

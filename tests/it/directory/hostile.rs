@@ -65,9 +65,18 @@ impl Forge {
 fn outside(world: &World) -> impl PartialEq + std::fmt::Debug {
     let of = |name: &str| {
         let metadata = world.path(name).symlink_metadata().unwrap();
-        (metadata.mode(), metadata.nlink(), metadata.mtime(), metadata.mtime_nsec(), metadata.ctime_nsec())
+        (
+            metadata.mode(),
+            metadata.nlink(),
+            metadata.mtime(),
+            metadata.mtime_nsec(),
+            metadata.ctime_nsec(),
+        )
     };
-    let names: Vec<_> = fs::read_dir(world.path("outside")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let names: Vec<_> = fs::read_dir(world.path("outside"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
     (names, of("outside"), of("outside/victim"), fs::read(world.path("outside/victim")).unwrap())
 }
 
@@ -81,17 +90,37 @@ fn what_would_lead_out_of_the_target_is_refused_by_name() {
         ("a/..", forge().folder("a/..")),
         ("l/harm", forge().link(EntryType::Symlink, "l", "../outside").file("l/harm")),
         ("l/d", forge().link(EntryType::Symlink, "l", "../outside").folder("l/d")),
-        ("l/s", forge().link(EntryType::Symlink, "l", "../outside").link(EntryType::Symlink, "l/s", "x")),
-        ("a/l/harm", forge().folder("a").link(EntryType::Symlink, "a/l", "../../outside").file("a/l/harm")),
+        (
+            "l/s",
+            forge().link(EntryType::Symlink, "l", "../outside").link(
+                EntryType::Symlink,
+                "l/s",
+                "x",
+            ),
+        ),
+        (
+            "a/l/harm",
+            forge().folder("a").link(EntryType::Symlink, "a/l", "../../outside").file("a/l/harm"),
+        ),
         ("h", forge().link(EntryType::Link, "h", "/etc/passwd")),
         ("h2", forge().link(EntryType::Link, "h2", "../outside/victim")),
-        ("h3", forge().link(EntryType::Symlink, "l", "../outside").link(EntryType::Link, "h3", "l/victim")),
+        (
+            "h3",
+            forge().link(EntryType::Symlink, "l", "../outside").link(
+                EntryType::Link,
+                "h3",
+                "l/victim",
+            ),
+        ),
         ("h4", forge().link(EntryType::Link, "h4", "not there")),
         ("h5", forge().link(EntryType::Link, "h5", "./")),
         ("f/x", forge().file("f").file("f/x")),
         ("./", forge().link(EntryType::Symlink, "./", "../outside")),
         ("../pax", forge().pax("path", b"../pax").file("fine")),
-        ("/gnu", forge().entry(EntryType::GNULongName, b"././@LongLink", b"", b"/gnu\0").file("fine")),
+        (
+            "/gnu",
+            forge().entry(EntryType::GNULongName, b"././@LongLink", b"", b"/gnu\0").file("fine"),
+        ),
         ("h6", forge().pax("linkpath", b"../outside/victim").link(EntryType::Link, "h6", "fine")),
         ("z\u{0}ero", forge().pax("path", b"z\0ero").file("fine")),
     ] {
@@ -99,14 +128,21 @@ fn what_would_lead_out_of_the_target_is_refused_by_name() {
         fs::create_dir(world.path("outside")).unwrap();
         write(&world.path("outside/victim"), "untouched");
         let before = outside(&world);
-        let error =
-            world.restore(&tar.end(), &world.path("target")).err().unwrap_or_else(|| panic!("{name} was restored"));
+        let error = world
+            .restore(&tar.end(), &world.path("target"))
+            .err()
+            .unwrap_or_else(|| panic!("{name} was restored"));
         let text = error.to_string();
         assert!(matches!(error, SourceError::Unsuitable(_)), "{name}: {text}");
-        assert!(text.contains(&format!("its entry `{name}` ")) && text.contains("is incomplete"), "{name}: {text}");
+        assert!(
+            text.contains(&format!("its entry `{name}` ")) && text.contains("is incomplete"),
+            "{name}: {text}"
+        );
         assert_eq!(outside(&world), before, "{name}");
-        let mut there: Vec<_> =
-            fs::read_dir(world.scratch.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        let mut there: Vec<_> = fs::read_dir(world.scratch.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
         there.sort();
         assert_eq!(there, ["outside", "target"], "{name}");
     }
@@ -147,7 +183,11 @@ fn headers_that_lie_are_refused_and_take_no_memory() {
     huge.set_size(1 << 40);
     huge.set_cksum();
     let sparse = |map: &str, size: &str| {
-        forge().pax("GNU.sparse.map", map.as_bytes()).pax("GNU.sparse.size", size.as_bytes()).file("sparse").end()
+        forge()
+            .pax("GNU.sparse.map", map.as_bytes())
+            .pax("GNU.sparse.size", size.as_bytes())
+            .file("sparse")
+            .end()
     };
     for (what, tar) in [
         ("a pax header of a terabyte", huge.as_bytes().to_vec()),
@@ -155,8 +195,14 @@ fn headers_that_lie_are_refused_and_take_no_memory() {
             "a record longer than its header",
             forge().entry(EntryType::XHeader, b"x", b"", b"99 path=x\n").file("f").end(),
         ),
-        ("a record without a sign", forge().entry(EntryType::XHeader, b"x", b"", b"7 path\n").file("f").end()),
-        ("a record without an end", forge().entry(EntryType::XHeader, b"x", b"", b"8 path=x").file("f").end()),
+        (
+            "a record without a sign",
+            forge().entry(EntryType::XHeader, b"x", b"", b"7 path\n").file("f").end(),
+        ),
+        (
+            "a record without an end",
+            forge().entry(EntryType::XHeader, b"x", b"", b"8 path=x").file("f").end(),
+        ),
         ("a size that is none", forge().pax("size", b"-1").file("f").end()),
         ("a size beyond all", forge().pax("size", b"18446744073709551615").file("f").end()),
         ("a map beyond the size", sparse("0,4", "3")),
@@ -169,9 +215,15 @@ fn headers_that_lie_are_refused_and_take_no_memory() {
         ("text", b"this is no tarball".repeat(100)),
     ] {
         let world = world_in_memory();
-        let error = world.restore(&tar, &world.path("target")).err().unwrap_or_else(|| panic!("{what} was restored"));
+        let error = world
+            .restore(&tar, &world.path("target"))
+            .err()
+            .unwrap_or_else(|| panic!("{what} was restored"));
         let text = error.to_string();
-        assert!(text.contains("damaged or no tarball") && text.contains("is incomplete"), "{what}: {text}");
+        assert!(
+            text.contains("damaged or no tarball") && text.contains("is incomplete"),
+            "{what}: {text}"
+        );
     }
 }
 
@@ -201,19 +253,30 @@ fn a_cut_or_failing_stream_is_an_error_and_leaves_no_broken_file() {
         // The end mark of two blocks may lack its second: nothing is missing then.
         if cut < tar.len() - 512 {
             let error = world.restore_with(&mut &*part, &place, &overwrite).err();
-            assert!(error.is_some_and(|error| error.to_string().contains("incomplete")), "cut at {cut}");
+            assert!(
+                error.is_some_and(|error| error.to_string().contains("incomplete")),
+                "cut at {cut}"
+            );
         }
         let error = world.restore_with(&mut Failing(part), &place, &overwrite).err().unwrap();
-        assert!(matches!(error, SourceError::Stream(_)) && error.to_string().contains("incomplete"), "cut at {cut}");
-        assert!(format!("{:?}", std::error::Error::source(&error)).contains("The block is damaged"));
+        assert!(
+            matches!(error, SourceError::Stream(_)) && error.to_string().contains("incomplete"),
+            "cut at {cut}"
+        );
+        assert!(
+            format!("{:?}", std::error::Error::source(&error)).contains("The block is damaged")
+        );
         for path in ["a", "folder/b", "z"] {
             if let Ok(content) = fs::read(place.join(path)) {
                 assert_eq!(content, path.repeat(700).as_bytes(), "cut at {cut}");
             }
         }
         for folder in [place.clone(), place.join("folder")] {
-            let names = fs::read_dir(folder).into_iter().flatten().map(|entry| entry.unwrap().file_name());
-            let temporary = names.filter(|name| name.to_string_lossy().starts_with(".holdfast-restore.")).count();
+            let names =
+                fs::read_dir(folder).into_iter().flatten().map(|entry| entry.unwrap().file_name());
+            let temporary = names
+                .filter(|name| name.to_string_lossy().starts_with(".holdfast-restore."))
+                .count();
             assert_eq!(temporary, 0, "no temporary file stays");
         }
         fs::remove_dir_all(&place).unwrap();
@@ -228,11 +291,13 @@ fn any_path() -> impl Strategy<Value = String> {
 }
 
 proptest! {
-    #![proptest_config(proptest::test_runner::Config { cases: 1_000, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(proptest::test_runner::Config { cases: 1_000, failure_persistence: None,
+        ..Default::default() })]
 
     #[test]
     fn no_tarball_writes_outside_of_its_target(
-        entries in collection::vec((sample::select(b"052216".to_vec()), any_path(), any_path()), 1..12),
+        entries in collection::vec((sample::select(b"052216".to_vec()), any_path(), any_path()),
+            1..12),
     ) {
         let world = world_in_memory();
         fs::create_dir(world.path("outside")).unwrap();
@@ -241,7 +306,8 @@ proptest! {
         let mut forge = Forge::default();
         for (kind, name, target) in &entries {
             let content: &[u8] = if *kind == b'0' { b"harm" } else { b"" };
-            forge = forge.entry(EntryType::new(*kind), name.as_bytes(), format!("../{target}").as_bytes(), content);
+            forge = forge.entry(EntryType::new(*kind), name.as_bytes(), format!("../{target}")
+                .as_bytes(), content);
             forge = forge.entry(EntryType::new(*kind), name.as_bytes(), target.as_bytes(), content);
         }
         // Refused or not: what counts is what is there afterwards.

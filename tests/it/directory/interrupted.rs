@@ -17,7 +17,10 @@ fn tree(world: &World) -> Backup {
     for folder in 0..20 {
         fs::create_dir_all(root.join(format!("{folder:02}"))).unwrap();
         for file in 0..50 {
-            write(&root.join(format!("{folder:02}/{file}")), format!("{folder} {file}").repeat(100));
+            write(
+                &root.join(format!("{folder:02}/{file}")),
+                format!("{folder} {file}").repeat(100),
+            );
         }
     }
     write(&root.join("30 big"), vec![7; 3 << 20]);
@@ -46,7 +49,8 @@ fn a_cancelled_restore_is_marked_and_the_same_command_ends_it() {
         let world = world_in_memory();
         let place = world.path("target");
         let mut input = At(&backup.tar, left, || world.cancel.cancel());
-        let error = world.restore_with(&mut input, &place, &RestoreOptions::default()).err().unwrap();
+        let error =
+            world.restore_with(&mut input, &place, &RestoreOptions::default()).err().unwrap();
         assert!(matches!(error, SourceError::Cancelled), "{error}");
         assert!(place.join(MARKER).exists(), "{left}");
         let again = world_in_memory();
@@ -54,9 +58,14 @@ fn a_cancelled_restore_is_marked_and_the_same_command_ends_it() {
         write(&place.join(".holdfast-restore.7"), "half");
         let _ = fs::create_dir(place.join("05"));
         write(&place.join("05/.holdfast-restore.0"), "half");
-        let restored = again.restore_from(&backup.streams(), &place, &RestoreOptions::default()).unwrap();
+        let restored =
+            again.restore_from(&backup.streams(), &place, &RestoreOptions::default()).unwrap();
         assert!(restored.warnings.is_empty());
-        assert_same(&listing(&place, &[]), &listing(&crate_root(&backup, &again), &[]), "run again");
+        assert_same(
+            &listing(&place, &[]),
+            &listing(&crate_root(&backup, &again), &[]),
+            "run again",
+        );
     }
 }
 
@@ -84,14 +93,27 @@ fn only_the_restore_that_was_interrupted_goes_on() {
     let error = prepare(&other, &RestoreOptions::default()).err().unwrap();
     let text = error.to_string();
     assert!(matches!(error, SourceError::NotEmpty(_)), "{error}");
-    assert!(text.contains("interrupted restore of `files.tar` from the snapshot `20261121T013000Z-7f3a9c`"), "{text}");
+    assert!(
+        text.contains(
+            "interrupted restore of `files.tar` from the snapshot `20261121T013000Z-7f3a9c`"
+        ),
+        "{text}"
+    );
     assert!(text.contains("is not empty. Pass `--overwrite`"), "{text}");
-    assert!(prepare(&other, &RestoreOptions { overwrite: true, ..RestoreOptions::default() }).is_ok());
+    assert!(
+        prepare(&other, &RestoreOptions { overwrite: true, ..RestoreOptions::default() }).is_ok()
+    );
     assert!(prepare(&artifact(), &RestoreOptions::default()).is_ok());
     fs::remove_file(place.join(MARKER)).unwrap();
-    assert!(matches!(prepare(&artifact(), &RestoreOptions::default()), Err(SourceError::NotEmpty(_))));
+    assert!(matches!(
+        prepare(&artifact(), &RestoreOptions::default()),
+        Err(SourceError::NotEmpty(_))
+    ));
     write(&place.join(MARKER), "no mark");
-    assert!(matches!(prepare(&artifact(), &RestoreOptions::default()), Err(SourceError::NotEmpty(_))));
+    assert!(matches!(
+        prepare(&artifact(), &RestoreOptions::default()),
+        Err(SourceError::NotEmpty(_))
+    ));
 }
 
 #[test]
@@ -106,7 +128,10 @@ fn an_error_of_the_stream_says_that_the_same_command_can_be_run_again() {
     let backup = tree(&world);
     let place = world.path("target");
     let half = &backup.tar[..backup.tar.len() / 2];
-    let error = world.restore_with(&mut half.chain(Gone), &place, &RestoreOptions::default()).err().unwrap();
+    let error = world
+        .restore_with(&mut half.chain(Gone), &place, &RestoreOptions::default())
+        .err()
+        .unwrap();
     assert!(error.to_string().contains("run the same command again"), "{error}");
     assert!(world.restore(&backup.tar, &place).is_ok());
     assert!(!place.join(MARKER).exists());
@@ -117,7 +142,9 @@ fn a_snapshot_that_has_the_name_of_the_mark_is_restored_whole() {
     let world = world_in_memory();
     let root = world.path("root");
     fs::create_dir_all(root.join("folder")).unwrap();
-    for name in [MARKER, ".holdfast-restore.3", "folder/.holdfast-restore.0", "folder/.holdfast-restore"] {
+    for name in
+        [MARKER, ".holdfast-restore.3", "folder/.holdfast-restore.0", "folder/.holdfast-restore"]
+    {
         write(&root.join(name), name);
     }
     let backup = world.dump(config(&root)).unwrap();
@@ -158,7 +185,8 @@ fn a_killed_restore_is_ended_by_the_same_command() {
     child.wait().unwrap();
     let place = world.path("target");
     assert!(place.join(MARKER).exists());
-    let there: Vec<_> = fs::read_dir(&place).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let there: Vec<_> =
+        fs::read_dir(&place).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert!(there.len() > 20 && !there.iter().any(|name| *name == "30 big"), "{there:?}");
     world.restore_from(&backup.streams(), &place, &RestoreOptions::default()).unwrap();
     assert_same(&listing(&place, &[]), &listing(&world.path("root"), &[]), "after a kill");
@@ -166,7 +194,12 @@ fn a_killed_restore_is_ended_by_the_same_command() {
 
 fn start(folder: &Path) -> std::process::Child {
     std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "directory::interrupted::restore_until_killed", "--ignored", "--nocapture"])
+        .args([
+            "--exact",
+            "directory::interrupted::restore_until_killed",
+            "--ignored",
+            "--nocapture",
+        ])
         .env("HOLDFAST_TEST_FOLDER", folder)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -1,5 +1,5 @@
-//! Snapshots that somebody changed before they were restored: a true one of a random small tree, with random lies in its index, in its
-//! tarball, or the same lie in both.
+//! Snapshots that somebody changed before they were restored: a true one of a random small tree,
+//! with random lies in its index, in its tarball, or the same lie in both.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -16,9 +16,12 @@ use proptest::sample::{Index, select};
 
 use super::changes::as_ordinary_user;
 use super::corpus::with_right_checksums;
-use super::world::{Backup, Streamed, World, config, index_of, join, mode, mtime, patterns, world_in_memory, write};
+use super::world::{
+    Backup, Streamed, World, config, index_of, join, mode, mtime, patterns, world_in_memory, write,
+};
 
-const PATHS: [&str; 12] = ["a", "A", "b", "c", "l", "a/x", "a/y", "a/b", "a/b/z", "b/x", "c/x", "sparse"];
+const PATHS: [&str; 12] =
+    ["a", "A", "b", "c", "l", "a/x", "a/y", "a/b", "a/b/z", "b/x", "c/x", "sparse"];
 /// Each leads somewhere that no entry may lead, or is written as no index writes it.
 const HOSTILE: [&[u8]; 14] = [
     b"../outside/victim",
@@ -36,7 +39,8 @@ const HOSTILE: [&[u8]; 14] = [
     b"a\0b",
     b"a/b/../../../harm",
 ];
-const NUMBERS: [u64; 14] = [0, 1, 3, 511, 512, 513, 1024, 4096, 1 << 20, 1 << 34, 1 << 35, 1 << 62, 1 << 63, u64::MAX];
+const NUMBERS: [u64; 14] =
+    [0, 1, 3, 511, 512, 513, 1024, 4096, 1 << 20, 1 << 34, 1 << 35, 1 << 62, 1 << 63, u64::MAX];
 const KINDS: [(Kind, u8); 7] = [
     (Kind::File, b'0'),
     (Kind::Hardlink, b'1'),
@@ -70,7 +74,9 @@ fn plant(root: &Path, plants: &[Plant]) {
         let parent = path.parent().unwrap();
         let _ = fs::create_dir_all(parent);
         // Nothing is planted through a link or into a pipe.
-        if path.symlink_metadata().is_ok() || !parent.symlink_metadata().is_ok_and(|parent| parent.is_dir()) {
+        if path.symlink_metadata().is_ok()
+            || !parent.symlink_metadata().is_ok_and(|parent| parent.is_dir())
+        {
             continue;
         }
         match plant {
@@ -84,7 +90,14 @@ fn plant(root: &Path, plants: &[Plant]) {
             Plant::Symlink(_, target) => symlink(target, path).unwrap(),
             Plant::Hardlink(_, target) => drop(fs::hard_link(root.join(target), path)),
             Plant::Fifo(_) => {
-                rustix::fs::mknodat(rustix::fs::CWD, path, rustix::fs::FileType::Fifo, 0o640.into(), 0).unwrap();
+                rustix::fs::mknodat(
+                    rustix::fs::CWD,
+                    path,
+                    rustix::fs::FileType::Fifo,
+                    0o640.into(),
+                    0,
+                )
+                .unwrap();
             }
         }
     }
@@ -93,10 +106,13 @@ fn plant(root: &Path, plants: &[Plant]) {
 fn any_plant() -> impl Strategy<Value = Plant> {
     let path = || select(&PATHS[..]);
     prop_oneof![
-        4 => (path(), select(vec![0_usize, 1, 511, 512, 700, 5_000, 300_000])).prop_map(|(path, size)| Plant::File(path, size)),
-        1 => (path(), select(vec![0, 1_000, 1 << 20])).prop_map(|(path, size)| Plant::Holes(path, size)),
+        4 => (path(), select(vec![0_usize, 1, 511, 512, 700, 5_000, 300_000]))
+            .prop_map(|(path, size)| Plant::File(path, size)),
+        1 => (path(), select(vec![0, 1_000, 1 << 20]))
+            .prop_map(|(path, size)| Plant::Holes(path, size)),
         1 => path().prop_map(Plant::Folder),
-        2 => (path(), select(vec!["a", "..", "../outside", "../outside/victim", "/etc", "x"])).prop_map(|(path, to)| Plant::Symlink(path, to)),
+        2 => (path(), select(vec!["a", "..", "../outside", "../outside/victim", "/etc", "x"]))
+            .prop_map(|(path, to)| Plant::Symlink(path, to)),
         2 => (path(), path()).prop_map(|(path, of)| Plant::Hardlink(path, of)),
         1 => path().prop_map(Plant::Fifo),
     ]
@@ -163,7 +179,13 @@ fn any_lie() -> impl Strategy<Value = Lie> {
 
 fn change_case(path: &[u8]) -> Vec<u8> {
     path.iter()
-        .map(|byte| if byte.is_ascii_lowercase() { byte.to_ascii_uppercase() } else { byte.to_ascii_lowercase() })
+        .map(|byte| {
+            if byte.is_ascii_lowercase() {
+                byte.to_ascii_uppercase()
+            } else {
+                byte.to_ascii_lowercase()
+            }
+        })
         .collect()
 }
 
@@ -181,7 +203,9 @@ fn tell(lie: &Lie, at: Index, both: bool, entries: &mut Vec<Entry>, tar: &mut [u
     let start = usize::try_from(entries[at].data_offset).unwrap_or(usize::MAX).wrapping_sub(512);
     let mut header = tar.get_mut(start..start.wrapping_add(512)).filter(|_| both);
     let mut put = |place: usize, length: usize, bytes: &[u8]| {
-        if let Some(field) = header.as_deref_mut().and_then(|header| header.get_mut(place..place + length)) {
+        if let Some(field) =
+            header.as_deref_mut().and_then(|header| header.get_mut(place..place + length))
+        {
             field.fill(0);
             for (byte, new) in field.iter_mut().zip(bytes) {
                 *byte = *new;
@@ -254,14 +278,20 @@ enum Wish {
     OverAndDelete,
 }
 
-/// All that lies in the folder but what is left out: path, what it is, when it was changed, and its content.
+/// All that lies in the folder but what is left out: path, what it is, when it was changed, and its
+/// content.
 fn around(folder: &Path, leave_out: &Path) -> BTreeMap<String, (u32, i64, i64, Vec<u8>)> {
     let mut all = BTreeMap::new();
     let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).unwrap().map(Result::unwrap).filter(|entry| entry.path() != leave_out) {
+        for entry in fs::read_dir(&folder)
+            .unwrap()
+            .map(Result::unwrap)
+            .filter(|entry| entry.path() != leave_out)
+        {
             let metadata = entry.path().symlink_metadata().unwrap();
-            let content = if metadata.is_file() { fs::read(entry.path()).unwrap() } else { Vec::new() };
+            let content =
+                if metadata.is_file() { fs::read(entry.path()).unwrap() } else { Vec::new() };
             if metadata.is_dir() {
                 folders.push(entry.path());
             }
@@ -302,8 +332,9 @@ fn assert_as_the_index_says(place: &Path, entries: &[Entry], restored: &Restored
         );
     }
     for path in found.keys().filter(|path| !said.contains_key(*path)) {
-        let leads =
-            |entry: &Entry| entry.path.strip_prefix(path.as_slice()).is_some_and(|rest| rest.first() == Some(&b'/'));
+        let leads = |entry: &Entry| {
+            entry.path.strip_prefix(path.as_slice()).is_some_and(|rest| rest.first() == Some(&b'/'))
+        };
         assert!(
             found[path].is_dir() && entries.iter().any(leads),
             "{:?} is not in the index",
@@ -312,20 +343,32 @@ fn assert_as_the_index_says(place: &Path, entries: &[Entry], restored: &Restored
     }
     for (path, entry) in said {
         let name = String::from_utf8_lossy(&path).into_owned();
-        let is_device = |metadata: &fs::Metadata| !metadata.is_file() && !metadata.is_dir() && !metadata.is_symlink();
-        if matches!(entry.kind, Kind::Char | Kind::Block) && !found.get(&path).is_some_and(is_device) {
-            // Who may not make devices is told so; what lies in one by the index makes a folder of it then.
+        let is_device = |metadata: &fs::Metadata| {
+            !metadata.is_file() && !metadata.is_dir() && !metadata.is_symlink()
+        };
+        if matches!(entry.kind, Kind::Char | Kind::Block)
+            && !found.get(&path).is_some_and(is_device)
+        {
+            // Who may not make devices is told so; what lies in one by the index makes a folder of
+            // it then.
             assert!(!restored.warnings.is_empty(), "`{name}` is missing and nothing says so");
             continue;
         }
         let metadata = found.get(&path).unwrap_or_else(|| panic!("`{name}` is missing"));
-        let time = Time { seconds: metadata.mtime(), nanos: u32::try_from(metadata.mtime_nsec()).unwrap() };
+        let time = Time {
+            seconds: metadata.mtime(),
+            nanos: u32::try_from(metadata.mtime_nsec()).unwrap(),
+        };
         let full = join(place, &path);
         match entry.kind {
             Kind::File => {
                 assert!(metadata.is_file() && metadata.len() == entry.size, "{name}");
-                let digest = entry.digest.map(|digest| (digest, Digest::of(&fs::read(&full).unwrap())));
-                assert!(digest.is_none_or(|(said, found)| said == found), "{name} has another content");
+                let digest =
+                    entry.digest.map(|digest| (digest, Digest::of(&fs::read(&full).unwrap())));
+                assert!(
+                    digest.is_none_or(|(said, found)| said == found),
+                    "{name} has another content"
+                );
             }
             Kind::Directory => assert!(metadata.is_dir(), "{name}"),
             Kind::Symlink => {
@@ -346,7 +389,8 @@ fn assert_as_the_index_says(place: &Path, entries: &[Entry], restored: &Restored
     }
 }
 
-/// Dumps a tree, tells the lies, restores what is left of the truth, and looks at what became of it.
+/// Dumps a tree, tells the lies, restores what is left of the truth, and looks at what became of
+/// it.
 fn case(
     world: &World,
     plants: &[Plant],
@@ -399,8 +443,10 @@ fn case(
     for entry in entries.iter().filter(|entry| entry.kind == Kind::File).take(3) {
         let mut out = Vec::new();
         if write_file(&streams, &entry.path, &mut out, &world.cancel).is_ok() {
-            let said =
-                |said: &Entry| said.path == entry.path && said.digest.is_none_or(|digest| digest == Digest::of(&out));
+            let said = |said: &Entry| {
+                said.path == entry.path
+                    && said.digest.is_none_or(|digest| digest == Digest::of(&out))
+            };
             assert!(entries.iter().any(said), "another content was given out");
         }
     }
@@ -416,8 +462,14 @@ fn case(
     let bytes: u64 = seen.values().sum();
     // The mark of a restore that did not end is a file too.
     let mark = fs::metadata(place.join(".holdfast-restore")).map_or(0, |metadata| metadata.len());
-    assert!(bytes <= promised.saturating_add(before_bytes + mark), "{bytes} bytes, and the index says {promised}");
-    let temporary = found.keys().filter(|path| path.windows(18).any(|part| part == b".holdfast-restore.")).count();
+    assert!(
+        bytes <= promised.saturating_add(before_bytes + mark),
+        "{bytes} bytes, and the index says {promised}"
+    );
+    let temporary = found
+        .keys()
+        .filter(|path| path.windows(18).any(|part| part == b".holdfast-restore."))
+        .count();
     assert_eq!(temporary, 0, "no incomplete file stays");
     match (result, wish) {
         (Ok(restored), Wish::All) => assert_as_the_index_says(&place, &entries, &restored),
@@ -427,7 +479,8 @@ fn case(
 }
 
 proptest! {
-    #![proptest_config(proptest::test_runner::Config { failure_persistence: None, ..Default::default() })]
+    #![proptest_config(proptest::test_runner::Config { failure_persistence: None,
+        ..Default::default() })]
 
     /// As an ordinary user, who may write beside the target.
     #[test]
@@ -435,7 +488,8 @@ proptest! {
         plants in prop::collection::vec(any_plant(), 0..10),
         lies in prop::collection::vec((any_lie(), any::<Index>(), any::<bool>()), 0..4),
         bytes in prop::collection::vec((any::<Index>(), any::<u8>()), 0..3),
-        footer in prop_oneof![6 => Just((0, 0)), 1 => (select(&NUMBERS[..11]), select(&NUMBERS[..11]))],
+        footer in prop_oneof![6 => Just((0, 0)), 1 => (select(&NUMBERS[..11]),
+            select(&NUMBERS[..11]))],
         wish in select(vec![Wish::All, Wish::All, Wish::Part, Wish::Over, Wish::OverAndDelete]),
     ) {
         let world = world_in_memory();

@@ -1,5 +1,5 @@
-# Prints a line for every entry of a tree, with all that a backup must keep of it. Two trees are the same if this prints
-# the same of both.
+# Prints a line for every entry of a tree, with all that a backup must keep of it. Two trees are the
+# same if this prints the same of both.
 import hashlib, os, stat, sys
 
 root = os.fsencode(sys.argv[1])

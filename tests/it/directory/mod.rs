@@ -1,10 +1,12 @@
-//! The `directory` source: what it keeps of a tree, what it does when the tree changes under it, and what it refuses to restore.
+//! The `directory` source: what it keeps of a tree, what it does when the tree changes under it,
+//! and what it refuses to restore.
 
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
     clippy::indexing_slicing,
-    reason = "everything here is a test or serves one; that functions beside the tests do, clippy cannot see"
+    reason = "everything here is a test or serves one; that functions beside the tests do, clippy \
+        cannot see"
 )]
 
 mod bounds;
@@ -26,7 +28,8 @@ use holdfast::model::Digest;
 use holdfast::source::directory::Kind;
 
 use world::{
-    Archiver, assert_same, config, exclusions, is_root, join, listing, mode, mtime, owner, patterns, run, world, write,
+    Archiver, assert_same, config, exclusions, is_root, join, listing, mode, mtime, owner,
+    patterns, run, world, write,
 };
 
 /// A tree with every kind of entry and every attribute that is kept.
@@ -35,7 +38,10 @@ fn full_tree(root: &Path) {
     write(&root.join("empty"), "");
     write(&root.join("file"), "content\n");
     write(&root.join("block"), [7; 512]);
-    write(&root.join("big"), (0..1_000_003_u32).map(|number| number.to_le_bytes()[1]).collect::<Vec<_>>());
+    write(
+        &root.join("big"),
+        (0..1_000_003_u32).map(|number| number.to_le_bytes()[1]).collect::<Vec<_>>(),
+    );
     fs::create_dir_all(root.join("folder/deeper/empty folder")).unwrap();
     write(&root.join("folder/deeper/-dash"), "x");
     write(&root.join("folder/.hidden"), "x");
@@ -61,10 +67,22 @@ fn full_tree(root: &Path) {
     fs::hard_link(root.join("file"), root.join("folder/hard link")).unwrap();
     fs::hard_link(root.join("file"), root.join("h".repeat(150))).unwrap();
     fs::hard_link(root.join("link to folder"), root.join("hard link to link")).unwrap();
-    rustix::fs::mknodat(rustix::fs::CWD, root.join("fifo"), rustix::fs::FileType::Fifo, 0o640.into(), 0).unwrap();
-    for (name, bits) in
-        [("r", 0o400), ("x", 0o755), ("none", 0o000), ("all", 0o777), ("suid", 0o4755), ("sgid", 0o2755)]
-    {
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        root.join("fifo"),
+        rustix::fs::FileType::Fifo,
+        0o640.into(),
+        0,
+    )
+    .unwrap();
+    for (name, bits) in [
+        ("r", 0o400),
+        ("x", 0o755),
+        ("none", 0o000),
+        ("all", 0o777),
+        ("suid", 0o4755),
+        ("sgid", 0o2755),
+    ] {
         write(&root.join(name), name);
         mode(&root.join(name), bits);
     }
@@ -95,8 +113,9 @@ fn full_tree(root: &Path) {
     attribute("folder", "user.empty", b"");
     if is_root() {
         // An access list: user::rw-, user:1000:r--, group::r--, mask::r--, other::---.
-        let entry =
-            |tag: u16, bits: u16, id: u32| [&tag.to_le_bytes()[..], &bits.to_le_bytes(), &id.to_le_bytes()].concat();
+        let entry = |tag: u16, bits: u16, id: u32| {
+            [&tag.to_le_bytes()[..], &bits.to_le_bytes(), &id.to_le_bytes()].concat()
+        };
         let list = [
             2_u32.to_le_bytes().to_vec(),
             entry(1, 6, u32::MAX),
@@ -108,7 +127,11 @@ fn full_tree(root: &Path) {
         .concat();
         attribute("big", "system.posix_acl_access", &list);
         attribute("folder", "system.posix_acl_default", &list);
-        attribute("x", "security.capability", &[1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        attribute(
+            "x",
+            "security.capability",
+            &[1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+        );
         attribute("x", "trusted.holdfast", b"t");
         rustix::fs::mknodat(
             rustix::fs::CWD,
@@ -125,7 +148,9 @@ fn full_tree(root: &Path) {
         owner(&root.join("suid"), 33, 34);
         mode(&root.join("suid"), 0o6755);
     }
-    for (name, seconds) in [("folder/deeper", 1_100_000_000), ("folder", 1_200_000_000), ("link ☃", 1_300_000_000)] {
+    for (name, seconds) in
+        [("folder/deeper", 1_100_000_000), ("folder", 1_200_000_000), ("link ☃", 1_300_000_000)]
+    {
         mtime(&root.join(name), seconds, 123_456_789);
     }
     mode(root, 0o751);
@@ -138,11 +163,12 @@ fn without(lines: &[String], names: &[&str]) -> Vec<String> {
     lines.iter().filter(named).cloned().collect()
 }
 
-/// What bsdtar does not give back, of its own tarballs either: the time of the root, access lists that are not text, times before
-/// 1970 with a fraction, and the sign `=` in the name of an attribute.
+/// What bsdtar does not give back, of its own tarballs either: the time of the root, access lists
+/// that are not text, times before 1970 with a fraction, and the sign `=` in the name of an
+/// attribute.
 const NOT_BY_BSDTAR: [&str; 3] = ["b'.' ", "b'./t-before-nanos' ", "b'./odd attribute' "];
-/// How to look at what Python's `tarfile` extracted: it gives back neither attributes nor the times of links, nor times finer than its
-/// floating point.
+/// How to look at what Python's `tarfile` extracted: it gives back neither attributes nor the times
+/// of links, nor times finer than its floating point.
 const PYTHON: [&str; 4] = ["holes", "no-attributes", "no-link-times", "milliseconds"];
 
 #[test]
@@ -163,13 +189,18 @@ fn other_programs_extract_the_same_tree() {
         let place = world.path(&format!("{archiver:?}"));
         archiver.extract(&backup.tar, &place);
         let expected = without(&listing(&root, options), except);
-        assert_same(&without(&listing(&place, options), except), &expected, &format!("{archiver:?}"));
+        assert_same(
+            &without(&listing(&place, options), except),
+            &expected,
+            &format!("{archiver:?}"),
+        );
     }
 }
 
 #[test]
 fn other_programs_extract_the_same_tree_as_an_ordinary_user() {
-    // The rights of nobody from the begin; only the comparing is done by whoever runs the tests, who may look everywhere.
+    // The rights of nobody from the begin; only the comparing is done by whoever runs the tests,
+    // who may look everywhere.
     let world = changes::as_ordinary_user(world);
     let root = world.path("root");
     let backup = changes::as_ordinary_user(|| {
@@ -188,18 +219,28 @@ fn other_programs_extract_the_same_tree_as_an_ordinary_user() {
         let place = world.path(&format!("{archiver:?}"));
         changes::as_ordinary_user(|| archiver.extract(&backup.tar, &place));
         let expected = without(&listing(&root, options), except);
-        assert_same(&without(&listing(&place, options), except), &expected, &format!("{archiver:?}"));
+        assert_same(
+            &without(&listing(&place, options), except),
+            &expected,
+            &format!("{archiver:?}"),
+        );
     }
 }
 
-/// Attributes of links, named pipes and devices, which only root may give; and an access list on each that can have one.
+/// Attributes of links, named pipes and devices, which only root may give; and an access list on
+/// each that can have one.
 fn attributes_of_every_kind(root: &Path) {
     if !is_root() {
         return;
     }
     for name in ["link ☃", "absolute link", "fifo", "device"] {
-        rustix::fs::lsetxattr(root.join(name), "trusted.kind", name.as_bytes(), rustix::fs::XattrFlags::empty())
-            .unwrap();
+        rustix::fs::lsetxattr(
+            root.join(name),
+            "trusted.kind",
+            name.as_bytes(),
+            rustix::fs::XattrFlags::empty(),
+        )
+        .unwrap();
     }
     for (list, name) in [
         ("user:1000:rw-,group:50:r--", "fifo"),
@@ -225,14 +266,24 @@ fn access_lists_are_given_back_by_programs_that_know_them_as_text_only() {
     set("user:1000:rw-,group:50:r-x", "file");
     set("user:1001:rwx,default:user:1002:r--,default:mask::r--", "folder");
     let lists = |place: &Path| {
-        let text = run("sh", &["-c".as_ref(), "cd \"$0\" && getfacl -Rn .".as_ref(), place.as_os_str()], &[]);
+        let text = run(
+            "sh",
+            &["-c".as_ref(), "cd \"$0\" && getfacl -Rn .".as_ref(), place.as_os_str()],
+            &[],
+        );
         String::from_utf8(text).unwrap()
     };
     let backup = world.dump(config(&root)).unwrap();
-    for (name, command) in [("gnu", "tar --acls -xpf - -C"), ("bsd", "bsdtar --no-xattrs --acls -xpf - -C")] {
+    for (name, command) in
+        [("gnu", "tar --acls -xpf - -C"), ("bsd", "bsdtar --no-xattrs --acls -xpf - -C")]
+    {
         let place = world.path(name);
         fs::create_dir(&place).unwrap();
-        run("sh", &["-c".as_ref(), format!("{command} '{}'", place.display()).as_ref()], &backup.tar);
+        run(
+            "sh",
+            &["-c".as_ref(), format!("{command} '{}'", place.display()).as_ref()],
+            &backup.tar,
+        );
         assert_eq!(lists(&place), lists(&root), "{name}");
     }
     assert!(lists(&root).contains("default:user:1002:r--"));
@@ -265,22 +316,33 @@ const COARSE_WHOLE: &[&str] = &["no-attributes", "seconds"];
 
 #[rustfmt::skip]
 const WAYS: &[Way] = &[
-    Way { command: "tar --format=v7 -C ROOT -cf - .", options: COARSE_WHOLE, lacks: &[OCTAL_TIMES, OCTAL_OWNERS, LONG_NAMES, SPECIALS] },
+    Way { command: "tar --format=v7 -C ROOT -cf - .", options: COARSE_WHOLE, lacks: &[OCTAL_TIMES,
+        OCTAL_OWNERS, LONG_NAMES, SPECIALS] },
     Way { command: "tar --format=oldgnu -C ROOT -cf - .", options: COARSE_WHOLE, lacks: &[] },
     Way { command: "tar --format=oldgnu --sparse -C ROOT -cf - .", options: COARSE, lacks: &[] },
-    Way { command: "tar --format=ustar -C ROOT -cf - .", options: COARSE_WHOLE, lacks: &[OCTAL_TIMES, OCTAL_OWNERS, LONG_NAMES] },
+    Way { command: "tar --format=ustar -C ROOT -cf - .", options: COARSE_WHOLE,
+        lacks: &[OCTAL_TIMES, OCTAL_OWNERS, LONG_NAMES] },
     Way { command: "tar --format=gnu -C ROOT -cf - .", options: COARSE_WHOLE, lacks: &[] },
     Way { command: "tar --format=gnu --sparse -C ROOT -cf - .", options: COARSE, lacks: &[] },
-    Way { command: "tar --format=posix --xattrs --xattrs-include='*' -C ROOT -cf - .", options: &[], lacks: &[] },
-    Way { command: "tar --format=posix --xattrs --xattrs-include='*' --sparse -C ROOT -cf - .", options: &["holes"], lacks: &[] },
-    Way { command: "tar --format=posix --xattrs --xattrs-include='*' --sparse --sparse-version=0.1 -C ROOT -cf - .", options: &["holes"], lacks: &[] },
-    Way { command: "bsdtar --format=pax --acls --xattrs -C ROOT -cf - .", options: &["holes"], lacks: &[BEFORE_NANOS] },
-    Way { command: "bsdtar --format=gnutar --no-acls -C ROOT -cf - .", options: COARSE_WHOLE, lacks: &[OCTAL_TIMES] },
-    Way { command: "bsdtar --format=ustar --no-acls -C ROOT -cf - .", options: COARSE_WHOLE, lacks: &[OCTAL_TIMES, OCTAL_OWNERS, LONG_NAMES] },
-    Way { command: "bsdtar --format=v7 --no-acls -C ROOT -cf - .", options: COARSE_WHOLE, lacks: &[OCTAL_TIMES, OCTAL_OWNERS, LONG_NAMES, SPECIALS] },
-    Way { command: "python3 CREATE ustar ROOT", options: COARSE_WHOLE, lacks: &[OCTAL_TIMES, OCTAL_OWNERS, LONG_NAMES, LINKED_LINKS] },
+    Way { command: "tar --format=posix --xattrs --xattrs-include='*' -C ROOT -cf - .",
+        options: &[], lacks: &[] },
+    Way { command: "tar --format=posix --xattrs --xattrs-include='*' --sparse -C ROOT -cf - .",
+        options: &["holes"], lacks: &[] },
+    Way { command: "tar --format=posix --xattrs --xattrs-include='*' --sparse --sparse-version=0.1 \
+        -C ROOT -cf - .", options: &["holes"], lacks: &[] },
+    Way { command: "bsdtar --format=pax --acls --xattrs -C ROOT -cf - .", options: &["holes"],
+        lacks: &[BEFORE_NANOS] },
+    Way { command: "bsdtar --format=gnutar --no-acls -C ROOT -cf - .", options: COARSE_WHOLE,
+        lacks: &[OCTAL_TIMES] },
+    Way { command: "bsdtar --format=ustar --no-acls -C ROOT -cf - .", options: COARSE_WHOLE,
+        lacks: &[OCTAL_TIMES, OCTAL_OWNERS, LONG_NAMES] },
+    Way { command: "bsdtar --format=v7 --no-acls -C ROOT -cf - .", options: COARSE_WHOLE,
+        lacks: &[OCTAL_TIMES, OCTAL_OWNERS, LONG_NAMES, SPECIALS] },
+    Way { command: "python3 CREATE ustar ROOT", options: COARSE_WHOLE, lacks: &[OCTAL_TIMES,
+        OCTAL_OWNERS, LONG_NAMES, LINKED_LINKS] },
     Way { command: "python3 CREATE gnu ROOT", options: COARSE_WHOLE, lacks: &[LINKED_LINKS] },
-    Way { command: "python3 CREATE pax ROOT", options: &["no-attributes", "milliseconds"], lacks: &[LINKED_LINKS] },
+    Way { command: "python3 CREATE pax ROOT", options: &["no-attributes", "milliseconds"],
+        lacks: &[LINKED_LINKS] },
 ];
 
 #[test]
@@ -294,9 +356,12 @@ fn tarballs_of_other_programs_in_every_format_are_restored() {
     for (number, Way { command, options, lacks }) in WAYS.iter().enumerate() {
         let place = world.path(&format!("place {number}"));
         // What the format has no place for is left out, and the program says so with its status.
-        let text = command.replace("ROOT", "\"$0\"").replace("CREATE", "\"$1\"") + " || test $? -le 2";
-        let tar = run("sh", &["-c".as_ref(), text.as_ref(), root.as_os_str(), script.as_os_str()], &[]);
-        let restored = world.restore(&tar, &place).unwrap_or_else(|error| panic!("{command}: {error}"));
+        let text =
+            command.replace("ROOT", "\"$0\"").replace("CREATE", "\"$1\"") + " || test $? -le 2";
+        let tar =
+            run("sh", &["-c".as_ref(), text.as_ref(), root.as_os_str(), script.as_os_str()], &[]);
+        let restored =
+            world.restore(&tar, &place).unwrap_or_else(|error| panic!("{command}: {error}"));
         assert!(!is_root() || restored.warnings.is_empty(), "{command}: {:?}", restored.warnings);
         let except = lacks.concat();
         let expected = without(&listing(&root, options), &except);
@@ -305,7 +370,8 @@ fn tarballs_of_other_programs_in_every_format_are_restored() {
     }
 }
 
-/// Files with holes: at the front, in the middle, at the end, nothing else, very many of them; and names of every sort.
+/// Files with holes: at the front, in the middle, at the end, nothing else, very many of them; and
+/// names of every sort.
 fn sparse_files(root: &Path) {
     use std::os::unix::fs::FileExt;
     let many: Vec<u64> = (0..1_000).map(|number| number * 10_000).collect();
@@ -313,7 +379,11 @@ fn sparse_files(root: &Path) {
     fs::create_dir(root.join("s-folder")).unwrap();
     for (name, size, pieces) in [
         (b"s-front".as_slice(), 300_000, &[290_000_u64][..]),
-        (b"s-middle", 3_000_000, &[0, 200_000, 400_000, 600_000, 800_000, 1_000_000, 1_200_000, 2_000_000, 2_999_990]),
+        (
+            b"s-middle",
+            3_000_000,
+            &[0, 200_000, 400_000, 600_000, 800_000, 1_000_000, 1_200_000, 2_000_000, 2_999_990],
+        ),
         (b"s-end", 1_000_000, &[0]),
         (b"s-only", 1_000_000, &[]),
         (b"s-many", 10_000_000, &many),
@@ -341,7 +411,11 @@ fn a_sparse_file_is_stored_without_its_holes_and_digested_as_one_reads_it() {
         let name = String::from_utf8_lossy(&entry.path);
         let content = fs::read(join(&root, &entry.path)).unwrap();
         assert!(backup.file(entry) == content, "{name}");
-        assert_eq!((entry.size, entry.digest), (content.len() as u64, Some(Digest::of(&content))), "{name}");
+        assert_eq!(
+            (entry.size, entry.digest),
+            (content.len() as u64, Some(Digest::of(&content))),
+            "{name}"
+        );
         assert_eq!(entry.data_digest, None);
     }
     assert_eq!(backup.entry("s-only").length, 512, "a map and no data");
@@ -350,7 +424,10 @@ fn a_sparse_file_is_stored_without_its_holes_and_digested_as_one_reads_it() {
     assert!(backup.content(backup.entry("s-middle")).starts_with(b"9\n0\n4096\n"));
     assert!(backup.entry("s-many").length < size("s-many") / 2);
     assert_eq!(backup.facts["bytes"], backup.footer.bytes);
-    assert!(backup.footer.bytes > backup.footer.stream_bytes, "sizes are counted as one reads the files");
+    assert!(
+        backup.footer.bytes > backup.footer.stream_bytes,
+        "sizes are counted as one reads the files"
+    );
 }
 
 #[test]
@@ -410,7 +487,8 @@ fn what_gnu_tar_and_bsdtar_write_of_access_lists_and_holes_is_restored() {
         ("sparse 1.0", "--sparse --sparse-version=1.0"),
     ] {
         let place = world.path(name);
-        let lists = "--format=posix --acls --xattrs --xattrs-include='*' --xattrs-exclude='system.*'";
+        let lists =
+            "--format=posix --acls --xattrs --xattrs-include='*' --xattrs-exclude='system.*'";
         let command = format!("tar {lists} {options} -C '{}' -cf - .", root.display());
         let tar = run("sh", &["-c".as_ref(), command.as_ref()], &[]);
         world.restore(&tar, &place).unwrap_or_else(|error| panic!("{name}: {error}"));
@@ -432,7 +510,10 @@ fn the_index_says_where_everything_is() {
         end = (entry.data_offset + entry.length).next_multiple_of(512);
         if entry.kind == Kind::File {
             assert_eq!(entry.digest, Some(Digest::of(backup.content(entry))), "{place}");
-            assert!(backup.content(entry) == fs::read(join(&root, &entry.path)).unwrap(), "{place}");
+            assert!(
+                backup.content(entry) == fs::read(join(&root, &entry.path)).unwrap(),
+                "{place}"
+            );
             assert_eq!(entry.size, entry.length);
         } else {
             assert_eq!((entry.size, entry.length, entry.digest), (0, 0, None), "{place}");
@@ -471,7 +552,14 @@ fn only_what_is_included_and_not_excluded_is_taken() {
     for folder in ["attachments/ab", "attachments/tmp", "analyses/deep/er", "conf"] {
         fs::create_dir_all(root.join(folder)).unwrap();
     }
-    for file in ["attachments/ab/x", "attachments/tmp/y", "analyses/deep/er/z", "conf/a.yml", "conf/b.txt", "top.tmp"] {
+    for file in [
+        "attachments/ab/x",
+        "attachments/tmp/y",
+        "analyses/deep/er/z",
+        "conf/a.yml",
+        "conf/b.txt",
+        "top.tmp",
+    ] {
         write(&root.join(file), file);
     }
     let mut chosen = config(&root);
@@ -491,7 +579,15 @@ fn only_what_is_included_and_not_excluded_is_taken() {
     assert_eq!(backup.facts["excluded"], 3);
     chosen.include = patterns(&["/attachments/**", "*.yml", "nothing"]);
     let backup = world.dump(chosen).unwrap();
-    let expected = [".", "attachments", "attachments/ab", "attachments/ab/x", "attachments/tmp", "conf", "conf/a.yml"];
+    let expected = [
+        ".",
+        "attachments",
+        "attachments/ab",
+        "attachments/ab/x",
+        "attachments/tmp",
+        "conf",
+        "conf/a.yml",
+    ];
     assert_eq!(backup.paths(), expected);
 }
 
@@ -505,8 +601,15 @@ fn what_a_pattern_left_out_is_taken_back_by_a_later_one_but_not_from_a_folder_th
         write(&root.join(file), file);
     }
     let mut chosen = config(&root);
-    chosen.exclude =
-        exclusions(&["*.log", "!keep.log", "/tmp/**", "!/tmp/keep", "!/tmp/keep/**", "/gone", "!/gone/keep.log"]);
+    chosen.exclude = exclusions(&[
+        "*.log",
+        "!keep.log",
+        "/tmp/**",
+        "!/tmp/keep",
+        "!/tmp/keep/**",
+        "/gone",
+        "!/gone/keep.log",
+    ]);
     let backup = world.dump(chosen).unwrap();
     assert_eq!(backup.paths(), [".", "keep.log", "tmp", "tmp/keep", "tmp/keep/y"]);
     assert_eq!(backup.facts["excluded"], 3);
@@ -517,9 +620,12 @@ fn of_folders_marked_as_caches_the_mark_is_taken_on_request() {
     let world = world();
     let root = world.path("root");
     let tag = "Signature: 8a477f597d28d172789f06886806bc55\n# a cache";
-    for (folder, tag) in
-        [("cache", tag), ("deep/cache", tag), ("other", "Signature: 8a477f597d28d172789f0688"), ("empty", "")]
-    {
+    for (folder, tag) in [
+        ("cache", tag),
+        ("deep/cache", tag),
+        ("other", "Signature: 8a477f597d28d172789f0688"),
+        ("empty", ""),
+    ] {
         fs::create_dir_all(root.join(folder).join("folder")).unwrap();
         write(&root.join(folder).join("folder/x"), "x");
         write(&root.join(folder).join("CACHEDIR.TAG"), tag);
@@ -528,7 +634,10 @@ fn of_folders_marked_as_caches_the_mark_is_taken_on_request() {
     symlink("../cache/CACHEDIR.TAG", root.join("link/CACHEDIR.TAG")).unwrap();
     fs::create_dir_all(root.join("folder/CACHEDIR.TAG/x")).unwrap();
     let mut chosen = config(&root);
-    assert!(world.dump(chosen.clone()).unwrap().find("cache/folder/x").is_some(), "only on request");
+    assert!(
+        world.dump(chosen.clone()).unwrap().find("cache/folder/x").is_some(),
+        "only on request"
+    );
     chosen.exclude_caches = true;
     let backup = world.dump(chosen.clone()).unwrap();
     let expected = [
@@ -556,7 +665,8 @@ fn of_folders_marked_as_caches_the_mark_is_taken_on_request() {
     assert_eq!(backup.facts["excluded"], 2);
     // GNU tar follows the link to see a tag.
     let command = format!(
-        "tar --exclude-caches --exclude=./link/CACHEDIR.TAG -C '{}' -cf - . | tar -tf - | sed -E 's#^./##; s#/$##; s#^$#.#' | grep -v ^link/ | LC_ALL=C sort",
+        "tar --exclude-caches --exclude=./link/CACHEDIR.TAG -C '{}' -cf - . | tar -tf - | sed -E \
+         's#^./##; s#/$##; s#^$#.#' | grep -v ^link/ | LC_ALL=C sort",
         root.display()
     );
     let by_tar = String::from_utf8(run("sh", &["-c".as_ref(), command.as_ref()], &[])).unwrap();
@@ -565,7 +675,11 @@ fn of_folders_marked_as_caches_the_mark_is_taken_on_request() {
     ours.sort();
     assert_eq!(ours, by_tar.lines().collect::<Vec<_>>());
     write(&root.join("CACHEDIR.TAG"), tag);
-    assert_eq!(world.dump(chosen).unwrap().entries.len(), expected.len() + 1, "the root was asked for by name");
+    assert_eq!(
+        world.dump(chosen).unwrap().entries.len(),
+        expected.len() + 1,
+        "the root was asked for by name"
+    );
 }
 
 #[test]
@@ -585,17 +699,23 @@ fn a_root_that_is_missing_or_no_folder_is_fatal_and_check_says_so_before() {
     let world = world();
     write(&world.path("file"), "x");
     symlink("nowhere", world.path("dangling")).unwrap();
-    for (name, reason) in [("missing", "does not exist"), ("file", "is not a folder"), ("dangling", "does not exist")] {
+    for (name, reason) in
+        [("missing", "does not exist"), ("file", "is not a folder"), ("dangling", "does not exist")]
+    {
         let path = world.path(name);
         let error = world.dump(config(&path)).err().unwrap().to_string();
         assert!(error.contains(reason) && error.contains(name), "{error}");
         let findings = Directory::new(config(&path)).check(&world.context());
-        assert!(matches!(&findings[..], [finding] if finding.level == Level::Error && finding.message == error));
+        assert!(matches!(&findings[..], [finding] if finding.level == Level::Error
+                && finding.message == error));
     }
     let findings = Directory::new(config(world.scratch.path())).check(&world.context());
     assert!(findings.iter().all(|finding| finding.level == Level::Ok), "{findings:?}");
     symlink(world.scratch.path(), world.path("link")).unwrap();
-    assert!(world.dump(config(&world.path("link"))).unwrap().find("file").is_some(), "the root may be a link");
+    assert!(
+        world.dump(config(&world.path("link"))).unwrap().find("file").is_some(),
+        "the root may be a link"
+    );
 }
 
 #[test]

@@ -8,11 +8,17 @@ use holdfast::source::{Action, RestoreOptions, SourceError};
 
 use super::changes::as_ordinary_user;
 use super::world::{
-    Backup, World, assert_same, config, is_root, listing, mode, patterns, world, world_in_memory, write,
+    Backup, World, assert_same, config, is_root, listing, mode, patterns, world, world_in_memory,
+    write,
 };
 
 fn delete(paths: &[&str]) -> RestoreOptions {
-    RestoreOptions { overwrite: true, delete: true, paths: patterns(paths), ..RestoreOptions::default() }
+    RestoreOptions {
+        overwrite: true,
+        delete: true,
+        paths: patterns(paths),
+        ..RestoreOptions::default()
+    }
 }
 
 fn tree(world: &World) -> Backup {
@@ -33,7 +39,9 @@ fn cluttered(world: &World, place: &Path) {
     fs::create_dir_all(place.join("a/b")).unwrap();
     fs::create_dir_all(place.join("c/extra/deep/er")).unwrap();
     fs::create_dir_all(place.join("whole")).unwrap();
-    for name in ["a/1", "a/extra", "a/b/extra", "c/extra/deep/er/x", "c/extra/y", "extra", "whole/x", "z"] {
+    for name in
+        ["a/1", "a/extra", "a/b/extra", "c/extra/deep/er/x", "c/extra/y", "extra", "whole/x", "z"]
+    {
         write(&place.join(name), "clutter");
     }
     fs::create_dir_all(world.path("outside")).unwrap();
@@ -51,10 +59,18 @@ fn what_the_snapshot_does_not_have_is_removed_and_links_are_not_followed() {
     let before = listing(&place, &[]);
     let preview = world.preview(&backup.streams(), &place, &delete(&[])).unwrap();
     assert_eq!(listing(&place, &[]), before, "a preview touches nothing");
-    assert_eq!((preview.creates, preview.replaces, preview.deletes), (2, 6, 12), "{:#?}", preview.changes);
+    assert_eq!(
+        (preview.creates, preview.replaces, preview.deletes),
+        (2, 6, 12),
+        "{:#?}",
+        preview.changes
+    );
     assert_eq!(preview.bytes, backup.footer.bytes);
     let actions: Vec<_> = preview.changes.iter().map(|change| change.action).collect();
-    assert!(actions.starts_with(&[Action::Delete; 12]) && actions.ends_with(&[Action::Create; 2]), "{actions:?}");
+    assert!(
+        actions.starts_with(&[Action::Delete; 12]) && actions.ends_with(&[Action::Create; 2]),
+        "{actions:?}"
+    );
     let restored = world.restore_from(&backup.streams(), &place, &delete(&[])).unwrap();
     assert_eq!(restored.files.unwrap().deleted, preview.deletes);
     assert_same(
@@ -119,13 +135,20 @@ fn what_cannot_be_removed_is_named_and_a_mount_is_left() {
     });
     fs::create_dir(place.join("roots")).unwrap();
     write(&place.join("roots/x"), "x");
-    let error = as_ordinary_user(|| world.restore_from(&backup.streams(), &place, &delete(&[])).err().unwrap());
+    let error = as_ordinary_user(|| {
+        world.restore_from(&backup.streams(), &place, &delete(&[])).err().unwrap()
+    });
     assert!(error.to_string().contains("target/roots"), "{error}");
     assert!(!place.join("a/closed").exists() && !place.join("mine").exists());
     assert!(place.join("roots/x").exists());
     // A file system that is mounted within.
-    let mounted =
-        rustix::mount::mount(c"tmpfs", place.join("roots"), c"tmpfs", rustix::mount::MountFlags::empty(), None);
+    let mounted = rustix::mount::mount(
+        c"tmpfs",
+        place.join("roots"),
+        c"tmpfs",
+        rustix::mount::MountFlags::empty(),
+        None,
+    );
     if mounted.is_err() {
         return;
     }
@@ -135,7 +158,9 @@ fn what_cannot_be_removed_is_named_and_a_mount_is_left() {
     rustix::mount::unmount(place.join("roots"), rustix::mount::UnmountFlags::empty()).unwrap();
     let restored = result.unwrap();
     assert_eq!(kept.unwrap(), b"precious");
-    assert!(restored.warnings.kept().iter().any(|warning| warning.reason.contains("mounted there")));
+    assert!(
+        restored.warnings.kept().iter().any(|warning| warning.reason.contains("mounted there"))
+    );
 }
 
 #[test]
@@ -144,11 +169,17 @@ fn a_thousand_levels_are_removed() {
     let backup = tree(&world);
     let place = world.path("target");
     fs::create_dir(&place).unwrap();
-    let mut folder = rustix::fs::open(&place, rustix::fs::OFlags::DIRECTORY, rustix::fs::Mode::empty()).unwrap();
+    let mut folder =
+        rustix::fs::open(&place, rustix::fs::OFlags::DIRECTORY, rustix::fs::Mode::empty()).unwrap();
     for _ in 0..1_000 {
         rustix::fs::mkdirat(&folder, "deeper", rustix::fs::Mode::RWXU).unwrap();
-        folder =
-            rustix::fs::openat(&folder, "deeper", rustix::fs::OFlags::DIRECTORY, rustix::fs::Mode::empty()).unwrap();
+        folder = rustix::fs::openat(
+            &folder,
+            "deeper",
+            rustix::fs::OFlags::DIRECTORY,
+            rustix::fs::Mode::empty(),
+        )
+        .unwrap();
     }
     let restored = world.restore_from(&backup.streams(), &place, &delete(&[])).unwrap();
     assert_eq!((restored.files.unwrap().deleted, place.join("deeper").exists()), (1_000, false));

@@ -34,10 +34,14 @@ fn a_target_that_is_not_empty_is_refused_before_anything_is_touched() {
     assert!(matches!(error, SourceError::NotEmpty(_)), "{error}");
     assert_eq!(listing(&place, &[]), before);
     let file = Target::Folder(place.join("mine"));
-    let error = DirectoryRestorer.prepare(&world.context(), &artifact(), &file, &OVERWRITE).err().unwrap();
+    let error =
+        DirectoryRestorer.prepare(&world.context(), &artifact(), &file, &OVERWRITE).err().unwrap();
     assert!(error.to_string().contains("is not a folder, or lies"), "{error}");
     let beneath = Target::Folder(place.join("mine/deeper"));
-    let error = DirectoryRestorer.prepare(&world.context(), &artifact(), &beneath, &OVERWRITE).err().unwrap();
+    let error = DirectoryRestorer
+        .prepare(&world.context(), &artifact(), &beneath, &OVERWRITE)
+        .err()
+        .unwrap();
     assert!(error.to_string().contains("is not a folder, or lies"), "{error}");
     mode(&place, 0o555);
     mode(world.scratch.path(), 0o755);
@@ -47,7 +51,9 @@ fn a_target_that_is_not_empty_is_refused_before_anything_is_touched() {
     });
     assert!(error.to_string().contains("Could not write to the folder"), "{error}");
     let database = Target::Database("sqlite:///file".to_owned().try_into().unwrap());
-    assert!(DirectoryRestorer.prepare(&world.context(), &artifact(), &database, &OVERWRITE).is_err());
+    assert!(
+        DirectoryRestorer.prepare(&world.context(), &artifact(), &database, &OVERWRITE).is_err()
+    );
 }
 
 #[test]
@@ -109,13 +115,21 @@ fn an_ordinary_user_gets_the_content_and_a_note_about_owners() {
     assert_eq!(fs::read(place.join("file")).unwrap(), b"content\n");
     assert_eq!(metadata("").mode() & 0o7777, 0o751);
     assert_eq!(metadata("read only").mode() & 0o7777, 0o555);
-    assert_eq!((metadata("folder").mtime(), metadata("folder").mtime_nsec()), (1_200_000_000, 123_456_789));
+    assert_eq!(
+        (metadata("folder").mtime(), metadata("folder").mtime_nsec()),
+        (1_200_000_000, 123_456_789)
+    );
     if is_root() {
         assert_eq!(metadata("suid").mode() & 0o7777, 0o755, "no setuid for another owner");
         assert_eq!(metadata("suid").uid(), 65_534);
-        let reasons: Vec<_> = restored.warnings.kept().iter().map(|warning| warning.reason.as_str()).collect();
+        let reasons: Vec<_> =
+            restored.warnings.kept().iter().map(|warning| warning.reason.as_str()).collect();
         let told = |text: &str| reasons.iter().filter(|reason| reason.contains(text)).count();
-        assert_eq!((told("only root can"), told("device"), told("extended attribute")), (1, 1, 1), "{reasons:#?}");
+        assert_eq!(
+            (told("only root can"), told("device"), told("extended attribute")),
+            (1, 1, 1),
+            "{reasons:#?}"
+        );
         assert!(!place.join("device").exists());
     }
 }
@@ -160,18 +174,26 @@ fn a_tarball_in_any_order_gives_the_same_tree() {
         super::mtime(&root.join(name), 2_000, 7);
     }
     // Folders first, files after, from one to the other and back.
-    let command = format!("tar --format=posix -C '{}' --no-recursion -cf - . a c a/b c/3 a/1 4 a/b/2", root.display());
+    let command = format!(
+        "tar --format=posix -C '{}' --no-recursion -cf - . a c a/b c/3 a/1 4 a/b/2",
+        root.display()
+    );
     let tar = super::run("sh", &["-c".as_ref(), command.as_ref()], &[]);
     let place = world.path("target");
     world.restore(&tar, &place).unwrap();
     assert_same(&listing(&place, &[]), &listing(&root, &[]), "folders first");
     // Without any folders: they are made.
-    let command = format!("tar --format=posix -C '{}' --no-recursion -cf - a/b/2 a/1", root.display());
+    let command =
+        format!("tar --format=posix -C '{}' --no-recursion -cf - a/b/2 a/1", root.display());
     let tar = super::run("sh", &["-c".as_ref(), command.as_ref()], &[]);
     let place = world.path("parts");
     world.restore(&tar, &place).unwrap();
     assert_eq!(fs::read(place.join("a/b/2")).unwrap(), b"a/b/2");
-    assert_eq!(place.metadata().unwrap().mode() & 0o777, 0o700, "of which nothing is said, nobody else may see");
+    assert_eq!(
+        place.metadata().unwrap().mode() & 0o777,
+        0o700,
+        "of which nothing is said, nobody else may see"
+    );
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! What the tests of the `directory` source stand on: trees, outputs in memory, other programs' archivers.
+//! What the tests of the `directory` source stand on: trees, outputs in memory, other programs'
+//! archivers.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -11,11 +12,13 @@ use std::time::Duration;
 
 use holdfast::model::{ArtifactKind, Cancel, Warnings};
 use holdfast::source::directory::index::{Entry, Footer, IndexReader};
-use holdfast::source::directory::{Directory, DirectoryConfig, DirectoryRestorer, Exclusion, Pattern};
+use holdfast::source::directory::{
+    Directory, DirectoryConfig, DirectoryRestorer, Exclusion, Pattern,
+};
 use holdfast::source::process::Environment;
 use holdfast::source::{
-    ArtifactSpec, Context, Output, OutputWriter, Outputs, RestoreArtifact, RestoreOptions, Restored, Restorer, Source,
-    SourceError, Target,
+    ArtifactSpec, Context, Output, OutputWriter, Outputs, RestoreArtifact, RestoreOptions,
+    Restored, Restorer, Source, SourceError, Target,
 };
 
 /// A context, and the runtime that its handle belongs to.
@@ -29,13 +32,18 @@ pub(crate) fn world() -> World {
     world_at(tempfile::tempdir().unwrap())
 }
 
-/// A world in memory, for tests that make very many files or restores: on a disk, each restore waits until all is written.
+/// A world in memory, for tests that make very many files or restores: on a disk, each restore
+/// waits until all is written.
 pub(crate) fn world_in_memory() -> World {
     world_at(tempfile::tempdir_in("/dev/shm").unwrap())
 }
 
 fn world_at(scratch: tempfile::TempDir) -> World {
-    World { runtime: tokio::runtime::Builder::new_current_thread().build().unwrap(), scratch, cancel: Cancel::new() }
+    World {
+        runtime: tokio::runtime::Builder::new_current_thread().build().unwrap(),
+        scratch,
+        cancel: Cancel::new(),
+    }
 }
 
 /// What a dump gave.
@@ -69,7 +77,8 @@ impl Backup {
             return content.to_vec();
         }
         let mut lines = content.split(|byte| *byte == b'\n');
-        let mut number = || -> usize { std::str::from_utf8(lines.next().unwrap()).unwrap().parse().unwrap() };
+        let mut number =
+            || -> usize { std::str::from_utf8(lines.next().unwrap()).unwrap().parse().unwrap() };
         let pieces: Vec<(usize, usize)> = (0..number()).map(|_| (number(), number())).collect();
         let map: usize = lines_of(content, 1 + 2 * pieces.len());
         let mut data = &content[map.next_multiple_of(512)..];
@@ -189,12 +198,19 @@ impl World {
         config: DirectoryConfig,
         hook: impl FnMut(&[u8]) + Send + 'static,
     ) -> Result<Backup, SourceError> {
-        self.dump_into(config, &Memory { keep: true, hook: Some(Arc::new(Mutex::new(Box::new(hook)))) })
+        self.dump_into(
+            config,
+            &Memory { keep: true, hook: Some(Arc::new(Mutex::new(Box::new(hook)))) },
+        )
     }
 
     /// Throws the streams away, and gives the facts.
-    pub(crate) fn dump_to_nowhere(&self, config: DirectoryConfig) -> Result<serde_json::Value, SourceError> {
-        let dumped = Directory::new(config).dump(&self.context(), &Memory { keep: false, hook: None })?;
+    pub(crate) fn dump_to_nowhere(
+        &self,
+        config: DirectoryConfig,
+    ) -> Result<serde_json::Value, SourceError> {
+        let dumped =
+            Directory::new(config).dump(&self.context(), &Memory { keep: false, hook: None })?;
         Ok(dumped.facts)
     }
 
@@ -205,9 +221,20 @@ impl World {
             (spec, output.into_writer().into_any().downcast::<MemoryWriter>().unwrap().bytes)
         });
         let (spec, tar) = streams.next().unwrap();
-        assert_eq!(spec, ArtifactSpec { extension: "tar", kind: ArtifactKind::Tar, bulk: true, blocks: true });
+        assert_eq!(
+            spec,
+            ArtifactSpec { extension: "tar", kind: ArtifactKind::Tar, bulk: true, blocks: true }
+        );
         let (spec, index) = streams.next().unwrap();
-        assert_eq!(spec, ArtifactSpec { extension: "index", kind: ArtifactKind::Index, bulk: false, blocks: false });
+        assert_eq!(
+            spec,
+            ArtifactSpec {
+                extension: "index",
+                kind: ArtifactKind::Index,
+                bulk: false,
+                blocks: false
+            }
+        );
         let mut reader = IndexReader::new(index.as_slice()).unwrap();
         let entries = reader.by_ref().collect::<Result<Vec<_>, _>>().unwrap();
         let footer = reader.footer().unwrap();
@@ -225,7 +252,13 @@ impl World {
         place: &Path,
         options: &RestoreOptions,
     ) -> Result<Restored, SourceError> {
-        DirectoryRestorer.restore(&self.context(), &artifact(), input, &Target::Folder(place.to_owned()), options)
+        DirectoryRestorer.restore(
+            &self.context(),
+            &artifact(),
+            input,
+            &Target::Folder(place.to_owned()),
+            options,
+        )
     }
 }
 
@@ -249,7 +282,9 @@ pub(crate) fn run(program: &str, arguments: &[&std::ffi::OsStr], input: &[u8]) -
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .unwrap_or_else(|error| panic!("`{program}` is needed for this test and could not be started: {error}"));
+        .unwrap_or_else(|error| {
+            panic!("`{program}` is needed for this test and could not be started: {error}")
+        });
     let mut stdin = child.stdin.take().unwrap();
     let output = std::thread::scope(|scope| {
         // A program that fails early reads no further; its exit status tells.
@@ -278,7 +313,10 @@ pub(crate) fn listing(root: &Path, options: &[&str]) -> Vec<String> {
 pub(crate) fn assert_same(found: &[String], expected: &[String], what: &str) {
     let missing: Vec<_> = expected.iter().filter(|line| !found.contains(line)).collect();
     let extra: Vec<_> = found.iter().filter(|line| !expected.contains(line)).collect();
-    assert!(missing.is_empty() && extra.is_empty(), "{what}\nexpected: {missing:#?}\nfound: {extra:#?}");
+    assert!(
+        missing.is_empty() && extra.is_empty(),
+        "{what}\nexpected: {missing:#?}\nfound: {extra:#?}"
+    );
 }
 
 /// Another program that writes and reads tarballs.
@@ -298,13 +336,22 @@ impl Archiver {
         match self {
             // What `by_hand` says, word by word.
             Self::Gnu => {
-                let hand =
-                    DirectoryRestorer.by_hand(&artifact()).replace("\"$DIR\"", &format!("'{}'", place.display()));
+                let hand = DirectoryRestorer
+                    .by_hand(&artifact())
+                    .replace("\"$DIR\"", &format!("'{}'", place.display()));
                 run("sh", &["-c".as_ref(), hand.as_ref()], tar);
             }
             Self::GnuWithLists => {
-                let options =
-                    ["-xpf", "-", "--numeric-owner", "--sparse", "--acls", "--xattrs", "--xattrs-include=*", "-C"];
+                let options = [
+                    "-xpf",
+                    "-",
+                    "--numeric-owner",
+                    "--sparse",
+                    "--acls",
+                    "--xattrs",
+                    "--xattrs-include=*",
+                    "-C",
+                ];
                 let options = options.map(std::ffi::OsStr::new);
                 run("tar", &[&options[..], &[place.as_os_str()]].concat(), tar);
             }
@@ -314,7 +361,11 @@ impl Archiver {
             }
             Self::Python => {
                 // As text: an ordinary user may not be let into the folder of the script.
-                run("python3", &["-c".as_ref(), include_str!("extract.py").as_ref(), place.as_os_str()], tar);
+                run(
+                    "python3",
+                    &["-c".as_ref(), include_str!("extract.py").as_ref(), place.as_os_str()],
+                    tar,
+                );
             }
         }
     }
@@ -331,8 +382,13 @@ pub(crate) fn mode(path: &Path, mode: u32) {
 pub(crate) fn mtime(path: &Path, seconds: i64, nanos: i64) {
     use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
     let time = Timespec { tv_sec: seconds, tv_nsec: nanos };
-    utimensat(CWD, path, &Timestamps { last_access: time, last_modification: time }, AtFlags::SYMLINK_NOFOLLOW)
-        .unwrap();
+    utimensat(
+        CWD,
+        path,
+        &Timestamps { last_access: time, last_modification: time },
+        AtFlags::SYMLINK_NOFOLLOW,
+    )
+    .unwrap();
 }
 
 pub(crate) fn owner(path: &Path, uid: u32, gid: u32) {
@@ -361,14 +417,24 @@ impl holdfast::source::Streams for Streamed {
         Ok(Box::new(self.tar.as_slice()))
     }
 
-    fn parts(&self, ranges: Vec<std::ops::Range<u64>>) -> std::io::Result<Box<dyn Read + Send + '_>> {
+    fn parts(
+        &self,
+        ranges: Vec<std::ops::Range<u64>>,
+    ) -> std::io::Result<Box<dyn Read + Send + '_>> {
         let mut bytes = Vec::new();
         let mut last = 0;
         for range in ranges {
-            assert!(range.start >= last && range.start < range.end, "ranges ascend and do not overlap");
+            assert!(
+                range.start >= last && range.start < range.end,
+                "ranges ascend and do not overlap"
+            );
             last = range.end;
-            let part = self.tar.get(usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap());
-            bytes.extend_from_slice(part.ok_or_else(|| std::io::Error::other("The stream has no such part"))?);
+            let part = self
+                .tar
+                .get(usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap());
+            bytes.extend_from_slice(
+                part.ok_or_else(|| std::io::Error::other("The stream has no such part"))?,
+            );
         }
         self.fetched.fetch_add(bytes.len() as u64, std::sync::atomic::Ordering::Relaxed);
         Ok(Box::new(std::io::Cursor::new(bytes)))
@@ -389,7 +455,9 @@ pub(crate) fn index_of(entries: &[Entry], stream_bytes: u64) -> Vec<u8> {
         text.push('\n');
     }
     let entries = entries.len();
-    let footer = serde_json::json!({ "footer": { "entries": entries, "bytes": bytes, "stream_bytes": stream_bytes } });
+    let footer = serde_json::json!({
+        "footer": { "entries": entries, "bytes": bytes, "stream_bytes": stream_bytes },
+    });
     (text + &footer.to_string() + "\n").into_bytes()
 }
 
@@ -429,6 +497,12 @@ impl World {
         place: &Path,
         options: &RestoreOptions,
     ) -> Result<holdfast::source::Preview, SourceError> {
-        DirectoryRestorer.preview(&self.context(), &artifact(), streams, &Target::Folder(place.to_owned()), options)
+        DirectoryRestorer.preview(
+            &self.context(),
+            &artifact(),
+            streams,
+            &Target::Folder(place.to_owned()),
+            options,
+        )
     }
 }

@@ -1,4 +1,5 @@
-//! A service of a compose file, run without a container engine: its user, its capabilities, its read-only root and its mounts, by the kernel alone.
+//! A service of a compose file, run without a container engine: its user, its capabilities, its
+//! read-only root and its mounts, by the kernel alone.
 //!
 //! What an engine does besides (images, networks, health checks, restarts) is not here. Needs root.
 
@@ -14,9 +15,9 @@ use super::{repository, sh, temp, variable};
 
 /// The documents of a YAML file.
 pub fn yaml(file: &Path) -> Vec<Value> {
-    let script =
-        r#""$1" -c 'import json, sys, yaml; json.dump(list(yaml.safe_load_all(open(sys.argv[1]))), sys.stdout)' "$2""#;
-    let json = sh(Path::new("/"), script, &[variable("HOLDFAST_TEST_PYTHON").as_ref(), file.as_os_str()]);
+    let script = r#""$1" -c 'import json, sys, yaml; json.dump(list(yaml.safe_load_all(open(sys.argv[1]))), sys.stdout)' "$2""#;
+    let json =
+        sh(Path::new("/"), script, &[variable("HOLDFAST_TEST_PYTHON").as_ref(), file.as_os_str()]);
     serde_json::from_str(&json).unwrap()
 }
 
@@ -39,7 +40,8 @@ pub fn mounts(compose: &Value, service: &Value) -> Vec<Mount> {
     let volumes = service["volumes"].as_array().into_iter().flatten().map(|volume| match volume {
         Value::String(short) => {
             let parts: Vec<&str> = short.split(':').collect();
-            let read_only = parts.get(2).is_some_and(|options| options.split(',').any(|option| option == "ro"));
+            let read_only =
+                parts.get(2).is_some_and(|options| options.split(',').any(|option| option == "ro"));
             Mount { source: parts[0].to_owned(), target: parts[1].to_owned(), read_only }
         }
         long => Mount {
@@ -72,7 +74,8 @@ impl Project {
         for volume in compose["volumes"].as_object().into_iter().flatten().map(|(name, _)| name) {
             let path = dir.path().join(".volumes").join(volume);
             std::fs::create_dir(&path).unwrap();
-            // A new volume has owner and mode of the folder in the image, which has no other of these than the one for the state.
+            // A new volume has owner and mode of the folder in the image, which has no other of
+            // these than the one for the state.
             let mode = if volume == "state" { 0o1777 } else { 0o755 };
             std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
         }
@@ -91,8 +94,8 @@ impl Project {
         }
     }
 
-    /// Runs `command` as in the container of that service, with the variables that a `.env` would give. `add` and `drop` are
-    /// differences to its `cap_add`.
+    /// Runs `command` as in the container of that service, with the variables that a `.env` would
+    /// give. `add` and `drop` are differences to its `cap_add`.
     pub fn command(
         &self,
         service: &str,
@@ -104,23 +107,35 @@ impl Project {
         let mut script = format!("root='{}'\n{BEFORE}", self.path(".root").display());
         for mount in texts(&service["tmpfs"]) {
             let (target, options) = mount.split_once(':').unwrap();
-            writeln!(script, "mkdir -p $root{target}; mount -t tmpfs -o {options} tmpfs $root{target}").unwrap();
+            writeln!(
+                script,
+                "mkdir -p $root{target}; mount -t tmpfs -o {options} tmpfs $root{target}"
+            )
+            .unwrap();
         }
         for Mount { source, target, read_only } in mounts(&self.compose, service) {
             let source = self.source(&source);
-            writeln!(script, "attach '{}' '{target}' {}", source.display(), if read_only { "ro" } else { "rw" })
-                .unwrap();
+            writeln!(
+                script,
+                "attach '{}' '{target}' {}",
+                source.display(),
+                if read_only { "ro" } else { "rw" }
+            )
+            .unwrap();
         }
         if service["read_only"] == true {
             script.push_str("mount -o remount,ro,bind $root\n");
         }
         script.push_str(
-            "exec chroot $root /usr/bin/env -i PATH=/program:/usr/local/bin:/usr/bin:/bin XDG_STATE_HOME=/var/lib ",
+            "exec chroot $root /usr/bin/env -i PATH=/program:/usr/local/bin:/usr/bin:/bin \
+             XDG_STATE_HOME=/var/lib ",
         );
         for (name, value) in service["environment"].as_object().into_iter().flatten() {
             let value = value.as_str().unwrap();
-            let wanted = value.strip_prefix("${").map(|rest| rest.split([':', '}']).next().unwrap());
-            let given = wanted.map(|wanted| &variables.iter().find(|(name, _)| *name == wanted).unwrap().1);
+            let wanted =
+                value.strip_prefix("${").map(|rest| rest.split([':', '}']).next().unwrap());
+            let given =
+                wanted.map(|wanted| &variables.iter().find(|(name, _)| *name == wanted).unwrap().1);
             write!(script, "{name}='{}' ", given.map_or(value, String::as_str)).unwrap();
         }
         let (uid, gid) = user(service);
@@ -132,7 +147,8 @@ impl Project {
         assert_eq!(texts(&service["cap_drop"]), ["ALL"]);
         writeln!(
             script,
-            "setpriv --reuid {uid} --regid {gid} --clear-groups --no-new-privs --inh-caps=-all --bounding-set=-all{} \"$@\"",
+            "setpriv --reuid {uid} --regid {gid} --clear-groups --no-new-privs --inh-caps=-all \
+             --bounding-set=-all{} \"$@\"",
             kept.concat()
         )
         .unwrap();
@@ -147,19 +163,36 @@ impl Project {
     }
 
     /// As [`Project::command`], which must end with that code; gives what it printed.
-    pub fn expect(&self, code: i32, service: &str, command: &[&str], variables: &[(&str, String)]) -> String {
+    pub fn expect(
+        &self,
+        code: i32,
+        service: &str,
+        command: &[&str],
+        variables: &[(&str, String)],
+    ) -> String {
         let output = self.command(service, command, variables, &[]);
         let out = String::from_utf8_lossy(&output.stdout).into_owned();
         let err = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(code), "{service}: {command:?}\n--- stdout\n{out}\n--- stderr\n{err}");
+        assert_eq!(
+            output.status.code(),
+            Some(code),
+            "{service}: {command:?}\n--- stdout\n{out}\n--- stderr\n{err}"
+        );
         out
     }
 
     /// `docker compose run --rm SERVICE ARGS...`
-    pub fn run(&self, code: i32, service: &str, args: &[&str], variables: &[(&str, String)]) -> String {
+    pub fn run(
+        &self,
+        code: i32,
+        service: &str,
+        args: &[&str],
+        variables: &[(&str, String)],
+    ) -> String {
         let entrypoint = &self.compose["services"][service]["entrypoint"];
         // In a compose file `$$` is a `$`.
-        let entrypoint: Vec<String> = texts(entrypoint).into_iter().map(|word| word.replace("$$", "$")).collect();
+        let entrypoint: Vec<String> =
+            texts(entrypoint).into_iter().map(|word| word.replace("$$", "$")).collect();
         let mut command: Vec<&str> = entrypoint.iter().map(String::as_str).collect();
         if command.is_empty() {
             command.push("backup");
@@ -185,7 +218,8 @@ pub fn listing(dir: &Path) -> String {
     )
 }
 
-/// The root: the programs of this machine, read-only, and nothing else of it. All in a mount namespace of its own.
+/// The root: the programs of this machine, read-only, and nothing else of it. All in a mount
+/// namespace of its own.
 const BEFORE: &str = r#"
 mkdir -p $root
 mount -t tmpfs -o mode=0755 tmpfs $root

@@ -96,7 +96,9 @@ impl Daemon {
         let mut child = command.spawn().unwrap();
         let (sender, lines) = mpsc::channel();
         let stderr = BufReader::new(child.stderr.take().unwrap());
-        std::thread::spawn(move || stderr.lines().map_while(Result::ok).all(|line| sender.send(line).is_ok()));
+        std::thread::spawn(move || {
+            stderr.lines().map_while(Result::ok).all(|line| sender.send(line).is_ok())
+        });
         Self { child, lines, seen: Vec::new() }
     }
 
@@ -110,7 +112,9 @@ impl Daemon {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let Ok(line) = self.lines.recv_timeout(left) else { panic!("{words:?}: not said in {:#?}", self.seen) };
+            let Ok(line) = self.lines.recv_timeout(left) else {
+                panic!("{words:?}: not said in {:#?}", self.seen)
+            };
             self.seen.push(line.clone());
             if words.iter().any(|words| line.contains(words)) {
                 return line;
@@ -124,7 +128,13 @@ impl Daemon {
             let line = self.says("\"waiting\"");
             let line: serde_json::Value = serde_json::from_str(&line).unwrap();
             if line["strategy"] == strategy {
-                return line["next"].as_str().unwrap().replace(" UTC", "Z").replace(' ', "T").parse().unwrap();
+                return line["next"]
+                    .as_str()
+                    .unwrap()
+                    .replace(" UTC", "Z")
+                    .replace(' ', "T")
+                    .parse()
+                    .unwrap();
             }
         }
     }
@@ -134,14 +144,17 @@ impl Daemon {
     }
 
     pub fn signal(&self, signal: rustix::process::Signal) {
-        rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), signal).unwrap();
+        rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), signal)
+            .unwrap();
     }
 
     /// Waits for its end, and gives the exit code.
     pub fn ends(&mut self) -> Option<i32> {
         let deadline = Instant::now() + PATIENCE;
         // Its stderr is closed when it ends.
-        while let Ok(line) = self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        while let Ok(line) =
+            self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now()))
+        {
             self.seen.push(line);
         }
         self.child.wait().unwrap().code()

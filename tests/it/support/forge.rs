@@ -1,4 +1,5 @@
-//! Snapshots that are stored without a flaw and are wrong all the same: made of the artifacts of one and the facts of another.
+//! Snapshots that are stored without a flaw and are wrong all the same: made of the artifacts of
+//! one and the facts of another.
 
 use std::path::Path;
 
@@ -7,14 +8,16 @@ use holdfast::model::{Digest, Facts, Manifest, SnapshotId};
 use super::sh;
 use super::shop::Shop;
 
-/// Puts another plain stream in the place of an artifact of a snapshot in the local storage, and seals it as a run would have: every size and digest
-/// fits, and what was counted is left as it was.
+/// Puts another plain stream in the place of an artifact of a snapshot in the local storage, and
+/// seals it as a run would have: every size and digest fits, and what was counted is left as it
+/// was.
 pub fn replace(shop: &Shop, id: &str, name: &str, plain: &Path) {
     let folder = shop.snapshot(id);
     let id: SnapshotId = id.parse().unwrap();
     let (instance, strategy) = ("app".parse().unwrap(), "daily".parse().unwrap());
     let file = folder.join("manifest.json");
-    let mut manifest = Manifest::from_bytes(&std::fs::read(&file).unwrap(), &instance, &strategy, &id).unwrap();
+    let mut manifest =
+        Manifest::from_bytes(&std::fs::read(&file).unwrap(), &instance, &strategy, &id).unwrap();
     let facts = sh(&folder, "zstd -dc facts.json.zst", &[]);
     let mut facts: Facts = serde_json::from_str(&facts).unwrap();
     let bytes = std::fs::read(plain).unwrap();

@@ -1,4 +1,5 @@
-//! What the tests share: the servers that `tests/run` started, the program as a process, folders, other programs as judges.
+//! What the tests share: the servers that `tests/run` started, the program as a process, folders,
+//! other programs as judges.
 //!
 //! It knows nothing of what is promised: that is in the tests.
 #![allow(dead_code, reason = "helpers are written for all tests, those to come included")]
@@ -29,10 +30,14 @@ pub fn repository() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// A variable that `tests/servers` sets. A missing server fails the test; it is never a reason to skip it.
+/// A variable that `tests/servers` sets. A missing server fails the test; it is never a reason to
+/// skip it.
 pub fn variable(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| {
-        panic!("`{name}` is not set: run tests/run, or source the file that `tests/servers start` prints")
+        panic!(
+            "`{name}` is not set: run tests/run, or source the file that `tests/servers start` \
+            prints"
+        )
     })
 }
 
@@ -146,7 +151,8 @@ impl Backup {
     /// Starts it, for a test that does something to it meanwhile.
     pub fn spawn(mut self) -> Running {
         let line = format!("{:?}", self.command);
-        let child = self.command.spawn().unwrap_or_else(|error| panic!("Could not start {line}: {error}"));
+        let child =
+            self.command.spawn().unwrap_or_else(|error| panic!("Could not start {line}: {error}"));
         Running::new(line, child, self.patience)
     }
 }
@@ -237,7 +243,8 @@ impl Ran {
 
     /// Its stdout, one JSON document.
     pub fn json(&self) -> serde_json::Value {
-        serde_json::from_slice(&self.stdout).unwrap_or_else(|error| panic!("stdout is not JSON: {error}\n{self}"))
+        serde_json::from_slice(&self.stdout)
+            .unwrap_or_else(|error| panic!("stdout is not JSON: {error}\n{self}"))
     }
 
     /// Itself, when it ended with that exit code.
@@ -254,8 +261,8 @@ impl std::fmt::Display for Ran {
     }
 }
 
-/// What a shell script prints on stdout; the script is a judge, so its failure fails the test. Run by bash in `dir`, every
-/// command of a pipe counts; `args` are `$1`, `$2`, ….
+/// What a shell script prints on stdout; the script is a judge, so its failure fails the test. Run
+/// by bash in `dir`, every command of a pipe counts; `args` are `$1`, `$2`, ….
 pub fn sh(dir: &Path, script: &str, args: &[&OsStr]) -> String {
     let output = Command::new("bash")
         .args(["-euo", "pipefail", "-c", script, "judge"])

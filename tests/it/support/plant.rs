@@ -4,8 +4,8 @@ use bytes::Bytes;
 use chrono::{DateTime, SubsecRound as _, TimeDelta, Utc};
 use futures::{StreamExt as _, stream};
 use holdfast::model::{
-    Artifact, ArtifactKind, Codec, Completeness, Compression, Digest, Encryption, FORMAT, Manifest, Name, Program,
-    RemoteCheck, SnapshotId, StorageNote, StoredObject,
+    Artifact, ArtifactKind, Codec, Completeness, Compression, Digest, Encryption, FORMAT, Manifest,
+    Name, Program, RemoteCheck, SnapshotId, StorageNote, StoredObject,
 };
 use holdfast::storage::{CreateOptions, Storage};
 
@@ -18,7 +18,12 @@ pub fn days_ago(days: i64) -> DateTime<Utc> {
 }
 
 /// The manifest of a planted snapshot.
-pub fn manifest(instance: &str, strategy: &str, id: &SnapshotId, completeness: Completeness) -> Manifest {
+pub fn manifest(
+    instance: &str,
+    strategy: &str,
+    id: &SnapshotId,
+    completeness: Completeness,
+) -> Manifest {
     Manifest {
         format: FORMAT,
         requires: Vec::new(),
@@ -58,7 +63,9 @@ pub async fn plant(
         .map(|(number, time)| SnapshotId::new(time, [0, (number >> 8) as u8, number as u8]))
         .collect();
     stream::iter(&ids)
-        .for_each_concurrent(16, |id| plant_one(storage, instance, strategy, id, Completeness::Whole))
+        .for_each_concurrent(16, |id| {
+            plant_one(storage, instance, strategy, id, Completeness::Whole)
+        })
         .await;
     ids
 }
@@ -74,8 +81,10 @@ pub async fn plant_one(
     let folder = format!("{instance}/{strategy}/{id}");
     let manifest = manifest(instance, strategy, id, completeness).to_bytes();
     for (name, body) in [("dump.out", CONTENT.to_vec()), ("manifest.json", manifest)] {
-        let mut upload =
-            storage.create(&format!("{folder}/{name}"), CreateOptions { small: true, steady: false }).await.unwrap();
+        let mut upload = storage
+            .create(&format!("{folder}/{name}"), CreateOptions { small: true, steady: false })
+            .await
+            .unwrap();
         upload.write(Bytes::from(body)).await.unwrap();
         upload.finish().await.unwrap();
     }

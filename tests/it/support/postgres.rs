@@ -25,8 +25,17 @@ pub struct Server {
 impl Server {
     pub fn new(major: u32) -> Self {
         let server = super::postgres(major);
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        Self { major, url: server.url.parse().unwrap(), bin: server.bin, runtime: Arc::new(runtime) }
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
+        Self {
+            major,
+            url: server.url.parse().unwrap(),
+            bin: server.bin,
+            runtime: Arc::new(runtime),
+        }
     }
 
     /// A new, empty database.
@@ -56,7 +65,8 @@ impl Server {
     pub fn path(&self) -> OsString {
         let mut majors = MAJORS.to_vec();
         majors.sort_by_key(|major| *major != self.major);
-        let mut folders: Vec<PathBuf> = majors.into_iter().map(|major| super::postgres(major).bin).collect();
+        let mut folders: Vec<PathBuf> =
+            majors.into_iter().map(|major| super::postgres(major).bin).collect();
         folders.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap()));
         std::env::join_paths(folders).unwrap()
     }
@@ -86,20 +96,30 @@ impl Database {
 
     pub fn number(&self, sql: &str) -> i64 {
         let mut connection = self.server.connect(&self.name);
-        self.server.runtime.block_on(sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut connection)).unwrap()
+        self.server
+            .runtime
+            .block_on(sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut connection))
+            .unwrap()
     }
 
     pub fn texts(&self, sql: &str) -> Vec<String> {
         let mut connection = self.server.connect(&self.name);
-        self.server.runtime.block_on(sqlx::query_scalar(AssertSqlSafe(sql)).fetch_all(&mut connection)).unwrap()
+        self.server
+            .runtime
+            .block_on(sqlx::query_scalar(AssertSqlSafe(sql)).fetch_all(&mut connection))
+            .unwrap()
     }
 
-    /// All of it as sorted lines of SQL, by the `pg_dump` in `bin` alone; comments and settings of the tool aside.
+    /// All of it as sorted lines of SQL, by the `pg_dump` in `bin` alone; comments and settings of
+    /// the tool aside.
     pub fn canonical(&self, bin: &Path) -> Vec<String> {
         let script = r#""$1"/pg_dump --no-owner "$2""#;
         let text = super::sh(Path::new("/"), script, &[bin.as_os_str(), self.url().as_ref()]);
-        let varies = |line: &&str| line.starts_with('\\') || line.starts_with("--") || line.starts_with("SET ");
-        let mut lines: Vec<String> = text.lines().filter(|line| !varies(line)).map(str::to_owned).collect();
+        let varies = |line: &&str| {
+            line.starts_with('\\') || line.starts_with("--") || line.starts_with("SET ")
+        };
+        let mut lines: Vec<String> =
+            text.lines().filter(|line| !varies(line)).map(str::to_owned).collect();
         lines.sort_unstable();
         lines
     }

@@ -37,8 +37,11 @@ pub(crate) enum Op {
 impl Op {
     fn of(request: &Request<Incoming>) -> Self {
         let query: Vec<(String, String)> =
-            url::form_urlencoded::parse(request.uri().query().unwrap_or_default().as_bytes()).into_owned().collect();
-        let value = |name: &str| query.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
+            url::form_urlencoded::parse(request.uri().query().unwrap_or_default().as_bytes())
+                .into_owned()
+                .collect();
+        let value =
+            |name: &str| query.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
         let in_bucket = request.uri().path().trim_matches('/').contains('/');
         match (request.method(), value("partNumber"), value("uploadId"), value("uploads")) {
             (&Method::PUT, Some(part), Some(_), _) => Self::Part(part.parse().unwrap()),
@@ -109,7 +112,8 @@ pub(crate) struct S3Proxy {
 type Body = BoxBody<Bytes, io::Error>;
 
 impl S3Proxy {
-    /// A proxy that passes everything on to `upstream`, of the form `http://HOST:PORT`. The host that requests name is signed and stays.
+    /// A proxy that passes everything on to `upstream`, of the form `http://HOST:PORT`. The host
+    /// that requests name is signed and stays.
     pub(crate) async fn before(upstream: &str) -> Self {
         Self::start(upstream, None).await
     }
@@ -187,7 +191,10 @@ impl S3Proxy {
 impl State {
     fn next(&mut self, op: Op, path: &str) -> Option<Fault> {
         self.seen.push(op);
-        let rule = self.rules.iter_mut().find(|rule| rule.op == op && path.ends_with(rule.suffix) && rule.times > 0)?;
+        let rule = self
+            .rules
+            .iter_mut()
+            .find(|rule| rule.op == op && path.ends_with(rule.suffix) && rule.times > 0)?;
         rule.times -= 1;
         Some(rule.fault.clone())
     }
@@ -198,9 +205,15 @@ fn full(body: impl Into<Bytes>) -> Body {
 }
 
 /// Serves one connection. One that is to be dropped ends with an error.
-async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin, state: Arc<Mutex<State>>, upstream: String) {
+async fn converse(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    state: Arc<Mutex<State>>,
+    upstream: String,
+) {
     let service = service_fn(|request| serve(request, Arc::clone(&state), upstream.clone()));
-    let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+    let _ = hyper::server::conn::http1::Builder::new()
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
 }
 
 async fn serve(
@@ -225,7 +238,10 @@ async fn serve(
     }
     match fault {
         Some(Fault::Say(status, code)) => {
-            let text = format!("<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>As told</Message></Error>");
+            let text = format!(
+                "<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>As \
+                 told</Message></Error>"
+            );
             return Ok(Response::builder().status(status).body(full(text)).unwrap());
         }
         Some(Fault::Swallow) => {
@@ -238,10 +254,14 @@ async fn serve(
         _ => {}
     }
     let stream = TcpStream::connect(&upstream).await?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(io::Error::other)?;
     tokio::spawn(connection);
-    let answer = sender.send_request(Request::from_parts(head, Full::new(body))).await.map_err(io::Error::other)?;
+    let answer = sender
+        .send_request(Request::from_parts(head, Full::new(body)))
+        .await
+        .map_err(io::Error::other)?;
     let (mut head, body) = answer.into_parts();
     let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
     if op == Op::Get {
@@ -253,12 +273,18 @@ async fn serve(
     match fault {
         Some(Fault::DropAnswer) => Err(dropped()),
         Some(Fault::CutBody(length) | Fault::ThenCut(_, length)) => {
-            let frames = stream::iter([Ok(Frame::data(body.slice(..length.min(body.len())))), Err(dropped())]);
+            let frames = stream::iter([
+                Ok(Frame::data(body.slice(..length.min(body.len())))),
+                Err(dropped()),
+            ]);
             Ok(Response::from_parts(head, StreamBody::new(frames).boxed()))
         }
         Some(Fault::Rewrite(from, to) | Fault::Lie(from, to)) => {
             let text = String::from_utf8(body.to_vec()).unwrap();
-            assert!(text.contains(from) || matches!(fault, Some(Fault::Lie(..))), "{from} is not in {text}");
+            assert!(
+                text.contains(from) || matches!(fault, Some(Fault::Lie(..))),
+                "{from} is not in {text}"
+            );
             head.headers.remove("content-length");
             head.headers.remove("transfer-encoding");
             Ok(Response::from_parts(head, full(text.replace(from, to))))

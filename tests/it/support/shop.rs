@@ -1,4 +1,5 @@
-//! An application to be drilled: a PostgreSQL database, an SQLite database, the files that the first one names, and a stream.
+//! An application to be drilled: a PostgreSQL database, an SQLite database, the files that the
+//! first one names, and a stream.
 
 use std::path::{Path, PathBuf};
 
@@ -79,7 +80,10 @@ impl Shop {
         let bucket = fresh("shop");
         let s3 = kind.s3.then(|| {
             let s3 = super::s3("S3S");
-            server.runtime.block_on(Store::S3s.client().create_bucket().bucket(&bucket).send()).unwrap();
+            server
+                .runtime
+                .block_on(Store::S3s.client().create_bucket().bucket(&bucket).send())
+                .unwrap();
             s3_storage("offsite", &s3, &bucket)
         });
         let recipient = kind.encrypted.then(|| {
@@ -97,8 +101,10 @@ impl Shop {
         for number in 0..10 {
             shop.attach(&format!("the attachment {number}\n").repeat(number + 1));
         }
-        let sql = "CREATE TABLE setting (key TEXT PRIMARY KEY, value); CREATE INDEX by_value ON setting (value); \
-                   WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 50) INSERT INTO setting SELECT 'key ' || i, i FROM n;";
+        let sql = "CREATE TABLE setting (key TEXT PRIMARY KEY, value); CREATE INDEX by_value ON \
+            setting (value); \
+                   WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 50) \
+            INSERT INTO setting SELECT 'key ' || i, i FROM n;";
         sh(shop.site.dir.path(), r#"sqlite3 settings.db "$1""#, &[sql.as_ref()]);
         shop.configure("");
         shop
@@ -107,11 +113,15 @@ impl Shop {
     /// Writes the configuration anew, with the drill so.
     pub fn configure(&self, drill: &str) {
         let storages = if self.s3.is_some() { "[\"local\", \"offsite\"]" } else { "[\"local\"]" };
-        let encryption =
-            self.recipient.as_ref().map(|key| format!("[encryption]\nrecipients = [\"{key}\"]\n")).unwrap_or_default();
+        let encryption = self
+            .recipient
+            .as_ref()
+            .map(|key| format!("[encryption]\nrecipients = [\"{key}\"]\n"))
+            .unwrap_or_default();
         let key = if self.recipient.is_some() { "identity_file = \"@/key\"\n" } else { "" };
         let body = format!(
-            "{CONFIG}{}{encryption}[strategies.daily]\nsources = [\"db\", \"settings\", \"keys\", \"files\"]\nstorages = {storages}\n\
+            "{CONFIG}{}{encryption}[strategies.daily]\n\
+             sources = [\"db\", \"settings\", \"keys\", \"files\"]\nstorages = {storages}\n\
              retry = {{ attempts = 1 }}\n[strategies.daily.drill]\n{key}{drill}",
             self.s3.clone().unwrap_or_default()
         );
@@ -125,8 +135,10 @@ impl Shop {
         let path = self.site.path("files/attachments").join(&digest[..2]).join(digest);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(&path, content).unwrap();
-        self.database
-            .run(&format!("INSERT INTO attachment (item_id, sha256, size) VALUES (1, '{digest}', {})", content.len()));
+        self.database.run(&format!(
+            "INSERT INTO attachment (item_id, sha256, size) VALUES (1, '{digest}', {})",
+            content.len()
+        ));
         path
     }
 
@@ -135,11 +147,15 @@ impl Shop {
     }
 
     pub fn backup(&self, args: &[&str]) -> Backup {
-        let backup = self.site.backup(args).env("DB_URL", self.database.url()).env("PATH", self.server().path());
+        let backup = self
+            .site
+            .backup(args)
+            .env("DB_URL", self.database.url())
+            .env("PATH", self.server().path());
         // In a configuration of a test `@` stands for its folder.
-        MAJORS
-            .into_iter()
-            .fold(backup, |backup, major| backup.env(format!("SCRATCH_{major}"), super::postgres(major).url))
+        MAJORS.into_iter().fold(backup, |backup, major| {
+            backup.env(format!("SCRATCH_{major}"), super::postgres(major).url)
+        })
     }
 
     /// A run; the id of its snapshot.
@@ -165,7 +181,8 @@ impl Shop {
             return std::fs::read(self.site.path("store").join(key)).ok();
         }
         self.server().runtime.block_on(async {
-            let got = Store::S3s.client().get_object().bucket(&self.bucket).key(key).send().await.ok()?;
+            let got =
+                Store::S3s.client().get_object().bucket(&self.bucket).key(key).send().await.ok()?;
             Some(got.body.collect().await.unwrap().to_vec())
         })
     }
@@ -185,10 +202,21 @@ impl Shop {
             let client = Store::S3s.client();
             match body {
                 Some(body) => {
-                    let put = client.put_object().bucket(&self.bucket).key(key).body(body.to_vec().into());
+                    let put = client
+                        .put_object()
+                        .bucket(&self.bucket)
+                        .key(key)
+                        .body(body.to_vec().into());
                     put.send().await.map(drop).unwrap();
                 }
-                None => client.delete_object().bucket(&self.bucket).key(key).send().await.map(drop).unwrap(),
+                None => client
+                    .delete_object()
+                    .bucket(&self.bucket)
+                    .key(key)
+                    .send()
+                    .await
+                    .map(drop)
+                    .unwrap(),
             }
         });
     }
@@ -205,7 +233,8 @@ impl Shop {
         }
         for server in others {
             let mut connection = server.connect("postgres");
-            let sql = format!("SELECT datname::text FROM pg_database WHERE datname LIKE '{prefix}%'");
+            let sql =
+                format!("SELECT datname::text FROM pg_database WHERE datname LIKE '{prefix}%'");
             let names: Vec<String> = server
                 .runtime
                 .block_on(sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_all(&mut connection))
@@ -229,8 +258,12 @@ pub fn outcomes(report: &Value, outcome: &str) -> Vec<String> {
     all.filter(|check| check["outcome"] == outcome)
         .map(|check| {
             let text = |key: &str| check[key].as_str().unwrap_or("-").to_owned();
-            let details: Vec<&str> =
-                check["details"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+            let details: Vec<&str> = check["details"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(Value::as_str)
+                .collect();
             format!(
                 "{} {}: {}: expected {}, found {} {}",
                 text("kind"),

@@ -7,7 +7,8 @@ use tempfile::TempDir;
 
 use super::{Backup, Ran, S3, backup, temp};
 
-/// One source that is a script of the test, `dump.sh`, to a local storage. What is added at the end belongs to the strategy.
+/// One source that is a script of the test, `dump.sh`, to a local storage. What is added at the end
+/// belongs to the strategy.
 pub const SCRIPTED: &str = r#"
 [sources.dump]
 type = "command"
@@ -26,7 +27,8 @@ pub struct Site {
 }
 
 impl Site {
-    /// A site whose configuration is `body`, with the instance `app` and its state inside the site. In `body`, `@` stands for the site's folder.
+    /// A site whose configuration is `body`, with the instance `app` and its state inside the site.
+    /// In `body`, `@` stands for the site's folder.
     pub fn new(body: &str) -> Self {
         let site = Self { dir: temp() };
         site.configure(body);
@@ -61,12 +63,19 @@ impl Site {
     /// The ids of the snapshots of `daily`, oldest first, as `list` has them.
     pub fn ids(&self) -> Vec<String> {
         let list = self.backup(["list", "--strategy", "daily", "--json"]).expect(0).json();
-        list["snapshots"].as_array().unwrap().iter().map(|row| row["id"].as_str().unwrap().to_owned()).collect()
+        list["snapshots"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|row| row["id"].as_str().unwrap().to_owned())
+            .collect()
     }
 
     /// The snapshot folders of `daily` in the local storage `store`, with a manifest or without.
     pub fn folders(&self) -> Vec<PathBuf> {
-        let Ok(entries) = std::fs::read_dir(self.path("store/app/daily")) else { return Vec::new() };
+        let Ok(entries) = std::fs::read_dir(self.path("store/app/daily")) else {
+            return Vec::new();
+        };
         let mut folders: Vec<PathBuf> =
             entries.map(|entry| entry.unwrap().path()).filter(|path| path.is_dir()).collect();
         folders.sort();
@@ -105,7 +114,8 @@ pub fn noise(count: usize) -> Vec<u8> {
 /// The TOML table of an S3 storage `name` in `bucket`.
 pub fn s3_storage(name: &str, server: &S3, bucket: &str) -> String {
     format!(
-        "[storages.{name}]\ntype = \"s3\"\nbucket = \"{bucket}\"\nendpoint = \"{}\"\nregion = \"{}\"\n\
+        "[storages.{name}]\ntype = \"s3\"\nbucket = \"{bucket}\"\nendpoint = \"{}\"\n\
+         region = \"{}\"\n\
          access_key_id = \"{}\"\nsecret_access_key = \"{}\"\n",
         server.endpoint, server.region, server.access_key, server.secret_key
     )

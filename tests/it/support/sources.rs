@@ -1,4 +1,5 @@
-//! What a source needs around it, without an engine: a context, and outputs that are kept in memory.
+//! What a source needs around it, without an engine: a context, and outputs that are kept in
+//! memory.
 
 use std::any::Any;
 use std::io::Write;
@@ -20,7 +21,11 @@ pub struct Bench {
 
 impl Bench {
     pub fn new() -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
         let folder = tempfile::tempdir().unwrap();
         let environment = std::env::vars_os().collect();
         let cx = Context {
@@ -108,7 +113,10 @@ pub struct Damaged<'a>(pub &'a [u8]);
 impl std::io::Read for Damaged<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         if self.0.is_empty() {
-            return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, "The digest is not the stored one"));
+            return Err(std::io::Error::new(
+                std::io::ErrorKind::InvalidData,
+                "The digest is not the stored one",
+            ));
         }
         std::io::Read::read(&mut self.0, buffer)
     }

@@ -127,7 +127,9 @@ impl Place {
     /// How many uploads were left unfinished, where that can be told.
     pub(crate) async fn unfinished(&self) -> Option<usize> {
         match (&self.config, self.server) {
-            (StorageConfig::S3(config), Some(server)) => server.unfinished_uploads(&config.bucket).await,
+            (StorageConfig::S3(config), Some(server)) => {
+                server.unfinished_uploads(&config.bucket).await
+            }
             (StorageConfig::Local(config), _) => Some(hidden_files(&config.path)),
             _ => None,
         }

@@ -1,4 +1,5 @@
-//! Whom a notifier talks to: a server of the web and a mail server, which remember what they were told.
+//! Whom a notifier talks to: a server of the web and a mail server, which remember what they were
+//! told.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
@@ -73,11 +74,18 @@ impl Listener {
     }
 
     fn start(tls: Option<TlsAcceptor>) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let port = listener.local_addr().unwrap().port();
-        let address =
-            if tls.is_some() { format!("https://localhost:{port}") } else { format!("http://127.0.0.1:{port}") };
+        let address = if tls.is_some() {
+            format!("https://localhost:{port}")
+        } else {
+            format!("http://127.0.0.1:{port}")
+        };
         let state = Shared::default();
         let shared = Arc::clone(&state);
         runtime.spawn(async move {
@@ -107,7 +115,8 @@ impl Listener {
     pub fn await_first(&self) {
         let (state, came) = &*self.state;
         let guard = state.lock().unwrap();
-        let waited = came.wait_timeout_while(guard, PATIENCE, |state| state.got.is_empty()).unwrap().1;
+        let waited =
+            came.wait_timeout_while(guard, PATIENCE, |state| state.got.is_empty()).unwrap().1;
         assert!(!waited.timed_out(), "a request comes");
     }
 
@@ -119,17 +128,27 @@ impl Listener {
 
 async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin, state: Shared) {
     let service = service_fn(|request| serve(request, Arc::clone(&state)));
-    let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+    let _ = hyper::server::conn::http1::Builder::new()
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
 }
 
-async fn serve(request: Request<Incoming>, state: Shared) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn serve(
+    request: Request<Incoming>,
+    state: Shared,
+) -> Result<Response<Full<Bytes>>, Infallible> {
     let (head, body) = request.into_parts();
     let body = body.collect().await.unwrap().to_bytes();
-    let header = |value: &hyper::header::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+    let header =
+        |value: &hyper::header::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
     let got = Got {
         method: head.method.to_string(),
         path: head.uri.to_string(),
-        headers: head.headers.iter().map(|(name, value)| (name.to_string(), header(value))).collect(),
+        headers: head
+            .headers
+            .iter()
+            .map(|(name, value)| (name.to_string(), header(value)))
+            .collect(),
         body: String::from_utf8(body.to_vec()).unwrap(),
     };
     // What services do that want to be helpful.
@@ -150,7 +169,8 @@ async fn serve(request: Request<Incoming>, state: Shared) -> Result<Response<Ful
     Ok(response.body(Full::new(repeated.into())).unwrap())
 }
 
-/// A certificate of `localhost`, its key, and their files in `dir`. Who is to trust it has its file in `SSL_CERT_FILE`.
+/// A certificate of `localhost`, its key, and their files in `dir`. Who is to trust it has its file
+/// in `SSL_CERT_FILE`.
 pub struct Authority {
     pub certificate: PathBuf,
     key: PathBuf,
@@ -168,8 +188,11 @@ impl Authority {
             .with_no_client_auth()
             .with_single_cert(vec![made.cert.der().clone()], key)
             .unwrap();
-        let authority =
-            Self { certificate: dir.join("localhost.pem"), key: dir.join("localhost.key"), config: Arc::new(config) };
+        let authority = Self {
+            certificate: dir.join("localhost.pem"),
+            key: dir.join("localhost.key"),
+            config: Arc::new(config),
+        };
         std::fs::write(&authority.certificate, made.cert.pem()).unwrap();
         std::fs::write(&authority.key, made.signing_key.serialize_pem()).unwrap();
         authority
@@ -188,7 +211,8 @@ pub struct MailServer {
 }
 
 impl MailServer {
-    /// One that is called `localhost`: `starttls`, `tls` or `plain`. But for `plain` it wants the user `robot` with this password.
+    /// One that is called `localhost`: `starttls`, `tls` or `plain`. But for `plain` it wants the
+    /// user `robot` with this password.
     pub fn new(mode: &str, authority: &Authority, password: &str) -> Self {
         let mut child = Command::new(variable("HOLDFAST_TEST_PYTHON"))
             .arg(repository().join("tests/it/support/mail_server.py"))

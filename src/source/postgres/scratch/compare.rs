@@ -21,20 +21,28 @@ pub(super) async fn public_is_empty(address: &Address) -> Result<bool, SourceErr
 /// What is in the restored database, held against what was in the dumped one.
 pub(super) fn compare(source: &Name, facts: &Value, census: &Census) -> Vec<Check> {
     let mut checks = Vec::new();
-    let uncounted: Vec<String> = census.warnings.kept().iter().map(|warning| warning.reason.clone()).collect();
+    let uncounted: Vec<String> =
+        census.warnings.kept().iter().map(|warning| warning.reason.clone()).collect();
     let tables = facts.get("tables").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
-    let text = |value: &Value, key: &str| value.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let text = |value: &Value, key: &str| {
+        value.get(key).and_then(Value::as_str).unwrap_or_default().to_owned()
+    };
     for table in tables {
         let (schema, name) = (text(table, "schema"), text(table, "name"));
-        let check = Check::new("rows", Some(source), format!("rows of {}.{}", quoted(&schema), quoted(&name)));
+        let check = Check::new(
+            "rows",
+            Some(source),
+            format!("rows of {}.{}", quoted(&schema), quoted(&name)),
+        );
         let there = census.tables.iter().find(|one| one.schema == schema && one.name == name);
         let counted = table.get("rows").and_then(Value::as_i64);
         checks.push(match (counted, there) {
             (Some(rows), None) => check.judged(false, rows.to_string(), "no such table"),
             (None, None) => check.judged(false, "the table", "no such table"),
-            (None, Some(_)) => {
-                check.ended(CheckOutcome::Skipped, "its rows were not counted when the snapshot was taken")
-            }
+            (None, Some(_)) => check.ended(
+                CheckOutcome::Skipped,
+                "its rows were not counted when the snapshot was taken",
+            ),
             (Some(rows), Some(found)) => match found.rows {
                 Some(found) => check.compared(rows, found),
                 None => check.ended(CheckOutcome::Inconclusive, uncounted.join("; ")),
@@ -45,7 +53,9 @@ pub(super) fn compare(source: &Name, facts: &Value, census: &Census) -> Vec<Chec
         .tables
         .iter()
         .filter(|one| {
-            !tables.iter().any(|table| text(table, "schema") == one.schema && text(table, "name") == one.name)
+            !tables
+                .iter()
+                .any(|table| text(table, "schema") == one.schema && text(table, "name") == one.name)
         })
         .map(|one| format!("{}.{} was not there", quoted(&one.schema), quoted(&one.name)))
         .collect();
@@ -58,9 +68,10 @@ pub(super) fn compare(source: &Name, facts: &Value, census: &Census) -> Vec<Chec
                     check.compared(expected, found).detailed(extra.clone(), all)
                 }
                 Some(found) => check.compared(expected, found),
-                None if uncounted.is_empty() => {
-                    check.ended(CheckOutcome::Skipped, "this version of the program does not count them")
-                }
+                None if uncounted.is_empty() => check.ended(
+                    CheckOutcome::Skipped,
+                    "this version of the program does not count them",
+                ),
                 None => check.ended(CheckOutcome::Inconclusive, uncounted.join("; ")),
             });
         }
@@ -72,12 +83,15 @@ pub(super) fn compare(source: &Name, facts: &Value, census: &Census) -> Vec<Chec
             if names.is_empty() { "none".to_owned() } else { names.join(", ") }
         };
         checks.push(
-            Check::new("extensions", Some(source), "extensions").compared(names(expected), names(&census.extensions)),
+            Check::new("extensions", Some(source), "extensions")
+                .compared(names(expected), names(&census.extensions)),
         );
     }
     if checks.is_empty() {
         let check = Check::new("rows", Some(source), "what the database contains");
-        checks.push(check.ended(CheckOutcome::Skipped, "it was not counted when the snapshot was taken"));
+        checks.push(
+            check.ended(CheckOutcome::Skipped, "it was not counted when the snapshot was taken"),
+        );
     }
     checks
 }

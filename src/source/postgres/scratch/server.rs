@@ -1,4 +1,5 @@
-//! The server that scratch databases are made on, where the configuration names one: that it is no source, and what earlier drills left there.
+//! The server that scratch databases are made on, where the configuration names one: that it is no
+//! source, and what earlier drills left there.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -15,28 +16,31 @@ use crate::source::postgres::client::{Client, Major};
 use crate::source::postgres::{PostgresConfig, block};
 use crate::source::{Context, Finding, Level, SourceError};
 
-/// How long to wait before looking again whether the sessions of a drill that was killed have ended.
+/// How long to wait before looking again whether the sessions of a drill that was killed have
+/// ended.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// Where drills restore PostgreSQL databases to.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ScratchServer {
-    /// A server for scratch databases, as an address of any database on it that is there already (`postgresql://drill@scratch/postgres`). The user must be
-    /// allowed to create databases. Unless set, the drill starts a cluster of its own from installed binaries.
+    /// A server for scratch databases, as an address of any database on it that is there already
+    /// (`postgresql://drill@scratch/postgres`). The user must be allowed to create databases.
+    /// Unless set, the drill starts a cluster of its own from installed binaries.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<DatabaseUrl>,
     /// The password, if it is not in the address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub password: Option<Secret>,
-    /// Whether `url` may be a server that a source is on. The scratch database is another one than the source even so, but the load and the room are those
-    /// of the source's server.
+    /// Whether `url` may be a server that a source is on. The scratch database is another one than
+    /// the source even so, but the load and the room are those of the source's server.
     #[serde(default)]
     pub on_source_server: bool,
-    /// The folder of a server's binaries (`initdb`, `postgres`) for the drill's own cluster. Default: the installed ones, of the dumped server's major or the
-    /// nearest newer.
+    /// The folder of a server's binaries (`initdb`, `postgres`) for the drill's own cluster.
+    /// Default: the installed ones, of the dumped server's major or the nearest newer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server_dir: Option<PathBuf>,
-    /// The user that the drill's own cluster runs as when the drill runs as root, which PostgreSQL refuses to do. Default: `postgres`, else `nobody`.
+    /// The user that the drill's own cluster runs as when the drill runs as root, which PostgreSQL
+    /// refuses to do. Default: `postgres`, else `nobody`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_as: Option<String>,
 }
@@ -60,18 +64,20 @@ impl ScratchServer {
     pub fn validate(&self) -> Result<(), SourceError> {
         let both = |key: &str| {
             Err(SourceError::Unsuitable(format!(
-                "`{key}` is for a cluster of the drill's own, and `url` names a server: keep one of them"
+                "`{key}` is for a cluster of the drill's own, and `url` names a server: keep one \
+                 of them"
             )))
         };
         match &self.url {
             Some(_) if self.server_dir.is_some() => both("server_dir"),
             Some(_) if self.run_as.is_some() => both("run_as"),
             None if self.run_as.as_deref() == Some("root") => Err(SourceError::Unsuitable(
-                "`run_as` is `root`, as which PostgreSQL does not run: name another user".to_owned(),
+                "`run_as` is `root`, as which PostgreSQL does not run: name another user"
+                    .to_owned(),
             )),
-            None if self.password.is_some() => {
-                Err(SourceError::Unsuitable("`password` is for a server, and no `url` names one".to_owned()))
-            }
+            None if self.password.is_some() => Err(SourceError::Unsuitable(
+                "`password` is for a server, and no `url` names one".to_owned(),
+            )),
             _ => self.address().map(drop),
         }
     }
@@ -87,16 +93,21 @@ pub(in crate::source) fn check_scratch(cx: &Context, config: &ScratchServer) -> 
             let mut connection = address.connect().await?;
             let server = Server::ask(&mut connection, &address).await?;
             let sql = "SELECT rolsuper OR rolcreatedb FROM pg_roles WHERE rolname = current_user";
-            let may = sqlx::query_scalar::<_, bool>(sql).persistent(false).fetch_one(&mut connection).await;
+            let may = sqlx::query_scalar::<_, bool>(sql)
+                .persistent(false)
+                .fetch_one(&mut connection)
+                .await;
             Ok((server.version, may.map_err(|error| address.failed(attempt, &error))?))
         };
         Ok(Some((address.masked.clone(), block(cx, address.within(attempt, asking))?)))
     });
     match asked {
         Err(error) => Finding::new(Level::Error, subject, error.to_string()),
-        Ok(Some((address, (version, true)))) => {
-            Finding::new(Level::Ok, subject, format!("Databases go to PostgreSQL {version} at `{address}`"))
-        }
+        Ok(Some((address, (version, true)))) => Finding::new(
+            Level::Ok,
+            subject,
+            format!("Databases go to PostgreSQL {version} at `{address}`"),
+        ),
         Ok(Some((address, _))) => Finding::new(
             Level::Error,
             subject,
@@ -114,7 +125,8 @@ pub(in crate::source) fn check_scratch(cx: &Context, config: &ScratchServer) -> 
             Err(_) => Finding::new(
                 Level::Error,
                 subject,
-                "No server of PostgreSQL is installed here for a cluster of the drill's own: install `postgresql`, or name a server for scratch \
+                "No server of PostgreSQL is installed here for a cluster of the drill's own: \
+                 install `postgresql`, or name a server for scratch \
                  databases (`postgres.url` of the drill)",
             ),
         },
@@ -126,10 +138,12 @@ async fn fingerprint(address: &Address) -> Result<(String, String), SourceError>
     let attempt = "ask which server it is";
     let asking = async {
         let mut connection = address.connect().await?;
-        let sql = "SELECT extract(epoch FROM pg_postmaster_start_time())::text || ' ' || current_setting('server_version_num') AS server, \
+        let sql = "SELECT extract(epoch FROM pg_postmaster_start_time())::text || ' ' || \
+            current_setting('server_version_num') AS server, \
                    current_database()::text AS name";
         let failed = |error: sqlx::Error| address.failed(attempt, &error);
-        let row = sqlx::query(sql).persistent(false).fetch_one(&mut connection).await.map_err(failed)?;
+        let row =
+            sqlx::query(sql).persistent(false).fetch_one(&mut connection).await.map_err(failed)?;
         Ok((row.try_get("server").map_err(failed)?, row.try_get("name").map_err(failed)?))
     };
     address.within(attempt, asking).await
@@ -151,7 +165,8 @@ pub(in crate::source) fn refuse_source(
     };
     let is_the_source = || {
         refused(format!(
-            "the source `{name}` itself: name another database of a server for scratch databases (`postgres`, say)"
+            "the source `{name}` itself: name another database of a server for scratch databases \
+             (`postgres`, say)"
         ))
     };
     // Its password may be beside it; for its name none is needed.
@@ -161,7 +176,9 @@ pub(in crate::source) fn refuse_source(
     }
     // Who drills need not reach what is backed up.
     let with_password = Address::new(&source.url, source.password.as_ref())?;
-    let Ok((their_server, their_database)) = block(cx, fingerprint(&with_password)) else { return Ok(()) };
+    let Ok((their_server, their_database)) = block(cx, fingerprint(&with_password)) else {
+        return Ok(());
+    };
     let (our_server, our_database) = block(cx, fingerprint(&ours))?;
     if our_server != their_server {
         return Ok(());
@@ -173,7 +190,8 @@ pub(in crate::source) fn refuse_source(
         return Ok(());
     }
     refused(format!(
-        "on the same server as the source `{name}`. Name another server; or set `on_source_server = true`, and the scratch database is made \
+        "on the same server as the source `{name}`. Name another server; or set `on_source_server \
+         = true`, and the scratch database is made \
          beside the source, with the load and the room that takes there"
     ))
 }
@@ -186,7 +204,9 @@ pub(in crate::source) fn refuse_dumped(
     facts: &Value,
 ) -> Result<(), SourceError> {
     let text = |key: &str| facts.get(key).and_then(Value::as_str);
-    let (Some(address), Some(dumped)) = (config.address()?, text("system_identifier")) else { return Ok(()) };
+    let (Some(address), Some(dumped)) = (config.address()?, text("system_identifier")) else {
+        return Ok(());
+    };
     let attempt = "ask which server it is";
     let server = block(cx, async {
         let asking = async {
@@ -200,13 +220,15 @@ pub(in crate::source) fn refuse_dumped(
     }
     let what = if text("database") == Some(server.database.as_str()) {
         format!(
-            "the source `{name}` itself, or a physical copy of it: name another database of a server for scratch databases (`postgres`, say)"
+            "the source `{name}` itself, or a physical copy of it: name another database of a \
+             server for scratch databases (`postgres`, say)"
         )
     } else if config.on_source_server {
         return Ok(());
     } else {
         format!(
-            "on the server that the source `{name}` was dumped from, or a physical copy of it. Name another server; or set `on_source_server = true`, and \
+            "on the server that the source `{name}` was dumped from, or a physical copy of it. \
+             Name another server; or set `on_source_server = true`, and \
              the scratch database is made there, with the load and the room that takes"
         )
     };
@@ -216,24 +238,34 @@ pub(in crate::source) fn refuse_dumped(
     )))
 }
 
-/// Drops the databases that drills with this prefix left on the server, other than those that are to stay.
-pub(in crate::source) fn sweep(cx: &Context, config: &ScratchServer, prefix: &str) -> Result<Vec<String>, SourceError> {
+/// Drops the databases that drills with this prefix left on the server, other than those that are
+/// to stay.
+pub(in crate::source) fn sweep(
+    cx: &Context,
+    config: &ScratchServer,
+    prefix: &str,
+) -> Result<Vec<String>, SourceError> {
     let Some(address) = config.address()? else { return Ok(Vec::new()) };
     let attempt = "look for databases that an earlier drill left";
     let left = block(cx, async {
         let looking = async {
             let mut connection = address.connect().await?;
-            // A drill that was killed may still have one made, which is seen only when that is done.
-            let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1 AND pid <> pg_backend_pid()";
+            // A drill that was killed may still have one made, which is seen only when that is
+            // done.
+            let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE \
+                application_name = $1 AND pid <> pg_backend_pid()";
             let ended = async |connection: &mut PgConnection| {
-                let rows = sqlx::query(sql).bind(prefix).persistent(false).fetch_all(connection).await;
+                let rows =
+                    sqlx::query(sql).bind(prefix).persistent(false).fetch_all(connection).await;
                 rows.map(|rows| rows.is_empty()).map_err(|error| address.failed(attempt, &error))
             };
             while !ended(&mut connection).await? {
                 tokio::time::sleep(LOOK_AGAIN).await;
             }
-            let sql = "SELECT datname::text FROM pg_database WHERE left(datname::text, length($1)) = $1 \
-                       AND coalesce(shobj_description(oid, 'pg_database'), '') NOT LIKE 'Kept%' ORDER BY 1";
+            let sql = "SELECT datname::text FROM pg_database WHERE left(datname::text, length($1)) \
+                = $1 \
+                       AND coalesce(shobj_description(oid, 'pg_database'), '') NOT LIKE 'Kept%' \
+                ORDER BY 1";
             sqlx::query_scalar::<_, String>(sql)
                 .bind(prefix)
                 .persistent(false)
@@ -246,7 +278,10 @@ pub(in crate::source) fn sweep(cx: &Context, config: &ScratchServer, prefix: &st
     for name in &left {
         drop_database(cx, &address, name)?;
     }
-    Ok(left.into_iter().map(|name| format!("the database `{name}` on `{}`", address.masked)).collect())
+    Ok(left
+        .into_iter()
+        .map(|name| format!("the database `{name}` on `{}`", address.masked))
+        .collect())
 }
 
 /// Drops a database, whoever is connected to it.
@@ -260,15 +295,21 @@ pub(super) fn drop_database(cx: &Context, admin: &Address, name: &str) -> Result
             // Before 13 there is no FORCE.
             let force = if server.version_num >= 130_000 { " WITH (FORCE)" } else { "" };
             if force.is_empty() {
-                sqlx::query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1")
-                    .bind(name)
-                    .persistent(false)
-                    .execute(&mut connection)
-                    .await
-                    .map_err(failed)?;
+                sqlx::query(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1",
+                )
+                .bind(name)
+                .persistent(false)
+                .execute(&mut connection)
+                .await
+                .map_err(failed)?;
             }
             let sql = format!("DROP DATABASE IF EXISTS {}{force}", quoted(name));
-            sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await.map(drop).map_err(failed)
+            sqlx::raw_sql(AssertSqlSafe(sql))
+                .execute(&mut connection)
+                .await
+                .map(drop)
+                .map_err(failed)
         };
         admin.within(&attempt, dropping).await
     })

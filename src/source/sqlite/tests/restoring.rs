@@ -28,7 +28,8 @@ fn a_damaged_database_is_found_at_the_latest_before_it_replaces_anything() {
                 refused += 1;
                 assert_eq!(std::fs::read(place.path("old.db")).unwrap(), b"what was there");
             }
-            // Bytes of a value in the middle of a long blob: no structure of SQLite is hurt. The digest of the stream finds those.
+            // Bytes of a value in the middle of a long blob: no structure of SQLite is hurt. The
+            // digest of the stream finds those.
             Ok(_) => std::fs::write(place.path("old.db"), b"what was there").unwrap(),
         }
         assert!(!place.names(".").iter().any(|name| name.contains("restore-")));
@@ -39,7 +40,10 @@ fn a_damaged_database_is_found_at_the_latest_before_it_replaces_anything() {
     damaged[1024..1124].fill(0xA5);
     std::fs::write(&path, &damaged).unwrap();
     let error = place.dump(&path).err().map(|error| error.to_string()).unwrap_or_default();
-    assert!(error.contains("damaged") && error.contains("count the rows of \"we\"\"ird name\""), "{error}");
+    assert!(
+        error.contains("damaged") && error.contains("count the rows of \"we\"\"ird name\""),
+        "{error}"
+    );
 }
 
 /// Ends with an error after its bytes.
@@ -63,11 +67,17 @@ fn a_stream_that_breaks_leaves_the_target_as_it_was() {
     let (image, dumped) = place.dump(&path).unwrap();
     std::fs::write(place.path("old.db"), b"old").unwrap();
     std::fs::write(place.path("old.db-wal"), b"its log").unwrap();
-    for (target, overwrite) in [(place.database("new.db"), false), (place.database("old.db"), true)] {
+    for (target, overwrite) in [(place.database("new.db"), false), (place.database("old.db"), true)]
+    {
         let options = RestoreOptions { overwrite, ..RestoreOptions::default() };
         let context = place.context();
-        let result =
-            SqliteRestorer.restore(&context, &artifact(&image, &dumped.facts), &mut Broken(&image), &target, &options);
+        let result = SqliteRestorer.restore(
+            &context,
+            &artifact(&image, &dumped.facts),
+            &mut Broken(&image),
+            &target,
+            &options,
+        );
         assert!(matches!(result.err(), Some(SourceError::Stream(_))));
     }
     assert_eq!(place.names("."), ["app.db", "old.db", "old.db-wal", "work"]);
@@ -100,14 +110,19 @@ fn what_is_there_is_replaced_only_when_asked_and_then_with_all_that_belongs_to_i
     std::fs::write(place.path("stray.db-wal"), b"the log of a database that is gone").unwrap();
     std::fs::create_dir(place.path("full")).unwrap();
     std::fs::write(place.path("full/other"), b"").unwrap();
-    for target in [place.database("old.db"), place.database("stray.db"), Target::Folder(place.path("full"))] {
+    for target in
+        [place.database("old.db"), place.database("stray.db"), Target::Folder(place.path("full"))]
+    {
         refused(&target);
     }
     assert_eq!(std::fs::read(place.path("old.db")).unwrap(), b"old");
 
     place.restore(&image, &dumped.facts, &place.database("old.db"), true).unwrap();
     assert_eq!(std::fs::read(place.path("old.db")).unwrap(), image);
-    assert_eq!(std::fs::metadata(place.path("old.db")).unwrap().permissions().mode() & 0o777, 0o640);
+    assert_eq!(
+        std::fs::metadata(place.path("old.db")).unwrap().permissions().mode() & 0o777,
+        0o640
+    );
     assert!(!place.path("old.db-wal").exists() && !place.path("old.db-journal").exists());
     let new = place.restore(&image, &dumped.facts, &place.database("new.db"), false).unwrap();
     assert_eq!(std::fs::metadata(new.place).unwrap().permissions().mode() & 0o777, 0o600);
@@ -153,7 +168,8 @@ fn a_name_that_leads_elsewhere_is_not_used() {
         let restored = place.restore(b"", &facts, &Target::Folder(folder.clone()), true).unwrap();
         assert_eq!(restored.place, folder.join("db.sqlite").display().to_string());
     }
-    let by_hand = |name: &str| SqliteRestorer.by_hand(&artifact(b"", &serde_json::json!({ "file": name })));
+    let by_hand =
+        |name: &str| SqliteRestorer.by_hand(&artifact(b"", &serde_json::json!({ "file": name })));
     assert_eq!(by_hand("app.sqlite"), "cat > app.sqlite");
     assert_eq!(by_hand("it's; rm -rf"), "cat > './it'\\''s; rm -rf'");
     assert_eq!(by_hand("../evil"), "cat > db.sqlite");
@@ -172,7 +188,9 @@ fn addresses_are_those_of_sqlite() {
     assert_eq!(file("sqlite://no-such/x.db").as_deref(), Some("no-such/x.db"));
     assert_eq!(file("sqlite://no-such.db").as_deref(), Some("no-such.db"));
     assert_eq!(file("sqlite:no-such.db").as_deref(), Some("no-such.db"));
-    for wrong in ["postgresql://h/db", "sqlite://", "sqlite:///", "sqlite:///x?mode=ro", "sqlite://u:p@h/x"] {
+    for wrong in
+        ["postgresql://h/db", "sqlite://", "sqlite:///", "sqlite:///x?mode=ro", "sqlite://u:p@h/x"]
+    {
         assert_eq!(file(wrong), None, "{wrong}");
     }
 }

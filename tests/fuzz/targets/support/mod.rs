@@ -1,4 +1,5 @@
-//! What the targets share that restore: a place in memory, something beside it that must stay as it is, and what a restore is given.
+//! What the targets share that restore: a place in memory, something beside it that must stay as it
+//! is, and what a restore is given.
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -27,7 +28,8 @@ pub fn place() -> PathBuf {
 
 pub fn context() -> Context {
     static RUNTIME: OnceLock<tokio::runtime::Runtime> = OnceLock::new();
-    let runtime = RUNTIME.get_or_init(|| tokio::runtime::Builder::new_current_thread().build().expect("a runtime"));
+    let runtime = RUNTIME.get_or_init(|| tokio::runtime::Builder::new_current_thread().build()
+        .expect("a runtime"));
     Context {
         name: "files".parse().expect("a name"),
         cancel: Cancel::new(),
@@ -54,7 +56,8 @@ pub fn clear() {
     let count = |folder: &Path| std::fs::read_dir(folder).expect("a folder").count();
     let file = std::fs::read(scratch().join("outside/file")).ok();
     assert!(
-        count(scratch()) == 1 && count(&scratch().join("outside")) == 1 && file.as_deref() == Some(b"untouched"),
+        count(scratch()) == 1 && count(&scratch().join("outside")) == 1
+            && file.as_deref() == Some(b"untouched"),
         "something outside of the target was touched"
     );
 }
