@@ -156,7 +156,7 @@ fn strategy_text(strategy: &StrategyCheck, instance: &Instance) -> String {
         let shown = setting.split_once(" = ").map_or(setting.as_str(), |(_, value)| value);
         match value {
             serde_json::Value::Array(_) => {
-                line(key, &shown.trim_matches(['[', ']']).replace('"', ""))
+                line(key, &shown.trim_matches(['[', ']']).replace('"', ""));
             }
             serde_json::Value::Object(_) => line(key, shown.trim_matches(['{', '}', ' '])),
             _ => line(key, &shown.replace('"', "")),

@@ -243,7 +243,7 @@ impl Locations {
                         daemon = Some(Daemon {
                             max_concurrent: read.max_concurrent,
                             listen: read.listen,
-                        })
+                        });
                     }
                     Err(wrong) => errors.extend(wrong.0),
                 }

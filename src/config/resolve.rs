@@ -259,10 +259,10 @@ fn drill_check(
         let hint = Some("set `expect`, or one of `min` and `max`, or both of those".to_owned());
         match (has("expect"), bounds) {
             (false, false) => {
-                check.problem(place, place.at, "Nothing is expected of the answer", hint)
+                check.problem(place, place.at, "Nothing is expected of the answer", hint);
             }
             (true, true) => {
-                check.problem(place, place.at, "`expect` and a bound are set at once", hint)
+                check.problem(place, place.at, "`expect` and a bound are set at once", hint);
             }
             _ => {}
         }

@@ -54,7 +54,7 @@ enum Waited {
 async fn in_time<T>(look: impl Future<Output = T>) -> Option<T> {
     let done = tokio::time::timeout(PATIENCE, look).await;
     done.inspect_err(|_| {
-        tracing::warn!("a storage does not answer: going on without having looked into it")
+        tracing::warn!("a storage does not answer: going on without having looked into it");
     })
     .ok()
 }
@@ -422,7 +422,7 @@ impl Work {
                 let problem = report.problem.as_deref().unwrap_or_default();
                 match report.verdict {
                     Verdict::Passed => {
-                        tracing::info!(strategy = name, id, snapshot, seconds, "drill passed")
+                        tracing::info!(strategy = name, id, snapshot, seconds, "drill passed");
                     }
                     verdict => tracing::error!(
                         strategy = name,
@@ -475,7 +475,7 @@ fn log(name: &str, report: &RunReport) {
     let (id, bytes, seconds) = (report.id.as_str(), report.stored_bytes, report.seconds);
     match report.outcome {
         Outcome::Success => {
-            tracing::info!(strategy = name, id, stored_bytes = bytes, seconds, "run committed")
+            tracing::info!(strategy = name, id, stored_bytes = bytes, seconds, "run committed");
         }
         Outcome::Problems => {
             for storage in &report.storages {

@@ -113,7 +113,7 @@ impl CommandConfig {
             }
             match value.to_str() {
                 Some(text) if text.len() >= SHORTEST_MASKED => {
-                    call = call.redact(Secret::new(text))
+                    call = call.redact(Secret::new(text));
                 }
                 _ => {}
             }

@@ -35,7 +35,7 @@ impl Shop {
             &[],
         );
         let secret = |name: &str, value: &str| {
-            std::fs::write(project.path("secrets").join(name), value).unwrap()
+            std::fs::write(project.path("secrets").join(name), value).unwrap();
         };
         secret("db-password", url.password().unwrap());
         if variant == "s3" {

@@ -59,7 +59,7 @@ fn passes(kind: Kind, to: &To) {
     };
     let sum: f64 = steps.iter().map(|step| step["seconds"].as_f64().unwrap()).sum();
     let is = |key: &str, wanted: f64| {
-        assert!((report[key].as_f64().unwrap() - wanted).abs() < 0.001, "{key}: {report:#}")
+        assert!((report[key].as_f64().unwrap() - wanted).abs() < 0.001, "{key}: {report:#}");
     };
     is("seconds", sum);
     is("recovery_seconds", sum - seconds("checks") - seconds("clean-up"));

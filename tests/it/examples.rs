@@ -17,7 +17,7 @@ pub(crate) fn commands(readme: &Path) -> Vec<String> {
             "```sh" => inside = true,
             "```" => inside = false,
             command if inside && !command.is_empty() && !command.starts_with('#') => {
-                commands.push(command.to_owned())
+                commands.push(command.to_owned());
             }
             _ => {}
         }
@@ -62,7 +62,7 @@ fn every_command_and_flag_in_the_readme_exists() {
         // `cargo run ... --` stands for the program; what comes after a pipe is another one.
         match words.as_slice() {
             ["backup", own @ ..] | ["cargo", "run", "--release", "--", own @ ..] => {
-                is_understood(&command, own)
+                is_understood(&command, own);
             }
             _ => {}
         }

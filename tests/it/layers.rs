@@ -311,7 +311,7 @@ fn breaches(file: &File, modules: &BTreeSet<Vec<String>>) -> Vec<String> {
             match (layers.get(own), layers.get(target)) {
                 (None, _) => {} // lib.rs and main.rs: the map of all
                 (Some(_), None) => {
-                    say(used, format!("`{target}` is not a room in the table of layers"))
+                    say(used, format!("`{target}` is not a room in the table of layers"));
                 }
                 (Some(_), Some(_)) if own == target => {}
                 (Some(mine), Some(theirs)) if theirs < mine => {}

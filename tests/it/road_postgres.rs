@@ -310,7 +310,7 @@ fn a_clinic_comes_back(major: u32, encrypted: bool) {
     clinic.run(0);
     let original = clinic.database.canonical(&server.bin);
     let same = |database: &Database, how: &str| {
-        assert!(database.canonical(&server.bin) == original, "{how}")
+        assert!(database.canonical(&server.bin) == original, "{how}");
     };
     let target = server.database();
     clinic.restore(&["--source", "db", "--into", &target.url(), "-j", "3"]).expect(0);

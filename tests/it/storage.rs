@@ -311,7 +311,7 @@ async fn its_address_is_told_without_secrets(place: Place) {
     match &place.config {
         StorageConfig::Local(config) => assert_eq!(address, config.path.display().to_string()),
         StorageConfig::S3(config) => {
-            assert_eq!(address, format!("s3://{}/some/where", config.bucket))
+            assert_eq!(address, format!("s3://{}/some/where", config.bucket));
         }
     }
 }

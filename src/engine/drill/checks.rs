@@ -11,9 +11,9 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
 use rustix::io::Errno;
 use serde_json::Value;
 
-use super::rehearsal::{Rehearsal, Restored, Targets};
 use crate::config::{CommandCheck, DrillCheck, FileCheck, Parses, QueryCheck, ReferencesCheck};
-use crate::engine::{EngineError, chain};
+use crate::engine::drill::rehearsal::{Rehearsal, Restored, Targets};
+use crate::engine::error::{EngineError, chain};
 use crate::model::{
     Cancel, Check, CheckOutcome, Digest, Digester, Name, Secret, Span, TOLD_DIFFERENCES,
 };

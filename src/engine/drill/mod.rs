@@ -14,16 +14,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use rehearsal::{Rehearsal, Rehearsed};
 use tokio::runtime::Handle;
 use tracing::Instrument as _;
 
-use super::fetch::read_facts;
-use super::lock::{DrillLock, ReadLock, node};
-use super::snapshots::{Snapshot, list_one, read_whole};
-use super::{
-    Engine, EngineError, OpenStorage, Selection, blocking, chain, free_bytes, make_private_folder,
-};
 use crate::config::{Instance, Strategy, temporary_dir};
+use crate::engine::context::{Engine, OpenStorage, blocking};
+use crate::engine::error::{EngineError, chain};
+use crate::engine::read::fetch::read_facts;
+use crate::engine::read::identities::read_identities;
+use crate::engine::snapshots::list::{Selection, Snapshot, list_one, read_whole};
+use crate::engine::state::locks::{DrillLock, ReadLock};
+use crate::engine::state::node::node;
+use crate::engine::state::private::{free_bytes, make_private_folder};
 use crate::model::{
     ByteSize, Cancel, Check, CheckOutcome, Completeness, Digest, Facts, MANIFEST_KEY, Manifest,
     Name, Program, SnapshotId, Span, Verdict, verdict,
@@ -35,9 +38,6 @@ use crate::source::{
     Context, ScratchConfig, SourceConfig, SourceError, refuse_dumped, refuse_sources, sweep_scratch,
 };
 use crate::storage::{StorageConfig, StorageError};
-use rehearsal::{Rehearsal, Rehearsed};
-
-pub use record::{LastDrills, drill_reports, last_drilled, last_drills, to_report};
 
 /// What is to be drilled, and how.
 #[derive(Clone)]
@@ -178,7 +178,7 @@ fn empty_report(
 }
 
 /// The snapshot that a drill is about, in the storage that it reads.
-pub(super) struct Subject {
+pub(in crate::engine) struct Subject {
     pub(super) storage: OpenStorage,
     pub(super) folder: String,
     pub(super) manifest: Manifest,
@@ -645,20 +645,6 @@ impl Drill<'_> {
         };
         report
     }
-}
-
-/// The keys in a file.
-///
-/// # Errors
-/// When it cannot be read, or has none.
-pub(super) fn read_identities(path: &Path) -> Result<Vec<Identity>, EngineError> {
-    let failed = |error| EngineError::File {
-        attempt: "use the identity file",
-        path: path.to_owned(),
-        error,
-    };
-    let text = std::fs::read_to_string(path).map_err(failed)?;
-    Identity::parse_file(&text).map_err(|error| failed(std::io::Error::other(error.to_string())))
 }
 
 /// The snapshot that `wanted` means. `latest` is the newest that is not known to be partial: one

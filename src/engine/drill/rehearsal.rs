@@ -7,14 +7,15 @@ use std::sync::Arc;
 
 use tokio::runtime::Handle;
 
-use super::Subject;
-use super::checks;
 use crate::config::Strategy;
-use crate::engine::fetch::reading_failed;
-use crate::engine::restore::restore_artifact;
-use crate::engine::streams::ArtifactStreams;
-use crate::engine::verify::read_through;
-use crate::engine::{Engine, EngineError, OpenStorage, chain, make_private_folder};
+use crate::engine::context::{Engine, OpenStorage};
+use crate::engine::drill::{Subject, checks};
+use crate::engine::error::{EngineError, chain};
+use crate::engine::read::fault::reading_failed;
+use crate::engine::read::streams::ArtifactStreams;
+use crate::engine::read::whole::read_through;
+use crate::engine::state::private::make_private_folder;
+use crate::engine::verbs::restore::restore_artifact;
 use crate::model::{
     Artifact, ArtifactKind, Cancel, Check, CheckOutcome, Facts, Manifest, Name, SnapshotId,
     Warnings,
@@ -31,7 +32,7 @@ use crate::source::{
 const CLUSTER: u64 = 96 << 20;
 
 /// What a rehearsal is done with.
-pub(super) struct Rehearsal {
+pub(in crate::engine) struct Rehearsal {
     pub(super) engine: Engine,
     pub(super) strategy: Strategy,
     pub(super) manifest: Manifest,
@@ -58,10 +59,10 @@ pub(super) struct Rehearsed {
 }
 
 /// What was restored of each source.
-pub(super) type Targets = BTreeMap<Name, Restored>;
+pub(in crate::engine) type Targets = BTreeMap<Name, Restored>;
 
 /// What was restored of one source.
-pub(super) struct Restored {
+pub(in crate::engine) struct Restored {
     pub(super) scratch: Box<dyn Scratch>,
     /// Whether all that it should have was restored to it.
     pub(super) is_whole: bool,
@@ -83,7 +84,7 @@ pub(super) fn room(facts: &Facts, postgres: &ScratchServer) -> Room {
         match artifact.name.rsplit('.').next().unwrap_or_default() {
             // With its indexes a database is larger than its dump.
             "pgdump" if postgres.url.is_none() => {
-                room.cluster += CLUSTER + artifact.plain_bytes.saturating_mul(2)
+                room.cluster += CLUSTER + artifact.plain_bytes.saturating_mul(2);
             }
             "pgdump" | "index" | "blocks" => {}
             _ => room.folder += artifact.plain_bytes,

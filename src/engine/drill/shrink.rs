@@ -1,11 +1,13 @@
 //! Whether there is much less than in the last good snapshot. What disappears from a system
 //! restores as well as what is there.
 
-use super::Subject;
 use crate::config::{DrillCheck, Instance, Measure, ShrinkCheck, Strategy};
-use crate::engine::fetch::read_facts;
-use crate::engine::marks::{Marks, read_marks};
-use crate::engine::{Engine, EngineError, Snapshot, chain};
+use crate::engine::context::Engine;
+use crate::engine::drill::Subject;
+use crate::engine::error::{EngineError, chain};
+use crate::engine::read::fetch::read_facts;
+use crate::engine::snapshots::list::Snapshot;
+use crate::engine::snapshots::marks::{Marks, read_marks};
 use crate::model::{
     ArtifactKind, ByteSize, Check, CheckOutcome, Facts, Manifest, Name, SnapshotId, Verdict,
 };
@@ -13,7 +15,7 @@ use crate::pipeline::Identity;
 use crate::source::restorer;
 
 /// Makes the checks of the strategy's drill that compare with an earlier snapshot.
-pub(super) async fn checks(
+pub(in crate::engine) async fn checks(
     engine: &Engine,
     instance: &Instance,
     strategy: &Strategy,

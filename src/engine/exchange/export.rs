@@ -9,16 +9,19 @@ use bytes::Bytes;
 use serde::Serialize;
 use tokio::runtime::Handle;
 
-use super::staging::Staging;
-use super::{README, STORAGE};
 use crate::config::{Instance, Strategy};
-use crate::engine::arrival::{check_keys, objects};
-use crate::engine::fetch::{read_stored, reading_failed};
-use crate::engine::lock::ReadLock;
-use crate::engine::restore::{by_hand, shell_quoted};
+use crate::engine::context::{Engine, OpenStorage, blocking};
+use crate::engine::error::EngineError;
+use crate::engine::exchange::staging::Staging;
+use crate::engine::exchange::{README, STORAGE};
+use crate::engine::read::by_hand::{by_hand, shell_quoted};
+use crate::engine::read::fault::reading_failed;
+use crate::engine::read::fetch::read_stored;
+use crate::engine::read::files::Side;
 use crate::engine::run::{last_committed, run};
-use crate::engine::snapshots::read_whole;
-use crate::engine::{Engine, EngineError, OpenStorage, Selection, Side, Snapshot, blocking, list};
+use crate::engine::snapshots::list::{Selection, Snapshot, list, read_whole};
+use crate::engine::state::locks::ReadLock;
+use crate::engine::write::snapshot_writer::{check_keys, objects};
 use crate::model::{
     Artifact, ByteSize, Completeness, MANIFEST_KEY, Manifest, Name, RemoteCheck, SnapshotId,
     StorageNote,

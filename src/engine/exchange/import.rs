@@ -13,10 +13,11 @@ use bytes::Bytes;
 use serde::Serialize;
 use tokio::sync::mpsc;
 
-use super::{README, SEALED};
-use crate::engine::arrival::{Arrival, Gate, check_keys, objects};
-use crate::engine::snapshots::read_whole;
-use crate::engine::{Engine, EngineError, OpenStorage};
+use crate::engine::context::{Engine, OpenStorage};
+use crate::engine::error::EngineError;
+use crate::engine::exchange::{README, SEALED};
+use crate::engine::snapshots::list::read_whole;
+use crate::engine::write::snapshot_writer::{Arrival, Gate, check_keys, objects};
 use crate::model::{
     ByteSize, Digest, Digester, MANIFEST_KEY, Manifest, Name, RUN_KEY, Rate, SnapshotId,
 };

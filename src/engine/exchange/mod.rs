@@ -5,18 +5,21 @@
 //! read it by hand. Headers are plain ustar, and sizes of 8 GiB and more in base 256. The whole may
 //! be encrypted with age besides.
 
+mod copy;
 mod export;
 mod import;
 mod staging;
 
+pub use copy::{CopiedSnapshot, CopyReport, CopyRequest, CopyState, copy};
 pub use export::{ExportReport, ExportRequest, export, export_fresh};
 pub use import::{ImportReport, ImportRequest, import};
 
 use crate::model::{Codec, Compression, Encryption};
 
 /// The text that stands first.
-const README: &str = "README.txt";
+pub(in crate::engine) const README: &str = "README.txt";
 /// The name that the manifest has for the storage which the file is.
-const STORAGE: &str = "export";
+pub(in crate::engine) const STORAGE: &str = "export";
 /// How a file that is encrypted as a whole is encoded.
-const SEALED: Codec = Codec { compression: Compression::None, encryption: Encryption::Age };
+pub(in crate::engine) const SEALED: Codec =
+    Codec { compression: Compression::None, encryption: Encryption::Age };

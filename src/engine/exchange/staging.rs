@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, OFlags, RenameFlags};
 use rustix::io::Errno;
 
-use crate::engine::EngineError;
+use crate::engine::error::EngineError;
 
 /// The hidden folder of a file in the making, locked while this lives, removed with all that is in
 /// it when it is dropped. What a process that was killed left is removed by the next that makes the
 /// same file.
-pub(super) struct Staging {
+pub(in crate::engine) struct Staging {
     folder: PathBuf,
     output: PathBuf,
     overwrite: bool,

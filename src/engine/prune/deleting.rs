@@ -4,11 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-use super::{PlacePlan, PrunePlan, PruneScope, plan_prune, rests};
 use crate::catalog::CatalogError;
-use crate::engine::lock::{Heartbeat, ReadLock, StateLock, node};
-use crate::engine::snapshots::read_whole;
-use crate::engine::{Engine, EngineError, OpenStorage, not_twice, sweep};
+use crate::engine::context::{Engine, OpenStorage, not_twice};
+use crate::engine::error::EngineError;
+use crate::engine::prune::{PlacePlan, PrunePlan, PruneScope, plan_prune};
+use crate::engine::snapshots::decisions::rests;
+use crate::engine::snapshots::list::read_whole;
+use crate::engine::state::locks::{ReadLock, StateLock};
+use crate::engine::state::node::node;
+use crate::engine::write::heartbeat::Heartbeat;
+use crate::engine::write::leftovers;
 use crate::model::{MANIFEST_KEY, Mark, Name, RUN_KEY, Says, SnapshotId};
 use crate::report::Pruned;
 use crate::storage::{Storage, StorageError};
@@ -129,14 +134,14 @@ async fn exclude_writers(
 ) -> Result<Option<Box<dyn Send + Sync>>, StorageError> {
     let storage = open.storage.as_ref();
     let lock = storage.lock(folder.trim_end_matches('/')).await?;
-    let leftovers = sweep::look(storage, folder, node, None).await?;
+    let leftovers = leftovers::look(storage, folder, node, None).await?;
     if let Some(who) = leftovers.alive.first() {
         return Err(StorageError::Busy {
             address: storage.address(),
             folder: format!("{folder} ({who})"),
         });
     }
-    match sweep::sweep(storage, folder, &leftovers, lock.is_some()).await {
+    match leftovers::sweep(storage, folder, &leftovers, lock.is_some()).await {
         Ok(0) => {}
         Ok(count) => {
             tracing::info!(storage = %open.name, "collected what {count} unfinished run(s) or \
@@ -296,7 +301,7 @@ pub(in crate::engine) async fn delete(
     {
         tracing::warn!("{error}");
     }
-    sweep::remove(storage, &strategy_folder, id).await.map_err(Undeleted::Rest)
+    leftovers::remove(storage, &strategy_folder, id).await.map_err(Undeleted::Rest)
 }
 
 /// An error when the storage has a hold of the snapshot now.

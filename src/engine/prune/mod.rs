@@ -5,10 +5,9 @@
 //! refusal means that nothing is deleted there. A snapshot's manifest is deleted first, so that a
 //! pruning that dies leaves no half snapshot but a folder that the next one collects.
 
-mod deleting;
-mod refusal;
-
-use std::collections::BTreeMap;
+pub(in crate::engine) mod deleting;
+mod forget;
+pub(in crate::engine) mod refusal;
 
 use chrono::{DateTime, Utc};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
@@ -16,17 +15,16 @@ use serde::Serialize;
 
 use crate::catalog::{CachedManifest, CatalogError};
 use crate::config::{Instance, Strategy};
-use crate::engine::marks::{Marks, read_marks};
-use crate::engine::snapshots::{PARALLEL, list};
-use crate::engine::{Engine, OpenStorage, Selection, Snapshot};
-use crate::model::{
-    Completeness, Digest, Digester, MANIFEST_KEY, Manifest, Name, SnapshotId, Verdict,
-};
-use crate::retention::{self, Decision, Policy, Reason, decide};
+use crate::engine::context::{Engine, OpenStorage};
+use crate::engine::snapshots::decisions::{decisions, rests};
+use crate::engine::snapshots::list::{PARALLEL, Selection, Snapshot, list};
+use crate::engine::snapshots::marks::{Marks, read_marks};
+use crate::model::{Completeness, Digest, Digester, MANIFEST_KEY, Manifest, Name, SnapshotId};
+use crate::retention::{Decision, Policy};
 use crate::storage::{Storage, StorageError};
 
 pub use deleting::{PruneReport, prune};
-pub(super) use deleting::{carry_out, delete, exclude};
+pub use forget::forget;
 pub use refusal::Refusal;
 
 /// What is to be pruned.
@@ -197,22 +195,6 @@ impl<'a> PruneScope<'a> {
     }
 }
 
-/// Why the configuration has nothing deleted of `strategy` in a storage, if it has not.
-pub(in crate::engine) fn rests(
-    instance: &Instance,
-    strategy: &Strategy,
-    storage: &Name,
-) -> Option<String> {
-    let rules = instance.rules(strategy, storage);
-    match rules.policy {
-        None => Some("no retention is configured, so everything is kept".to_owned()),
-        Some(_) if !rules.prune => {
-            Some("`prune = false`: another configuration prunes here".to_owned())
-        }
-        Some(_) => None,
-    }
-}
-
 /// What a pruning would do with the snapshots of `strategy` in one storage.
 pub(in crate::engine) async fn plan_place(
     engine: &Engine,
@@ -321,56 +303,6 @@ async fn unexplained(
         .collect();
     missed.reverse();
     Ok(missed)
-}
-
-/// What `policy` and the marks say of the snapshots of `strategy` in one storage, newest first.
-pub(in crate::engine) fn decisions(
-    strategy: &Strategy,
-    policy: &Policy,
-    snapshots: &[Snapshot],
-    marks: &Marks,
-    now: DateTime<Utc>,
-) -> Vec<Decision> {
-    let mut protected: BTreeMap<SnapshotId, Vec<Reason>> = BTreeMap::new();
-    let mut drilled = None;
-    for snapshot in snapshots {
-        if let Some(hold) = marks.hold(&snapshot.id, now) {
-            let held = Reason::Held { reason: hold.reason, until: hold.until };
-            protected.entry(snapshot.id.clone()).or_default().push(held);
-        }
-        let passed = marks
-            .drilled(&strategy.name, &snapshot.id)
-            .filter(|drilled| drilled.verdict == Verdict::Passed);
-        drilled = drilled.max(passed.map(|passed| (snapshot.id.clone(), passed.at)));
-    }
-    if let Some((id, at)) = drilled {
-        protected.entry(id).or_default().push(Reason::Drilled { at });
-    }
-    // Where no drill found the newest one bad, that is the one; it stays anyhow.
-    let whole = |snapshot: &&Snapshot| snapshot.is_whole() && snapshot.id.time() <= now;
-    let newest = snapshots.iter().filter(whole).map(|snapshot| &snapshot.id).max();
-    let good = snapshots
-        .iter()
-        .filter(|snapshot| is_good(snapshot, marks, now))
-        .map(|snapshot| &snapshot.id)
-        .max();
-    if let Some(good) = good.filter(|good| Some(*good) != newest) {
-        protected.entry(good.clone()).or_default().push(Reason::LastGood);
-    }
-    let known: Vec<retention::Snapshot> = snapshots
-        .iter()
-        .map(|snapshot| retention::Snapshot { id: snapshot.id.clone(), whole: snapshot.is_whole() })
-        .collect();
-    decide(policy, &known, strategy.timezone, now, &protected)
-}
-
-/// Whether a snapshot is good as far as is known: nothing is missing from it, and its last drill
-/// did not find it bad.
-pub(in crate::engine) fn is_good(snapshot: &Snapshot, marks: &Marks, now: DateTime<Utc>) -> bool {
-    let bad = marks
-        .drilled(&snapshot.strategy, &snapshot.id)
-        .is_some_and(|drilled| drilled.verdict == Verdict::Failed);
-    snapshot.is_whole() && snapshot.id.time() <= now && !bad
 }
 
 /// Why nothing may be deleted beside these snapshots.

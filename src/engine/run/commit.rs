@@ -3,11 +3,15 @@
 
 use bytes::Bytes;
 
-use super::{Run, RunMember};
-use crate::engine::lock::ReadLock;
-use crate::engine::marks::{Marks, read_marks};
-use crate::engine::prune::{carry_out, plan_place, rests};
-use crate::engine::{EngineError, OpenStorage, chain, sweep, writer};
+use crate::engine::context::OpenStorage;
+use crate::engine::error::{EngineError, chain};
+use crate::engine::prune::deleting::carry_out;
+use crate::engine::prune::plan_place;
+use crate::engine::run::{Run, RunMember};
+use crate::engine::snapshots::decisions::rests;
+use crate::engine::snapshots::marks::{Marks, read_marks};
+use crate::engine::state::locks::ReadLock;
+use crate::engine::write::{leftovers, writer};
 use crate::model::{
     Artifact, Cancel, Completeness, FORMAT, MANIFEST_KEY, Manifest, Name, Program, StorageNote,
 };
@@ -155,7 +159,7 @@ impl Run<'_> {
                 ));
                 continue;
             } else {
-                sweep::remove(storage, &strategy_folder, &self.id).await
+                leftovers::remove(storage, &strategy_folder, &self.id).await
             };
             match cleaned {
                 // It tells nobody anything beside a manifest.

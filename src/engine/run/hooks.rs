@@ -1,12 +1,14 @@
 //! The programs of the operator that are started around a run and around each of its sources.
 
-use super::Run;
+use tokio::runtime::Handle;
+
 use crate::config::Hooks;
-use crate::engine::{EngineError, blocking, chain};
+use crate::engine::context::blocking;
+use crate::engine::error::{EngineError, chain};
+use crate::engine::run::Run;
 use crate::model::{Cancel, Completeness, Name, Warning};
 use crate::source::process::Call;
 use crate::source::{Context, SourceError};
-use tokio::runtime::Handle;
 
 /// What a hook belongs to.
 #[derive(Clone, Copy)]

@@ -13,17 +13,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, SubsecRound as _, Utc};
+use hooks::Around;
 use serde::Serialize;
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
-use super::lock::{Heartbeat, StateLock, node};
-use super::outputs::{Member, Outlet, SourceOutputs, Written};
-use super::status::look;
-use super::{Engine, EngineError, Selection, blocking, chain, list, make_private_folder};
 use crate::catalog::RunRecord;
 use crate::config::{Instance, Strategy};
+use crate::engine::context::{Engine, blocking};
+use crate::engine::error::{EngineError, chain};
+use crate::engine::snapshots::list::{Selection, list};
+use crate::engine::state::locks::StateLock;
+use crate::engine::state::node::node;
+use crate::engine::state::private::make_private_folder;
+use crate::engine::verbs::status::look;
+use crate::engine::write::heartbeat::Heartbeat;
+use crate::engine::write::outputs::{Member, Outlet, SourceOutputs, Written};
 use crate::model::{
     Artifact, ArtifactFacts, ArtifactKind, Cancel, Completeness, FACTS_FORMAT, Facts, Name,
     SnapshotId, SourceFacts, Warnings,
@@ -31,7 +37,6 @@ use crate::model::{
 use crate::pipeline::{EncodeSettings, Throttle};
 use crate::report::{Outcome, Pruned, RunReport, SourceReport, StorageReport};
 use crate::source::{Context, SourceConfig, SourceError};
-use hooks::Around;
 
 /// Plain bytes of a block. At the default level a block of 4 MiB is packed 0.1 % smaller, takes
 /// more time, because it does not fit the caches of a processor, and costs four times the memory.
@@ -88,7 +93,7 @@ pub async fn last_began(
 }
 
 /// The last run of `strategy` that committed, as it was recorded.
-pub(super) async fn last_committed(
+pub(in crate::engine) async fn last_committed(
     engine: &Engine,
     instance: &Instance,
     strategy: &Strategy,
@@ -239,7 +244,7 @@ async fn next_second(engine: &Engine, instance: &Instance, strategy: &Strategy) 
     engine.clock.now_seconds()
 }
 
-struct Run<'a> {
+pub(in crate::engine) struct Run<'a> {
     engine: &'a Engine,
     instance: &'a Instance,
     strategy: &'a Strategy,
@@ -254,7 +259,7 @@ struct Run<'a> {
     stored_bytes: u64,
 }
 
-struct RunMember {
+pub(in crate::engine) struct RunMember {
     member: Arc<Member>,
     /// Whether it could be looked into. Nothing was written to one that could not, and to ask again
     /// takes long.

@@ -5,11 +5,13 @@ use std::sync::Arc;
 
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Run, RunMember};
 use crate::catalog::RunRecord;
-use crate::engine::lock::Heartbeat;
-use crate::engine::outputs::Member;
-use crate::engine::{EngineError, OpenStorage, chain, not_twice, sweep, writer};
+use crate::engine::context::{OpenStorage, not_twice};
+use crate::engine::error::{EngineError, chain};
+use crate::engine::run::{Run, RunMember};
+use crate::engine::write::heartbeat::Heartbeat;
+use crate::engine::write::outputs::Member;
+use crate::engine::write::{leftovers, writer};
 use crate::model::{Cancel, Name, RUN_KEY};
 use crate::pipeline::Throttle;
 use crate::report::StorageReport;
@@ -104,7 +106,7 @@ impl Run<'_> {
         member.reached = true;
         // Only once nobody else is known to write; a leftover that cannot be deleted is in nobody's
         // way.
-        match sweep::sweep(storage, &folder, &leftovers, member._lock.is_some()).await {
+        match leftovers::sweep(storage, &folder, &leftovers, member._lock.is_some()).await {
             Ok(0) => {}
             Ok(count) => {
                 tracing::info!(storage = %member.member.open.name, "collected what {count} \

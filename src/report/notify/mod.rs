@@ -310,7 +310,7 @@ async fn work(
             Ok(()) => tracing::debug!(notifier = %name, event = kind, strategy = subject, "told"),
             Err(error) => {
                 tracing::error!(notifier = %name, event = kind, strategy = subject, "not told: \
-                    {error}")
+                    {error}");
             }
         }
         waiting.send_modify(|waiting| *waiting -= 1);

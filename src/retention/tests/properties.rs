@@ -169,7 +169,7 @@ fn by_sets(policy: &Policy, history: &[Snapshot], timezone: Tz) -> BTreeSet<Snap
         let oldest = ids.first().copied();
         match rule.reach {
             Reach::Count(Count::Unlimited) => {
-                kept.extend(firsts.into_iter().chain(oldest).cloned())
+                kept.extend(firsts.into_iter().chain(oldest).cloned());
             }
             Reach::Count(Count::Limited(count)) => {
                 let count = count.get() as usize;

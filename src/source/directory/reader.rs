@@ -150,7 +150,7 @@ impl Pax {
                 self.sparse_map = Some(pairs(&numbers));
             }
             b"GNU.sparse.numblocks" => {
-                self.sparse_map = Some(self.sparse_map.take().unwrap_or_default())
+                self.sparse_map = Some(self.sparse_map.take().unwrap_or_default());
             }
             b"GNU.sparse.offset" => self.sparse_offset = count()?,
             b"GNU.sparse.numbytes" => {

@@ -95,7 +95,7 @@ impl Address {
             match key.as_str() {
                 "host" => host = filled(value),
                 "port" => {
-                    port = Some(value.parse().map_err(|_| format!("`{value}` is not a port"))?)
+                    port = Some(value.parse().map_err(|_| format!("`{value}` is not a port"))?);
                 }
                 "user" => user = filled(value),
                 "dbname" => database = filled(value),

@@ -308,7 +308,7 @@ impl Source for Postgres {
                 ),
             )),
             Err(error) => {
-                findings.push(Finding::new(Level::Error, "permissions", error.to_string()))
+                findings.push(Finding::new(Level::Error, "permissions", error.to_string()));
             }
         }
         findings

@@ -9,9 +9,11 @@ use futures::TryStreamExt as _;
 use serde::Serialize;
 use tokio::sync::mpsc;
 
-use super::arrival::{Arrival, Gate, Incoming, check_keys, objects};
-use super::snapshots::{find, list_one, read_whole};
-use super::{Engine, EngineError, Listing, OpenStorage, Selection, Snapshot, chain};
+use crate::engine::context::{Engine, OpenStorage};
+use crate::engine::error::{EngineError, chain};
+use crate::engine::snapshots::find::find;
+use crate::engine::snapshots::list::{Listing, Selection, Snapshot, list_one, read_whole};
+use crate::engine::write::snapshot_writer::{Arrival, Gate, Incoming, check_keys, objects};
 use crate::model::{MANIFEST_KEY, Manifest, Name, Rate, SnapshotId, StoredObject};
 use crate::pipeline::Throttle;
 use crate::storage::StorageError;
@@ -295,7 +297,7 @@ impl Copy<'_> {
                 .map_err(|error| self.target_failed(error))?;
             match self.transfer(&mut incoming, snapshot, object).await {
                 Ok(()) => {
-                    arrival.publish(incoming).await.map_err(|error| self.target_failed(error))?
+                    arrival.publish(incoming).await.map_err(|error| self.target_failed(error))?;
                 }
                 Err(failure) => {
                     incoming.abort().await;

@@ -1,8 +1,8 @@
 //! A snapshot that is brought into a storage from elsewhere, byte for byte: from another storage,
 //! or from an exported file.
 //!
-//! It arrives under a heartbeat, as a run's does, and its manifest is written last. What an arrival
-//! that died has left is taken up again, object by object, once it was read back and found right.
+//! It arrives under a heartbeat, as a run's does, and its manifest is written last. The objects of
+//! an arrival that died are taken up again, one by one, after they were read back.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,8 +10,13 @@ use bytes::Bytes;
 use futures::TryStreamExt as _;
 use tokio::task::JoinHandle;
 
-use super::lock::{Fate, Heartbeat, StateLock, node, read_heartbeat};
-use super::{Engine, EngineError, OpenStorage, sweep, writer};
+use crate::engine::context::{Engine, OpenStorage};
+use crate::engine::error::EngineError;
+use crate::engine::state::locks::StateLock;
+use crate::engine::state::node::node;
+use crate::engine::write::heartbeat::{Heartbeat, read_heartbeat};
+use crate::engine::write::leftovers::{self, Fate};
+use crate::engine::write::writer;
 use crate::model::{
     ByteSize, Digest, Digester, MANIFEST_KEY, Manifest, Name, RUN_KEY, RemoteCheck, SnapshotId,
     StorageNote, StoredObject,
@@ -21,12 +26,13 @@ use crate::storage::{CreateOptions, Storage, StorageError, Upload};
 
 /// An object up to this size is small for its storage: it is held in less memory.
 const SMALL_BYTES: u64 = 16 << 20;
+
 /// Room that must be left on a storage beyond what arrives.
 const SPARE_BYTES: u64 = 16 << 20;
 
 /// The right to bring snapshots of one strategy into one storage, while it lives: no run of it
 /// writes there meanwhile.
-pub(super) struct Gate<'a> {
+pub(in crate::engine) struct Gate<'a> {
     engine: &'a Engine,
     to: &'a OpenStorage,
     /// `<instance>/<strategy>/`.
@@ -41,7 +47,7 @@ impl<'a> Gate<'a> {
     ///
     /// # Errors
     /// [`EngineError::Locked`] when a run, or another arrival, holds the lock.
-    pub(super) async fn open(
+    pub(in crate::engine) async fn open(
         engine: &'a Engine,
         to: &'a OpenStorage,
         instance: &Name,
@@ -63,7 +69,7 @@ impl<'a> Gate<'a> {
 }
 
 /// One snapshot on its way into a storage.
-pub(super) struct Arrival<'a> {
+pub(in crate::engine) struct Arrival<'a> {
     gate: &'a Gate<'a>,
     id: SnapshotId,
     /// `<instance>/<strategy>/<id>/`.
@@ -85,7 +91,7 @@ impl<'a> Arrival<'a> {
     /// # Errors
     /// [`StorageError::Busy`] when somebody writes there, or may come back to,
     /// [`StorageError::AlreadyExists`] when the snapshot is there.
-    pub(super) async fn begin(
+    pub(in crate::engine) async fn begin(
         gate: &'a Gate<'a>,
         id: &SnapshotId,
         rate: Option<Throttle>,
@@ -134,7 +140,10 @@ impl<'a> Arrival<'a> {
     ///
     /// # Errors
     /// [`StorageError::Unsuitable`] for an object that is too large, [`StorageError::Full`].
-    pub(super) async fn ensure_room(&self, manifest: &Manifest) -> Result<(), StorageError> {
+    pub(in crate::engine) async fn ensure_room(
+        &self,
+        manifest: &Manifest,
+    ) -> Result<(), StorageError> {
         if let Some(largest) = self.storage().max_object_bytes()
             && let Some(object) = objects(manifest).find(|object| object.size > largest)
         {
@@ -156,7 +165,7 @@ impl<'a> Arrival<'a> {
     }
 
     /// Refuses what would not fit.
-    pub(super) async fn ensure_free(&self, needed: u64) -> Result<(), StorageError> {
+    pub(in crate::engine) async fn ensure_free(&self, needed: u64) -> Result<(), StorageError> {
         match self.storage().free_bytes().await? {
             Some(free) if free < needed.saturating_add(SPARE_BYTES) => Err(StorageError::Full {
                 attempt: format!("bring in `{}`", self.id),
@@ -173,7 +182,10 @@ impl<'a> Arrival<'a> {
 
     /// Whether the object is there already, from an earlier arrival, and right: it is read back.
     /// What is there and not right is deleted.
-    pub(super) async fn has(&mut self, object: &StoredObject) -> Result<bool, StorageError> {
+    pub(in crate::engine) async fn has(
+        &mut self,
+        object: &StoredObject,
+    ) -> Result<bool, StorageError> {
         let Some(size) = self.left.remove(&object.key) else { return Ok(false) };
         let key = format!("{}{}", self.folder, object.key);
         if size == object.size && self.digest_of(&key).await? == object.digest {
@@ -200,7 +212,11 @@ impl<'a> Arrival<'a> {
     }
 
     /// Begins an object of about `size` bytes.
-    pub(super) async fn open(&mut self, key: &str, size: u64) -> Result<Incoming, StorageError> {
+    pub(in crate::engine) async fn open(
+        &mut self,
+        key: &str,
+        size: u64,
+    ) -> Result<Incoming, StorageError> {
         let options = CreateOptions { small: size <= SMALL_BYTES, ..CreateOptions::default() };
         if self.left.remove(key).is_some() {
             self.storage().delete(&format!("{}{key}", self.folder)).await?;
@@ -216,7 +232,10 @@ impl<'a> Arrival<'a> {
     }
 
     /// Publishes an object that was found right.
-    pub(super) async fn publish(&mut self, incoming: Incoming) -> Result<(), StorageError> {
+    pub(in crate::engine) async fn publish(
+        &mut self,
+        incoming: Incoming,
+    ) -> Result<(), StorageError> {
         let (size, finished) = (incoming.size, incoming.upload.finish().await?);
         if finished.size != size {
             return Err(StorageError::Mismatch {
@@ -234,7 +253,7 @@ impl<'a> Arrival<'a> {
     ///
     /// # Errors
     /// When it is not certain that it is committed.
-    pub(super) async fn commit(
+    pub(in crate::engine) async fn commit(
         &mut self,
         manifest: &Manifest,
         body: &[u8],
@@ -265,7 +284,7 @@ impl<'a> Arrival<'a> {
 
     /// Ends an arrival that was committed. The heartbeat goes; one that stays tells nobody
     /// anything.
-    pub(super) async fn leave(mut self) {
+    pub(in crate::engine) async fn leave(mut self) {
         self.hush().await;
         if let Err(error) = writer::leave(self.storage(), &self.folder).await {
             tracing::warn!(storage = %self.gate.to.name, "the heartbeat could not be taken away: \
@@ -275,13 +294,13 @@ impl<'a> Arrival<'a> {
 
     /// Ends an arrival that was not committed. What it brought is deleted, unless `keep`: then the
     /// next one takes it up.
-    pub(super) async fn give_up(mut self, keep: bool) {
+    pub(in crate::engine) async fn give_up(mut self, keep: bool) {
         self.hush().await;
         // A manifest that was sent may yet come to light, and must find its objects when it does.
         if keep || self.attempted || !may_tidy(self.gate, &self.id, &self.heartbeat).await {
             return;
         }
-        if let Err(error) = sweep::remove(self.storage(), &self.gate.folder, &self.id).await {
+        if let Err(error) = leftovers::remove(self.storage(), &self.gate.folder, &self.id).await {
             tracing::warn!(storage = %self.gate.to.name, "could not clean up: {error}; a later run \
                 will");
         }
@@ -313,7 +332,7 @@ async fn may_tidy(gate: &Gate<'_>, id: &SnapshotId, heartbeat: &Heartbeat) -> bo
 }
 
 /// Refuses a manifest whose objects would get in the way of what makes a snapshot of a folder.
-pub(super) fn check_keys(manifest: &Manifest) -> Result<(), String> {
+pub(in crate::engine) fn check_keys(manifest: &Manifest) -> Result<(), String> {
     let mut seen = BTreeSet::new();
     for StoredObject { key, .. } in objects(manifest) {
         let reserved = key == MANIFEST_KEY
@@ -331,7 +350,7 @@ pub(super) fn check_keys(manifest: &Manifest) -> Result<(), String> {
 }
 
 /// Every object of a snapshot, in order.
-pub(super) fn objects(manifest: &Manifest) -> impl Iterator<Item = &StoredObject> {
+pub(in crate::engine) fn objects(manifest: &Manifest) -> impl Iterator<Item = &StoredObject> {
     manifest.artifacts.iter().flat_map(|artifact| &artifact.objects)
 }
 
@@ -342,7 +361,7 @@ async fn take_over(
     id: &SnapshotId,
     folder: &str,
 ) -> Result<BTreeMap<String, u64>, StorageError> {
-    let (found, _, snapshots) = sweep::unfinished(storage, folder, &gate.folder).await?;
+    let (found, _, snapshots) = leftovers::unfinished(storage, folder, &gate.folder).await?;
     if snapshots > 0 {
         return Err(StorageError::AlreadyExists {
             address: storage.address(),
@@ -378,7 +397,7 @@ async fn take_over(
 }
 
 /// An object while it arrives, not yet visible.
-pub(super) struct Incoming {
+pub(in crate::engine) struct Incoming {
     upload: Box<dyn Upload>,
     engine: Engine,
     rate: Option<Throttle>,
@@ -388,7 +407,7 @@ pub(super) struct Incoming {
 
 impl Incoming {
     /// Takes the next bytes.
-    pub(super) async fn write(&mut self, chunk: Bytes) -> Result<(), StorageError> {
+    pub(in crate::engine) async fn write(&mut self, chunk: Bytes) -> Result<(), StorageError> {
         let cancel = &self.engine.cancel;
         if let Some(rate) = &self.rate {
             rate.pass(chunk.len() as u64, cancel).await;
@@ -405,17 +424,17 @@ impl Incoming {
     }
 
     /// Bytes that came so far.
-    pub(super) fn size(&self) -> u64 {
+    pub(in crate::engine) fn size(&self) -> u64 {
         self.size
     }
 
     /// The digest of what came so far.
-    pub(super) fn digest(&self) -> Digest {
+    pub(in crate::engine) fn digest(&self) -> Digest {
         self.digester.clone().finish()
     }
 
     /// Gives it up.
-    pub(super) async fn abort(self) {
+    pub(in crate::engine) async fn abort(self) {
         self.upload.abort().await;
     }
 }

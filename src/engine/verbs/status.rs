@@ -3,12 +3,13 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use super::drill::last_drills;
-use super::lock::is_running;
-use super::snapshots::list_one;
-use super::{Engine, EngineError, OpenStorage, Selection, Snapshot, chain};
 use crate::catalog::{Catalog, CatalogError, RunRecord};
 use crate::config::{Instance, Strategy};
+use crate::engine::context::{Engine, OpenStorage};
+use crate::engine::error::{EngineError, chain};
+use crate::engine::snapshots::drills::last_drills;
+use crate::engine::snapshots::list::{Selection, Snapshot, list_one};
+use crate::engine::state::locks::is_running;
 use crate::model::{Completeness, Manifest, Name, Verdict};
 use crate::report::{
     Drills, LastDrill, LastRun, LastVerification, State, Status, StorageStatus, StrategyStatus,
@@ -122,7 +123,7 @@ pub async fn fill_status(engine: &Engine, instance: &Instance) {
 
 /// Lists what each storage of a strategy has of it, side by side: one that hangs does not keep the
 /// others. What could not be listed is logged, and none.
-pub(super) async fn look(
+pub(in crate::engine) async fn look(
     engine: &Engine,
     instance: &Instance,
     strategy: &Strategy,

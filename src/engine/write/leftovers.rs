@@ -1,33 +1,99 @@
-//! Collecting what dead runs left: folders without a manifest, uploads that nobody will finish.
+//! Folders without a manifest: whose they are, and how they are swept.
 
 use chrono::{DateTime, Utc};
 use futures::TryStreamExt as _;
 
-use super::lock::{ABANDONED, Fate, Unfinished};
+use crate::engine::write::heartbeat::{ABANDONED, LEASE, read_heartbeat};
 use crate::model::{MANIFEST_KEY, RUN_KEY, SnapshotId};
 use crate::storage::{Storage, StorageError};
 
+/// A folder of the strategy that has no manifest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::engine) struct Unfinished {
+    pub(in crate::engine) id: SnapshotId,
+    /// Its objects, `run.json` last.
+    pub(in crate::engine) keys: Vec<String>,
+    /// When the storage last saw one of them written.
+    pub(in crate::engine) touched: DateTime<Utc>,
+    pub(in crate::engine) beats: bool,
+}
+
+/// What may be done about a folder without a manifest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::engine) enum Fate {
+    /// Its writer is dead for certain, or silent for so long that it counts as dead.
+    Dead,
+    /// Its writer may be alive: nobody else writes now.
+    Alive(String),
+    /// Its writer is silent, but not for long enough.
+    Left,
+}
+
+impl Unfinished {
+    /// Judges the folder, for a run of `node` that holds the strategy's lock in its state folder:
+    /// whatever that state folder's runs left unfinished has no living writer.
+    pub(in crate::engine) async fn fate(
+        &self,
+        storage: &dyn Storage,
+        folder: &str,
+        node: &str,
+        now: DateTime<Utc>,
+    ) -> Result<Fate, StorageError> {
+        let silent = now - self.touched;
+        let heartbeat =
+            if self.beats { read_heartbeat(storage, folder, &self.id).await? } else { None };
+        Ok(match heartbeat {
+            // A copy of a machine has the node of the original, and perhaps its name. Only on the
+            // kernel that the lock was taken on does the lock tell that its run is dead; of any
+            // other start it is not known for a while.
+            Some(heartbeat)
+                if heartbeat.node == node && !heartbeat.is_of_this_start() && silent < LEASE =>
+            {
+                Fate::Left
+            }
+            Some(heartbeat) if heartbeat.node == node => Fate::Dead,
+            _ if silent >= ABANDONED => Fate::Dead,
+            // Without a heartbeat that can be read nobody is known to be alive there, and nobody to
+            // be dead.
+            Some(heartbeat) if silent < LEASE => Fate::Alive(format!(
+                "`{}` on `{}` (process {}) wrote to `{}` {} seconds ago",
+                self.id,
+                heartbeat.host,
+                heartbeat.pid,
+                storage.address(),
+                silent.num_seconds().max(0)
+            )),
+            None if self.beats && silent < LEASE => Fate::Alive(format!(
+                "`{}` in `{}` has a heartbeat that cannot be read",
+                self.id,
+                storage.address()
+            )),
+            _ => Fate::Left,
+        })
+    }
+}
+
 /// What a look over one strategy's folder found.
 #[derive(Debug, Default)]
-pub(super) struct Leftovers {
+pub(in crate::engine) struct Leftovers {
     /// Folders whose writer is dead.
-    pub(super) dead: Vec<Unfinished>,
+    pub(in crate::engine) dead: Vec<Unfinished>,
     /// Who may be writing right now.
-    pub(super) alive: Vec<String>,
+    pub(in crate::engine) alive: Vec<String>,
     /// Heartbeats of runs that committed and died before they took them away.
-    pub(super) stale: Vec<String>,
+    pub(in crate::engine) stale: Vec<String>,
     /// How many snapshots there are.
-    pub(super) snapshots: usize,
+    pub(in crate::engine) snapshots: usize,
     /// Whether a folder is left whose writer may come back.
-    pub(super) undecided: bool,
+    pub(in crate::engine) undecided: bool,
     /// By the storage's clock.
-    pub(super) now: DateTime<Utc>,
+    pub(in crate::engine) now: DateTime<Utc>,
 }
 
 /// Every folder of the strategy at `folder` (`<instance>/<strategy>/`) that has no manifest, the
 /// keys of heartbeats in those that have one, and the number of these, from one complete listing of
 /// `prefix`: that folder, or one of a snapshot in it.
-pub(super) async fn unfinished(
+pub(in crate::engine) async fn unfinished(
     storage: &dyn Storage,
     prefix: &str,
     folder: &str,
@@ -78,7 +144,7 @@ pub(super) async fn unfinished(
 
 /// Looks for what dead runs left, and for living ones, on behalf of who holds the strategy's lock
 /// as `node`. A run's `own` folder is not looked at.
-pub(super) async fn look(
+pub(in crate::engine) async fn look(
     storage: &dyn Storage,
     folder: &str,
     node: &str,
@@ -102,7 +168,7 @@ pub(super) async fn look(
 
 /// Deletes what [`look`] found dead, and what died before it had anything to list. Returns how many
 /// folders went. `locked` tells that the storage's own lock is held: then nobody else writes there.
-pub(super) async fn sweep(
+pub(in crate::engine) async fn sweep(
     storage: &dyn Storage,
     folder: &str,
     leftovers: &Leftovers,
@@ -121,7 +187,7 @@ pub(super) async fn sweep(
 }
 
 /// Deletes the folder of a snapshot that has no manifest, any more or yet.
-pub(super) async fn remove(
+pub(in crate::engine) async fn remove(
     storage: &dyn Storage,
     strategy_folder: &str,
     id: &SnapshotId,
@@ -136,7 +202,7 @@ pub(super) async fn remove(
 }
 
 /// Deletes the objects of a folder that has no manifest, having looked once more that it has none.
-pub(super) async fn delete_folder(
+pub(in crate::engine) async fn delete_folder(
     storage: &dyn Storage,
     folder: &str,
     keys: &[String],

@@ -4,9 +4,12 @@ use std::ops::ControlFlow;
 
 use tokio::runtime::Handle;
 
-use super::fetch::reading_failed;
-use super::lock::ReadLock;
-use super::{Engine, EngineError, OpenStorage, Snapshot, blocking, read_facts, read_plain};
+use crate::engine::context::{Engine, OpenStorage, blocking};
+use crate::engine::error::EngineError;
+use crate::engine::read::fault::reading_failed;
+use crate::engine::read::fetch::{read_facts, read_plain};
+use crate::engine::snapshots::list::Snapshot;
+use crate::engine::state::locks::ReadLock;
 use crate::model::{Artifact, ArtifactKind, Encryption, Facts, Manifest, Name};
 use crate::pipeline::{DecodeError, Identity};
 use crate::source::directory::index::{Entry, IndexError, IndexReader};
@@ -22,20 +25,20 @@ pub struct Side {
 }
 
 /// A snapshot whose manifest and facts were read.
-pub(super) struct Opened {
-    pub(super) engine: Engine,
-    pub(super) storage: OpenStorage,
-    pub(super) folder: String,
-    pub(super) manifest: Manifest,
+pub(in crate::engine) struct Opened {
+    pub(in crate::engine) engine: Engine,
+    pub(in crate::engine) storage: OpenStorage,
+    pub(in crate::engine) folder: String,
+    pub(in crate::engine) manifest: Manifest,
     /// None when it is encrypted and there is no key to open it with.
-    pub(super) facts: Option<Facts>,
+    pub(in crate::engine) facts: Option<Facts>,
     identities: Vec<Identity>,
     runtime: Handle,
     _lock: Option<ReadLock>,
 }
 
 impl Opened {
-    pub(super) async fn new(
+    pub(in crate::engine) async fn new(
         engine: &Engine,
         side: &Side,
         identities: &[Identity],
@@ -70,7 +73,7 @@ impl Opened {
     }
 
     /// The indexes of its folders, with the sources that they are of, in the order of the manifest.
-    pub(super) fn indexes(&self) -> impl Iterator<Item = (&Name, &Artifact)> {
+    pub(in crate::engine) fn indexes(&self) -> impl Iterator<Item = (&Name, &Artifact)> {
         let indexes =
             self.manifest.artifacts.iter().filter(|artifact| artifact.kind == ArtifactKind::Index);
         indexes.filter_map(|artifact| Some((artifact.source.as_ref()?, artifact)))
@@ -82,7 +85,7 @@ impl Opened {
     /// # Errors
     /// When the index is damaged or cannot be reached; what was given out before that is right as
     /// far as is known, and not all.
-    pub(super) fn entries(
+    pub(in crate::engine) fn entries(
         &self,
         index: &Artifact,
         mut each: impl FnMut(Entry) -> ControlFlow<()>,

@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
-use super::OpenStorage;
+use crate::engine::context::OpenStorage;
 use crate::model::{
     Artifact, ArtifactFacts, ArtifactKind, Cancel, Name, RemoteCheck, StoredObject,
 };
@@ -29,9 +29,9 @@ use crate::storage::{CreateOptions, StorageError, Upload};
 const QUEUE: usize = 1;
 
 /// One storage of a run.
-pub(super) struct Member {
-    pub(super) open: OpenStorage,
-    pub(super) upload_rate: Option<Throttle>,
+pub(in crate::engine) struct Member {
+    pub(in crate::engine) open: OpenStorage,
+    pub(in crate::engine) upload_rate: Option<Throttle>,
     state: Mutex<MemberState>,
 }
 
@@ -43,7 +43,7 @@ struct MemberState {
 }
 
 impl Member {
-    pub(super) fn new(open: OpenStorage, upload_rate: Option<Throttle>) -> Arc<Self> {
+    pub(in crate::engine) fn new(open: OpenStorage, upload_rate: Option<Throttle>) -> Arc<Self> {
         let state = Mutex::new(MemberState { failure: None, check: RemoteCheck::Crc32c });
         Arc::new(Self { open, upload_rate, state })
     }
@@ -53,7 +53,7 @@ impl Member {
     }
 
     /// Takes the storage out of the run. The first failure is the one that is told.
-    pub(super) fn fail(&self, error: StorageError) {
+    pub(in crate::engine) fn fail(&self, error: StorageError) {
         let mut state = self.state();
         if state.failure.is_none() {
             tracing::error!(storage = %self.open.name, "{error}");
@@ -61,15 +61,15 @@ impl Member {
         }
     }
 
-    pub(super) fn is_well(&self) -> bool {
+    pub(in crate::engine) fn is_well(&self) -> bool {
         self.state().failure.is_none()
     }
 
-    pub(super) fn take_failure(&self) -> Option<StorageError> {
+    pub(in crate::engine) fn take_failure(&self) -> Option<StorageError> {
         self.state().failure.take()
     }
 
-    pub(super) fn check(&self) -> RemoteCheck {
+    pub(in crate::engine) fn check(&self) -> RemoteCheck {
         self.state().check
     }
 
@@ -81,31 +81,31 @@ impl Member {
 
 /// What all streams of a run share.
 #[derive(Clone)]
-pub(super) struct Outlet {
-    pub(super) members: Vec<Arc<Member>>,
+pub(in crate::engine) struct Outlet {
+    pub(in crate::engine) members: Vec<Arc<Member>>,
     /// For the bulk of a source.
-    pub(super) settings: EncodeSettings,
+    pub(in crate::engine) settings: EncodeSettings,
     /// `<instance>/<strategy>/<id>/`.
-    pub(super) folder: String,
-    pub(super) cancel: Cancel,
-    pub(super) progress: Progress,
-    pub(super) runtime: Handle,
+    pub(in crate::engine) folder: String,
+    pub(in crate::engine) cancel: Cancel,
+    pub(in crate::engine) progress: Progress,
+    pub(in crate::engine) runtime: Handle,
     /// Every task of the run's streams, so that its end can wait until nothing of it is left open.
-    pub(super) tasks: TaskTracker,
+    pub(in crate::engine) tasks: TaskTracker,
 }
 
 impl Outlet {
     /// Waits until what was given up is aborted. Only when no stream is open any more.
-    pub(super) async fn settle(&self) {
+    pub(in crate::engine) async fn settle(&self) {
         self.tasks.close();
         self.tasks.wait().await;
     }
 }
 
 /// A stream that was encoded and published.
-pub(super) struct Written {
-    pub(super) artifact: Artifact,
-    pub(super) facts: ArtifactFacts,
+pub(in crate::engine) struct Written {
+    pub(in crate::engine) artifact: Artifact,
+    pub(in crate::engine) facts: ArtifactFacts,
     blocks: Vec<Block>,
 }
 
@@ -246,13 +246,13 @@ impl Drop for Lanes {
 }
 
 /// The [`Outputs`] of one source.
-pub(super) struct SourceOutputs {
+pub(in crate::engine) struct SourceOutputs {
     outlet: Outlet,
     source: Option<Name>,
 }
 
 impl SourceOutputs {
-    pub(super) fn new(outlet: Outlet, source: Option<Name>) -> Self {
+    pub(in crate::engine) fn new(outlet: Outlet, source: Option<Name>) -> Self {
         Self { outlet, source }
     }
 
@@ -324,7 +324,7 @@ impl SourceOutputs {
 
     /// Ends the streams of a source that succeeded, in the order it gave them, and adds the block
     /// lists that they want.
-    pub(super) fn finish_all(&self, outputs: Vec<Output>) -> io::Result<Vec<Written>> {
+    pub(in crate::engine) fn finish_all(&self, outputs: Vec<Output>) -> io::Result<Vec<Written>> {
         let mut all = Vec::new();
         for output in outputs {
             let spec = output.spec.clone();
@@ -341,7 +341,7 @@ impl SourceOutputs {
     }
 
     /// Writes a document that this program makes itself as an artifact.
-    pub(super) fn write_document(
+    pub(in crate::engine) fn write_document(
         &self,
         extension: &'static str,
         kind: ArtifactKind,

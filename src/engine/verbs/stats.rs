@@ -3,10 +3,11 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::Serialize;
 
-use super::marks::{Drilled, Hold, Marks, read_marks};
-use super::prune::decisions;
-use super::{Engine, Listing, OpenStorage, Snapshot};
 use crate::config::{Instance, Strategy};
+use crate::engine::context::{Engine, OpenStorage};
+use crate::engine::snapshots::decisions::decisions;
+use crate::engine::snapshots::list::{Listing, Snapshot};
+use crate::engine::snapshots::marks::{Drilled, Hold, Marks, read_marks};
 use crate::model::{Name, SnapshotId};
 use crate::retention::{self, Policy, Reason, decide};
 
@@ -96,6 +97,7 @@ fn retained(
 
 /// Days that are looked ahead.
 pub const HORIZONS: [u32; 3] = [30, 90, 365];
+
 /// So many of the newest whole snapshots tell how fast they grow.
 const TREND: usize = 60;
 

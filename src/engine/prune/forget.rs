@@ -2,9 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use super::prune::{PruneScope, delete, exclude, is_good, locked};
-use super::snapshots::list;
-use super::{Engine, EngineError, OpenStorage, Selection, Snapshot, read_marks};
+use crate::engine::context::{Engine, OpenStorage};
+use crate::engine::error::EngineError;
+use crate::engine::prune::deleting::{delete, exclude};
+use crate::engine::prune::{PruneScope, locked};
+use crate::engine::snapshots::decisions::is_good;
+use crate::engine::snapshots::list::{Selection, Snapshot, list};
+use crate::engine::snapshots::marks::read_marks;
 use crate::model::{Name, SnapshotId, Verdict};
 use crate::report::Pruned;
 
@@ -28,7 +32,7 @@ pub async fn forget(
         match open {
             Ok(open) => opened.push(open.clone()),
             Err((name, problem)) => {
-                problems.push(format!("It is not known what is held in `{name}`: {problem}"))
+                problems.push(format!("It is not known what is held in `{name}`: {problem}"));
             }
         }
     }

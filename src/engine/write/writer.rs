@@ -1,9 +1,10 @@
-//! How a writer of a strategy's folder, a run or a copy, makes sure that it is alone there, makes
-//! itself known, and leaves again.
+//! A writer of a storage: how it enters under a heartbeat, keeps it up, and leaves.
 
-use super::OpenStorage;
-use super::lock::{BEAT, Heartbeat};
-use super::sweep::{self, Leftovers};
+use chrono::{DateTime, Utc};
+
+use crate::engine::context::OpenStorage;
+use crate::engine::write::heartbeat::{BEAT, Heartbeat};
+use crate::engine::write::leftovers::{self, Leftovers};
 use crate::model::{Clock, RUN_KEY, SnapshotId, StoredObject};
 use crate::storage::{Storage, StorageError};
 
@@ -12,13 +13,13 @@ use crate::storage::{Storage, StorageError};
 ///
 /// # Errors
 /// [`StorageError::Busy`] when somebody may be writing there right now.
-pub(super) async fn look(
+pub(in crate::engine) async fn look(
     storage: &dyn Storage,
     folder: &str,
     node: &str,
     own: &SnapshotId,
 ) -> Result<Leftovers, StorageError> {
-    let leftovers = sweep::look(storage, folder, node, Some(own)).await?;
+    let leftovers = leftovers::look(storage, folder, node, Some(own)).await?;
     match leftovers.alive.first() {
         Some(who) => Err(busy(storage, folder, who)),
         None => Ok(leftovers),
@@ -26,7 +27,7 @@ pub(super) async fn look(
 }
 
 /// That `who` writes to the strategy's folder.
-pub(super) fn busy(storage: &dyn Storage, folder: &str, who: &str) -> StorageError {
+pub(in crate::engine) fn busy(storage: &dyn Storage, folder: &str, who: &str) -> StorageError {
     StorageError::Busy { address: storage.address(), folder: format!("{folder} ({who})") }
 }
 
@@ -35,7 +36,7 @@ pub(super) fn busy(storage: &dyn Storage, folder: &str, who: &str) -> StorageErr
 /// # Errors
 /// [`StorageError::Busy`] when another began at the same moment; then the heartbeat is taken away
 /// again.
-pub(super) async fn enter(
+pub(in crate::engine) async fn enter(
     storage: &dyn Storage,
     folder: &str,
     heartbeat: &Heartbeat,
@@ -63,7 +64,7 @@ pub(super) async fn enter(
 }
 
 /// Renews the heartbeat at `key` while `goes_on` says so.
-pub(super) async fn beat(
+pub(in crate::engine) async fn beat(
     open: OpenStorage,
     key: String,
     clock: Clock,
@@ -86,7 +87,7 @@ pub(super) async fn beat(
 }
 
 /// Looks up every object once more, in the snapshot's folder: what comes just before the manifest.
-pub(super) async fn look_up(
+pub(in crate::engine) async fn look_up(
     storage: &dyn Storage,
     folder: &str,
     objects: impl Iterator<Item = &StoredObject>,
@@ -107,10 +108,11 @@ pub(super) async fn look_up(
 
 /// Takes the heartbeat away after the commit to `folder`, and what was begun twice because an
 /// answer was lost: nothing else writes there.
-pub(super) async fn leave(storage: &dyn Storage, folder: &str) -> Result<(), StorageError> {
-    if let Err(error) =
-        storage.sweep_uploads(folder, chrono::DateTime::<chrono::Utc>::MAX_UTC).await
-    {
+pub(in crate::engine) async fn leave(
+    storage: &dyn Storage,
+    folder: &str,
+) -> Result<(), StorageError> {
+    if let Err(error) = storage.sweep_uploads(folder, DateTime::<Utc>::MAX_UTC).await {
         tracing::debug!(
             address = storage.address(),
             "could not look for unfinished uploads: {error}"

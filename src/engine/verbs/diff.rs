@@ -12,8 +12,9 @@ use std::ops::ControlFlow;
 
 use serde::Serialize;
 
-use super::files::{Opened, Side};
-use super::{Engine, EngineError, blocking};
+use crate::engine::context::{Engine, blocking};
+use crate::engine::error::EngineError;
+use crate::engine::read::files::{Opened, Side};
 use crate::model::{ArtifactKind, Digest, Name};
 use crate::pipeline::Identity;
 use crate::source::directory::index::Entry;
@@ -21,6 +22,7 @@ use crate::source::directory::{Kind, Time};
 
 /// Entries of the older snapshot that are held at a time: about 25 MiB.
 const HELD: usize = 1 << 17;
+
 /// Differences that are held to be sorted by path before they are given out.
 const SORTED: usize = 1 << 16;
 

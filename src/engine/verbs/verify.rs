@@ -1,20 +1,20 @@
 //! Whether what is stored is what was written.
 
 use std::collections::BTreeSet;
-use std::io::Read;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
-use tokio::runtime::Handle;
 
-use super::fetch::{read_plain, read_stored, reading_failed};
-use super::lock::ReadLock;
-use super::snapshots::{Listing, Snapshot, read_whole};
-use super::{Engine, EngineError, OpenStorage, Selection, chain, list, read_facts};
 use crate::catalog::VerificationRecord;
 use crate::config::{Instance, Strategy};
-use crate::model::{Artifact, Encryption, Facts, MANIFEST_KEY, Manifest, Name, SnapshotId};
-use crate::pipeline::{DecodeError, Identity};
+use crate::engine::context::{Engine, OpenStorage};
+use crate::engine::error::{EngineError, chain};
+use crate::engine::read::fetch::read_facts;
+use crate::engine::read::whole::read_through;
+use crate::engine::snapshots::list::{Listing, Selection, Snapshot, list, read_whole};
+use crate::engine::state::locks::ReadLock;
+use crate::model::{MANIFEST_KEY, Manifest, Name, SnapshotId};
+use crate::pipeline::Identity;
 use crate::storage::StorageError;
 
 /// What a verification found.
@@ -313,7 +313,7 @@ async fn verify_one(
             }
             Err(_) if engine.cancel.is_cancelled() => return Err(EngineError::Cancelled),
             Err(error) if error.is_about_reaching() => {
-                verdict.unread.push(format!("`{}`: {error}", object.key))
+                verdict.unread.push(format!("`{}`: {error}", object.key));
             }
             Err(error) => verdict.problems.push(format!("`{}`: {error}", object.key)),
         }
@@ -346,90 +346,4 @@ async fn verify_one(
         verdict.read = verdict.unread.is_empty();
     }
     Ok(verdict)
-}
-
-/// Reads an artifact to its end, decoded where it can be.
-///
-/// # Errors
-/// [`EngineError::Damaged`], or that it could not be reached.
-pub(super) async fn read_through(
-    engine: &Engine,
-    storage: &OpenStorage,
-    id: &SnapshotId,
-    folder: &str,
-    artifact: &Artifact,
-    identities: &[Identity],
-    facts: Option<&Facts>,
-) -> Result<(), EngineError> {
-    let (engine, storage, id, folder) =
-        (engine.clone(), storage.clone(), id.clone(), folder.to_owned());
-    let (artifact, identities, facts) = (artifact.clone(), identities.to_vec(), facts.cloned());
-    let runtime = Handle::current();
-    tokio::task::spawn_blocking(move || {
-        let failed = |error: &std::io::Error| {
-            if engine.cancel.is_cancelled() {
-                EngineError::Cancelled
-            } else {
-                reading_failed(&storage, &id, &artifact.name, error)
-            }
-        };
-        let readable = artifact.codec.encryption == Encryption::None || facts.is_some();
-        let mut stream: Box<dyn Read + Send> = if readable {
-            match read_plain(&storage, &folder, &artifact, &identities, facts.as_ref(), &runtime) {
-                Ok(plain) => plain,
-                Err(DecodeError::Locked(why)) => {
-                    return Err(EngineError::Request(format!(
-                        "`{}` is encrypted, and {why}",
-                        artifact.name
-                    )));
-                }
-                Err(DecodeError::Io(error)) => return Err(failed(&error)),
-            }
-        } else {
-            Box::new(read_stored(&storage, &folder, &artifact, &runtime))
-        };
-        let mut buffer = vec![0; 256 << 10];
-        loop {
-            if engine.cancel.is_cancelled() {
-                return Err(EngineError::Cancelled);
-            }
-            match stream.read(&mut buffer) {
-                Ok(0) => return Ok(()),
-                Ok(count) => engine.progress.add(count as u64),
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(failed(&error)),
-            }
-        }
-    })
-    .await
-    .map_err(|error| EngineError::Internal(error.to_string()))?
-}
-
-/// Whether every artifact of `manifest` that `wanted` accepts reads undamaged from the storage.
-pub(super) async fn ensure_undamaged(
-    engine: &Engine,
-    storage: &OpenStorage,
-    manifest: &Manifest,
-    identities: &[Identity],
-    facts: Option<&Facts>,
-    wanted: impl Fn(&Artifact) -> bool,
-) -> Result<(), EngineError> {
-    let folder = format!("{}/{}/{}/", manifest.instance, manifest.strategy, manifest.id);
-    for artifact in manifest.artifacts.iter().filter(|artifact| wanted(artifact)) {
-        let expected = facts
-            .and_then(|facts| facts.artifacts.iter().find(|known| known.name == artifact.name));
-        engine
-            .progress
-            .begin(format!("checking {}", artifact.name), expected.map(|known| known.plain_bytes));
-        match read_through(engine, storage, &manifest.id, &folder, artifact, identities, facts)
-            .await
-        {
-            Err(EngineError::Damaged { snapshot, storage, problem }) => {
-                let problem = format!("{problem}. Nothing was overwritten");
-                return Err(EngineError::Damaged { snapshot, storage, problem });
-            }
-            read => read?,
-        }
-    }
-    Ok(())
 }

@@ -11,49 +11,18 @@ use futures::TryStreamExt as _;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
-use super::streams::Fault;
-use super::{Engine, EngineError, OpenStorage, chain};
-use crate::model::{Artifact, Encryption, Facts, Manifest, SnapshotId};
+use crate::engine::context::{Engine, OpenStorage};
+use crate::engine::error::EngineError;
+use crate::engine::read::fault::{UNREACHED, reading_failed};
+use crate::model::{Artifact, Encryption, Facts, Manifest};
 use crate::pipeline::{Clocked, DecodeError, Expected, Identity, Step, Verified, timed_decoder};
 use crate::storage::StorageError;
 
 /// Chunks that wait between the storage and who reads.
 const QUEUE: usize = 2;
+
 /// Facts that are larger are not ours.
 const LARGEST_FACTS: u64 = 256 << 20;
-
-/// The kind of an error that tells nothing about what is stored. What wraps the stream keeps the
-/// kind of its errors.
-const UNREACHED: io::ErrorKind = io::ErrorKind::NotConnected;
-
-/// What an error that ended the reading of `what` tells: that the snapshot is damaged, or only that
-/// it could not be reached, or not opened. An error that says itself which stream it is of (an
-/// index that was read beside) is believed.
-pub(super) fn reading_failed(
-    storage: &OpenStorage,
-    id: &SnapshotId,
-    what: &str,
-    error: &io::Error,
-) -> EngineError {
-    let fault = Fault::within(error);
-    let what = fault.map_or(what, |fault| &fault.artifact);
-    if fault.is_some_and(|fault| fault.is_refusal) {
-        return EngineError::Request(format!("`{what}`: {}", chain(error)));
-    }
-    if error.kind() == UNREACHED {
-        let error = StorageError::Unavailable {
-            attempt: format!("read `{what}` of `{id}`"),
-            address: storage.storage.address(),
-            problem: chain(error),
-        };
-        return EngineError::storage(&storage.name, error);
-    }
-    EngineError::Damaged {
-        snapshot: id.to_string(),
-        storage: storage.name.clone(),
-        problem: format!("`{what}`: {}", chain(error)),
-    }
-}
 
 /// Objects, or ranges of them, joined, for a thread that may block. Dropping it ends the transfer.
 struct StoredReader {
@@ -118,7 +87,7 @@ impl Read for StoredReader {
 
 /// The stored stream of `artifact`, held against its sizes and digests while it is read. For
 /// threads that may block.
-pub(super) fn read_stored(
+pub(in crate::engine) fn read_stored(
     storage: &OpenStorage,
     folder: &str,
     artifact: &Artifact,
@@ -132,7 +101,7 @@ pub(super) fn read_stored(
 }
 
 /// A range of a stored object, held against nothing. For threads that may block.
-pub(super) fn read_range(
+pub(in crate::engine) fn read_range(
     storage: &OpenStorage,
     key: String,
     range: Range<u64>,

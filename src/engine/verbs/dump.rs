@@ -5,10 +5,13 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::lock::ReadLock;
-use super::restore::{failed_in, usable_manifest};
-use super::streams::ArtifactStreams;
-use super::{Engine, EngineError, OpenStorage, Snapshot, blocking, read_facts};
+use crate::engine::context::{Engine, OpenStorage, blocking};
+use crate::engine::error::EngineError;
+use crate::engine::read::fault::{failed_in, usable_manifest};
+use crate::engine::read::fetch::read_facts;
+use crate::engine::read::streams::ArtifactStreams;
+use crate::engine::snapshots::list::Snapshot;
+use crate::engine::state::locks::ReadLock;
 use crate::model::{Artifact, ArtifactKind, Cancel, Manifest, Name};
 use crate::pipeline::Identity;
 use crate::source::directory::{self, Kind};
@@ -16,8 +19,10 @@ use crate::source::{SourceError, Streams};
 
 /// How much is read at a time.
 const BUFFER_BYTES: usize = 128 << 10;
+
 /// How many names that are near a missing one are told.
 const NEAR: usize = 3;
+
 /// How like a missing name another must be, of 1.
 const LIKENESS: f64 = 0.85;
 

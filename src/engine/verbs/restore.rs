@@ -10,17 +10,17 @@ use std::sync::Arc;
 use serde::Serialize;
 use tokio::runtime::Handle;
 
-use super::fetch::reading_failed;
-use super::lock::ReadLock;
-use super::streams::{ArtifactStreams, beside};
-use super::verify::ensure_undamaged;
-use super::{
-    Engine, EngineError, OpenStorage, Snapshot, blocking, free_bytes, make_private_folder,
-    read_facts,
-};
+use crate::engine::context::{Engine, OpenStorage, blocking};
+use crate::engine::error::EngineError;
+use crate::engine::read::fault::{failed, failed_in, usable_manifest};
+use crate::engine::read::fetch::read_facts;
+use crate::engine::read::streams::{ArtifactStreams, beside};
+use crate::engine::read::whole::ensure_undamaged;
+use crate::engine::snapshots::list::Snapshot;
+use crate::engine::state::locks::ReadLock;
+use crate::engine::state::private::{free_bytes, make_private_folder};
 use crate::model::{
-    Artifact, ArtifactKind, ByteSize, Compression, DatabaseUrl, Encryption, Facts, Manifest, Name,
-    SnapshotId, Warnings,
+    Artifact, ArtifactKind, ByteSize, DatabaseUrl, Facts, Manifest, Name, SnapshotId, Warnings,
 };
 use crate::pipeline::Identity;
 use crate::source::command::CommandConfig;
@@ -140,7 +140,7 @@ pub struct RestoredArtifact {
 }
 
 /// What restoring needs to know of an artifact.
-pub(super) fn restore_artifact(
+pub(in crate::engine) fn restore_artifact(
     id: &SnapshotId,
     artifact: &Artifact,
     facts: Option<&Facts>,
@@ -159,36 +159,6 @@ pub(super) fn restore_artifact(
         kind: artifact.kind,
         plain_bytes: plain.map(|known| known.plain_bytes),
         facts: source.map(|source| source.facts.clone()).unwrap_or_default(),
-    }
-}
-
-/// The ordinary commands that restore `artifact` from what `fetch` writes, in one line; none for
-/// what is not restored by itself. `$KEY`, `$DATABASE` and `$DIR` stand for what only the operator
-/// knows.
-pub fn by_hand(
-    id: &SnapshotId,
-    artifact: &Artifact,
-    facts: Option<&Facts>,
-    fetch: &str,
-) -> Option<String> {
-    let last = restorer(artifact.kind)?.by_hand(&restore_artifact(id, artifact, facts));
-    let decrypt = (artifact.codec.encryption == Encryption::Age).then_some(r#"age -d -i "$KEY""#);
-    let decompress = match artifact.codec.compression {
-        Compression::Zstd => Some("zstd -d"),
-        Compression::Gzip => Some("gzip -d"),
-        Compression::None => None,
-    };
-    let steps = [Some(fetch), decrypt, decompress, Some(&last)];
-    Some(steps.into_iter().flatten().collect::<Vec<_>>().join(" | ").replace(" | cat > ", " > "))
-}
-
-/// A text as one word of a POSIX shell.
-pub fn shell_quoted(text: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-:=+@%,".contains(c);
-    if !text.is_empty() && text.chars().all(plain) {
-        text.to_owned()
-    } else {
-        format!("'{}'", text.replace('\'', r"'\''"))
     }
 }
 
@@ -347,30 +317,6 @@ async fn prepare(
     Ok(Prepared { manifest: manifest.clone(), facts: facts.map(Arc::new), plan })
 }
 
-/// The manifest of a snapshot that can be read with `identities`, as far as can be told without
-/// reading.
-pub(super) fn usable_manifest<'a>(
-    storage: &OpenStorage,
-    snapshot: &'a Snapshot,
-    identities: &[Identity],
-) -> Result<&'a Manifest, EngineError> {
-    let manifest = snapshot.manifest.as_ref().map_err(|problem| EngineError::Damaged {
-        snapshot: snapshot.id.to_string(),
-        storage: storage.name.clone(),
-        problem: format!("`manifest.json`: {problem}"),
-    })?;
-    let encrypted =
-        manifest.artifacts.iter().any(|artifact| artifact.codec.encryption == Encryption::Age);
-    if encrypted && identities.is_empty() {
-        return Err(EngineError::Request(format!(
-            "The snapshot `{}` is encrypted: name the file of a key that opens it with \
-             `--identity-file`",
-            snapshot.id
-        )));
-    }
-    Ok(manifest)
-}
-
 /// Says what [`restore`] would do with the same request, and touches nothing.
 ///
 /// # Errors
@@ -522,30 +468,6 @@ fn options(request: &RestoreRequest, artifact: &Artifact) -> RestoreOptions {
     RestoreOptions { delete, ..request.options.clone() }
 }
 
-/// What the failure of a restorer that read from a storage tells.
-pub(super) fn failed_in(
-    engine: &Engine,
-    storage: &OpenStorage,
-    id: &SnapshotId,
-    artifact: &str,
-    error: SourceError,
-) -> EngineError {
-    match error {
-        _ if engine.cancel.is_cancelled() => EngineError::Cancelled,
-        SourceError::Stream(error) => reading_failed(storage, id, artifact, &error),
-        SourceError::Damaged(problem) => EngineError::Damaged {
-            snapshot: id.to_string(),
-            storage: storage.name.clone(),
-            problem: format!("`{artifact}`: {problem}"),
-        },
-        error => failed(artifact, error),
-    }
-}
-
-fn failed(artifact: &str, error: SourceError) -> EngineError {
-    EngineError::Restore { artifact: artifact.to_owned(), error: Box::new(error) }
-}
-
 fn context(engine: &Engine, planned: &PlannedArtifact, request: &RestoreRequest) -> Context {
     Context {
         name: planned.source.clone(),
@@ -572,22 +494,4 @@ fn ensure_room(folder: &Path, plan: &RestorePlan) -> Result<(), EngineError> {
         )));
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::shell_quoted;
-
-    #[test]
-    #[expect(clippy::disallowed_methods, reason = "the shell is the judge")]
-    fn a_quoted_text_is_one_word_of_a_shell() {
-        for text in ["plain/path.zst", "two words", "it's", "$(reboot)", ""] {
-            let output = std::process::Command::new("sh")
-                .arg("-c")
-                .arg(format!("printf %s {}", shell_quoted(text)))
-                .output()
-                .unwrap();
-            assert_eq!(String::from_utf8(output.stdout).unwrap(), text);
-        }
-    }
 }

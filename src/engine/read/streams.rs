@@ -1,57 +1,18 @@
 //! The streams of a snapshot that a restorer reads: whole, in parts, and the index beside them.
 
-use std::error::Error;
 use std::io::{self, Read};
 use std::ops::Range;
 use std::sync::Arc;
 
 use tokio::runtime::Handle;
 
-use super::OpenStorage;
-use super::fetch::{read_plain, read_range};
+use crate::engine::context::OpenStorage;
+use crate::engine::read::fault::Fault;
+use crate::engine::read::fetch::{read_plain, read_range};
 use crate::model::{Artifact, ArtifactKind, Facts, Manifest};
 use crate::pipeline::{BlockList, DecodeError, Identity, parts};
 use crate::report::Progress;
 use crate::source::Streams;
-
-/// An error of a stream, and which one it is of. It travels through the restorer, which knows one
-/// artifact only.
-#[derive(Debug, thiserror::Error)]
-#[error("{problem}")]
-pub(super) struct Fault {
-    /// The artifact.
-    pub(super) artifact: String,
-    /// Whether nothing is wrong with the snapshot: it cannot be read in the way that was asked for.
-    pub(super) is_refusal: bool,
-    problem: String,
-}
-
-impl Fault {
-    fn wrap(artifact: &str, error: &io::Error) -> io::Error {
-        let fault =
-            Self { artifact: artifact.to_owned(), is_refusal: false, problem: error.to_string() };
-        io::Error::new(error.kind(), fault)
-    }
-
-    fn refusal(artifact: &str, problem: String) -> io::Error {
-        let fault = Self { artifact: artifact.to_owned(), is_refusal: true, problem };
-        io::Error::new(io::ErrorKind::Unsupported, fault)
-    }
-
-    /// The fault that `error` is, or that it wraps.
-    pub(super) fn within(error: &io::Error) -> Option<&Self> {
-        let mut next: Option<&(dyn Error + 'static)> = Some(error);
-        while let Some(error) = next {
-            // An I/O error passes over what it holds itself when it is asked for its source.
-            let held = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-            if let Some(fault) = held.and_then(|held| held.downcast_ref()) {
-                return Some(fault);
-            }
-            next = error.source();
-        }
-        None
-    }
-}
 
 /// Names the artifact in every error of a stream.
 struct Named<R> {
@@ -86,7 +47,7 @@ impl<R: Read> Read for Counted<R> {
 }
 
 /// The streams that belong to one artifact of a snapshot in a storage. For threads that may block.
-pub(super) struct ArtifactStreams {
+pub(in crate::engine) struct ArtifactStreams {
     storage: OpenStorage,
     folder: String,
     artifact: Artifact,
@@ -100,7 +61,7 @@ pub(super) struct ArtifactStreams {
 
 impl ArtifactStreams {
     /// Those of `artifact` in `manifest`; nothing is read yet. What is read counts in `progress`.
-    pub(super) fn new(
+    pub(in crate::engine) fn new(
         storage: &OpenStorage,
         manifest: &Manifest,
         artifact: &Artifact,
@@ -137,7 +98,7 @@ impl ArtifactStreams {
 }
 
 /// The artifact of `kind` that belongs to the tarball `of`; only tarballs have any.
-pub(super) fn beside<'a>(
+pub(in crate::engine) fn beside<'a>(
     manifest: &'a Manifest,
     of: &Artifact,
     kind: ArtifactKind,

@@ -8,10 +8,15 @@ use futures::TryStreamExt as _;
 use serde::Serialize;
 use tokio::runtime::Handle;
 
-use super::drill::read_identities;
-use super::prune::rests;
-use super::{Engine, OpenStorage, Selection, chain, find, list, make_private_folder, read_facts};
 use crate::config::{Instance, Strategy};
+use crate::engine::context::{Engine, OpenStorage};
+use crate::engine::error::chain;
+use crate::engine::read::fetch::read_facts;
+use crate::engine::read::identities::read_identities;
+use crate::engine::snapshots::decisions::rests;
+use crate::engine::snapshots::find::find;
+use crate::engine::snapshots::list::{Selection, list};
+use crate::engine::state::private::make_private_folder;
 use crate::model::{ByteSize, Name};
 use crate::pipeline::Identity;
 use crate::source::{
@@ -254,7 +259,7 @@ async fn check_drill(engine: &Engine, instance: &Instance, strategy: &Strategy) 
             );
         }
         Err(error) => {
-            findings.push(Finding::new(Level::Error, &subject, format!("Internal error: {error}")))
+            findings.push(Finding::new(Level::Error, &subject, format!("Internal error: {error}")));
         }
     }
     findings
@@ -352,7 +357,7 @@ async fn check_storage(
     });
     match storage.free_bytes().await {
         Ok(Some(free)) => {
-            findings.push(Finding::new(Level::Ok, "space", format!("{} free", ByteSize(free))))
+            findings.push(Finding::new(Level::Ok, "space", format!("{} free", ByteSize(free))));
         }
         Ok(None) => {}
         Err(error) => findings.push(failed("space", error)),

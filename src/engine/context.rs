@@ -1,0 +1,186 @@
+//! What every verb is handed: the engine, and opened storages.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use tokio::sync::OnceCell;
+
+use crate::catalog::{self, Catalog, CatalogError};
+use crate::engine::error::EngineError;
+use crate::engine::state::private::{make_private_file, make_private_folder};
+use crate::model::{Cancel, Clock, Name};
+use crate::pipeline::Stopwatch;
+use crate::report::Progress;
+use crate::source::process::Environment;
+use crate::storage::{Storage, StorageConfig};
+
+/// What every verb needs of the world.
+#[derive(Clone)]
+pub struct Engine {
+    /// Where the catalog and the locks are.
+    pub state_dir: PathBuf,
+    /// Where the time comes from.
+    pub clock: Clock,
+    /// Asks the verb to stop.
+    pub cancel: Cancel,
+    /// Counts what was done, for a display.
+    pub progress: Progress,
+    /// The program's environment, for children.
+    pub environment: Environment,
+    /// Called when a run has its lock and begins.
+    pub began: Option<Arc<dyn Fn() + Send + Sync>>,
+    pub(in crate::engine) catalog: Arc<OnceCell<Option<Catalog>>>,
+    /// Whether it was said that the catalog cannot be used.
+    pub(in crate::engine) warned: Arc<AtomicBool>,
+}
+
+impl Engine {
+    /// An engine that keeps its state in `state_dir`.
+    pub fn new(state_dir: PathBuf, environment: Environment) -> Self {
+        Self {
+            state_dir,
+            clock: Clock::system(),
+            cancel: Cancel::new(),
+            progress: Progress::new(),
+            environment,
+            began: None,
+            catalog: Arc::default(),
+            warned: Arc::default(),
+        }
+    }
+
+    /// An engine that keeps no state, for reading from a storage on a machine that has no
+    /// configuration.
+    pub fn stateless(environment: Environment) -> Self {
+        let catalog = Arc::new(OnceCell::new_with(Some(None)));
+        Self { catalog, ..Self::new(PathBuf::new(), environment) }
+    }
+
+    /// The catalog. What cannot be used now may be a moment later.
+    ///
+    /// # Errors
+    /// When it cannot be used.
+    pub(in crate::engine) async fn try_catalog(&self) -> Result<&Catalog, EngineError> {
+        let open = || async {
+            make_private_folder(&self.state_dir)?;
+            Ok::<_, EngineError>(Some(self.open_catalog().await?))
+        };
+        let none = || EngineError::Request("Nothing is recorded without a state folder".to_owned());
+        self.catalog.get_or_try_init(open).await?.as_ref().ok_or_else(none)
+    }
+
+    /// The catalog, or none, with a warning the first time, when it cannot be used: it is a cache.
+    pub(in crate::engine) async fn catalog(&self) -> Option<&Catalog> {
+        if self.catalog.get().is_some_and(Option::is_none) {
+            return None;
+        }
+        match self.try_catalog().await {
+            Ok(catalog) => {
+                self.warned.store(false, Ordering::Relaxed);
+                Some(catalog)
+            }
+            Err(error) if self.warned.swap(true, Ordering::Relaxed) => {
+                tracing::debug!("{error}; going on without the catalog");
+                None
+            }
+            Err(error) => {
+                tracing::warn!("{error}; going on without the catalog");
+                None
+            }
+        }
+    }
+
+    /// The same engine, for a run of which nothing is recorded.
+    pub(in crate::engine) fn unrecorded(&self) -> Self {
+        Self { catalog: Arc::new(OnceCell::new_with(Some(None))), ..self.clone() }
+    }
+
+    /// Forgets what the catalog has of snapshots and marks. The next listing reads every manifest
+    /// anew.
+    ///
+    /// # Errors
+    /// When the catalog cannot be used at all.
+    pub async fn forget_manifests(&self) -> Result<(), EngineError> {
+        make_private_folder(&self.state_dir)?;
+        self.open_catalog().await?.clear().await?;
+        Ok(())
+    }
+
+    async fn open_catalog(&self) -> Result<Catalog, CatalogError> {
+        // What is wrong with it is told by the catalog.
+        let _ = make_private_file(&self.state_dir.join(catalog::FILE));
+        Catalog::open(&self.state_dir).await
+    }
+}
+
+/// A storage by its name, opened.
+#[derive(Clone)]
+pub struct OpenStorage {
+    /// The name in the configuration; `storage` for one that was given by its address.
+    pub name: Name,
+    /// The storage.
+    pub storage: Arc<dyn Storage>,
+    pub(in crate::engine) fetched: Arc<AtomicU64>,
+    /// Counts the time that reading from it takes, by step, where somebody wants to know.
+    pub(in crate::engine) watch: Option<Stopwatch>,
+}
+
+impl OpenStorage {
+    /// Opens what `config` says, under `name`.
+    ///
+    /// # Errors
+    /// When the configuration cannot be used.
+    pub async fn open(
+        name: &Name,
+        config: &StorageConfig,
+        cancel: &Cancel,
+    ) -> Result<Self, EngineError> {
+        let storage =
+            config.open(cancel).await.map_err(|error| EngineError::storage(name, error))?;
+        Ok(Self {
+            name: name.clone(),
+            storage: Arc::from(storage),
+            fetched: Arc::default(),
+            watch: None,
+        })
+    }
+
+    /// Bytes of artifacts that were fetched from it so far, those included that nobody read any
+    /// more.
+    pub fn fetched_bytes(&self) -> u64 {
+        self.fetched.load(Ordering::Relaxed)
+    }
+}
+
+/// An error when `open`, whose lock is not free, is the same folder as one that this very verb has
+/// locked: by way of a link, say.
+pub(in crate::engine) async fn not_twice(
+    open: &OpenStorage,
+    ours: impl Iterator<Item = &OpenStorage>,
+) -> Result<(), EngineError> {
+    let Ok(path) = tokio::fs::canonicalize(open.storage.address()).await else { return Ok(()) };
+    for other in ours {
+        if tokio::fs::canonicalize(other.storage.address()).await.is_ok_and(|other| other == path) {
+            return Err(EngineError::Request(format!(
+                "The storages `{}` and `{}` are the same place, `{}`: two names for one place are \
+                 no second copy. Remove one of them",
+                other.name,
+                open.name,
+                path.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Runs `work` on a thread that may block, and what it logs belongs to what the caller's does. A
+/// panic there is an error of the verb, not the end of the program.
+pub(in crate::engine) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, EngineError> {
+    let span = tracing::Span::current();
+    tokio::task::spawn_blocking(move || span.in_scope(work))
+        .await
+        .map_err(|error| EngineError::Internal(error.to_string()))
+}

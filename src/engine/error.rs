@@ -1,0 +1,183 @@
+//! Why a verb did not do what it was asked.
+
+use std::path::PathBuf;
+
+use crate::catalog::CatalogError;
+use crate::model::Name;
+use crate::source::SourceError;
+use crate::storage::StorageError;
+
+/// Why a verb did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// Another run holds the lock.
+    #[error("Another run of `{strategy}` is under way: {holder}. Wait for it to end")]
+    Locked {
+        /// The strategy.
+        strategy: Name,
+        /// Who holds it.
+        holder: String,
+    },
+    /// Another scheduler looks after the same state folder.
+    #[error("Another scheduler is running: it holds `{}`. Stop it first; to read a changed \
+        configuration, run `backup reload`", .path.display())]
+    Scheduled {
+        /// Its lock.
+        path: PathBuf,
+    },
+    /// A source failed.
+    #[error("The source `{name}` failed")]
+    Source {
+        /// Its name.
+        name: Name,
+        /// Why.
+        #[source]
+        error: Box<SourceError>,
+    },
+    /// An artifact could not be put where it should go.
+    #[error("Could not restore `{artifact}`")]
+    Restore {
+        /// Its name.
+        artifact: String,
+        /// Why.
+        #[source]
+        error: Box<SourceError>,
+    },
+    /// A program of the operator failed that was to be run before a source was dumped.
+    #[error("A hook failed, so nothing was dumped")]
+    Hook {
+        /// Which, and why.
+        #[source]
+        error: Box<SourceError>,
+    },
+    /// A storage failed.
+    #[error("The storage `{name}` failed")]
+    Storage {
+        /// Its name.
+        name: Name,
+        /// Why.
+        #[source]
+        error: Box<StorageError>,
+    },
+    /// No storage was left to write to.
+    #[error("No storage is left to write to: {0}")]
+    NoStorage(String),
+    /// The verb was cancelled.
+    #[error("Cancelled")]
+    Cancelled,
+    /// A restore was cancelled after it had begun to write.
+    #[error(
+        "Cancelled while `{artifact}` was restored to `{place}`: the restore is incomplete. The \
+         same command can be run again{}",
+        if *.needs_overwrite {
+            ", with `--overwrite`, which replaces what was restored already"
+        } else {
+            ""
+        }
+    )]
+    Interrupted {
+        /// What was being restored.
+        artifact: String,
+        /// Where to, secrets masked.
+        place: String,
+        /// Whether other artifacts were restored before it, which would refuse a second time.
+        needs_overwrite: bool,
+    },
+    /// What was read could not be given out.
+    #[error("Could not write to the output: {0}")]
+    Output(std::io::Error),
+    /// The run took longer than its strategy allows.
+    #[error("The run took longer than its `timeout` of {0}")]
+    TimedOut(crate::model::Span),
+    /// The local state could not be used.
+    #[error("Could not {attempt} `{}`: {error}. The state folder is set by `state_dir`",
+        .path.display())]
+    State {
+        /// What was attempted.
+        attempt: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// A file that was named could not be used.
+    #[error("Could not {attempt} `{}`: {error}", .path.display())]
+    File {
+        /// What was attempted.
+        attempt: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// A file that was named is not what it should be.
+    #[error("`{}` is damaged, or no exported snapshot: {problem}. Nothing was committed",
+        .path.display())]
+    BadFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The catalog could not be used.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// There is no such snapshot.
+    #[error("{0}")]
+    NotFound(String),
+    /// A snapshot could not be drilled, which says nothing about it.
+    #[error("The snapshot was not drilled: {0}")]
+    Undrilled(String),
+    /// A snapshot is damaged.
+    #[error("The snapshot `{snapshot}` is damaged in `{storage}`: {problem}")]
+    Damaged {
+        /// Its id.
+        snapshot: String,
+        /// The storage's name.
+        storage: Name,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The request cannot be carried out as it stands.
+    #[error("{0}")]
+    Request(String),
+    /// A part of the program failed unexpectedly.
+    #[error("Internal error: {0}. Nothing was committed; please report it")]
+    Internal(String),
+}
+
+impl EngineError {
+    pub(in crate::engine) fn storage(name: &Name, error: StorageError) -> Self {
+        Self::Storage { name: name.clone(), error: Box::new(error) }
+    }
+
+    pub(in crate::engine) fn source(name: &Name, error: SourceError) -> Self {
+        Self::Source { name: name.clone(), error: Box::new(error) }
+    }
+
+    /// Whether what failed may succeed by itself a little later: the network, a busy or starting
+    /// server, a program that died. A wrong configuration, a refused login, a full disk and damage
+    /// do not pass.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Source { error, .. } | Self::Hook { error } => error.may_pass(),
+            Self::Storage { error, .. } => error.may_pass(),
+            _ => false,
+        }
+    }
+}
+
+/// An error and what caused it, in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,53 @@
+//! How a person restores without this program.
+
+use crate::engine::verbs::restore::restore_artifact;
+use crate::model::{Artifact, Compression, Encryption, Facts, SnapshotId};
+use crate::source::restorer;
+
+/// The ordinary commands that restore `artifact` from what `fetch` writes, in one line; none for
+/// what is not restored by itself. `$KEY`, `$DATABASE` and `$DIR` stand for what only the operator
+/// knows.
+pub fn by_hand(
+    id: &SnapshotId,
+    artifact: &Artifact,
+    facts: Option<&Facts>,
+    fetch: &str,
+) -> Option<String> {
+    let last = restorer(artifact.kind)?.by_hand(&restore_artifact(id, artifact, facts));
+    let decrypt = (artifact.codec.encryption == Encryption::Age).then_some(r#"age -d -i "$KEY""#);
+    let decompress = match artifact.codec.compression {
+        Compression::Zstd => Some("zstd -d"),
+        Compression::Gzip => Some("gzip -d"),
+        Compression::None => None,
+    };
+    let steps = [Some(fetch), decrypt, decompress, Some(&last)];
+    Some(steps.into_iter().flatten().collect::<Vec<_>>().join(" | ").replace(" | cat > ", " > "))
+}
+
+/// A text as one word of a POSIX shell.
+pub fn shell_quoted(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-:=+@%,".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shell_quoted;
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "the shell is the judge")]
+    fn a_quoted_text_is_one_word_of_a_shell() {
+        for text in ["plain/path.zst", "two words", "it's", "$(reboot)", ""] {
+            let output = std::process::Command::new("sh")
+                .arg("-c")
+                .arg(format!("printf %s {}", shell_quoted(text)))
+                .output()
+                .unwrap();
+            assert_eq!(String::from_utf8(output.stdout).unwrap(), text);
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! What retention and the marks say of the snapshots of a storage.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+
+use crate::config::{Instance, Strategy};
+use crate::engine::snapshots::list::Snapshot;
+use crate::engine::snapshots::marks::Marks;
+use crate::model::{Name, SnapshotId, Verdict};
+use crate::retention::{self, Decision, Policy, Reason, decide};
+
+/// Why the configuration has nothing deleted of `strategy` in a storage, if it has not.
+pub(in crate::engine) fn rests(
+    instance: &Instance,
+    strategy: &Strategy,
+    storage: &Name,
+) -> Option<String> {
+    let rules = instance.rules(strategy, storage);
+    match rules.policy {
+        None => Some("no retention is configured, so everything is kept".to_owned()),
+        Some(_) if !rules.prune => {
+            Some("`prune = false`: another configuration prunes here".to_owned())
+        }
+        Some(_) => None,
+    }
+}
+
+/// What `policy` and the marks say of the snapshots of `strategy` in one storage, newest first.
+pub(in crate::engine) fn decisions(
+    strategy: &Strategy,
+    policy: &Policy,
+    snapshots: &[Snapshot],
+    marks: &Marks,
+    now: DateTime<Utc>,
+) -> Vec<Decision> {
+    let mut protected: BTreeMap<SnapshotId, Vec<Reason>> = BTreeMap::new();
+    let mut drilled = None;
+    for snapshot in snapshots {
+        if let Some(hold) = marks.hold(&snapshot.id, now) {
+            let held = Reason::Held { reason: hold.reason, until: hold.until };
+            protected.entry(snapshot.id.clone()).or_default().push(held);
+        }
+        let passed = marks
+            .drilled(&strategy.name, &snapshot.id)
+            .filter(|drilled| drilled.verdict == Verdict::Passed);
+        drilled = drilled.max(passed.map(|passed| (snapshot.id.clone(), passed.at)));
+    }
+    if let Some((id, at)) = drilled {
+        protected.entry(id).or_default().push(Reason::Drilled { at });
+    }
+    // Where no drill found the newest one bad, that is the one; it stays anyhow.
+    let whole = |snapshot: &&Snapshot| snapshot.is_whole() && snapshot.id.time() <= now;
+    let newest = snapshots.iter().filter(whole).map(|snapshot| &snapshot.id).max();
+    let good = snapshots
+        .iter()
+        .filter(|snapshot| is_good(snapshot, marks, now))
+        .map(|snapshot| &snapshot.id)
+        .max();
+    if let Some(good) = good.filter(|good| Some(*good) != newest) {
+        protected.entry(good.clone()).or_default().push(Reason::LastGood);
+    }
+    let known: Vec<retention::Snapshot> = snapshots
+        .iter()
+        .map(|snapshot| retention::Snapshot { id: snapshot.id.clone(), whole: snapshot.is_whole() })
+        .collect();
+    decide(policy, &known, strategy.timezone, now, &protected)
+}
+
+/// Whether a snapshot is good as far as is known: nothing is missing from it, and its last drill
+/// did not find it bad.
+pub(in crate::engine) fn is_good(snapshot: &Snapshot, marks: &Marks, now: DateTime<Utc>) -> bool {
+    let bad = marks
+        .drilled(&snapshot.strategy, &snapshot.id)
+        .is_some_and(|drilled| drilled.verdict == Verdict::Failed);
+    snapshot.is_whole() && snapshot.id.time() <= now && !bad
+}
