@@ -166,7 +166,7 @@ pub(crate) fn without_configuration(site: &Site, args: &str, words: &[&OsStr]) -
 fn table(server: Server, name: &str, bucket: &str) -> String {
     let name_of = match server {
         Server::S3s => "S3S",
-        Server::Garage => "GARAGE",
+        Server::SeaweedFs => "SEAWEEDFS",
         Server::Moto => "MOTO",
     };
     s3_storage(name, &S3 { region: server.region(), ..s3(name_of) }, bucket)
@@ -182,11 +182,11 @@ async fn bucket(server: Server) -> String {
 /// needed on the way.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_travels_from_server_to_server_without_a_key() {
-    let (first, second) = (bucket(Server::S3s).await, bucket(Server::Garage).await);
+    let (first, second) = (bucket(Server::S3s).await, bucket(Server::SeaweedFs).await);
     let keys = crate::support::temp();
     let (identity, recipient) = age_key(keys.path(), "key.txt");
     let site = site("", 0);
-    let tables = table(Server::S3s, "near", &first) + &table(Server::Garage, "far", &second);
+    let tables = table(Server::S3s, "near", &first) + &table(Server::SeaweedFs, "far", &second);
     let body = FILES.replace("storages = [\"local\"]", "storages = [\"near\"]");
     site.configure(&format!("{body}{tables}[encryption]\nrecipients = [\"{recipient}\"]\n"));
     site.run(0);
@@ -199,7 +199,7 @@ async fn a_copy_travels_from_server_to_server_without_a_key() {
         let verified = site.backup(verify).arg(&identity).expect(0);
         assert!(verified.out().contains("decoded"), "{verified}");
     }
-    assert_eq!(Server::Garage.unfinished_uploads(&second).await, Some(0));
+    assert_eq!(Server::SeaweedFs.unfinished_uploads(&second).await, Some(0));
 }
 
 #[test]
@@ -253,7 +253,8 @@ fn damage_is_found_on_the_way_and_the_others_are_copied() {
     assert_eq!(
         there.iter().filter(|path| path.is_dir()).count(),
         1,
-        "nothing is left of the damaged: {there:?}"
+        "nothing is left of the \
+        damaged: {there:?}"
     );
     assert_eq!(strays(&site), "");
 }
@@ -413,12 +414,12 @@ async fn assert_tidy(server: Server, bucket: &str) {
     let keys: Vec<&str> = page.contents().iter().map(|object| object.key().unwrap()).collect();
     assert!(!keys.iter().any(|key| key.ends_with("run.json")), "{keys:?}");
     assert_eq!(keys.iter().filter(|key| key.ends_with("manifest.json")).count(), 1, "{keys:?}");
-    assert_eq!(server.unfinished_uploads(bucket).await.unwrap_or(0), 0);
+    server.assert_no_uploads_where_listed(bucket).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_storage_that_goes_away_midway_has_nothing_half_and_is_filled_when_it_is_back() {
-    let (site, proxy, name) = before_a_bucket(Server::Garage).await;
+    let (site, proxy, name) = before_a_bucket(Server::SeaweedFs).await;
     for op in [Op::Begin, Op::Abort, Op::Delete, Op::Complete] {
         proxy.inject(op, Fault::DropRequest, ALWAYS);
     }
@@ -432,7 +433,7 @@ async fn a_storage_that_goes_away_midway_has_nothing_half_and_is_filled_when_it_
     assert_eq!(states(&report), ["copied"]);
     assert!(report["snapshots"][0]["taken_up_bytes"].as_u64().unwrap() >= 400_000, "{report}");
     site.backup(["verify", "--storage", "usb", "--read-data"]).expect(0);
-    assert_tidy(Server::Garage, &name).await;
+    assert_tidy(Server::SeaweedFs, &name).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -453,7 +454,17 @@ async fn a_source_that_cannot_be_read_on_is_not_called_damaged() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_machines_that_copy_the_same_snapshot_at_once_never_hurt_each_other() {
-    let (site, _proxy, name) = before_a_bucket(Server::Garage).await;
+    copied_by_two_machines(before_a_bucket(Server::SeaweedFs).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_machines_copy_unharmed_without_conditional_writes() {
+    let bucket = before_a_bucket(Server::SeaweedFs).await;
+    bucket.1.ignore_conditions();
+    copied_by_two_machines(bucket).await;
+}
+
+async fn copied_by_two_machines((site, _proxy, name): (Site, S3Proxy, String)) {
     let other = site.path("other.toml");
     let text =
         std::fs::read_to_string(site.config()).unwrap().replace("/state\"", "/other-state\"");
@@ -477,7 +488,7 @@ async fn two_machines_that_copy_the_same_snapshot_at_once_never_hurt_each_other(
     assert!(matches!(last.code(), Some(0 | 5)), "{last}");
     if last.code() == Some(0) {
         site.backup(["verify", "--storage", "usb", "--read-data"]).expect(0);
-        assert_tidy(Server::Garage, &name).await;
+        assert_tidy(Server::SeaweedFs, &name).await;
     }
 }
 
@@ -557,12 +568,14 @@ async fn stopped_anywhere(server: Server, signal: Signal) {
             let page = server.client().list_objects_v2().bucket(&name).send().await.unwrap();
             assert!(
                 committed || page.contents().is_empty(),
-                "{op:?} {suffix}: nothing is left of it"
+                "{op:?} {suffix}: nothing is left of \
+                it"
             );
             assert_eq!(
                 ended.code(),
                 Some(if committed { 0 } else { 1 }),
-                "{op:?} {suffix}: {ended}"
+                "{op:?} {suffix}: \
+                {ended}"
             );
         }
         let report = to_usb(&site, 0);
@@ -576,12 +589,12 @@ async fn stopped_anywhere(server: Server, signal: Signal) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_anywhere_over_s3_it_leaves_nothing_that_counts() {
-    stopped_anywhere(Server::Garage, Signal::KILL).await;
+    stopped_anywhere(Server::SeaweedFs, Signal::KILL).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn asked_to_stop_anywhere_over_s3_it_leaves_nothing() {
-    stopped_anywhere(Server::Garage, Signal::TERM).await;
+    stopped_anywhere(Server::SeaweedFs, Signal::TERM).await;
 }
 
 /// What earlier versions wrote is copied as it is.

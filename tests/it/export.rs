@@ -95,7 +95,8 @@ fn a_fresh_snapshot_of_one_machine_is_restored_on_another() {
     assert_eq!(
         import(&there, &file, &[], 0).json()["present"],
         true,
-        "a second time it is there already"
+        "a second time it is there \
+        already"
     );
     assert_eq!(there.folders().len(), 1);
     assert_eq!(sh(there.dir.path(), "find store -name run.json -o -name '*.part'", &[]), "");
@@ -143,7 +144,8 @@ fn an_encrypted_file_opens_with_age_alone() {
         sh(here.dir.path(), r#"age -d -i "$1" app.tar.age | tar t"#, &[identity.as_os_str()]);
     assert!(
         listed.contains("db.sqlite.zst.age"),
-        "what is in it is encrypted as in a run: {listed}"
+        "what is in it is encrypted as in a run: \
+        {listed}"
     );
     assert_eq!(sh(here.dir.path(), "tar tf app.tar", &[]).lines().count(), listed.lines().count());
 
@@ -390,19 +392,25 @@ async fn a_file_is_taken_into_a_bucket_and_an_import_that_is_stopped_leaves_noth
     export(&here, "app.tar", &[], 0);
     let file = here.path("app.tar");
     let bucket = fresh("bucket");
-    Server::Garage.client().create_bucket().bucket(&bucket).send().await.unwrap();
+    Server::SeaweedFs.client().create_bucket().bucket(&bucket).send().await.unwrap();
     let local = "[storages.local]\ntype = \"local\"\npath = \"@/store\"\n";
-    let there = Site::new(&APP.replace(local, &s3_storage("local", &s3("GARAGE"), &bucket)));
+    let there = Site::new(&APP.replace(local, &s3_storage("local", &s3("SEAWEEDFS"), &bucket)));
     import(&there, &file, &[], 0);
     there.backup(["verify", "--read-data"]).expect(0);
     restores(&there, &here, &[]);
-    assert_eq!(Server::Garage.unfinished_uploads(&bucket).await, Some(0));
+    assert_eq!(Server::SeaweedFs.unfinished_uploads(&bucket).await, Some(0));
 
     for (signal, code) in [(Signal::TERM, Some(1)), (Signal::KILL, None)] {
         let slow = Site::new(&format!("upload_rate = \"500KiB/s\"\n{APP}"));
         let running = slow.backup(["import", "--storage", "local"]).arg(&file).spawn();
         until("it began to write", || {
-            !sh(slow.dir.path(), "find . -name '*.zst' -o -name '*.part'", &[]).is_empty()
+            !sh(
+                slow.dir.path(),
+                "find . -name '*.zst' -o -name \
+            '*.part'",
+                &[],
+            )
+            .is_empty()
         });
         running.signal(signal);
         assert_eq!(running.wait().code(), code);

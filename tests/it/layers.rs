@@ -92,7 +92,6 @@ const DOORS: &[(&str, &[&str], &str)] = &[
 const LONG_FILES: &[(&str, &str)] = &[
     ("config/check.rs", NARROWER),
     ("config/resolve.rs", NARROWER),
-    ("engine/drill/mod.rs", NARROWER),
     ("source/directory/extract.rs", NARROWER),
     ("source/directory/reader.rs", NARROWER),
     ("source/mod.rs", NARROWER),

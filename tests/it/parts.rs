@@ -58,8 +58,12 @@ fn dump(site: &Site, path: &str) -> Backup {
 
 /// A new key in `key.txt`, and the setting that encrypts to it.
 fn key(site: &Site) -> String {
-    let recipient =
-        sh(site.dir.path(), "age-keygen -o key.txt 2>/dev/null && age-keygen -y key.txt", &[]);
+    let recipient = sh(
+        site.dir.path(),
+        "age-keygen -o key.txt 2>/dev/null && age-keygen -y \
+        key.txt",
+        &[],
+    );
     format!("[encryption]\nrecipients = [\"{}\"]\n", recipient.trim())
 }
 
@@ -115,7 +119,7 @@ async fn bucket(server: Server, settings: &str, encrypted: bool) -> (Site, S3Pro
     let name = fresh("parts");
     server.client().create_bucket().bucket(&name).send().await.unwrap();
     let proxy = S3Proxy::before(&server.endpoint()).await;
-    let real = support::s3(if server == Server::Garage { "GARAGE" } else { "S3S" });
+    let real = support::s3(if server == Server::SeaweedFs { "SEAWEEDFS" } else { "S3S" });
     let storage = s3_storage("store", &S3 { endpoint: proxy.endpoint.clone(), ..real }, &name);
     let site = site(&storage, settings);
     if encrypted {
@@ -130,7 +134,7 @@ async fn bucket(server: Server, settings: &str, encrypted: bool) -> (Site, S3Pro
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_small_file_of_a_bucket_is_cheap_encrypted_or_not() {
-    for (server, encrypted) in [(Server::S3s, true), (Server::Garage, false)] {
+    for (server, encrypted) in [(Server::S3s, true), (Server::SeaweedFs, false)] {
         let (site, proxy) = bucket(server, "", encrypted).await;
         large_tree(&site.path("data"));
         site.run(0);
@@ -194,9 +198,12 @@ fn three_files(settings: &str) -> Site {
 
 #[test]
 fn damage_takes_the_files_that_lie_in_it_and_no_other() {
-    for settings in
-        ["", "[compression]\nalgorithm = \"none\"\n", "[compression]\nalgorithm = \"gzip\"\n"]
-    {
+    for settings in [
+        "",
+        "[compression]\nalgorithm = \"none\"\n",
+        "[compression]\n\
+        algorithm = \"gzip\"\n",
+    ] {
         let site = three_files(settings);
         let names = files(&site.newest());
         let name =
@@ -335,7 +342,8 @@ fn a_plan_says_what_would_change_and_touches_nothing() {
     assert_eq!(
         preview(&one)[1..],
         [1, 0, 3 << 20],
-        "the file; the folder that leads there stays as it is: {one}"
+        "the file; the folder that leads there stays \
+        as it is: {one}"
     );
     // What would be refused is refused.
     let refused = restore(&site, "out", &["--dry-run"]).expect(1);

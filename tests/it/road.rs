@@ -107,15 +107,15 @@ async fn one_read_goes_to_all_storages_and_comes_back_from_each_with_the_key_alo
     let (other, second) = age_key(keys.path(), "other");
     let mut storages = String::new();
     let mut buckets = Vec::new();
-    for (name, server) in [("small", Server::S3s), ("garage", Server::Garage)] {
+    for (name, server) in [("small", Server::S3s), ("weed", Server::SeaweedFs)] {
         let bucket = fresh("road");
         server.client().create_bucket().bucket(&bucket).send().await.unwrap();
-        let s3 = support::s3(if server == Server::Garage { "GARAGE" } else { "S3S" });
+        let s3 = support::s3(if server == Server::SeaweedFs { "SEAWEEDFS" } else { "S3S" });
         storages += &s3_storage(name, &s3, &bucket);
         storages += "prefix = \"deep/er\"\n";
         buckets.push((name, s3, bucket));
     }
-    let body = PLAIN.replace("[\"local\"]", "[\"local\", \"small\", \"garage\"]")
+    let body = PLAIN.replace("[\"local\"]", "[\"local\", \"small\", \"weed\"]")
         + &storages
         + &format!("[encryption]\nrecipients = [\"{recipient}\", \"{second}\"]\n");
     let site = with_data(Site::new(&body));
@@ -186,8 +186,12 @@ fn what_show_prints_restores_with_ordinary_tools() {
         assert_eq!(found[OsStr::new("words.out")], b"some words\n");
         assert_eq!(found[OsStr::new("a.txt")], b"alpha\n");
         assert_eq!(found[OsStr::new("sub/b.bin")], noise(300_000));
-        let rows =
-            sh(&out, "sqlite3 app.sqlite 'PRAGMA integrity_check; SELECT count(*) FROM user'", &[]);
+        let rows = sh(
+            &out,
+            "sqlite3 app.sqlite 'PRAGMA integrity_check; SELECT count(*) FROM \
+            user'",
+            &[],
+        );
         assert_eq!(rows, "ok\n2\n", "{compression}");
     }
 }

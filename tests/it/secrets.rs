@@ -136,9 +136,9 @@ impl Vault {
         let site = Site::new("");
         let mut body = CONFIG.to_owned();
         let mut buckets = Vec::new();
-        for (name, store) in [("inline", "S3S"), ("keyfile", "GARAGE")] {
+        for (name, store) in [("inline", "S3S"), ("keyfile", "SEAWEEDFS")] {
             let (bucket, keys) = (fresh("vault"), s3(store));
-            let client = if store == "S3S" { Store::S3s } else { Store::Garage }.client();
+            let client = if store == "S3S" { Store::S3s } else { Store::SeaweedFs }.client();
             server.runtime.block_on(client.create_bucket().bucket(&bucket).send()).unwrap();
             let table = s3_storage(name, &keys, &bucket) + "attempts = 1\n";
             body += &if name == "inline" {
@@ -213,7 +213,8 @@ impl Drop for Vault {
     fn drop(&mut self) {
         let roles = self.roles.join(", ");
         self.database.run(&format!(
-            "REASSIGN OWNED BY {roles} TO CURRENT_USER; DROP OWNED BY {roles}; DROP ROLE {roles}"
+            "REASSIGN OWNED BY {roles} TO CURRENT_USER; DROP OWNED BY {roles}; DROP \
+                ROLE {roles}"
         ));
     }
 }

@@ -1,5 +1,5 @@
-//! What every storage promises, held against each: a folder, s3s-fs, garage, moto. Then what each
-//! promises alone.
+//! The promises of every storage, tested on a folder, s3s-fs, SeaweedFS (also without conditional
+//! writes) and moto. Then those of one storage alone.
 
 use bytes::Bytes;
 use chrono::TimeDelta;
@@ -96,7 +96,7 @@ async fn an_object_appears_whole_when_it_is_finished_and_not_before(place: Place
             assert!((listed.modified - object.modified).abs() < TimeDelta::seconds(1));
         }
     }
-    assert_eq!(place.unfinished().await.unwrap_or(0), 0);
+    place.assert_no_uploads_where_listed().await;
 }
 
 async fn an_upload_that_is_given_up_leaves_nothing(place: Place) {
@@ -108,7 +108,7 @@ async fn an_upload_that_is_given_up_leaves_nothing(place: Place) {
     }
     assert_eq!(keys(storage, "").await, Vec::<String>::new());
     assert!(matches!(storage.stat("a/aborted").await, Err(StorageError::NotFound { .. })));
-    assert_eq!(place.unfinished().await.unwrap_or(0), 0);
+    place.assert_no_uploads_where_listed().await;
 }
 
 async fn an_existing_object_is_refused_and_left(place: Place) {
@@ -130,7 +130,7 @@ async fn an_existing_object_is_refused_and_left(place: Place) {
         assert!(matches!(refused.err(), Some(StorageError::AlreadyExists { .. })));
         assert!(read(storage, &key).await.unwrap() == old);
     }
-    assert_eq!(place.unfinished().await.unwrap_or(0), 0);
+    place.assert_no_uploads_where_listed().await;
 }
 
 async fn replacing_shows_the_new_bytes(place: Place) {
@@ -189,10 +189,21 @@ async fn a_listing_is_in_the_order_of_keys_and_knows_whole_names(place: Place) {
     for key in &expected {
         storage.replace(key, Bytes::from_static(b"x")).await.unwrap();
     }
+    let mut expected = expected.to_vec();
     expected.sort();
+    if place.server == Some(Server::SeaweedFs) {
+        // It lists folder by folder, so `a/b/c` comes before these. That is an error, never a
+        // listing in another order, from which a part may be missing.
+        let listed: Result<Vec<Object>, _> = storage.list("").try_collect().await;
+        assert!(listed.unwrap_err().to_string().contains("the listing cannot be trusted"));
+        for key in ["a/b-1/x", "a/b.c"] {
+            storage.delete(key).await.unwrap();
+            expected.retain(|one| one != key);
+        }
+    }
     assert_eq!(keys(storage, "").await, expected);
     assert_eq!(keys(storage, "a/b/").await, ["a/b/c", "a/b/d/e"]);
-    assert_eq!(keys(storage, "a/").await.len(), 5);
+    assert_eq!(keys(storage, "a/").await.len(), expected.len() - 3);
     let wrong: Result<Vec<Object>, _> = storage.list("a").try_collect().await;
     assert!(wrong.is_err(), "a prefix ends in a slash");
 }
@@ -262,7 +273,7 @@ async fn what_a_crash_left_is_invisible_and_swept(place: Place) {
         None => assert_eq!(swept, 0, "it cannot tell"),
     }
     storage.sweep_uploads("", future).await.unwrap();
-    assert_eq!(place.unfinished().await.unwrap_or(0), 0);
+    place.assert_no_uploads_where_listed().await;
     assert_eq!(keys(storage, "").await, ["a/x/done"]);
 }
 
@@ -270,12 +281,8 @@ async fn a_probe_finds_out_what_is_understood_and_leaves_its_object(place: Place
     let storage = &*place.storage;
     let body = Bytes::from_static(b"{\"format\": 1}");
     let known = storage.probe("a/run.json", body.clone()).await.unwrap();
-    let expected = match place.server {
-        None | Some(Server::Moto) => (true, false),
-        Some(Server::S3s) => (true, true),
-        Some(Server::Garage) => (false, true),
-    };
-    assert_eq!((known.conditional_writes, known.checksums), expected);
+    assert_eq!(known.conditional_writes, !place.ignores_conditions);
+    assert_eq!(known.checksums, matches!(place.server, Some(Server::S3s | Server::SeaweedFs)));
     assert_eq!(read(storage, "a/run.json").await.unwrap(), body);
     assert_eq!(list(storage, "").await.len(), 1);
     for size in [3, 11 * MIB] {
@@ -321,7 +328,12 @@ macro_rules! conformance {
     ($($promise:ident),* $(,)?) => {
         conformance!(@ local, Place::local(), $($promise),*);
         conformance!(@ s3s, Place::on(super::Server::S3s), $($promise),*);
-        conformance!(@ garage, Place::on(super::Server::Garage), $($promise),*);
+        conformance!(@ seaweedfs, Place::on(super::Server::SeaweedFs), $($promise),*);
+        conformance!(
+            @ ignoring_conditions,
+            Place::ignoring_conditions(super::Server::SeaweedFs),
+            $($promise),*
+        );
         conformance!(@ moto, Place::on(super::Server::Moto), $($promise),*);
     };
     (@ $store:ident, $place:expr, $($promise:ident),*) => {
@@ -356,15 +368,15 @@ conformance!(
 
 #[tokio::test]
 async fn a_cancelled_run_ends_what_writes_and_gives_up_its_upload() {
-    let config = Server::Garage.bucket().await;
+    let config = Server::SeaweedFs.bucket().await;
     let bucket = config.bucket.clone();
     let cancel = Cancel::new();
     let storage = StorageConfig::S3(config).open(&cancel).await.unwrap();
     let mut upload = storage.create("a/b", CreateOptions::default()).await.unwrap();
     upload.write(sample(11 * MIB)).await.unwrap();
-    assert_eq!(Server::Garage.unfinished_uploads(&bucket).await, Some(1));
+    assert_eq!(Server::SeaweedFs.unfinished_uploads(&bucket).await, Some(1));
     cancel.cancel();
     assert!(matches!(upload.write(sample(1)).await, Err(StorageError::Cancelled)));
     assert!(matches!(upload.finish().await, Err(StorageError::Cancelled)));
-    assert_eq!(Server::Garage.unfinished_uploads(&bucket).await, Some(0));
+    assert_eq!(Server::SeaweedFs.unfinished_uploads(&bucket).await, Some(0));
 }

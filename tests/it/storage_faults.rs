@@ -15,7 +15,8 @@ use holdfast::storage::{CreateOptions, Object, StorageConfig, StorageError};
 
 use crate::storage::{list, read, sample, write};
 use crate::support::s3_proxy::{Fault, Op, S3Proxy};
-use crate::support::stores::{Place, Server, fresh, hidden_files, setting};
+use crate::support::small_server::SmallServer;
+use crate::support::stores::{Place, Server, fresh, hidden_files, unfinished_uploads};
 
 const MIB: usize = 1 << 20;
 /// Three parts of 5 MiB.
@@ -23,7 +24,10 @@ const LARGE: usize = 11 * MIB;
 
 /// A fresh bucket behind a proxy. What it says of itself was probed.
 async fn behind_a_proxy(server: Server) -> (Place, S3Proxy) {
-    let proxy = S3Proxy::before(&server.endpoint()).await;
+    behind(S3Proxy::before(&server.endpoint()).await, server).await
+}
+
+async fn behind(proxy: S3Proxy, server: Server) -> (Place, S3Proxy) {
     let config =
         S3Config { endpoint: Some(proxy.endpoint.clone()), attempts: 3, ..server.bucket().await };
     let place = Place::of(server, config).await;
@@ -36,11 +40,14 @@ async fn assert_nothing_is_left(place: &Place) {
     let direct: Vec<String> =
         list(&*place.storage, "").await.into_iter().map(|object| object.key).collect();
     assert_eq!(direct, ["probe"]);
-    assert_eq!(place.unfinished().await.unwrap_or(0), 0);
+    place.assert_no_uploads_where_listed().await;
 }
 
 async fn assert_retried_through(server: Server, faults: &[Fault]) {
-    let (place, proxy) = behind_a_proxy(server).await;
+    retried_through(behind_a_proxy(server).await, server, faults).await;
+}
+
+async fn retried_through((place, proxy): (Place, S3Proxy), server: Server, faults: &[Fault]) {
     for (index, fault) in faults.iter().enumerate() {
         for op in [Op::Put, Op::Begin, Op::Part(2), Op::Complete, Op::Head, Op::List, Op::Get] {
             proxy.inject(op, fault.clone(), 1);
@@ -53,12 +60,12 @@ async fn assert_retried_through(server: Server, faults: &[Fault]) {
         }
         assert!(list(&*place.storage, "a/").await.iter().any(|object| object.key == large));
     }
-    if server == Server::Garage {
+    if server == Server::SeaweedFs {
         // Where the answer to a begin was lost nobody knows the upload's id; it is swept.
         let future = place.storage.now().await.unwrap() + TimeDelta::hours(1);
         assert!(place.storage.sweep_uploads("", future).await.unwrap() <= 1);
     }
-    assert_eq!(place.unfinished().await.unwrap_or(0), 0);
+    place.assert_no_uploads_where_listed().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -68,7 +75,7 @@ async fn a_store_that_is_busy_is_asked_again() {
         Fault::Say(503, "SlowDown"),
         Fault::Say(429, "TooManyRequests"),
     ];
-    assert_retried_through(Server::Garage, &busy).await;
+    assert_retried_through(Server::SeaweedFs, &busy).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -77,13 +84,22 @@ async fn dropped_connections_and_lost_answers_are_retried_through_on_s3s() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn dropped_connections_and_lost_answers_are_retried_through_on_garage() {
-    assert_retried_through(Server::Garage, &[Fault::DropRequest, Fault::DropAnswer]).await;
+async fn dropped_connections_and_lost_answers_are_retried_through_on_seaweedfs() {
+    assert_retried_through(Server::SeaweedFs, &[Fault::DropRequest, Fault::DropAnswer]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lost_answers_are_retried_without_conditional_writes() {
+    let proxy = S3Proxy::before(&Server::SeaweedFs.endpoint()).await;
+    proxy.ignore_conditions();
+    let place = behind(proxy, Server::SeaweedFs).await;
+    let faults = [Fault::DropRequest, Fault::DropAnswer];
+    retried_through(place, Server::SeaweedFs, &faults).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_does_not_pass_ends_in_words_and_leaves_nothing() {
-    for server in [Server::S3s, Server::Garage] {
+    for server in [Server::S3s, Server::SeaweedFs] {
         for op in [Op::Put, Op::Begin, Op::Part(2), Op::Complete] {
             let (place, proxy) = behind_a_proxy(server).await;
             proxy.inject(op, Fault::Say(503, "SlowDown"), 3);
@@ -92,7 +108,10 @@ async fn what_does_not_pass_ends_in_words_and_leaves_nothing() {
             assert!(matches!(error, StorageError::Unavailable { .. }), "{op:?}: {error:?}");
             assert!(
                 error.to_string().contains("`a/b`")
-                    && error.to_string().contains("SlowDown: As told"),
+                    && error.to_string().contains(
+                        "SlowDown: \
+                As told"
+                    ),
                 "{error}"
             );
             assert_nothing_is_left(&place).await;
@@ -102,7 +121,7 @@ async fn what_does_not_pass_ends_in_words_and_leaves_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_that_always_breaks_is_unavailable_and_names_the_endpoint() {
-    let (place, proxy) = behind_a_proxy(Server::Garage).await;
+    let (place, proxy) = behind_a_proxy(Server::SeaweedFs).await;
     proxy.inject(Op::Part(1), Fault::DropRequest, 3);
     let error = write(&*place.storage, "a/b", &sample(LARGE)).await.unwrap_err();
     assert!(matches!(error, StorageError::Unavailable { .. }), "{error:?}");
@@ -135,7 +154,7 @@ async fn a_body_that_was_acknowledged_and_lost_is_found() {
     assert!(matches!(error, StorageError::Mismatch { .. }), "{error:?}");
     assert_nothing_is_left(&place).await;
     // A server that knows of parts refuses to join one that it does not have.
-    for server in [Server::S3s, Server::Garage] {
+    for server in [Server::S3s, Server::SeaweedFs] {
         let (place, proxy) = behind_a_proxy(server).await;
         proxy.inject(Op::Part(2), Fault::Swallow, 1);
         write(&*place.storage, "a/b", &sample(LARGE)).await.unwrap_err();
@@ -145,7 +164,7 @@ async fn a_body_that_was_acknowledged_and_lost_is_found() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_body_that_was_acknowledged_and_changed_is_found() {
-    for server in [Server::S3s, Server::Garage] {
+    for server in [Server::S3s, Server::SeaweedFs] {
         for size in [10, LARGE] {
             let (place, proxy) = behind_a_proxy(server).await;
             let StorageConfig::S3(config) = &place.config else { unreachable!() };
@@ -176,7 +195,8 @@ async fn a_body_that_was_acknowledged_and_changed_is_found() {
             let error = write(&*place.storage, "a/b", &sample(size)).await.unwrap_err();
             assert!(
                 matches!(error, StorageError::Mismatch { .. }),
-                "{server:?}, {size}: {error:?}"
+                "{server:?}, {size}: \
+                {error:?}"
             );
             assert!(error.to_string().contains("CRC-32C"), "{error}");
             assert_nothing_is_left(&place).await;
@@ -258,14 +278,14 @@ async fn a_body_that_always_breaks_off_ends_with_an_error() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_body_that_breaks_off_is_read_on_from_there() {
-    let (place, proxy) = behind_a_proxy(Server::Garage).await;
+    let (place, proxy) = behind_a_proxy(Server::SeaweedFs).await;
     let body = sample(6 * MIB);
     write(&*place.storage, "a/b", &body).await.unwrap();
     proxy.inject(Op::Get, Fault::CutBody(MIB), 5);
     assert!(read(&*place.storage, "a/b").await.unwrap() == body);
     assert_eq!(proxy.count(Op::Get), 6);
     // Another object of that name is not read on.
-    let (StorageConfig::S3(config), client) = (&place.config, Server::Garage.client()) else {
+    let (StorageConfig::S3(config), client) = (&place.config, Server::SeaweedFs.client()) else {
         unreachable!()
     };
     let (bucket, other) = (config.bucket.clone(), sample(6 * MIB + 1));
@@ -297,7 +317,7 @@ async fn a_store_that_is_not_there_is_unavailable() {
 
 #[tokio::test]
 async fn wrong_credentials_are_denied_in_words_without_saying_them() {
-    for server in [Server::S3s, Server::Garage] {
+    for server in [Server::S3s, Server::SeaweedFs] {
         let right = server.bucket().await;
         let secret = "not-the-secret-0123456789";
         let wrong_secret =
@@ -324,7 +344,7 @@ async fn wrong_credentials_are_denied_in_words_without_saying_them() {
 
 #[tokio::test]
 async fn a_missing_bucket_is_said_to_be_missing() {
-    for server in [Server::Garage, Server::Moto] {
+    for server in [Server::SeaweedFs, Server::Moto] {
         let config =
             S3Config { bucket: "bucket-that-is-not-there".to_owned(), ..server.bucket().await };
         let place = Place::of(server, config).await;
@@ -338,32 +358,61 @@ async fn a_missing_bucket_is_said_to_be_missing() {
     }
 }
 
+/// What stores say of a bucket that may not grow: Garage 2.5, MinIO, Ceph.
+const OVER_QUOTA: [(u16, &str, &str); 4] = [
+    (
+        403,
+        "AccessDenied",
+        "Forbidden: Bucket size quota is reached, maximum total size of objects for this bucket: \
+         8388608. The bucket is already 5 bytes, and this object would add 11534336 bytes.",
+    ),
+    (400, "XMinioAdminBucketQuotaExceeded", "Bucket quota exceeded"),
+    (507, "XMinioStorageFull", "Storage backend has reached its minimum free drive threshold."),
+    (403, "QuotaExceeded", ""),
+];
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_bucket_whose_quota_is_used_up_is_full() {
-    // Its own command knows only buckets that it made itself.
-    let mut config = Server::Garage.bucket().await;
-    config.bucket = fresh("quota");
-    garage(&["bucket", "create", &config.bucket]);
-    let key = setting("HOLDFAST_TEST_S3_ACCESS_KEY");
-    garage(&["bucket", "allow", "--read", "--write", "--owner", &config.bucket, "--key", &key]);
-    garage(&["bucket", "set-quotas", &config.bucket, "--max-size", "8MiB"]);
-    let place = Place::of(Server::Garage, config).await;
-    let error = write(&*place.storage, "a/b", &sample(LARGE)).await.unwrap_err();
-    assert!(matches!(error, StorageError::Full { .. }), "{error:?}");
-    assert!(list(&*place.storage, "").await.is_empty());
-    assert_eq!(place.unfinished().await, Some(0));
+async fn a_bucket_over_its_quota_is_full() {
+    for (status, code, words) in OVER_QUOTA {
+        for op in [Op::Put, Op::Part(2), Op::Complete] {
+            let (place, proxy) = behind_a_proxy(Server::SeaweedFs).await;
+            proxy.inject(op, Fault::SayInWords(status, code, words), 1);
+            let body = sample(if op == Op::Put { 1_000 } else { LARGE });
+            let error = write(&*place.storage, "a/b", &body).await.unwrap_err();
+            assert!(matches!(error, StorageError::Full { .. }), "{code}, {op:?}: {error:?}");
+            assert_nothing_is_left(&place).await;
+        }
+    }
 }
 
-#[expect(clippy::disallowed_methods, reason = "the test's own child")]
-fn garage(arguments: &[&str]) {
-    let cli = setting("HOLDFAST_TEST_GARAGE_CLI");
-    let mut words = cli.split(' ');
-    let output = std::process::Command::new(words.next().unwrap())
-        .args(words)
-        .args(arguments)
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_with_a_full_disk_keeps_nothing_half() {
+    if !rustix::process::geteuid().is_root() {
+        // Nobody else can mount a disk that fills at once.
+        return;
+    }
+    let server = SmallServer::new(24);
+    let (client, bucket) = (server.client(), fresh("full"));
+    client.create_bucket().bucket(&bucket).send().await.unwrap();
+    let config = S3Config {
+        endpoint: Some(server.endpoint.clone()),
+        attempts: 2,
+        bucket: bucket.clone(),
+        ..Server::SeaweedFs.bucket().await
+    };
+    let place = Place::of(Server::SeaweedFs, config).await;
+    write(&*place.storage, "a/old", &sample(LARGE)).await.unwrap();
+    // It does not say that its disk is full, so this cannot be `Full`.
+    let error = write(&*place.storage, "a/new", &sample(2 * LARGE)).await.unwrap_err();
+    assert!(matches!(error, StorageError::Unavailable { .. }), "{error:?}");
+    assert!(error.to_string().contains("InternalError"), "{error}");
+    let objects = list(&*place.storage, "").await;
+    assert_eq!(objects.iter().map(|object| object.key.as_str()).collect::<Vec<_>>(), ["a/old"]);
+    assert_eq!(unfinished_uploads(&client, &bucket).await, 0);
+    assert!(read(&*place.storage, "a/old").await.unwrap() == sample(LARGE));
+    server.resize(200);
+    write(&*place.storage, "a/new", &sample(2 * LARGE)).await.unwrap();
+    assert!(read(&*place.storage, "a/new").await.unwrap() == sample(2 * LARGE));
 }
 
 #[tokio::test]
@@ -413,9 +462,12 @@ async fn tls_that_does_not_come_about_is_explained() {
         "{error}"
     );
     let folder = tempfile::tempdir().unwrap();
-    for text in
-        ["", "no certificate", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"]
-    {
+    for text in [
+        "",
+        "no certificate",
+        "-----BEGIN CERTIFICATE-----\nAAAA\n\
+        -----END CERTIFICATE-----\n",
+    ] {
         let file = folder.path().join("ca.pem");
         std::fs::write(&file, text).unwrap();
         let config = StorageConfig::S3(S3Config { ca_file: Some(file), ..config.clone() });

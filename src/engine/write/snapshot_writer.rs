@@ -300,10 +300,22 @@ impl<'a> Arrival<'a> {
         if keep || self.attempted || !may_tidy(self.gate, &self.id, &self.heartbeat).await {
             return;
         }
-        if let Err(error) = leftovers::remove(self.storage(), &self.gate.folder, &self.id).await {
+        if let Err(error) = self.remove().await {
             tracing::warn!(storage = %self.gate.to.name, "could not clean up: {error}; a later run \
                 will");
         }
+    }
+
+    /// Deletes what this brought. Where another machine committed the snapshot first, only our
+    /// heartbeat goes: that machine has removed its own before ours was there.
+    async fn remove(&self) -> Result<(), StorageError> {
+        leftovers::remove(self.storage(), &self.gate.folder, &self.id).await?;
+        let (_, stale, _) =
+            leftovers::unfinished(self.storage(), &self.folder, &self.gate.folder).await?;
+        for key in stale {
+            self.storage().delete(&key).await?;
+        }
+        Ok(())
     }
 }
 

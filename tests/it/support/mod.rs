@@ -12,6 +12,7 @@ pub mod postgres;
 pub mod s3_proxy;
 pub mod shop;
 pub mod site;
+pub mod small_server;
 pub mod sources;
 pub mod stores;
 pub mod told;
@@ -57,7 +58,7 @@ pub fn postgres(major: u32) -> Postgres {
     }
 }
 
-/// An S3 server, by the name in its variable: `S3S`, `GARAGE`, `MOTO`. One key is valid on all.
+/// An S3 server, by the name in its variable: `S3S`, `SEAWEEDFS`, `MOTO`. One key is valid on all.
 pub struct S3 {
     pub endpoint: String,
     pub access_key: String,
@@ -151,8 +152,12 @@ impl Backup {
     /// Starts it, for a test that does something to it meanwhile.
     pub fn spawn(mut self) -> Running {
         let line = format!("{:?}", self.command);
-        let child =
-            self.command.spawn().unwrap_or_else(|error| panic!("Could not start {line}: {error}"));
+        let child = self.command.spawn().unwrap_or_else(|error| {
+            panic!(
+                "Could not start {line}: \
+            {error}"
+            )
+        });
         Running::new(line, child, self.patience)
     }
 }
@@ -243,8 +248,12 @@ impl Ran {
 
     /// Its stdout, one JSON document.
     pub fn json(&self) -> serde_json::Value {
-        serde_json::from_slice(&self.stdout)
-            .unwrap_or_else(|error| panic!("stdout is not JSON: {error}\n{self}"))
+        serde_json::from_slice(&self.stdout).unwrap_or_else(|error| {
+            panic!(
+                "stdout is not JSON: \
+            {error}\n{self}"
+            )
+        })
     }
 
     /// Itself, when it ended with that exit code.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream;
+use hmac::{Hmac, KeyInit as _, Mac as _};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
@@ -15,9 +16,12 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::PrivateKeyDer;
+use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
+
+use super::stores::setting;
 
 /// A request, as far as a rule looks at it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +67,8 @@ impl Op {
 pub(crate) enum Fault {
     /// Answers with this status and code, and passes nothing on.
     Say(u16, &'static str),
+    /// The same, in the words of a store.
+    SayInWords(u16, &'static str, &'static str),
     /// Closes the connection when a part of the request was read.
     DropRequest,
     /// Passes it on, and closes the connection without an answer.
@@ -97,6 +103,7 @@ struct Rule {
 struct State {
     rules: Vec<Rule>,
     seen: Vec<Op>,
+    ignores_conditions: bool,
     /// Bytes of bodies that were passed back for objects.
     sent: u64,
 }
@@ -170,6 +177,11 @@ impl S3Proxy {
         self.state.lock().unwrap().rules.push(Rule { op, suffix, fault, times });
     }
 
+    /// From now on the server never sees the condition of a write, as if it ignored them.
+    pub(crate) fn ignore_conditions(&self) {
+        self.state.lock().unwrap().ignores_conditions = true;
+    }
+
     /// From now on all is passed on.
     pub(crate) fn heal(&self) {
         self.state.lock().unwrap().rules.clear();
@@ -204,6 +216,12 @@ fn full(body: impl Into<Bytes>) -> Body {
     Full::new(body.into()).map_err(|never: Infallible| match never {}).boxed()
 }
 
+fn error(status: u16, code: &str, words: &str) -> Response<Body> {
+    let text = format!("<Error><Code>{code}</Code><Message>{words}</Message></Error>");
+    let text = format!("<?xml version=\"1.0\"?>{text}");
+    Response::builder().status(status).body(full(text)).unwrap()
+}
+
 /// Serves one connection. One that is to be dropped ends with an error.
 async fn converse(
     stream: impl AsyncRead + AsyncWrite + Unpin,
@@ -216,6 +234,49 @@ async fn converse(
         .await;
 }
 
+/// Signs a request anew from which a signed header was removed.
+/// <https://docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-header-based-auth.html>
+fn sign_again(head: &mut hyper::http::request::Parts) {
+    let text = |name: &str| head.headers[name].to_str().unwrap().trim().to_owned();
+    let (authorization, time) = (text("authorization"), text("x-amz-date"));
+    // Chunks that are signed one by one would need the same.
+    let payload = text("x-amz-content-sha256");
+    assert!(!payload.starts_with("STREAMING-AWS4"), "{payload}");
+    let field = |name: &str| {
+        let (_, rest) = authorization.split_once(name).unwrap();
+        rest.split(',').next().unwrap().to_owned()
+    };
+    let (credential, signed) = (field("Credential="), field("SignedHeaders="));
+    let names: Vec<&str> =
+        signed.split(';').filter(|name| head.headers.contains_key(*name)).collect();
+    let headers: String = names.iter().map(|name| format!("{name}:{}\n", text(name))).collect();
+    let mut query: Vec<String> = head
+        .uri
+        .query()
+        .into_iter()
+        .flat_map(|query| query.split('&'))
+        .map(|pair| if pair.contains('=') { pair.to_owned() } else { format!("{pair}=") })
+        .collect();
+    query.sort();
+    let (path, query, names) = (head.uri.path(), query.join("&"), names.join(";"));
+    let request = format!("{}\n{path}\n{query}\n{headers}\n{names}\n{payload}", head.method);
+    let (_, scope) = credential.split_once('/').unwrap();
+    let hash = hex::encode(Sha256::digest(request));
+    let to_sign = format!("AWS4-HMAC-SHA256\n{time}\n{scope}\n{hash}");
+    let secret = format!("AWS4{}", setting("HOLDFAST_TEST_S3_SECRET_KEY"));
+    let key = scope.split('/').fold(secret.into_bytes(), |key, part| hmac(&key, part));
+    let signature = hex::encode(hmac(&key, &to_sign));
+    let fields = format!("Credential={credential}, SignedHeaders={names}, Signature={signature}");
+    let signed = format!("AWS4-HMAC-SHA256 {fields}");
+    head.headers.insert("authorization", signed.parse().unwrap());
+}
+
+fn hmac(key: &[u8], text: &str) -> Vec<u8> {
+    let mut mac = Hmac::<Sha256>::new_from_slice(key).unwrap();
+    mac.update(text.as_bytes());
+    mac.finalize().into_bytes().to_vec()
+}
+
 async fn serve(
     request: Request<Incoming>,
     state: Arc<Mutex<State>>,
@@ -224,7 +285,10 @@ async fn serve(
     let op = Op::of(&request);
     let fault = state.lock().unwrap().next(op, request.uri().path());
     let dropped = || io::Error::other("dropped");
-    let (head, mut body) = request.into_parts();
+    let (mut head, mut body) = request.into_parts();
+    if state.lock().unwrap().ignores_conditions && head.headers.remove("if-none-match").is_some() {
+        sign_again(&mut head);
+    }
     if matches!(fault, Some(Fault::DropRequest)) {
         let _ = body.frame().await;
         return Err(dropped());
@@ -237,13 +301,8 @@ async fn serve(
         body = changed.into();
     }
     match fault {
-        Some(Fault::Say(status, code)) => {
-            let text = format!(
-                "<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>As \
-                 told</Message></Error>"
-            );
-            return Ok(Response::builder().status(status).body(full(text)).unwrap());
-        }
+        Some(Fault::Say(status, code)) => return Ok(error(status, code, "As told")),
+        Some(Fault::SayInWords(status, code, words)) => return Ok(error(status, code, words)),
         Some(Fault::Swallow) => {
             return Ok(Response::builder()
                 .header("etag", "\"d41d8cd98f00b204e9800998ecf8427e\"")
@@ -283,7 +342,8 @@ async fn serve(
             let text = String::from_utf8(body.to_vec()).unwrap();
             assert!(
                 text.contains(from) || matches!(fault, Some(Fault::Lie(..))),
-                "{from} is not in {text}"
+                "{from} is not \
+                in {text}"
             );
             head.headers.remove("content-length");
             head.headers.remove("transfer-encoding");

@@ -9,6 +9,8 @@ use holdfast::storage::local::LocalConfig;
 use holdfast::storage::s3::S3Config;
 use holdfast::storage::{Storage, StorageConfig};
 
+use super::s3_proxy::S3Proxy;
+
 /// The value of a variable that `tests/run` sets.
 #[expect(clippy::disallowed_methods, reason = "the test servers are told by the environment")]
 pub(crate) fn setting(name: &str) -> String {
@@ -29,7 +31,7 @@ pub(crate) fn fresh(what: &str) -> String {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Server {
     S3s,
-    Garage,
+    SeaweedFs,
     Moto,
 }
 
@@ -37,14 +39,14 @@ impl Server {
     pub(crate) fn endpoint(self) -> String {
         setting(match self {
             Self::S3s => "HOLDFAST_TEST_S3S_ENDPOINT",
-            Self::Garage => "HOLDFAST_TEST_GARAGE_ENDPOINT",
+            Self::SeaweedFs => "HOLDFAST_TEST_SEAWEEDFS_ENDPOINT",
             Self::Moto => "HOLDFAST_TEST_MOTO_ENDPOINT",
         })
     }
 
     pub(crate) fn region(self) -> String {
         match self {
-            Self::S3s | Self::Garage => setting("HOLDFAST_TEST_S3_REGION"),
+            Self::S3s | Self::SeaweedFs => setting("HOLDFAST_TEST_S3_REGION"),
             // It knows the regions of AWS only.
             Self::Moto => "us-east-1".to_owned(),
         }
@@ -52,22 +54,12 @@ impl Server {
 
     /// A client of the test's own.
     pub(crate) fn client(self) -> Client {
-        let credentials = Credentials::new(
-            setting("HOLDFAST_TEST_S3_ACCESS_KEY"),
-            setting("HOLDFAST_TEST_S3_SECRET_KEY"),
-            None,
-            None,
-            "the tests",
-        );
-        Client::from_conf(
-            aws_sdk_s3::Config::builder()
-                .behavior_version(BehaviorVersion::latest())
-                .endpoint_url(self.endpoint())
-                .region(Region::new(self.region()))
-                .force_path_style(true)
-                .credentials_provider(credentials)
-                .build(),
-        )
+        self.client_as(Identity::All)
+    }
+
+    /// The same with the key of an identity.
+    pub(crate) fn client_as(self, identity: Identity) -> Client {
+        client(&self.endpoint(), &self.region(), identity)
     }
 
     /// A configuration for a bucket that was just made.
@@ -85,14 +77,66 @@ impl Server {
         }
     }
 
-    /// How many unfinished uploads a bucket has, where the server can tell.
+    /// s3s-fs answers 501 to a request for the list of uploads.
+    pub(crate) fn lists_uploads(self) -> bool {
+        self != Self::S3s
+    }
+
+    /// How many unfinished uploads a bucket has; none where the server does not list them.
     pub(crate) async fn unfinished_uploads(self, bucket: &str) -> Option<usize> {
-        if self == Self::S3s {
+        if !self.lists_uploads() {
             return None;
         }
-        let list = self.client().list_multipart_uploads().bucket(bucket).send().await.unwrap();
-        Some(list.uploads().len())
+        Some(unfinished_uploads(&self.client(), bucket).await)
     }
+
+    /// Asserts that a bucket has no unfinished uploads, on servers that list them.
+    pub(crate) async fn assert_no_uploads_where_listed(self, bucket: &str) {
+        let expected = self.lists_uploads().then_some(0);
+        assert_eq!(self.unfinished_uploads(bucket).await, expected, "{self:?}: {bucket}");
+    }
+}
+
+/// How many unfinished uploads a bucket has.
+pub(crate) async fn unfinished_uploads(client: &Client, bucket: &str) -> usize {
+    client.list_multipart_uploads().bucket(bucket).send().await.unwrap().uploads().len()
+}
+
+/// Whose key a request is signed with. Every server knows `All`, only SeaweedFS the others;
+/// `tests/servers` says what they may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Identity {
+    All,
+    NoDelete,
+    PutOnly,
+}
+
+impl Identity {
+    /// Its access key and secret key.
+    pub(crate) fn keys(self) -> (String, String) {
+        let name = match self {
+            Self::All => "S3",
+            Self::NoDelete => "S3_NODELETE",
+            Self::PutOnly => "S3_PUTONLY",
+        };
+        let key = |kind: &str| setting(&format!("HOLDFAST_TEST_{name}_{kind}_KEY"));
+        (key("ACCESS"), key("SECRET"))
+    }
+}
+
+/// A client of the S3 server at that endpoint.
+pub(crate) fn client(endpoint: &str, region: &str, identity: Identity) -> Client {
+    let (access_key, secret_key) = identity.keys();
+    let credentials = Credentials::new(access_key, secret_key, None, None, "the tests");
+    Client::from_conf(
+        aws_sdk_s3::Config::builder()
+            .behavior_version(BehaviorVersion::latest())
+            .endpoint_url(endpoint)
+            .region(Region::new(region.to_owned()))
+            .force_path_style(true)
+            .credentials_provider(credentials)
+            .build(),
+    )
 }
 
 /// A fresh storage, and what it lives in.
@@ -100,6 +144,8 @@ pub(crate) struct Place {
     pub(crate) storage: Box<dyn Storage>,
     pub(crate) config: StorageConfig,
     pub(crate) server: Option<Server>,
+    /// Whether a proxy keeps the conditions of writes from the server.
+    pub(crate) ignores_conditions: bool,
     _folder: Option<tempfile::TempDir>,
 }
 
@@ -107,7 +153,8 @@ impl Place {
     pub(crate) async fn local() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let config = StorageConfig::Local(LocalConfig::from_path(folder.path().join("root")));
-        Self { storage: open(&config).await, config, server: None, _folder: Some(folder) }
+        let (storage, ignores_conditions) = (open(&config).await, false);
+        Self { storage, config, server: None, ignores_conditions, _folder: Some(folder) }
     }
 
     pub(crate) async fn on(server: Server) -> Self {
@@ -116,7 +163,16 @@ impl Place {
 
     pub(crate) async fn of(server: Server, config: S3Config) -> Self {
         let config = StorageConfig::S3(config);
-        Self { storage: open(&config).await, config, server: Some(server), _folder: None }
+        let (storage, ignores_conditions) = (open(&config).await, false);
+        Self { storage, config, server: Some(server), ignores_conditions, _folder: None }
+    }
+
+    /// A server that ignores conditional writes, as some stores do.
+    pub(crate) async fn ignoring_conditions(server: Server) -> Self {
+        let proxy = S3Proxy::before(&server.endpoint()).await;
+        proxy.ignore_conditions();
+        let config = S3Config { endpoint: Some(proxy.endpoint.clone()), ..server.bucket().await };
+        Self { ignores_conditions: true, ..Self::of(server, config).await }
     }
 
     /// The same place, opened again.
@@ -124,7 +180,13 @@ impl Place {
         open(&self.config).await
     }
 
-    /// How many uploads were left unfinished, where that can be told.
+    /// Asserts that no uploads were left unfinished, on servers that list them.
+    pub(crate) async fn assert_no_uploads_where_listed(&self) {
+        let expected = self.server.is_none_or(Server::lists_uploads).then_some(0);
+        assert_eq!(self.unfinished().await, expected, "{:?}", self.server);
+    }
+
+    /// How many uploads were left unfinished; none where the server does not list them.
     pub(crate) async fn unfinished(&self) -> Option<usize> {
         match (&self.config, self.server) {
             (StorageConfig::S3(config), Some(server)) => {
