@@ -6,7 +6,7 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{Connection as _, Row as _};
 
 use super::{Catalog, CatalogError, parsed};
-use crate::model::{Name, SnapshotId};
+use crate::model::{Name, SnapshotId, SnapshotRef};
 
 /// A manifest as it was read from a storage, with what tells whether it still is the same object.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,7 +63,7 @@ impl Catalog {
         &self,
         address: &str,
         added: &[CachedManifest],
-        gone: &[(Name, Name, SnapshotId)],
+        gone: &[SnapshotRef],
         now: DateTime<Utc>,
     ) -> Result<(), CatalogError> {
         if added.is_empty() && gone.is_empty() {
@@ -72,7 +72,7 @@ impl Catalog {
         let mut connection = self.connection.lock().await;
         let write = async {
             let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
-            for (instance, strategy, id) in gone {
+            for SnapshotRef { instance, strategy, id } in gone {
                 sqlx::query(
                     "UPDATE manifest SET gone = ? WHERE address = ? AND instance = ? AND strategy \
                      = ? AND id = ?",
@@ -288,7 +288,12 @@ mod tests {
         catalog.update_manifests("/a", &[manifest(1), manifest(2)], &[], now).await.unwrap();
         catalog.update_manifests("/b", &[manifest(3)], &[], now).await.unwrap();
         catalog
-            .update_manifests("/a", &[], &[(name("ella"), name("daily"), id(1))], now)
+            .update_manifests(
+                "/a",
+                &[],
+                &[SnapshotRef { instance: name("ella"), strategy: name("daily"), id: id(1) }],
+                now,
+            )
             .await
             .unwrap();
         drop(catalog);
@@ -304,7 +309,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let catalog = Catalog::open(folder.path()).await.unwrap();
         let (instance, strategy) = (name("ella"), name("daily"));
-        let place = |salt| (instance.clone(), strategy.clone(), id(salt));
+        let place = |salt| SnapshotRef {
+            instance: instance.clone(),
+            strategy: strategy.clone(),
+            id: id(salt),
+        };
         let now = DateTime::UNIX_EPOCH;
         catalog
             .update_manifests("/a", &[manifest(1), manifest(2), manifest(3)], &[], now)

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::sealed::{SealError, seal, unseal};
-use super::{Digest, Name, SnapshotId};
+use super::{Digest, Name, SnapshotId, SnapshotRef};
 
 /// The format this version writes, and the newest it reads.
 pub const FORMAT: u32 = 1;
@@ -213,6 +213,15 @@ pub enum ManifestError {
 }
 
 impl Manifest {
+    /// Where it is stored.
+    pub fn snapshot_ref(&self) -> SnapshotRef {
+        SnapshotRef {
+            instance: self.instance.clone(),
+            strategy: self.strategy.clone(),
+            id: self.id.clone(),
+        }
+    }
+
     /// The manifest as stored: a first line with the digest, the document, a closing line. The
     /// digest is of the lines between the first and the last, so
     /// `sed '1d;$d' manifest.json | sha256sum` computes it.
@@ -264,7 +273,7 @@ impl Manifest {
             .map_err(|error| ManifestError::Malformed(error.to_string()))?;
         if (&manifest.instance, &manifest.strategy, &manifest.id) != (instance, strategy, id) {
             return Err(ManifestError::Misplaced {
-                found: format!("{}/{}/{}", manifest.instance, manifest.strategy, manifest.id),
+                found: manifest.snapshot_ref().to_string(),
                 expected: format!("{instance}/{strategy}/{id}"),
             });
         }

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::sealed::{SealError, seal, unseal};
-use super::{Name, SnapshotId};
+use super::{Name, SnapshotId, SnapshotRef};
 
 /// The format of the marks that this version writes, and the newest it reads.
 pub const MARK_FORMAT: u32 = 1;
@@ -127,6 +127,15 @@ pub enum MarkError {
 }
 
 impl Mark {
+    /// The snapshot that it is about.
+    pub fn snapshot_ref(&self) -> SnapshotRef {
+        SnapshotRef {
+            instance: self.instance.clone(),
+            strategy: self.strategy.clone(),
+            id: self.id.clone(),
+        }
+    }
+
     /// The folder of an instance's marks.
     pub fn folder(instance: &Name) -> String {
         format!("{instance}/{MARKS_FOLDER}/")

@@ -16,6 +16,7 @@ mod mark;
 mod paths;
 mod sealed;
 mod secret;
+mod snapshot_ref;
 mod units;
 mod warning;
 
@@ -34,5 +35,6 @@ pub use mark::{Evidence, MARK_FORMAT, MARKS_FOLDER, Mark, MarkError, Says, Verdi
 pub use paths::counted_from;
 pub use sealed::SealError;
 pub use secret::{DatabaseUrl, Secret};
+pub use snapshot_ref::SnapshotRef;
 pub use units::{ByteSize, Rate, Span, UnitError};
 pub use warning::{Warning, Warnings};

@@ -9,13 +9,14 @@ use tokio::runtime::Handle;
 
 use crate::config::Strategy;
 use crate::engine::context::{Engine, OpenStorage};
-use crate::engine::drill::{Subject, checks};
+use crate::engine::drill::checks;
+use crate::engine::drill::subject::Subject;
 use crate::engine::error::{EngineError, chain};
+use crate::engine::read::by_hand::restore_artifact;
 use crate::engine::read::fault::reading_failed;
 use crate::engine::read::streams::ArtifactStreams;
 use crate::engine::read::whole::read_through;
 use crate::engine::state::private::make_private_folder;
-use crate::engine::verbs::restore::restore_artifact;
 use crate::model::{
     Artifact, ArtifactKind, Cancel, Check, CheckOutcome, Facts, Manifest, Name, SnapshotId,
     Warnings,
@@ -409,8 +410,8 @@ impl Rehearsal {
     }
 
     fn read_with(&self, artifact: &Artifact, identities: &[Identity]) -> Result<(), EngineError> {
-        let Manifest { instance, strategy, id, .. } = &self.manifest;
-        let folder = format!("{instance}/{strategy}/{id}/");
+        let folder = self.manifest.snapshot_ref().folder();
+        let id = &self.manifest.id;
         let facts = self
             .facts
             .as_deref()

@@ -3,7 +3,7 @@
 
 use crate::config::{DrillCheck, Instance, Measure, ShrinkCheck, Strategy};
 use crate::engine::context::Engine;
-use crate::engine::drill::Subject;
+use crate::engine::drill::subject::Subject;
 use crate::engine::error::{EngineError, chain};
 use crate::engine::read::fetch::read_facts;
 use crate::engine::snapshots::list::Snapshot;

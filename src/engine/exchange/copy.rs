@@ -249,7 +249,7 @@ impl Copy<'_> {
             return Err(self.target_failed(StorageError::Cancelled));
         }
         // The one that is stored: what the catalog remembers of it proves nothing.
-        let key = format!("{}{MANIFEST_KEY}", snapshot.folder());
+        let key = snapshot.manifest_key();
         let body = match read_whole(self.from.storage.as_ref(), &key).await {
             Ok(body) => body,
             Err(error) => return Err(self.source_failed(snapshot, MANIFEST_KEY, error).await),
@@ -387,7 +387,7 @@ impl Copy<'_> {
             let error = EngineError::storage(&self.from.name, error);
             return Failure { state: CopyState::Failed, error, gone, keep: true };
         }
-        let manifest = format!("{}{MANIFEST_KEY}", snapshot.folder());
+        let manifest = snapshot.manifest_key();
         // Whoever deletes a snapshot takes the manifest away first.
         if let Err(StorageError::NotFound { .. }) = self.from.storage.stat(&manifest).await {
             let error =

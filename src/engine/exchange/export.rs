@@ -155,7 +155,7 @@ async fn pack_into(
         problem,
     };
     // The one that is stored: what the catalog remembers of it proves nothing.
-    let key = format!("{}{MANIFEST_KEY}", snapshot.folder());
+    let key = snapshot.manifest_key();
     let body = read_whole(storage.storage.as_ref(), &key)
         .await
         .map_err(|error| EngineError::storage(&storage.name, error))?;

@@ -20,6 +20,7 @@ use crate::engine::snapshots::list::read_whole;
 use crate::engine::write::snapshot_writer::{Arrival, Gate, check_keys, objects};
 use crate::model::{
     ByteSize, Digest, Digester, MANIFEST_KEY, Manifest, Name, RUN_KEY, Rate, SnapshotId,
+    SnapshotRef,
 };
 use crate::pipeline::{DecodeError, Identity, Throttle, decoder};
 use crate::storage::StorageError;
@@ -92,7 +93,7 @@ pub async fn import(
     });
     let mut parts = Parts { path, parts };
     let first = parts.next_member().await?.ok_or_else(|| parts.bad("It has no manifest"))?;
-    let (instance, strategy, id) = &first.place;
+    let SnapshotRef { instance, strategy, id } = &first.place;
     if let Some(wanted) = request.instance.as_ref().filter(|wanted| *wanted != instance) {
         return Err(EngineError::Request(format!(
             "`{}` is a snapshot of `{instance}`, and not of `{wanted}`. The address of the storage \
@@ -128,15 +129,13 @@ pub async fn import(
     })
 }
 
-type Place = (Name, Name, SnapshotId);
-
 /// What was found in the file, by key.
 type Found = BTreeMap<String, (u64, Digest)>;
 
 struct Import<'a> {
     engine: &'a Engine,
     to: &'a OpenStorage,
-    place: &'a Place,
+    place: &'a SnapshotRef,
     bytes: u64,
 }
 
@@ -145,7 +144,7 @@ impl Import<'_> {
         match error {
             _ if self.engine.cancel.is_cancelled() => EngineError::Cancelled,
             StorageError::Busy { address, folder } => EngineError::Locked {
-                strategy: self.place.1.clone(),
+                strategy: self.place.strategy.clone(),
                 holder: format!("it writes to `{folder}` in `{address}`"),
             },
             error => EngineError::storage(&self.to.name, error),
@@ -154,9 +153,8 @@ impl Import<'_> {
 
     /// The snapshot as the storage has it already.
     async fn present(&self) -> Result<Option<Manifest>, EngineError> {
-        let (instance, strategy, id) = self.place;
-        let key = format!("{instance}/{strategy}/{id}/{MANIFEST_KEY}");
-        match read_whole(self.to.storage.as_ref(), &key).await {
+        let SnapshotRef { instance, strategy, id } = self.place;
+        match read_whole(self.to.storage.as_ref(), &self.place.manifest_key()).await {
             Ok(body) => match Manifest::from_bytes(&body, instance, strategy, id) {
                 Ok(manifest) => Ok(Some(manifest)),
                 Err(error) => Err(EngineError::Request(format!(
@@ -172,32 +170,39 @@ impl Import<'_> {
         }
     }
 
-    /// Reads the file to its end, and holds it against itself and what is there.
-    async fn compare(
+    /// Reads the file to its end and checks it against itself. With `arrival` its objects are
+    /// stored on the way.
+    async fn read(
         &self,
         parts: &mut Parts<'_>,
         first: Member,
-        there: &Manifest,
-    ) -> Result<Manifest, EngineError> {
+        mut arrival: Option<&mut Arrival<'_>>,
+    ) -> Result<(Manifest, Vec<u8>), EngineError> {
         let (mut found, mut body, mut next) = (Found::new(), None, Some(first));
         while let Some(member) = next {
             self.check(parts, &member, &found)?;
             if member.key == MANIFEST_KEY {
                 body = Some(parts.small(&member).await?);
             } else {
-                let mut digester = Digester::new();
-                while let Some(chunk) = parts.chunk().await? {
-                    if self.engine.cancel.is_cancelled() {
-                        return Err(EngineError::Cancelled);
-                    }
-                    self.engine.progress.add(chunk.len() as u64);
-                    digester.update(&chunk);
-                }
-                found.insert(member.key, (member.size, digester.finish()));
+                let digest = match &mut arrival {
+                    Some(arrival) => self.store(parts, &member, arrival).await?,
+                    None => self.digest(parts).await?,
+                };
+                found.insert(member.key, (member.size, digest));
             }
             next = parts.next_member().await?;
         }
-        let (manifest, _) = self.judge(parts, body, &found)?;
+        self.judge(parts, body, &found)
+    }
+
+    /// Reads the file, whose snapshot is already stored as `there`, and compares.
+    async fn compare(
+        &self,
+        parts: &mut Parts<'_>,
+        first: Member,
+        there: &Manifest,
+    ) -> Result<Manifest, EngineError> {
+        let (manifest, _) = self.read(parts, first, None).await?;
         if manifest.artifacts != there.artifacts {
             return Err(EngineError::Request(format!(
                 "`{}` has a snapshot `{}` with other artifacts; nothing was overwritten",
@@ -233,23 +238,24 @@ impl Import<'_> {
         arrival: &mut Arrival<'_>,
     ) -> Result<Manifest, EngineError> {
         arrival.ensure_free(self.bytes).await.map_err(|error| self.failed(error))?;
-        let (mut found, mut body, mut next) = (Found::new(), None, Some(first));
-        while let Some(member) = next {
-            self.check(parts, &member, &found)?;
-            if member.key == MANIFEST_KEY {
-                body = Some(parts.small(&member).await?);
-            } else {
-                let digest = self.object(parts, &member, arrival).await?;
-                found.insert(member.key, (member.size, digest));
-            }
-            next = parts.next_member().await?;
-        }
-        let (manifest, body) = self.judge(parts, body, &found)?;
+        let (manifest, body) = self.read(parts, first, Some(&mut *arrival)).await?;
         arrival.commit(&manifest, &body).await.map_err(|error| self.failed(error))?;
         Ok(manifest)
     }
 
-    async fn object(
+    async fn digest(&self, parts: &mut Parts<'_>) -> Result<Digest, EngineError> {
+        let mut digester = Digester::new();
+        while let Some(chunk) = parts.chunk().await? {
+            if self.engine.cancel.is_cancelled() {
+                return Err(EngineError::Cancelled);
+            }
+            self.engine.progress.add(chunk.len() as u64);
+            digester.update(&chunk);
+        }
+        Ok(digester.finish())
+    }
+
+    async fn store(
         &self,
         parts: &mut Parts<'_>,
         member: &Member,
@@ -289,10 +295,9 @@ impl Import<'_> {
     fn check(&self, parts: &Parts<'_>, member: &Member, found: &Found) -> Result<(), EngineError> {
         let Member { place, key, .. } = member;
         if place != self.place {
-            let (instance, strategy, id) = place;
-            return Err(parts.bad(&format!(
-                "It has objects of two snapshots, the second is {instance}/{strategy}/{id}"
-            )));
+            return Err(
+                parts.bad(&format!("It has objects of two snapshots, the second is {place}"))
+            );
         }
         if found.contains_key(key) {
             return Err(parts.bad(&format!("It has `{key}` twice")));
@@ -310,7 +315,7 @@ impl Import<'_> {
         body: Option<Vec<u8>>,
         found: &Found,
     ) -> Result<(Manifest, Vec<u8>), EngineError> {
-        let (instance, strategy, id) = self.place;
+        let SnapshotRef { instance, strategy, id } = self.place;
         let body = body.ok_or_else(|| parts.bad("It has no manifest: it was cut"))?;
         let manifest = Manifest::from_bytes(&body, instance, strategy, id);
         let manifest =
@@ -346,7 +351,7 @@ enum Part {
 
 /// An object of a snapshot in the file.
 struct Member {
-    place: Place,
+    place: SnapshotRef,
     /// Within the snapshot's folder.
     key: String,
     size: u64,
@@ -485,15 +490,12 @@ fn read(
 
 /// The object that a member's name means.
 fn member(name: &str, size: u64) -> Option<Member> {
-    let mut names = name.strip_prefix("./").unwrap_or(name).split('/');
-    let place =
-        (names.next()?.parse().ok()?, names.next()?.parse().ok()?, names.next()?.parse().ok()?);
-    let key = names.next()?;
+    let (place, key) = SnapshotRef::of_key(name.strip_prefix("./").unwrap_or(name))?;
     let plain = !key.is_empty()
         && key != RUN_KEY
         && !key.starts_with('.')
         && !key.contains(char::is_control);
-    (plain && names.next().is_none()).then(|| Member { place, key: key.to_owned(), size })
+    plain.then(|| Member { place, key: key.to_owned(), size })
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use crate::engine::state::locks::{ReadLock, StateLock};
 use crate::engine::state::node::node;
 use crate::engine::write::heartbeat::Heartbeat;
 use crate::engine::write::leftovers;
-use crate::model::{MANIFEST_KEY, Mark, Name, RUN_KEY, Says, SnapshotId};
+use crate::model::{MANIFEST_KEY, Mark, Name, RUN_KEY, Says, SnapshotId, SnapshotRef};
 use crate::report::Pruned;
 use crate::storage::{Storage, StorageError};
 
@@ -106,7 +106,8 @@ pub(in crate::engine) async fn exclude(
     }
     let mut unlocked = BTreeMap::new();
     for (position, (strategy, open)) in places.iter().enumerate() {
-        match exclude_writers(open, &format!("{instance}/{strategy}/"), &node).await {
+        match exclude_writers(open, &SnapshotRef::strategy_folder(instance, strategy), &node).await
+        {
             Ok(lock) => held.extend(lock),
             Err(StorageError::Busy { address, folder }) => {
                 let ours = places
@@ -265,7 +266,7 @@ pub(in crate::engine) async fn delete(
     node: &str,
 ) -> Result<(), Undeleted> {
     let storage = open.storage.as_ref();
-    let strategy_folder = format!("{instance}/{strategy}/");
+    let strategy_folder = SnapshotRef::strategy_folder(instance, strategy);
     let folder = format!("{strategy_folder}{id}/");
     let heartbeat = Heartbeat::new(node.to_owned(), engine.clock.now_seconds());
     let beat = format!("{folder}{RUN_KEY}");

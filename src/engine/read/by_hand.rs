@@ -1,8 +1,30 @@
 //! How a person restores without this program.
 
-use crate::engine::verbs::restore::restore_artifact;
 use crate::model::{Artifact, Compression, Encryption, Facts, SnapshotId};
-use crate::source::restorer;
+use crate::source::{RestoreArtifact, restorer};
+
+/// What restoring needs to know of an artifact.
+pub(in crate::engine) fn restore_artifact(
+    id: &SnapshotId,
+    artifact: &Artifact,
+    facts: Option<&Facts>,
+) -> RestoreArtifact {
+    let plain =
+        facts.and_then(|facts| facts.artifacts.iter().find(|known| known.name == artifact.name));
+    let source = facts.and_then(|facts| {
+        facts
+            .sources
+            .iter()
+            .find(|source| artifact.source.as_ref().is_some_and(|name| *name == source.name))
+    });
+    RestoreArtifact {
+        snapshot: id.to_string(),
+        name: artifact.name.clone(),
+        kind: artifact.kind,
+        plain_bytes: plain.map(|known| known.plain_bytes),
+        facts: source.map(|source| source.facts.clone()).unwrap_or_default(),
+    }
+}
 
 /// The ordinary commands that restore `artifact` from what `fetch` writes, in one line; none for
 /// what is not restored by itself. `$KEY`, `$DATABASE` and `$DIR` stand for what only the operator

@@ -154,7 +154,7 @@ pub async fn read_facts(
     if artifact.codec.encryption == Encryption::Age && identities.is_empty() {
         return Ok(None);
     }
-    let folder = format!("{}/{}/{}/", manifest.instance, manifest.strategy, manifest.id);
+    let folder = manifest.snapshot_ref().folder();
     let (from, identities, runtime) = (storage.clone(), identities.to_vec(), Handle::current());
     let body = tokio::task::spawn_blocking(move || -> Result<Vec<u8>, DecodeError> {
         let mut body = Vec::new();

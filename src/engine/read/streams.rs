@@ -71,7 +71,7 @@ impl ArtifactStreams {
     ) -> Self {
         Self {
             storage: storage.clone(),
-            folder: format!("{}/{}/{}/", manifest.instance, manifest.strategy, manifest.id),
+            folder: manifest.snapshot_ref().folder(),
             artifact: artifact.clone(),
             index: beside(manifest, artifact, ArtifactKind::Index).cloned(),
             blocks: beside(manifest, artifact, ArtifactKind::Blocks).cloned(),

@@ -77,7 +77,7 @@ pub(in crate::engine) async fn ensure_undamaged(
     facts: Option<&Facts>,
     wanted: impl Fn(&Artifact) -> bool,
 ) -> Result<(), EngineError> {
-    let folder = format!("{}/{}/{}/", manifest.instance, manifest.strategy, manifest.id);
+    let folder = manifest.snapshot_ref().folder();
     for artifact in manifest.artifacts.iter().filter(|artifact| wanted(artifact)) {
         let expected = facts
             .and_then(|facts| facts.artifacts.iter().find(|known| known.name == artifact.name));

@@ -7,8 +7,10 @@ use chrono::{DateTime, Utc};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 
 use crate::catalog::{CachedManifest, Catalog};
+use crate::config::{Instance, Strategy};
 use crate::engine::context::{Engine, OpenStorage, blocking};
-use crate::model::{Completeness, MANIFEST_KEY, Manifest, Name, SnapshotId};
+use crate::engine::error::chain;
+use crate::model::{Completeness, MANIFEST_KEY, Manifest, Name, SnapshotId, SnapshotRef};
 use crate::storage::{Object, Storage, StorageError};
 
 /// Manifests and marks that are fetched from one storage at a time.
@@ -46,9 +48,23 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// `<instance>/<strategy>/<id>/`.
+    /// Where it is in its storage.
+    pub fn snapshot_ref(&self) -> SnapshotRef {
+        SnapshotRef {
+            instance: self.instance.clone(),
+            strategy: self.strategy.clone(),
+            id: self.id.clone(),
+        }
+    }
+
+    /// Its folder, ending in `/`.
     pub fn folder(&self) -> String {
-        format!("{}/{}/{}/", self.instance, self.strategy, self.id)
+        self.snapshot_ref().folder()
+    }
+
+    /// The key of its manifest.
+    pub fn manifest_key(&self) -> String {
+        self.snapshot_ref().manifest_key()
     }
 
     /// Whether it has all that its sources had, as far as manifest and listing tell.
@@ -98,8 +114,6 @@ pub async fn list(engine: &Engine, storages: &[OpenStorage], selection: &Selecti
     listing
 }
 
-type Place = (Name, Name, SnapshotId);
-
 /// What was listed in a snapshot's folder.
 #[derive(Default)]
 struct Folder {
@@ -116,7 +130,10 @@ struct Known {
 
 /// The manifests that the catalog has of the storage that is `known_as`; none where it cannot be
 /// read.
-async fn known_manifests(catalog: Option<&Catalog>, known_as: &str) -> BTreeMap<Place, Known> {
+async fn known_manifests(
+    catalog: Option<&Catalog>,
+    known_as: &str,
+) -> BTreeMap<SnapshotRef, Known> {
     let Some(catalog) = catalog else { return BTreeMap::new() };
     let cached = match catalog.manifests(known_as).await {
         Ok(cached) => cached,
@@ -131,7 +148,7 @@ async fn known_manifests(catalog: Option<&Catalog>, known_as: &str) -> BTreeMap<
             let CachedManifest { instance, strategy, id, size, modified, body } = cached;
             let manifest = Manifest::from_bytes(&body, &instance, &strategy, &id)
                 .map_err(|error| error.to_string());
-            ((instance, strategy, id), Known { size, modified, manifest })
+            (SnapshotRef { instance, strategy, id }, Known { size, modified, manifest })
         };
         cached.into_iter().map(read).collect()
     };
@@ -149,18 +166,18 @@ pub(in crate::engine) async fn list_one(
     let prefix = match (&selection.instance, &selection.strategy) {
         (None, _) => String::new(),
         (Some(instance), None) => format!("{instance}/"),
-        (Some(instance), Some(strategy)) => format!("{instance}/{strategy}/"),
+        (Some(instance), Some(strategy)) => SnapshotRef::strategy_folder(instance, strategy),
     };
     let walk = async {
         // Objects come in the order of their keys, so those of a snapshot come together; not relied
         // upon.
-        let mut found: BTreeMap<Place, Folder> = BTreeMap::new();
+        let mut found: BTreeMap<SnapshotRef, Folder> = BTreeMap::new();
         let mut objects = storage.list(&prefix);
         while let Some(object) = objects.try_next().await? {
             if engine.cancel.is_cancelled() {
                 return Err(StorageError::Cancelled);
             }
-            let Some((place, name)) = object_place(&object.key) else { continue };
+            let Some((place, name)) = SnapshotRef::of_key(&object.key) else { continue };
             let name = name.to_owned();
             let folder = found.entry(place).or_default();
             folder.sizes.insert(name.clone(), object.size);
@@ -173,15 +190,15 @@ pub(in crate::engine) async fn list_one(
     // Side by side: where a storage is near, each takes about as long as the other.
     let catalog = engine.catalog().await;
     let (found, mut known) = tokio::join!(walk, known_manifests(catalog, &known_as));
-    let found: Vec<(Place, Object, BTreeMap<String, u64>)> = found?
+    let found: Vec<(SnapshotRef, Object, BTreeMap<String, u64>)> = found?
         .into_iter()
         .filter_map(|(place, folder)| {
             folder.manifest.map(|manifest| (place, manifest, folder.sizes))
         })
         .collect();
-    let gone: Vec<Place> = known
+    let gone: Vec<SnapshotRef> = known
         .keys()
-        .filter(|(instance, strategy, _)| {
+        .filter(|SnapshotRef { instance, strategy, .. }| {
             selection.instance.as_ref().is_none_or(|wanted| wanted == instance)
                 && selection.strategy.as_ref().is_none_or(|wanted| wanted == strategy)
         })
@@ -195,7 +212,7 @@ pub(in crate::engine) async fn list_one(
                 .filter(|known| known.size == object.size && known.modified == object.modified)
                 .map(|known| known.manifest);
             async move {
-                let (instance, strategy, id) = place;
+                let SnapshotRef { instance, strategy, id } = place;
                 let (manifest, keep) = match known {
                     Some(manifest) => (manifest, None),
                     None if object.size > LARGEST_DOCUMENT => {
@@ -283,13 +300,27 @@ async fn flaws(
     Ok(flaws)
 }
 
-/// The snapshot whose folder `key` lies in, and its name there, if it is one's.
-fn object_place(key: &str) -> Option<(Place, &str)> {
-    let mut parts = key.split('/');
-    let place =
-        (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
-    let name = parts.next()?;
-    parts.next().is_none().then_some((place, name))
+/// Lists what each storage of a strategy has of it, side by side: one that hangs does not keep the
+/// others. What could not be listed is logged, and none.
+pub(in crate::engine) async fn list_side_by_side(
+    engine: &Engine,
+    instance: &Instance,
+    strategy: &Strategy,
+) -> Vec<Option<Vec<Snapshot>>> {
+    let selection =
+        Selection { instance: Some(instance.name.clone()), strategy: Some(strategy.name.clone()) };
+    let selection = &selection;
+    let storages = instance.storages.iter().filter(|(name, _)| strategy.storages.contains(name));
+    let looks = storages.map(|(name, config)| async move {
+        let listed = match OpenStorage::open(name, config, &engine.cancel).await {
+            Ok(open) => list_one(engine, &open, selection).await.map_err(|error| error.to_string()),
+            Err(error) => Err(chain(&error)),
+        };
+        listed
+            .inspect_err(|error| tracing::warn!(storage = %name, "could not be listed: {error}"))
+            .ok()
+    });
+    futures::future::join_all(looks).await
 }
 
 /// A small object, whole.
@@ -303,25 +334,4 @@ pub(in crate::engine) async fn read_whole(
         body.extend_from_slice(&chunk);
     }
     Ok(body)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_manifest_in_a_snapshots_folder_makes_a_snapshot() {
-        let is_manifest = |key| object_place(key).is_some_and(|(_, name)| name == MANIFEST_KEY);
-        assert!(is_manifest("ella/daily/20261121T013000Z-7f3a9c/manifest.json"));
-        for key in [
-            "manifest.json",
-            "ella/daily/manifest.json",
-            "ella/daily/20261121T013000Z-7f3a9c/manifest.json.part",
-            "ella/daily/20261121T013000Z-7f3a9c/x/manifest.json",
-            "ella/marks/20261121T013000Z-7f3a9c/manifest.json",
-            "ella/daily/latest/manifest.json",
-        ] {
-            assert!(!is_manifest(key), "{key}");
-        }
-    }
 }

@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::catalog::CachedMark;
 use crate::engine::context::{Engine, OpenStorage};
 use crate::engine::snapshots::list::{LARGEST_DOCUMENT, PARALLEL, read_whole};
-use crate::model::{MANIFEST_KEY, Mark, Name, Says, SnapshotId, Verdict};
+use crate::model::{Mark, Name, Says, SnapshotId, Verdict};
 use crate::storage::{Object, StorageError};
 
 /// What the marks of an instance say, all storages together.
@@ -183,7 +183,7 @@ async fn read_from(
             gone.push(known.key.clone());
             continue;
         };
-        let manifest = format!("{}/{}/{}/{MANIFEST_KEY}", mark.instance, mark.strategy, mark.id);
+        let manifest = mark.snapshot_ref().manifest_key();
         let released = match storage.stat(&manifest).await {
             Ok(_) => true,
             Err(StorageError::NotFound { .. }) => false,

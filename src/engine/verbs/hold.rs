@@ -9,7 +9,7 @@ use crate::engine::error::{EngineError, chain};
 use crate::engine::snapshots::list::{Listing, Snapshot};
 use crate::engine::snapshots::marks::forget_mark;
 use crate::engine::state::locks::ReadLock;
-use crate::model::{MANIFEST_KEY, MARK_FORMAT, Mark, Name, Says, SnapshotId};
+use crate::model::{MARK_FORMAT, Mark, Name, Says, SnapshotId};
 use crate::storage::StorageError;
 
 /// What was done about a mark in each storage.
@@ -80,7 +80,7 @@ pub async fn hold(
     let body = Bytes::from(mark.to_bytes());
     // While snapshots are deleted here, this one may be the next.
     let _reading = ReadLock::share(&engine.state_dir, &first.instance, &first.strategy)?;
-    let manifest = format!("{}{MANIFEST_KEY}", first.folder());
+    let manifest = first.manifest_key();
     let mut report = MarkReport::new(first);
     for open in storages.iter().filter(|open| copies.iter().any(|copy| copy.storage == open.name)) {
         let written = open.storage.replace(&mark.key(), body.clone()).await;

@@ -12,6 +12,7 @@ use tokio::runtime::Handle;
 
 use crate::engine::context::{Engine, OpenStorage, blocking};
 use crate::engine::error::EngineError;
+use crate::engine::read::by_hand::restore_artifact;
 use crate::engine::read::fault::{failed, failed_in, usable_manifest};
 use crate::engine::read::fetch::read_facts;
 use crate::engine::read::streams::{ArtifactStreams, beside};
@@ -137,29 +138,6 @@ pub struct RestoredArtifact {
     /// Of a folder of files: what of it was restored.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub files: Option<RestoredFiles>,
-}
-
-/// What restoring needs to know of an artifact.
-pub(in crate::engine) fn restore_artifact(
-    id: &SnapshotId,
-    artifact: &Artifact,
-    facts: Option<&Facts>,
-) -> RestoreArtifact {
-    let plain =
-        facts.and_then(|facts| facts.artifacts.iter().find(|known| known.name == artifact.name));
-    let source = facts.and_then(|facts| {
-        facts
-            .sources
-            .iter()
-            .find(|source| artifact.source.as_ref().is_some_and(|name| *name == source.name))
-    });
-    RestoreArtifact {
-        snapshot: id.to_string(),
-        name: artifact.name.clone(),
-        kind: artifact.kind,
-        plain_bytes: plain.map(|known| known.plain_bytes),
-        facts: source.map(|source| source.facts.clone()).unwrap_or_default(),
-    }
 }
 
 fn make_plan(

@@ -5,10 +5,10 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::catalog::{Catalog, CatalogError, RunRecord};
 use crate::config::{Instance, Strategy};
-use crate::engine::context::{Engine, OpenStorage};
-use crate::engine::error::{EngineError, chain};
+use crate::engine::context::Engine;
+use crate::engine::error::EngineError;
 use crate::engine::snapshots::drills::last_drills;
-use crate::engine::snapshots::list::{Selection, Snapshot, list_one};
+use crate::engine::snapshots::list::{Snapshot, list_side_by_side};
 use crate::engine::state::locks::is_running;
 use crate::model::{Completeness, Manifest, Name, Verdict};
 use crate::report::{
@@ -121,32 +121,9 @@ pub async fn fill_status(engine: &Engine, instance: &Instance) {
     }
 }
 
-/// Lists what each storage of a strategy has of it, side by side: one that hangs does not keep the
-/// others. What could not be listed is logged, and none.
-pub(in crate::engine) async fn look(
-    engine: &Engine,
-    instance: &Instance,
-    strategy: &Strategy,
-) -> Vec<Option<Vec<Snapshot>>> {
-    let selection =
-        Selection { instance: Some(instance.name.clone()), strategy: Some(strategy.name.clone()) };
-    let selection = &selection;
-    let storages = instance.storages.iter().filter(|(name, _)| strategy.storages.contains(name));
-    let looks = storages.map(|(name, config)| async move {
-        let listed = match OpenStorage::open(name, config, &engine.cancel).await {
-            Ok(open) => list_one(engine, &open, selection).await.map_err(|error| error.to_string()),
-            Err(error) => Err(chain(&error)),
-        };
-        listed
-            .inspect_err(|error| tracing::warn!(storage = %name, "could not be listed: {error}"))
-            .ok()
-    });
-    futures::future::join_all(looks).await
-}
-
 /// Brings what the catalog has of a strategy up to date with its storages.
 pub async fn list_strategy(engine: &Engine, instance: &Instance, strategy: &Strategy) {
-    look(engine, instance, strategy).await;
+    list_side_by_side(engine, instance, strategy).await;
 }
 
 /// When the newest snapshot was begun that is whole in every storage of the strategy, by a fresh
@@ -157,7 +134,7 @@ pub async fn newest_everywhere(
     strategy: &Strategy,
 ) -> Option<DateTime<Utc>> {
     let now = engine.clock.now();
-    let newest = look(engine, instance, strategy).await.into_iter().map(|listed| {
+    let newest = list_side_by_side(engine, instance, strategy).await.into_iter().map(|listed| {
         // One that a clock dated ahead says nothing about today.
         let whole = listed?.into_iter().filter(Snapshot::is_whole).map(|one| one.id.time());
         whole.filter(|taken| *taken <= now).max()

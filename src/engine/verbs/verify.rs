@@ -13,7 +13,7 @@ use crate::engine::read::fetch::read_facts;
 use crate::engine::read::whole::read_through;
 use crate::engine::snapshots::list::{Listing, Selection, Snapshot, list, read_whole};
 use crate::engine::state::locks::ReadLock;
-use crate::model::{MANIFEST_KEY, Manifest, Name, SnapshotId};
+use crate::model::{Manifest, Name, SnapshotId};
 use crate::pipeline::Identity;
 use crate::storage::StorageError;
 
@@ -218,7 +218,7 @@ pub async fn verify(
         };
         let verdict =
             verify_one(engine, storage, snapshot, chosen.contains(&at), identities).await?;
-        let manifest = format!("{}{MANIFEST_KEY}", snapshot.folder());
+        let manifest = snapshot.manifest_key();
         if !verdict.problems.is_empty()
             && matches!(storage.storage.stat(&manifest).await, Err(StorageError::NotFound { .. }))
         {
@@ -273,7 +273,7 @@ async fn verify_one(
         unread: Vec::new(),
     };
     // The one that is stored: what the catalog remembers of it proves nothing.
-    let key = format!("{}{MANIFEST_KEY}", snapshot.folder());
+    let key = snapshot.manifest_key();
     let manifest = match read_whole(storage.storage.as_ref(), &key).await {
         Ok(body) => {
             Manifest::from_bytes(&body, &snapshot.instance, &snapshot.strategy, &snapshot.id)

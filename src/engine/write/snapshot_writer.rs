@@ -19,7 +19,7 @@ use crate::engine::write::leftovers::{self, Fate};
 use crate::engine::write::writer;
 use crate::model::{
     ByteSize, Digest, Digester, MANIFEST_KEY, Manifest, Name, RUN_KEY, RemoteCheck, SnapshotId,
-    StorageNote, StoredObject,
+    SnapshotRef, StorageNote, StoredObject,
 };
 use crate::pipeline::Throttle;
 use crate::storage::{CreateOptions, Storage, StorageError, Upload};
@@ -55,7 +55,7 @@ impl<'a> Gate<'a> {
     ) -> Result<Self, EngineError> {
         let state = StateLock::take(&engine.state_dir, instance, strategy)?;
         let node = node(&engine.state_dir)?;
-        let folder = format!("{instance}/{strategy}/");
+        let folder = SnapshotRef::strategy_folder(instance, strategy);
         let lock =
             to.storage.lock(folder.trim_end_matches('/')).await.map_err(|error| match error {
                 StorageError::Busy { address, folder } => EngineError::Locked {
