@@ -1,163 +1,150 @@
-//! A TOML document as a tree in which every key and value knows its place.
+//! A TOML document as values, and where each of them stands in the text.
 
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::{Map, Value as Json};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::error::ConfigError;
-use std::path::Path;
+use super::error::{Code, ConfigError, ConfigErrors};
 
-/// A value and its place.
-#[derive(Debug, Clone)]
-pub(super) struct Node {
-    pub value: Value,
-    /// Where it begins, in bytes of the text.
-    pub at: usize,
-    /// The string as it was written, when environment variables were put into it, or a secret from
-    /// a file in its place.
-    pub written: Option<String>,
+/// Where a value stands.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Place {
+    /// As people write it: `strategies.daily.sources[0]`.
+    pub dotted: String,
+    /// Where its key begins, in bytes of the text; the root has none.
+    pub key: Option<usize>,
+    pub value: Option<usize>,
+    pub is_table: bool,
+    /// The words for a value that JSON does not have, which is null.
+    pub odd: Option<&'static str>,
 }
 
-/// A value of TOML.
-#[derive(Debug, Clone)]
-pub(super) enum Value {
-    String(String),
-    Integer(i64),
-    Float(f64),
-    Boolean(bool),
-    /// Nothing is configured by a date: only its type matters.
-    Datetime,
-    Array(Vec<Node>),
-    Table(Vec<Entry>),
-    /// Could not be made out, which has been reported: nothing more is said of it.
-    Unknown,
+impl Place {
+    /// A table stands where its key is, which is in its header.
+    pub(super) fn at(&self) -> Option<usize> {
+        if self.is_table { self.key } else { self.value }
+    }
 }
 
-/// A key of a table with its value.
-#[derive(Debug, Clone)]
-pub(super) struct Entry {
-    pub key: String,
-    /// Where the key begins, in bytes of the text.
-    pub at: usize,
-    pub node: Node,
+/// The place of each value, by its JSON pointer.
+#[derive(Debug, Default)]
+pub(super) struct Places(BTreeMap<String, Place>);
+
+impl Places {
+    pub(super) fn get(&self, pointer: &str) -> Option<&Place> {
+        self.0.get(pointer)
+    }
+
+    /// The place of a value, or of the table that it is missing in.
+    pub(super) fn nearest(&self, pointer: &str) -> Place {
+        std::iter::successors(Some(pointer), |inner| Some(inner.rsplit_once('/')?.0))
+            .find_map(|pointer| self.get(pointer))
+            .cloned()
+            .unwrap_or_default()
+    }
+
+    /// The value at `from`, with all that is in it, is at `to` from now on.
+    pub(super) fn rename(&mut self, from: &str, to: &str) {
+        let is_inside = |pointer: &str| {
+            pointer.strip_prefix(from).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        let inside: Vec<String> =
+            self.0.keys().filter(|pointer| is_inside(pointer)).cloned().collect();
+        for pointer in inside {
+            if let Some(place) = self.0.remove(&pointer) {
+                let rest = pointer.strip_prefix(from).unwrap_or_default();
+                self.0.insert(format!("{to}{rest}"), place);
+            }
+        }
+    }
+
+    fn table(&mut self, table: DeTable<'_>, pointer: &str, dotted: &str) -> Json {
+        let mut entries: Vec<_> = table.into_iter().collect();
+        entries.sort_by_key(|(key, _)| key.span().start);
+        let mut map = Map::new();
+        for (key, value) in entries {
+            let at = key.span().start;
+            let key = key.into_inner().into_owned();
+            let is_bare = !key.is_empty()
+                && key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-');
+            let name = if is_bare { key.clone() } else { format!("{key:?}") };
+            let dotted = if dotted.is_empty() { name } else { format!("{dotted}.{name}") };
+            let value = self.value(value, child(pointer, &key), Some(at), dotted);
+            map.insert(key, value);
+        }
+        map.into()
+    }
+
+    fn value(
+        &mut self,
+        value: Spanned<DeValue<'_>>,
+        pointer: String,
+        key: Option<usize>,
+        dotted: String,
+    ) -> Json {
+        let at = value.span().start;
+        let mut place =
+            Place { dotted, key: key.or(Some(at)), value: Some(at), ..Place::default() };
+        let value = match value.into_inner() {
+            DeValue::String(text) => text.into_owned().into(),
+            // The parser does not check that the text is a number of this type.
+            DeValue::Integer(number) => {
+                i64::from_str_radix(number.as_str(), number.radix()).ok().into()
+            }
+            DeValue::Float(number) => number.as_str().parse::<f64>().ok().into(),
+            DeValue::Boolean(yes) => yes.into(),
+            DeValue::Datetime(_) => {
+                place.odd = Some("a date");
+                Json::Null
+            }
+            DeValue::Array(items) => {
+                let item = |(index, item)| {
+                    let dotted = format!("{}[{index}]", place.dotted);
+                    self.value(item, format!("{pointer}/{index}"), None, dotted)
+                };
+                items.into_iter().enumerate().map(item).collect()
+            }
+            DeValue::Table(inner) => {
+                place.is_table = true;
+                self.table(inner, &pointer, &place.dotted)
+            }
+        };
+        if value.is_null() {
+            place.odd = place.odd.or(Some("a number beyond all bounds"));
+        }
+        self.0.insert(pointer, place);
+        value
+    }
 }
 
-impl Node {
-    /// The value of a key, where this is a table that has it.
-    pub(super) fn get(&self, key: &str) -> Option<&Self> {
-        self.entries().iter().find(|entry| entry.key == key).map(|entry| &entry.node)
-    }
-
-    /// The entries of a table; none when it is not one.
-    pub(super) fn entries(&self) -> &[Entry] {
-        match &self.value {
-            Value::Table(entries) => entries,
-            _ => &[],
-        }
-    }
-
-    /// The items of an array; none when it is not one.
-    pub(super) fn items(&self) -> &[Self] {
-        match &self.value {
-            Value::Array(items) => items,
-            _ => &[],
-        }
-    }
-
-    /// The text of a string.
-    pub(super) fn as_str(&self) -> Option<&str> {
-        match &self.value {
-            Value::String(text) => Some(text),
-            _ => None,
-        }
-    }
-
-    /// The same value for serde, without places. What could not be made out is null.
-    pub(super) fn to_json(&self) -> serde_json::Value {
-        match &self.value {
-            Value::String(text) => text.as_str().into(),
-            Value::Integer(number) => (*number).into(),
-            Value::Float(number) => (*number).into(),
-            Value::Boolean(yes) => (*yes).into(),
-            Value::Array(items) => items.iter().map(Self::to_json).collect(),
-            Value::Table(entries) => entries
-                .iter()
-                .map(|entry| (entry.key.clone(), entry.node.to_json()))
-                .collect::<serde_json::Map<_, _>>()
-                .into(),
-            Value::Datetime | Value::Unknown => serde_json::Value::Null,
-        }
-    }
+/// The pointer of a key in the table at `pointer`.
+pub(super) fn child(pointer: &str, key: &str) -> String {
+    format!("{pointer}/{}", key.replace('~', "~0").replace('/', "~1"))
 }
 
 /// Reads a document.
 ///
 /// # Errors
 /// Every place at which the text is not TOML.
-pub(super) fn parse(file: &Path, text: &str) -> Result<Node, Vec<ConfigError>> {
+pub(super) fn parse(file: &Path, text: &str) -> Result<(Json, Places), ConfigErrors> {
     let (root, errors) = DeTable::parse_recoverable(text);
-    if !errors.is_empty() {
-        let mut errors: Vec<_> = errors.iter().collect();
-        errors.sort_by_key(|error| error.span().map(|span| span.start));
-        return Err(errors
-            .into_iter()
-            .map(|error| {
-                // Only the message: the error's own print repeats the line, which may hold a
-                // secret.
-                let mut wrong = ConfigError::of_file(
-                    file,
-                    format!("Not TOML: {}", error.message().trim_end_matches('.')),
-                    None,
-                );
-                if let Some(span) = error.span() {
-                    let (line, column) = place(text, span.start);
-                    (wrong.line, wrong.column) = (Some(line), Some(column));
-                }
-                wrong
-            })
-            .collect());
+    if errors.is_empty() {
+        let mut places = Places::default();
+        let document = places.table(root.into_inner(), "", "");
+        places.0.insert(String::new(), Place::default());
+        return Ok((document, places));
     }
-    let at = root.span().start;
-    Ok(Node { value: table(root.into_inner()), at, written: None })
-}
-
-/// The line and column, both from 1, of a byte of the text.
-pub(super) fn place(text: &str, at: usize) -> (usize, usize) {
-    let before = text.get(..at).unwrap_or(text);
-    let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-    let column = before.get(line_start..).map_or(0, |line| line.chars().count());
-    (before.matches('\n').count() + 1, column + 1)
-}
-
-fn table(table: DeTable<'_>) -> Value {
-    let mut entries: Vec<Entry> = table
-        .into_iter()
-        .map(|(key, value)| Entry {
-            at: key.span().start,
-            key: key.into_inner().into_owned(),
-            node: node(value),
-        })
-        .collect();
-    entries.sort_by_key(|entry| entry.at);
-    Value::Table(entries)
-}
-
-fn node(value: Spanned<DeValue<'_>>) -> Node {
-    let at = value.span().start;
-    let value = match value.into_inner() {
-        DeValue::String(text) => Value::String(text.into_owned()),
-        // Whether the text is a number of this type is not checked by the parser.
-        DeValue::Integer(number) => match i64::from_str_radix(number.as_str(), number.radix()) {
-            Ok(number) => Value::Integer(number),
-            // Beyond any setting; as infinity it is refused where it stands, in words.
-            Err(_) => Value::Float(f64::INFINITY),
-        },
-        DeValue::Float(number) => {
-            number.as_str().parse().map_or(Value::Float(f64::NAN), Value::Float)
-        }
-        DeValue::Boolean(yes) => Value::Boolean(yes),
-        DeValue::Datetime(_) => Value::Datetime,
-        DeValue::Array(items) => Value::Array(items.into_iter().map(node).collect()),
-        DeValue::Table(inner) => table(inner),
-    };
-    Node { value, at, written: None }
+    let mut errors: Vec<_> = errors.iter().collect();
+    errors.sort_by_key(|error| error.span().map(|span| span.start));
+    let located = errors.into_iter().map(|error| {
+        // Only the message: the error's own print repeats the line, which may hold a secret.
+        let message = format!("Not TOML: {}", error.message().trim_end_matches('.'));
+        let mut wrong = ConfigError::of_file(file, Code::Syntax, message, None);
+        wrong.locate(text, error.span().map(|span| span.start));
+        wrong
+    });
+    Err(ConfigErrors(located.collect()))
 }

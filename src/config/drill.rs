@@ -1,13 +1,14 @@
 //! Drills: when a strategy's snapshots are rehearsed, where to, and what is looked at besides what
 //! is always looked at.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::error::{Code, Wrong};
 use crate::model::{ByteSize, Name, Span};
 use crate::schedule::Schedule;
 use crate::source::directory::Pattern;
@@ -16,25 +17,28 @@ use crate::source::postgres::ScratchServer;
 /// When the snapshots of a strategy are restored for trial, and how.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct DrillTable {
+#[schemars(rename = "DrillTable")]
+pub struct Drill {
+    #[serde(default = "yes", skip_serializing)]
+    #[schemars(skip)]
+    configured: bool,
     /// When, as a cron line in the time zone of the strategy. Without it, by hand only:
     /// `backup drill --strategy NAME`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("format" = "cron"))]
-    pub schedule: Option<String>,
+    pub schedule: Option<Schedule>,
     /// The storage that is read. Unless set, the first of the strategy's storages that is not on
     /// this machine, else the first.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub storage: Option<Name>,
+    #[serde(rename = "storage")]
+    pub(super) named_storage: Option<Name>,
+    /// The storage that is read: the named one, or the one that is chosen.
+    #[serde(rename = "reads", skip_serializing)]
+    #[schemars(skip)]
+    pub storage: Name,
     /// The file of the key that opens what is encrypted. Who only takes backups needs none; a drill
     /// needs one, and may run elsewhere, with a configuration of its own.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub identity_file: Option<PathBuf>,
     /// The folder that scratch folders are made in. Unless set, the instance's `work_dir`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub work_dir: Option<PathBuf>,
     /// The most that is restored. A snapshot with more is not drilled, which is told.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_bytes: Option<ByteSize>,
     /// A drill that takes longer is given up, and tells nothing about the snapshot.
     #[serde(default = "twelve_hours")]
@@ -42,16 +46,15 @@ pub(super) struct DrillTable {
     pub timeout: Span,
     /// How long getting everything back may take (the recovery time objective). A drill that takes
     /// longer fails.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rto: Option<Span>,
     /// How old the newest data that can be got back may be (the recovery point objective). A drill
     /// that finds it older fails.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rpo: Option<Span>,
     /// Where PostgreSQL databases are restored to. Unless set, to a cluster that the drill starts
     /// for itself and removes again.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub postgres: Option<ScratchServer>,
+    #[serde(default, skip_serializing_if = "is_unset")]
+    #[schemars(with = "Option<ScratchServer>", extend("default" = null))]
+    pub postgres: ScratchServer,
     /// What is looked at besides what always is: digests, rows, counts, each file.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub checks: Vec<DrillCheck>,
@@ -61,66 +64,24 @@ fn twelve_hours() -> Span {
     Duration::from_secs(12 * 3_600).into()
 }
 
-/// When the snapshots of a strategy are rehearsed, and how. All paths are absolute.
-#[derive(Debug, Clone)]
-pub struct Drill {
-    /// When; by hand only, where it is none.
-    pub schedule: Option<Schedule>,
-    /// The storage that is read.
-    pub storage: Name,
-    /// The file of the key that opens what is encrypted.
-    pub identity_file: Option<PathBuf>,
-    /// The folder that scratch folders are made in, where it is not the instance's.
-    pub work_dir: Option<PathBuf>,
-    /// The most plain bytes that are restored.
-    pub max_bytes: Option<ByteSize>,
-    /// A drill that takes longer is given up; more than 0.
-    pub timeout: Span,
-    /// How long getting everything back may take.
-    pub rto: Option<Span>,
-    /// How old the newest data may be.
-    pub rpo: Option<Span>,
-    /// Where PostgreSQL databases are restored to.
-    pub postgres: ScratchServer,
-    /// What is looked at besides what always is.
-    pub checks: Vec<DrillCheck>,
-    /// As it is written, where it is.
-    pub(super) table: Option<DrillTable>,
+impl Drill {
+    /// Whether there is a table of it.
+    pub fn is_configured(&self) -> bool {
+        self.configured
+    }
+
+    pub(super) fn is_unset(&self) -> bool {
+        !self.configured
+    }
 }
 
-impl Drill {
-    /// Whether anything is said of it.
-    pub fn is_configured(&self) -> bool {
-        self.table.is_some()
-    }
-
-    /// As the table says, paths counted from `base`; with the defaults where there is none.
-    /// `storage` is read unless the table names one.
-    pub(super) fn new(
-        table: Option<DrillTable>,
-        schedule: Option<Schedule>,
-        storage: Name,
-        base: &Path,
-    ) -> Self {
-        let absolute = |path: &PathBuf| crate::model::counted_from(base, path);
-        let mut postgres =
-            table.as_ref().and_then(|table| table.postgres.clone()).unwrap_or_default();
-        postgres.resolve(base);
-        let of = table.as_ref();
-        Self {
-            schedule,
-            storage: of.and_then(|table| table.storage.clone()).unwrap_or(storage),
-            identity_file: of.and_then(|table| table.identity_file.as_ref()).map(absolute),
-            work_dir: of.and_then(|table| table.work_dir.as_ref()).map(absolute),
-            max_bytes: of.and_then(|table| table.max_bytes),
-            timeout: of.map_or_else(twelve_hours, |table| table.timeout),
-            rto: of.and_then(|table| table.rto),
-            rpo: of.and_then(|table| table.rpo),
-            postgres,
-            checks: of.map(|table| table.checks.clone()).unwrap_or_default(),
-            table,
-        }
-    }
+fn is_unset(server: &ScratchServer) -> bool {
+    let ScratchServer { url, password, on_source_server, server_dir, run_as } = server;
+    url.is_none()
+        && password.is_none()
+        && !on_source_server
+        && server_dir.is_none()
+        && run_as.is_none()
 }
 
 /// Something that a drill looks at, by its `type`.
@@ -151,6 +112,52 @@ impl DrillCheck {
         }
     }
 
+    /// How long it may take.
+    pub(super) fn timeout(&self) -> Option<Span> {
+        match self {
+            Self::Query(check) => Some(check.timeout),
+            Self::References(check) => Some(check.timeout),
+            Self::Command(check) => Some(check.timeout),
+            Self::File(_) | Self::Shrink(_) => None,
+        }
+    }
+
+    /// Everything in it because of which it could never fail, or never pass; each at its key, or at
+    /// the whole where the key is empty.
+    pub(super) fn unusable(&self) -> Vec<(&'static str, Wrong)> {
+        let conflict =
+            |message: &str, hint: &str| ("", Wrong::new(Code::Conflict, message).hint(hint));
+        let mut wrong = Vec::new();
+        match self {
+            Self::Query(check) => {
+                let hint = "set `expect`, or one of `min` and `max`, or both of those";
+                let has_bound = check.min.is_some() || check.max.is_some();
+                match (&check.expect, has_bound) {
+                    (None, false) => {
+                        wrong.push(conflict("Nothing is expected of the answer", hint));
+                    }
+                    (Some(_), true) => {
+                        wrong.push(conflict("`expect` and a bound are set at once", hint));
+                    }
+                    _ => {}
+                }
+                if check.min.zip(check.max).is_some_and(|(min, max)| min > max) {
+                    let message = "`min` is larger than `max`: no answer can be right";
+                    wrong.push(conflict(message, "exchange them"));
+                }
+            }
+            Self::Command(check) if check.command.first().is_some_and(String::is_empty) => {
+                wrong.push(("command", Wrong::value("Names no program")));
+            }
+            Self::Shrink(check) if !check.tables.is_empty() && !check.of.is_empty() => {
+                let message = "`tables` compares their rows, and `of` something else";
+                wrong.push(conflict(message, "remove one of them"));
+            }
+            _ => {}
+        }
+        wrong
+    }
+
     /// Its `type`.
     pub fn kind(&self) -> &'static str {
         match self {
@@ -168,7 +175,6 @@ impl DrillCheck {
 #[serde(deny_unknown_fields)]
 pub struct QueryCheck {
     /// What it shows, in words for the report. Unless set, the query itself.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// The database source.
     pub source: Name,
@@ -176,14 +182,12 @@ pub struct QueryCheck {
     #[schemars(length(min = 1))]
     pub query: String,
     /// The value that it must give.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     #[schemars(schema_with = "scalar")]
     pub expect: Option<Value>,
     /// The least that it must give.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min: Option<f64>,
     /// The most that it may give.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max: Option<f64>,
     /// How long it may take.
     #[serde(default = "ten_minutes")]
@@ -196,7 +200,6 @@ pub struct QueryCheck {
 #[serde(deny_unknown_fields)]
 pub struct ReferencesCheck {
     /// What it shows, in words for the report. Unless set, the query itself.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// The database source.
     pub source: Name,
@@ -208,7 +211,6 @@ pub struct ReferencesCheck {
     /// The directory source that must have them.
     pub files: Name,
     /// What stands before each path, in the folder.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prefix: Option<String>,
     /// Patterns of paths that may be absent, as in `exclude` of a directory.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -224,7 +226,6 @@ pub struct ReferencesCheck {
 #[serde(deny_unknown_fields)]
 pub struct FileCheck {
     /// What it shows, in words for the report. Unless set, the path.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// The directory source.
     pub source: Name,
@@ -235,10 +236,8 @@ pub struct FileCheck {
     #[serde(default = "yes")]
     pub not_empty: bool,
     /// What it must parse as.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parses: Option<Parses>,
     /// A text that it must contain.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub contains: Option<String>,
 }
 
@@ -258,7 +257,6 @@ pub enum Parses {
 #[serde(deny_unknown_fields)]
 pub struct CommandCheck {
     /// What it shows, in words for the report. Unless set, the program.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// The program and its arguments, without a shell. Where things were restored to is in its
     /// environment, by source: `HOLDFAST_DB_URL`, `HOLDFAST_UPLOADS_PATH`. When it ends with an
@@ -276,10 +274,8 @@ pub struct CommandCheck {
 #[serde(deny_unknown_fields)]
 pub struct ShrinkCheck {
     /// What it shows, in words for the report.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// The source. Unless set, each.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<Name>,
     /// What is compared. Unless set, all that the source counts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

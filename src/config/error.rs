@@ -3,10 +3,81 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
+/// Declares [`Code`] with its stable texts.
+macro_rules! codes {
+    ($($(#[$about:meta])* $name:ident = $text:literal,)*) => {
+        /// What kind of mistake it is, by what the operator does about it. The texts are stable.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Code {
+            $($(#[$about])* $name,)*
+        }
+
+        impl Code {
+            /// Every code.
+            pub const ALL: &'static [Self] = &[$(Self::$name),*];
+
+            /// The stable text.
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$name => $text,)*
+                }
+            }
+        }
+    };
+}
+
+codes! {
+    /// There is no configuration where it was looked for: write one, or name another place.
+    NotFound = "config_not_found",
+    /// A file or folder exists and cannot be read, or is not text: fix its permissions or encoding.
+    Unreadable = "config_unreadable",
+    /// The text is not TOML.
+    Syntax = "config_syntax",
+    /// A key that no setting has, or that is set in the wrong file or table: correct or move it.
+    UnknownKey = "config_unknown_key",
+    /// A key that must be set is not.
+    MissingKey = "config_missing_key",
+    /// A value of the wrong type or form, or one that cannot be used.
+    InvalidValue = "config_invalid_value",
+    /// A `${NAME}` that cannot be replaced: set the environment variable.
+    UnresolvedVariable = "config_unresolved_variable",
+    /// A name of an instance, source, storage, strategy or notifier that is not configured.
+    UnknownName = "config_unknown_name",
+    /// Settings that are right by themselves and contradict each other.
+    Conflict = "config_conflict",
+    /// The file of a secret cannot be read, or holds none.
+    SecretUnreadable = "config_secret_unreadable",
+    /// Several instances have a strategy of this name: name the instance too.
+    AmbiguousStrategy = "config_ambiguous_strategy",
+    /// The strategy has no sources in this configuration, so it cannot be run here.
+    PruneOnly = "config_prune_only",
+}
+
+/// What is wrong with a value, before its place is known.
+#[derive(Debug)]
+pub(super) struct Wrong {
+    pub code: Code,
+    pub message: String,
+    pub hint: Option<String>,
+}
+
+impl Wrong {
+    pub(super) fn new(code: Code, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), hint: None }
+    }
+
+    pub(super) fn value(message: impl Into<String>) -> Self {
+        Self::new(Code::InvalidValue, message)
+    }
+
+    pub(super) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
 
 /// One thing that is wrong with a configuration.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError {
     /// The file, or the folder that was looked into.
     pub file: PathBuf,
@@ -17,7 +88,9 @@ pub struct ConfigError {
     /// The dotted key, such as `strategies.daily.schedule`; empty when it is about the file as a
     /// whole.
     pub key: String,
-    /// What is wrong. It never repeats a secret.
+    /// The kind of mistake.
+    pub code: Code,
+    /// It never repeats a secret.
     pub message: String,
     /// What to do.
     pub hint: Option<String>,
@@ -25,15 +98,29 @@ pub struct ConfigError {
 
 impl ConfigError {
     /// About a file or folder as a whole.
-    pub(super) fn of_file(file: &Path, message: impl Into<String>, hint: Option<String>) -> Self {
+    pub(super) fn of_file(
+        file: &Path,
+        code: Code,
+        message: impl Into<String>,
+        hint: Option<&str>,
+    ) -> Self {
         Self {
             file: file.to_owned(),
             line: None,
             column: None,
             key: String::new(),
+            code,
             message: message.into(),
-            hint,
+            hint: hint.map(str::to_owned),
         }
+    }
+
+    /// Sets the line and column, of a byte of the text.
+    pub(super) fn locate(&mut self, text: &str, at: Option<usize>) {
+        let Some(before) = at.and_then(|at| text.get(..at)) else { return };
+        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+        self.line = Some(before.matches('\n').count() + 1);
+        self.column = before.get(line_start..).map(|line| line.chars().count() + 1);
     }
 }
 
@@ -55,9 +142,16 @@ impl fmt::Display for ConfigError {
 }
 
 /// Everything that is wrong with a configuration, by file and line; never nothing.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
 pub struct ConfigErrors(pub Vec<ConfigError>);
+
+impl ConfigErrors {
+    /// The code of the first: what is to be done first.
+    pub fn code(&self) -> Code {
+        self.0.first().map_or(Code::InvalidValue, |first| first.code)
+    }
+}
 
 impl From<ConfigError> for ConfigErrors {
     fn from(error: ConfigError) -> Self {
@@ -96,6 +190,17 @@ pub enum FindError {
         /// What was asked for.
         name: String,
     },
+}
+
+impl FindError {
+    /// What kind of mistake it is.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Unknown { .. } => Code::UnknownName,
+            Self::Ambiguous { .. } => Code::AmbiguousStrategy,
+            Self::PruneOnly { .. } => Code::PruneOnly,
+        }
+    }
 }
 
 fn suggestion(name: &str, known: &[String]) -> String {

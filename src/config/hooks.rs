@@ -10,15 +10,12 @@ use serde::{Deserialize, Serialize};
 pub struct Hooks {
     /// Started before: the program and its arguments, without a shell. When it fails, nothing is
     /// dumped.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1))]
     pub before: Option<Vec<String>>,
     /// Started after, however it went, also when `before` failed: it undoes what `before` did.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1))]
     pub after: Option<Vec<String>>,
     /// Started after a failure, and after `after`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1))]
     pub on_failure: Option<Vec<String>>,
 }

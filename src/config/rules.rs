@@ -13,7 +13,6 @@ use crate::retention::Policy;
 #[serde(deny_unknown_fields)]
 pub struct StorageRules {
     /// What is kept here of each strategy, instead of what the strategy's own `retention` says.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retention: Option<Policy>,
     /// Whether snapshots are deleted here at all. `false` where the credentials may not delete:
     /// another configuration prunes then.
@@ -21,7 +20,6 @@ pub struct StorageRules {
     #[schemars(extend("default" = true))]
     pub prune: bool,
     /// `max_delete_percent` for this storage, instead of the strategy's.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 100))]
     pub max_delete_percent: Option<u8>,
 }

@@ -17,12 +17,12 @@ pub fn schema() -> Value {
 /// The schema as the types give it, without what TOML cannot say (null), and without the `_file`
 /// siblings of secrets.
 pub(super) fn base() -> Value {
-    of::<super::file::File>()
+    of::<super::Instance>()
 }
 
 /// The same of the file `daemon.toml`.
 pub(super) fn daemon() -> Value {
-    of::<super::file::DaemonFile>()
+    of::<super::Daemon>()
 }
 
 fn of<T: JsonSchema>() -> Value {
@@ -69,8 +69,10 @@ fn simplify(schema: &mut Value) {
                 }
             }
             if object.get("default").is_some_and(Value::is_null) {
-                object.remove("default");
+                object.shift_remove("default");
             }
+            // Whether it is shown again is nobody's business.
+            object.shift_remove("writeOnly");
             if object.get("format").is_some_and(|format| format == "span")
                 && let Some(seconds) = object.get("default").and_then(Value::as_f64)
             {

@@ -1,6 +1,7 @@
 //! What the room promises of whole files: everything that is wrong is reported at once with its
 //! place, no secret is repeated, and what is right is read.
 
+mod codes;
 mod drill;
 mod folder;
 mod notify;

@@ -10,6 +10,7 @@ mod due;
 mod fresh;
 mod retry;
 
+use std::borrow::Cow;
 use std::fmt;
 
 use chrono::{
@@ -18,6 +19,8 @@ use chrono::{
 use chrono_tz::{GapInfo, Tz};
 use croner::Cron;
 use croner::parser::{CronParser, Year};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub use due::{Due, Missed, jitter};
 pub use fresh::{Allowance, Overdue};
@@ -88,6 +91,35 @@ pub fn timezone(name: &str) -> Result<Tz, ZoneError> {
 /// The names of all time zones.
 pub fn timezones() -> impl Iterator<Item = &'static str> {
     chrono_tz::TZ_VARIANTS.iter().map(|zone| zone.name())
+}
+
+/// The line alone.
+impl Serialize for Schedule {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.line)
+    }
+}
+
+/// In UTC, until its `timezone` is set.
+impl<'de> Deserialize<'de> for Schedule {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let line = String::deserialize(deserializer)?;
+        Self::new(&line, Tz::UTC).map_err(serde::de::Error::custom)
+    }
+}
+
+impl JsonSchema for Schedule {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Schedule".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "format": "cron" })
+    }
 }
 
 impl Schedule {

@@ -87,7 +87,7 @@ impl NotifyRules {
 }
 
 /// A notifier as it is configured: the way, and what is told.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Deserialize)]
 pub struct Notify {
     /// The way.
     pub config: NotifyConfig,

@@ -1,0 +1,70 @@
+//! A strategy as it is configured, to look at.
+
+use serde_json::{Map, Value, json};
+
+use super::{Instance, Strategy};
+
+impl Instance {
+    /// The strategy with all that it uses, in the shape of a configuration file that had nothing
+    /// else, for the facts and for an operator to look at. Secrets are `***`. A string that
+    /// variables were put into is shown as it was written: nobody can tell which variables are
+    /// secret.
+    pub fn masked(&self, strategy: &Strategy) -> Value {
+        let mut masked = json!(self);
+        for (table, names, beside) in [
+            ("sources", &strategy.sources, json!(self.source_hooks)),
+            ("storages", &strategy.storages, json!(self.storage_rules)),
+        ] {
+            let Some(all) = masked.get_mut(table) else { continue };
+            let used = names.iter().filter_map(|name| {
+                let mut used = all.get_mut(name.as_str())?.take();
+                if let (Value::Object(keys), Some(Value::Object(own))) =
+                    (&mut used, beside.get(name.as_str()))
+                {
+                    keys.extend(own.clone());
+                }
+                Some((name.to_string(), used))
+            });
+            let used: Map<String, Value> = used.collect();
+            *all = used.into();
+        }
+        let mut own = json!(strategy);
+        // What is never started has no settings that are worth reading.
+        let prunes =
+            strategy.storages.iter().any(|name| self.rules(strategy, name).policy.is_some());
+        let is_followed = strategy.schedule.is_some();
+        if let Value::Object(keys) = &mut own {
+            keys.retain(|key, _| match key.as_str() {
+                "missed" | "retry" => is_followed,
+                "max_delete_percent" => prunes,
+                _ => true,
+            });
+        }
+        if let Some(all) = masked.get_mut("strategies") {
+            *all = json!({ strategy.name.as_str(): own });
+        }
+        drop_nulls(&mut masked);
+        for (pointer, written) in &self.written {
+            // What hides itself stays hidden: beside the variable there may be something that is
+            // secret.
+            if let Some(Value::String(value)) =
+                masked.pointer_mut(pointer).filter(|value| *value != "***")
+            {
+                value.clone_from(written);
+            }
+        }
+        masked
+    }
+}
+
+/// What is not set is left out, as in a file.
+fn drop_nulls(value: &mut Value) {
+    match value {
+        Value::Object(object) => {
+            object.retain(|_, value| !value.is_null());
+            object.values_mut().for_each(drop_nulls);
+        }
+        Value::Array(items) => items.iter_mut().for_each(drop_nulls),
+        _ => {}
+    }
+}

@@ -1,0 +1,103 @@
+//! The codes of mistakes, which scripts read.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use super::{SMALL, env, parse};
+use crate::config::{Code, ConfigErrors, Locations, Settings};
+
+/// The key and code of each mistake of [`SMALL`] with `from` replaced.
+fn codes(from: &str, to: &str) -> Vec<(String, Code)> {
+    let text = SMALL.replacen(from, to, 1);
+    assert_ne!(text, SMALL, "{from}");
+    let errors = parse(Path::new("a.toml"), &text, &env(&[])).err().unwrap();
+    assert_eq!(errors.code(), errors.0[0].code);
+    errors.0.into_iter().map(|error| (error.key, error.code)).collect()
+}
+
+#[test]
+fn every_code_is_stable_text_of_its_own() {
+    let texts: BTreeSet<&str> = Code::ALL.iter().map(|code| code.as_str()).collect();
+    assert_eq!(texts.len(), Code::ALL.len());
+    for text in texts {
+        assert!(text.starts_with("config_"), "{text}");
+        assert!(text.chars().all(|c| c.is_ascii_lowercase() || c == '_'), "{text}");
+    }
+}
+
+#[test]
+fn each_mistake_has_its_code() {
+    for (from, to, key, code) in [
+        ("path = \"data\"", "path = \"data\"\nx = 1", "sources.files.x", Code::UnknownKey),
+        ("path = \"data\"\n", "", "sources.files", Code::MissingKey),
+        ("path = \"data\"", "path = 1", "sources.files.path", Code::InvalidValue),
+        ("path = \"data\"", "path = ", "", Code::Syntax),
+        ("\"data\"", "\"${NO}\"", "sources.files.path", Code::UnresolvedVariable),
+        ("[\"files\"]", "[\"fil\"]", "strategies.daily.sources[0]", Code::UnknownName),
+        ("[\"here\"]", "[\"here\", \"here\"]", "strategies.daily.storages[1]", Code::Conflict),
+        (
+            "type = \"directory\"\npath = \"data\"",
+            "type = \"postgres\"\nurl = \"postgresql://h/d\"\npassword_file = \"/nowhere/x\"",
+            "sources.files.password_file",
+            Code::SecretUnreadable,
+        ),
+    ] {
+        assert_eq!(codes(from, to), [(key.to_owned(), code)], "{to}");
+    }
+}
+
+#[test]
+fn what_stands_behind_a_mistake_is_checked() {
+    // One list, one table, one strategy whose storages are missing and whose name is wrong.
+    let found = codes("[\"files\"]", "[\"Files\", \"fil\"]");
+    assert_eq!(
+        found,
+        [
+            ("strategies.daily.sources[0]".to_owned(), Code::InvalidValue),
+            ("strategies.daily.sources[1]".to_owned(), Code::UnknownName),
+        ]
+    );
+    let found = codes(
+        "storages = [\"here\"]",
+        "timeout = \"0s\"\nnotify = 1\n[strategies.daily.drill]\nstorage = \"x\"\nchecks = [\
+         { type = \"file\" }, { type = \"file\", source = \"x\", path = \"a\" }, \
+         { type = \"query\", source = \"files\", query = \"a\" }]",
+    );
+    let expected = [
+        ("", Code::MissingKey),
+        (".timeout", Code::InvalidValue),
+        (".notify", Code::UnknownKey),
+        (".drill.storage", Code::UnknownName),
+        (".drill.checks[0]", Code::MissingKey),
+        (".drill.checks[0]", Code::MissingKey),
+        (".drill.checks[1].source", Code::UnknownName),
+        (".drill.checks[2]", Code::Conflict),
+        (".drill.checks[2].source", Code::InvalidValue),
+    ];
+    assert_eq!(found, expected.map(|(key, code)| (format!("strategies.daily{key}"), code)));
+    let found = codes("[strategies.daily]", "[strategies.Daily]\ntimeout = \"0s\"");
+    assert_eq!(found.len(), 2, "{found:?}");
+}
+
+fn load(folder: &Path, files: &[(&str, &str)]) -> Result<Settings, ConfigErrors> {
+    for (name, text) in files {
+        std::fs::write(folder.join(name), text).unwrap();
+    }
+    Locations { file: folder.join("none"), folder: folder.to_owned() }.load(None, env(&[]))
+}
+
+#[test]
+fn names_and_files_have_codes() {
+    let folder = tempfile::tempdir().unwrap();
+    let code = |files: &[(&str, &str)]| load(folder.path(), files).err().unwrap().code();
+    assert_eq!(code(&[]), Code::NotFound);
+    let other = SMALL.replace("small", "other");
+    let settings = load(folder.path(), &[("a.toml", SMALL), ("b.toml", &other)]);
+    let settings = settings.unwrap_or_else(|errors| panic!("{errors}"));
+    let find = |name: &str| settings.find_strategy(name, None).map(drop).unwrap_err().code();
+    assert_eq!(find("daily"), Code::AmbiguousStrategy);
+    assert_eq!(find("dayly"), Code::UnknownName);
+    assert_eq!(code(&[("b.toml", SMALL)]), Code::Conflict);
+    std::fs::write(folder.path().join("b.toml"), b"\xe9").unwrap();
+    assert_eq!(code(&[]), Code::Unreadable);
+}

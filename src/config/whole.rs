@@ -1,0 +1,220 @@
+//! The checks that need more than one value.
+
+use std::collections::BTreeMap;
+
+use super::check::Check;
+use super::error::{Wrong, suggest};
+use super::{Code, DrillCheck, Instance, Strategy, on_schedule};
+use crate::model::{Name, Span};
+use crate::retention::{Policy, Rule};
+use crate::schedule::Schedule;
+use crate::source::SourceConfig;
+
+/// Reports what does not fit together.
+pub(super) fn check(check: &mut Check<'_>, instance: &Instance) {
+    for (name, strategy) in &instance.strategies {
+        let at = format!("/strategies/{name}");
+        check.refer(&format!("{at}/sources"), &strategy.sources, "sources");
+        check.refer(&format!("{at}/storages"), &strategy.storages, "storages");
+        durations(check, &at, strategy);
+        keeps_something(
+            check,
+            &at,
+            strategy.retention.as_ref(),
+            "remove `retention` to keep everything",
+        );
+        without_sources(check, &at, strategy);
+        on_time(check, &at, strategy);
+        drill(check, instance, &at, strategy);
+    }
+    for (name, rules) in &instance.storage_rules {
+        let unlimited = "`keep_last = \"unlimited\"` to keep everything here";
+        let at = format!("/storages/{name}");
+        keeps_something(check, &at, rules.retention.as_ref(), unlimited);
+        if let Some(policy) = &rules.retention {
+            keeps_for_any(check, instance, name, policy);
+        }
+    }
+    for (name, notify) in &instance.notify {
+        let names = notify.rules.strategies.iter().flatten();
+        check.refer(&format!("/notify/{name}/strategies"), names, "strategies");
+    }
+    more_than_nothing(check, "/stop_grace", Some(instance.stop_grace));
+    one_place_each(check, instance);
+}
+
+/// A run that may take no time cannot succeed.
+fn durations(check: &mut Check<'_>, at: &str, strategy: &Strategy) {
+    let drill = &strategy.drill;
+    for (key, span) in [
+        ("timeout", strategy.timeout),
+        ("no_progress_timeout", Some(strategy.no_progress_timeout)),
+        ("stale_after", strategy.stale_after),
+        ("retry/backoff", Some(strategy.retry.backoff)),
+        ("drill/timeout", Some(drill.timeout)),
+        ("drill/rto", drill.rto),
+        ("drill/rpo", drill.rpo),
+    ] {
+        more_than_nothing(check, &format!("{at}/{key}"), span);
+    }
+    for (index, one) in drill.checks.iter().enumerate() {
+        more_than_nothing(check, &format!("{at}/drill/checks/{index}/timeout"), one.timeout());
+    }
+}
+
+fn more_than_nothing(check: &mut Check<'_>, pointer: &str, span: Option<Span>) {
+    if span.is_some_and(|span| span.duration().is_zero()) {
+        check.report(pointer, Wrong::value("Too short: expected more than 0"));
+    }
+}
+
+/// Each rule keeps something, which its type sees to; so a policy keeps nothing only when it has
+/// none.
+fn keeps_something(check: &mut Check<'_>, at: &str, policy: Option<&Policy>, or: &str) {
+    let pointer = format!("{at}/retention");
+    if policy.is_some_and(|policy| policy.rules().next().is_none()) && !check.is_wrong(&pointer) {
+        let hint = format!("add a rule, such as `keep_daily = 30`, or {or}");
+        let place = check.places.nearest(&pointer).value;
+        check.report_at(&pointer, place, Wrong::value("Keeps nothing").hint(hint));
+    }
+}
+
+/// A strategy without sources is for a configuration that only prunes. Where it has nothing to
+/// prune by either, its sources were forgotten; and a schedule would start what cannot be run.
+fn without_sources(check: &mut Check<'_>, at: &str, strategy: &Strategy) {
+    let has = |check: &Check<'_>, pointer: String| check.places.get(&pointer).is_some();
+    if has(check, format!("{at}/sources")) {
+        return;
+    }
+    let mut storages = strategy.storages.iter();
+    let schedule = format!("{at}/schedule");
+    if !has(check, format!("{at}/retention"))
+        && !has(check, format!("{at}/drill"))
+        && !storages.any(|name| has(check, format!("/storages/{name}/retention")))
+    {
+        let hint = "list what is backed up; or, to prune or drill what another configuration backs \
+            up, set `retention` or `drill`";
+        check.report(at, Wrong::new(Code::MissingKey, "Missing key `sources`").hint(hint));
+    } else if has(check, schedule.clone()) {
+        let hint = "list `sources`; or remove `schedule`, and start `backup prune` with a timer of \
+            the system";
+        let message =
+            "Nothing can be run: the strategy has no `sources`, so that it only prunes and drills";
+        check.report(&schedule, Wrong::new(Code::Conflict, message).hint(hint));
+    }
+}
+
+/// The schedule of a strategy, where it can be read and is followed.
+fn followed<'s>(check: &Check<'_>, strategy: &'s Strategy) -> Option<&'s Schedule> {
+    let zone = format!("/strategies/{}/timezone", strategy.name);
+    strategy.schedule.as_ref().filter(|_| strategy.active && !check.is_wrong(&zone))
+}
+
+/// A strategy must have begun before its next time comes, and its rules must keep something on its
+/// schedule.
+fn on_time(check: &mut Check<'_>, at: &str, strategy: &Strategy) {
+    let Some(schedule) = followed(check, strategy) else { return };
+    let shortest = on_schedule::shortest(schedule).to_std().ok();
+    if let Some((jitter, shortest)) = strategy.jitter.zip(shortest)
+        && jitter.duration() >= shortest
+    {
+        let message = format!(
+            "Too long for the schedule `{}`: the next run is due before this one begins",
+            schedule.line
+        );
+        let hint = "make it shorter than the time from one run to the next";
+        check.report(&format!("{at}/jitter"), Wrong::new(Code::Conflict, message).hint(hint));
+    }
+    if let Some(policy) = &strategy.retention {
+        for (rule, words) in on_schedule::never(policy, schedule) {
+            keeps_nothing(check, at, rule, words);
+        }
+    }
+}
+
+/// The rules of a storage are for every strategy that is kept there, so they are wrong when they
+/// keep nothing for any.
+fn keeps_for_any(check: &mut Check<'_>, instance: &Instance, name: &Name, policy: &Policy) {
+    let here = instance.strategies.values().filter(|strategy| strategy.storages.contains(name));
+    // One that is run by hand may run at any time.
+    let schedules: Option<Vec<&Schedule>> =
+        here.map(|strategy| followed(check, strategy)).collect();
+    let mut wrong =
+        schedules.into_iter().flatten().map(|schedule| on_schedule::never(policy, schedule));
+    let Some(first) = wrong.next() else { return };
+    let others: Vec<_> = wrong.collect();
+    for (rule, words) in first {
+        if others.iter().all(|other| other.iter().any(|(also, _)| *also == rule)) {
+            keeps_nothing(check, &format!("/storages/{name}"), rule, words);
+        }
+    }
+}
+
+fn keeps_nothing(check: &mut Check<'_>, owner: &str, rule: Rule, words: String) {
+    let hint = "make it longer than the time from one run to the next, or remove it";
+    let pointer = format!("{owner}/retention/{}", rule.name);
+    check.report(&pointer, Wrong::new(Code::Conflict, words).hint(hint));
+}
+
+/// What a drill names must be there.
+fn drill(check: &mut Check<'_>, instance: &Instance, at: &str, strategy: &Strategy) {
+    let at = format!("{at}/drill");
+    if let Some(name) = &strategy.drill.named_storage {
+        check.refer_one(&format!("{at}/storage"), name, "storages");
+    }
+    // Where nothing is backed up, the sources are those of another configuration.
+    if strategy.sources.is_empty() {
+        return;
+    }
+    for (index, one) in strategy.drill.checks.iter().enumerate() {
+        let wanted: &[&str] = match one {
+            DrillCheck::Query(_) | DrillCheck::References(_) => &["postgres", "sqlite"],
+            DrillCheck::File(_) => &["directory"],
+            DrillCheck::Command(_) | DrillCheck::Shrink(_) => &[],
+        };
+        let files = match one {
+            DrillCheck::References(check) => Some(&check.files),
+            _ => None,
+        };
+        let named: [(_, _, &[&str]); 2] =
+            [("source", one.source(), wanted), ("files", files, &["directory"])];
+        for (key, name, wanted) in named {
+            let Some(name) = name else { continue };
+            let pointer = format!("{at}/checks/{index}/{key}");
+            let kind = instance.sources.get(name).map(SourceConfig::kind);
+            if !strategy.sources.contains(name) {
+                let hint = suggest(name.as_str(), strategy.sources.iter().map(Name::as_str));
+                let message = format!("The strategy has no source `{name}`");
+                check.report(&pointer, Wrong::new(Code::UnknownName, message).hint(hint));
+            } else if let Some(kind) = kind
+                && !(wanted.is_empty() || wanted.contains(&kind))
+            {
+                let message = format!(
+                    "`{name}` is a source of type `{kind}`, and `{}` looks at {}",
+                    one.kind(),
+                    wanted.join(" or ")
+                );
+                check.report(&pointer, Wrong::value(message).hint("name another source"));
+            }
+        }
+    }
+}
+
+/// Two names for one place are no second copy, and each would be in the way of the other: what one
+/// deletes is gone from the other too.
+fn one_place_each(check: &mut Check<'_>, instance: &Instance) {
+    let pointer = |name: &Name| format!("/storages/{name}");
+    let mut storages: Vec<_> = instance.storages.iter().collect();
+    storages.retain(|(name, _)| !check.is_wrong(&pointer(name)));
+    storages.sort_by_key(|(name, _)| check.places.nearest(&pointer(name)).key);
+    let mut known: BTreeMap<String, &Name> = BTreeMap::new();
+    for (name, storage) in storages {
+        if let Some(other) = known.get(&storage.place()) {
+            let message = format!("This is the same place as `storages.{other}`");
+            let wrong = Wrong::new(Code::Conflict, message);
+            check.report(&pointer(name), wrong.hint("use one of them in its stead"));
+        } else {
+            known.insert(storage.place(), name);
+        }
+    }
+}
