@@ -61,6 +61,13 @@ impl Places {
         }
     }
 
+    /// The value that JSON does not have has been reported.
+    pub(super) fn forget_odd(&mut self, pointer: &str) {
+        if let Some(place) = self.0.get_mut(pointer) {
+            place.odd = None;
+        }
+    }
+
     fn table(&mut self, table: DeTable<'_>, pointer: &str, dotted: &str) -> Json {
         let mut entries: Vec<_> = table.into_iter().collect();
         entries.sort_by_key(|(key, _)| key.span().start);

@@ -258,11 +258,11 @@ fn of_runs(schema: &mut Schema) {
         let about = match key.as_str() {
             "before" => {
                 "Started before the first source is dumped: the program and its arguments, without \
-                 a shell. When it fails, nothing is dumped."
+                 a shell.\nWhen it fails, nothing is dumped."
             }
             "after" => {
                 "Started after the commit, however it went, also when `before` failed: it undoes \
-                 what `before` did."
+                 what\n`before` did."
             }
             "on_failure" => "Started after a run that committed nothing, and after `after`.",
             _ => continue,

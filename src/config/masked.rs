@@ -10,7 +10,7 @@ impl Instance {
     /// variables were put into is shown as it was written: nobody can tell which variables are
     /// secret.
     pub fn masked(&self, strategy: &Strategy) -> Value {
-        let mut masked = json!(self);
+        let mut masked = serde_json::to_value(self).unwrap_or_default();
         for (table, names, beside) in [
             ("sources", &strategy.sources, json!(self.source_hooks)),
             ("storages", &strategy.storages, json!(self.storage_rules)),
@@ -28,7 +28,7 @@ impl Instance {
             let used: Map<String, Value> = used.collect();
             *all = used.into();
         }
-        let mut own = json!(strategy);
+        let mut own = serde_json::to_value(strategy).unwrap_or_default();
         // What is never started has no settings that are worth reading.
         let prunes =
             strategy.storages.iter().any(|name| self.rules(strategy, name).policy.is_some());

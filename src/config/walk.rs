@@ -119,7 +119,6 @@ impl<'a> Check<'a> {
                 let wrong = Wrong::value(message).hint(suggest(text, kinds));
                 self.report(&tag_at, wrong);
             }
-            Some(Json::Null) => {}
             Some(other) => self.wrong_type(other, &["string"], &tag_at),
             None => {
                 let list = kinds.collect::<Vec<_>>().join("`, `");
@@ -384,6 +383,9 @@ impl<'a> Check<'a> {
                 continue;
             }
             self.places.rename(&from, &to);
+            if content.is_null() {
+                self.places.forget_odd(&to);
+            }
             self.expanded.insert(to, key);
             entries.insert(secret.clone(), content);
         }

@@ -181,6 +181,10 @@ fn drill(check: &mut Check<'_>, instance: &Instance, at: &str, strategy: &Strate
         for (key, name, wanted) in named {
             let Some(name) = name else { continue };
             let pointer = format!("{at}/checks/{index}/{key}");
+            // Another name may stand in for one that is wrong or missing.
+            if check.is_wrong(&pointer) || check.places.get(&pointer).is_none() {
+                continue;
+            }
             let kind = instance.sources.get(name).map(SourceConfig::kind);
             if !strategy.sources.contains(name) {
                 let hint = suggest(name.as_str(), strategy.sources.iter().map(Name::as_str));

@@ -31,6 +31,7 @@ fn each_mistake_has_its_code() {
         ("path = \"data\"", "path = \"data\"\nx = 1", "sources.files.x", Code::UnknownKey),
         ("path = \"data\"\n", "", "sources.files", Code::MissingKey),
         ("path = \"data\"", "path = 1", "sources.files.path", Code::InvalidValue),
+        ("\"directory\"", "2026-11-21", "sources.files.type", Code::InvalidValue),
         ("path = \"data\"", "path = ", "", Code::Syntax),
         ("\"data\"", "\"${NO}\"", "sources.files.path", Code::UnresolvedVariable),
         ("[\"files\"]", "[\"fil\"]", "strategies.daily.sources[0]", Code::UnknownName),
@@ -40,6 +41,12 @@ fn each_mistake_has_its_code() {
             "type = \"postgres\"\nurl = \"postgresql://h/d\"\npassword_file = \"/nowhere/x\"",
             "sources.files.password_file",
             Code::SecretUnreadable,
+        ),
+        (
+            "type = \"directory\"\npath = \"data\"",
+            "type = \"postgres\"\nurl = \"postgresql://h/d\"\npassword_file = 2026-11-21",
+            "sources.files.password_file",
+            Code::InvalidValue,
         ),
     ] {
         assert_eq!(codes(from, to), [(key.to_owned(), code)], "{to}");
