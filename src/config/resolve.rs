@@ -76,29 +76,24 @@ fn arrange(tree: &mut Json) {
         let rules = take(notify, &NotifyRules::KEYS);
         *notify = json!({ "config": notify.take(), "rules": rules });
     }
-    let is_elsewhere = |name: &Json, root: &Map<String, Json>| {
-        let storage = name.as_str().and_then(|name| root.get("storages")?.get(name)?.get("type"));
-        storage.is_some_and(|kind| kind != "local")
-    };
-    let storages: Vec<Json> = each(root, "strategies")
-        .map(|(_, strategy)| strategy.get("storages").cloned().unwrap_or_default())
+    let elsewhere: Vec<String> = each(root, "storages")
+        .filter(|(_, storage)| storage.get("type").is_some_and(|kind| kind != "local"))
+        .map(|(name, _)| name.clone())
         .collect();
-    let chosen: Vec<Option<Json>> = storages
-        .iter()
-        .map(|storages| {
-            let storages = storages.as_array()?;
-            storages.iter().find(|name| is_elsewhere(name, root)).or(storages.first()).cloned()
-        })
-        .collect();
-    for ((name, strategy), chosen) in each(root, "strategies").zip(chosen) {
+    for (name, strategy) in each(root, "strategies") {
         let Json::Object(strategy) = strategy else { continue };
-        strategy.insert("name".to_owned(), name.as_str().into());
+        let storages = strategy.get("storages").and_then(Json::as_array);
+        let storages: Vec<&str> = storages.into_iter().flatten().filter_map(Json::as_str).collect();
+        let is_elsewhere = |storage: &&&str| elsewhere.iter().any(|name| name == **storage);
+        let chosen = storages.iter().find(is_elsewhere).or(storages.first());
+        // A strategy without a storage is a mistake, which is reported.
+        let chosen = Json::from(*chosen.unwrap_or(&name.as_str()));
         let drill = strategy.entry("drill").or_insert_with(|| json!({ "configured": false }));
         if let Json::Object(drill) = drill {
-            // A strategy without a storage is a mistake, which is reported.
-            let reads = drill.get("storage").cloned().or(chosen);
-            drill.insert("reads".to_owned(), reads.unwrap_or_else(|| name.as_str().into()));
+            let reads = drill.get("storage").cloned().unwrap_or(chosen);
+            drill.insert("reads".to_owned(), reads);
         }
+        strategy.insert("name".to_owned(), name.as_str().into());
     }
 }
 
