@@ -14,7 +14,6 @@ mod watch;
 mod work;
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,7 +30,7 @@ use crate::report::notify::Notifiers;
 use page::Page;
 use timer::Timer;
 use watch::Watch;
-use work::Work;
+use work::{Work, Worker};
 
 /// How long the end waits for what is still to be told.
 const LAST_WORDS: Duration = Duration::from_secs(5);
@@ -227,7 +226,7 @@ struct Crew {
     retire: Cancel,
     tasks: Tasks,
     notifiers: Vec<Notifiers>,
-    places: Arc<Semaphore>,
+    slots: Arc<Semaphore>,
     most: usize,
 }
 
@@ -235,19 +234,19 @@ struct Crew {
 #[derive(Default)]
 struct Before {
     tasks: Tasks,
-    places: Option<(Arc<Semaphore>, usize)>,
+    slots: Option<(Arc<Semaphore>, usize)>,
 }
 
 impl Crew {
     /// Begins to look after all of `scheduled`. A strategy that one of `before` is still at work on
     /// is begun when that one is done.
     fn start(scheduled: Arc<Scheduled>, timer: &Timer, before: Before) -> Self {
-        let Before { tasks: mut before, places } = before;
+        let Before { tasks: mut before, slots } = before;
         let retire = Cancel::new();
         let most = scheduled.settings.max_concurrent;
-        // Those that run have their places in it.
-        let places = match places {
-            Some((places, same)) if same == most => places,
+        // Those that run have their slots in it.
+        let slots = match slots {
+            Some((slots, same)) if same == most => slots,
             _ => Arc::new(Semaphore::new(most)),
         };
         let mut tasks = Tasks::new();
@@ -256,89 +255,56 @@ impl Crew {
             scheduled.instances.iter().map(|one| Notifiers::new(&one.instance.notify)).collect();
         for (one, notifiers) in scheduled.instances.iter().zip(&notifiers) {
             for strategy in one.instance.strategies.values().filter(|strategy| strategy.active) {
-                let work = Work {
+                let worker = Worker {
                     instance: Arc::clone(&one.instance),
                     strategy: strategy.clone(),
                     engine: one.engine.clone(),
                     timer: timer.clone(),
-                    places: Arc::clone(&places),
+                    slots: Arc::clone(&slots),
                     retire: retire.clone(),
                     notifiers: notifiers.clone(),
                     ended: Arc::clone(&ended),
                 };
-                let work = Arc::new(work);
-                for part in [Part::Runs, Part::Verifications, Part::Drills] {
-                    let name = format!("{} ({part})", work.name());
+                let worker = Arc::new(worker);
+                for work in Work::ALL {
+                    let name = format!("{} ({work})", worker.name());
                     let earlier = before.remove(&name);
-                    tasks.insert(name, tokio::spawn(look_after(Arc::clone(&work), part, earlier)));
+                    let task = look_after(Arc::clone(&worker), work, earlier);
+                    tasks.insert(name, tokio::spawn(task));
                 }
             }
         }
         // Of strategies that are gone.
         tasks.extend(before);
         let watch =
-            Watch { scheduled, notifiers: notifiers.clone(), ended, places: Arc::clone(&places) };
+            Watch { scheduled, notifiers: notifiers.clone(), ended, slots: Arc::clone(&slots) };
         let (watch, until) = (Arc::new(watch), retire.clone());
         let watching = again("freshness", retire.clone(), AGAIN, move || {
             tokio::spawn(Arc::clone(&watch).go_on(until.clone()))
         });
         tasks.insert("freshness".to_owned(), tokio::spawn(watching));
-        Self { retire, tasks, notifiers, places, most }
+        Self { retire, tasks, notifiers, slots, most }
     }
 
     /// Asks them to begin nothing more; those that are still at work.
     fn retire(self) -> Before {
         self.retire.cancel();
         let tasks = self.tasks.into_iter().filter(|(_, task)| !task.is_finished()).collect();
-        Before { tasks, places: Some((self.places, self.most)) }
+        Before { tasks, slots: Some((self.slots, self.most)) }
     }
 }
 
-/// What of a strategy is looked after by itself.
-#[derive(Clone, Copy)]
-enum Part {
-    Runs,
-    Verifications,
-    Drills,
-}
-
-impl fmt::Display for Part {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Runs => "runs",
-            Self::Verifications => "verifications",
-            Self::Drills => "drills",
-        })
-    }
-}
-
-async fn look_after(work: Arc<Work>, part: Part, earlier: Option<JoinHandle<()>>) {
+async fn look_after(worker: Arc<Worker>, work: Work, earlier: Option<JoinHandle<()>>) {
     if let Some(earlier) = earlier {
         // What went wrong with it was said.
         let _ = earlier.await;
     }
-    let (name, retire) = (format!("{} ({part})", work.name()), work.retire.clone());
+    let (name, retire) = (format!("{} ({work})", worker.name()), worker.retire.clone());
     again(&name, retire, AGAIN, move || {
-        let (work, runtime) = (Arc::clone(&work), Handle::current());
+        let (worker, runtime) = (Arc::clone(&worker), Handle::current());
         // A thread of its own, which mostly waits. (What a run is made of is not made to move
         // between threads.)
-        tokio::task::spawn_blocking(move || match part {
-            Part::Runs => {
-                if let Some(schedule) = &work.strategy.schedule {
-                    runtime.block_on(work.run_on(schedule));
-                }
-            }
-            Part::Verifications => {
-                if let Some(verification) = &work.strategy.verify {
-                    runtime.block_on(work.verify_on(verification));
-                }
-            }
-            Part::Drills => {
-                if let Some(schedule) = &work.strategy.drill.schedule {
-                    runtime.block_on(work.drill_on(schedule));
-                }
-            }
-        })
+        tokio::task::spawn_blocking(move || runtime.block_on(worker.work_on(work)))
     })
     .await;
 }

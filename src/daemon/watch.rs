@@ -48,7 +48,7 @@ pub(super) struct Watch {
     /// Told whenever a run has ended.
     pub(super) ended: Arc<Notify>,
     /// Taken by who runs.
-    pub(super) places: Arc<Semaphore>,
+    pub(super) slots: Arc<Semaphore>,
 }
 
 impl Watch {
@@ -100,7 +100,7 @@ impl Watch {
         let noted = match strategy.state {
             State::Stale if told => return,
             State::Stale => {
-                let at_work = strategy.running || self.places.available_permits() == 0;
+                let at_work = strategy.running || self.slots.available_permits() == 0;
                 let patience = match strategy.stale_since {
                     _ if at_work => AT_WORK,
                     None => UNKNOWN,

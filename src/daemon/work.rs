@@ -1,52 +1,71 @@
 //! One strategy, looked after: its runs, its verifications and its drills, each at their times.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
+use tokio::task::JoinError;
 
 use super::timer::Timer;
-use crate::config::{Instance, Strategy, Verification};
+use crate::config::{Instance, Strategy};
 use crate::engine::{self, DrillRequest, Engine, EngineError};
 use crate::model::{Cancel, Verdict};
 use crate::report::notify::Notifiers;
 use crate::report::{Event, EventKind, Outcome, RunReport};
 use crate::schedule::{Due, Missed, Schedule, jitter};
 
-/// How long to wait before looking again whether another run of the strategy has ended: at first,
-/// and at most.
+/// A run that another one of the strategy keeps from beginning is tried again after this time, which
+/// doubles up to the second one.
 const LOOK_AGAIN: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(30)];
 
-/// How long to wait before a verification that met a pruning begins again.
-const LOCKED: Duration = Duration::from_secs(30);
 /// How long a look into the storages before a run may take. One that hangs must not keep the run
 /// from the others.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// One strategy, looked after.
-pub(super) struct Work {
+/// The scheduled work of a strategy, by kind. Each kind has a schedule and a task.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Work {
+    Runs,
+    Verifications,
+    Drills,
+}
+
+impl Work {
+    pub(super) const ALL: [Self; 3] = [Self::Runs, Self::Verifications, Self::Drills];
+}
+
+impl fmt::Display for Work {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Runs => "runs",
+            Self::Verifications => "verifications",
+            Self::Drills => "drills",
+        })
+    }
+}
+
+/// Does the scheduled work of one strategy.
+pub(super) struct Worker {
     pub(super) instance: Arc<Instance>,
     pub(super) strategy: Strategy,
     pub(super) engine: Engine,
     pub(super) timer: Timer,
-    /// How many run at a time.
-    pub(super) places: Arc<Semaphore>,
+    /// Limits how many strategies run at a time.
+    pub(super) slots: Arc<Semaphore>,
     /// Asks to begin nothing more: what is under way goes on.
     pub(super) retire: Cancel,
     pub(super) notifiers: Notifiers,
-    /// Told whenever a run has ended.
+    /// Notified whenever some work has ended.
     pub(super) ended: Arc<Notify>,
 }
 
 /// How waiting ended.
 enum Waited {
-    /// The time has come.
     Reached,
-    /// The clock was set back.
-    SetBack,
-    /// It was asked to stop.
+    ClockSetBack,
     Retired,
 }
 
@@ -59,66 +78,90 @@ async fn in_time<T>(look: impl Future<Output = T>) -> Option<T> {
     .ok()
 }
 
-/// How an attempt ended, and what there is to tell if it was the last.
+/// How an attempt ended, and the event to send if it was the last.
 enum Attempt {
-    /// There is nothing more to do for this time.
-    Over(Option<Event>),
+    Done(Option<Event>),
     /// It failed, for a reason that may pass.
     MayPass(Event),
-    /// Another run of the strategy is under way.
+    /// Another process works on the strategy.
     Locked,
+    Stopped,
 }
 
-impl Work {
+impl Worker {
     pub(super) fn name(&self) -> String {
         format!("{}/{}", self.instance.name, self.strategy.name)
     }
 
-    /// Runs the strategy at its times until asked to stop.
-    pub(super) async fn run_on(&self, schedule: &Schedule) {
+    fn schedule(&self, work: Work) -> Option<&Schedule> {
+        match work {
+            Work::Runs => self.strategy.schedule.as_ref(),
+            Work::Verifications => self.strategy.verify.as_ref().map(|verify| &verify.schedule),
+            Work::Drills => self.strategy.drill.schedule.as_ref(),
+        }
+    }
+
+    /// When `work` was last begun, as far as that is recorded.
+    async fn last(&self, work: Work) -> Option<DateTime<Utc>> {
+        let (engine, instance, strategy) = (&self.engine, &self.instance, &self.strategy);
+        match work {
+            Work::Runs => in_time(engine::last_began(engine, instance, strategy)).await.flatten(),
+            Work::Verifications => engine::last_verified(engine, instance, strategy).await,
+            Work::Drills => engine::last_drilled(engine, instance, strategy).await,
+        }
+    }
+
+    /// Does `work` whenever it is due, until retired.
+    pub(super) async fn work_on(&self, work: Work) {
+        let Some(schedule) = self.schedule(work) else { return };
         let name = self.name();
-        let jitter = jitter(self.strategy.jitter, &name);
+        let (missed, jitter) = match work {
+            Work::Runs => (self.strategy.missed, jitter(self.strategy.jitter, &name)),
+            Work::Verifications | Work::Drills => (Missed::RunOnce, TimeDelta::zero()),
+        };
         let since = engine::watch(&self.engine, &self.instance, &self.strategy).await;
         // A restart never resets the clock: what counts is when it last began, or else since when
         // it is looked after.
-        let began = engine::last_began(&self.engine, &self.instance, &self.strategy);
-        let mut last = in_time(began).await.flatten().unwrap_or(since);
+        let mut last = self.last(work).await.unwrap_or(since);
         let mut alarmed = false;
-        in_time(engine::list_strategy(&self.engine, &self.instance, &self.strategy)).await;
+        if work == Work::Runs {
+            in_time(engine::list_strategy(&self.engine, &self.instance, &self.strategy)).await;
+        }
         while !self.retire.is_cancelled() {
             // The clock may have been ahead, now or when the last run began.
             let now = self.engine.clock.now();
             last = self.not_future(last);
-            let Some(due) = schedule.due(last, now, self.strategy.missed, jitter) else { return };
-            if !due.missed {
+            let Some(due) = schedule.due(last, now, missed, jitter) else { return };
+            if work == Work::Runs && !due.missed {
                 tracing::info!(strategy = name, next = %due.begins, "waiting");
             }
             match self.wait_until(due.begins, now).await {
                 Waited::Reached => {}
-                Waited::SetBack => continue,
+                Waited::ClockSetBack => continue,
                 Waited::Retired => return,
             }
             // Asleep over it: then it was missed.
             let now = self.engine.clock.now();
-            if schedule
-                .due(last, now, self.strategy.missed, jitter)
-                .is_none_or(|due| due.begins > now)
-            {
+            if schedule.due(last, now, missed, jitter).is_none_or(|due| due.begins > now) {
                 last = now;
                 continue;
             }
-            // Another scheduler, or somebody by hand, may have done it meanwhile.
-            if let Some(taken) = self.taken(schedule, jitter).await.filter(|taken| *taken > last) {
-                tracing::info!(strategy = name, %taken, "there is a snapshot of this time already: \
-                    nothing to do");
-                last = taken;
-                continue;
+            if work == Work::Runs {
+                // Another scheduler, or somebody by hand, may have done it meanwhile.
+                let taken = self.taken(schedule, jitter).await;
+                if let Some(taken) = taken.filter(|taken| *taken > last) {
+                    tracing::info!(strategy = name, %taken, "there is a snapshot of this time \
+                        already: nothing to do");
+                    last = taken;
+                    continue;
+                }
+                if due.missed {
+                    tracing::warn!(strategy = name, last = %last, "a run was missed, and is made \
+                        up for now");
+                }
             }
-            if due.missed {
-                tracing::warn!(strategy = name, last = %last, "a run was missed, and is made up \
-                    for now");
-            }
-            let Some((counted, event)) = self.run_for(&name, schedule, due, jitter).await else {
+            let Some((counted, event)) = self.perform(work, &name, schedule, due, jitter).await
+            else {
                 return;
             };
             last = counted;
@@ -163,10 +206,11 @@ impl Work {
         }
     }
 
-    /// Runs until it is done, or no attempt is left, or the next time has come. What the next run
-    /// is counted from, and what there is to tell; none when asked to stop.
-    async fn run_for(
+    /// Tries until it is done, or no attempt is left, or the next time has come. The time that the
+    /// next one is counted from, and the event to send; none when asked to stop.
+    async fn perform(
         &self,
+        work: Work,
         name: &str,
         schedule: &Schedule,
         due: Due,
@@ -176,19 +220,27 @@ impl Work {
         let [mut look_again, longest] = LOOK_AGAIN;
         let mut waits = false;
         loop {
-            let place = tokio::select! {
-                () = self.retire.cancelled() => return None,
-                place = self.places.acquire() => place,
+            let slot = match work {
+                Work::Verifications => None,
+                Work::Runs | Work::Drills => Some(tokio::select! {
+                    () = self.retire.cancelled() => return None,
+                    slot = self.slots.acquire() => slot,
+                }),
             };
             let began = self.engine.clock.now();
             // What the next one is counted from: the time that this one was for. Where it begins
             // much later, because the clock jumped or a run before it took long, all that lies
             // between has been made up for.
             let counted = if began - due.begins > TimeDelta::minutes(1) { began } else { due.at };
-            let ended = self.run(name).await;
-            drop(place);
+            let ended = match work {
+                Work::Runs => self.run(name).await,
+                Work::Verifications => self.verify(name).await,
+                Work::Drills => self.drill(name).await,
+            };
+            drop(slot);
             let (wait, failure) = match ended {
-                Attempt::Over(event) => return Some((counted, event)),
+                Attempt::Done(event) => return Some((counted, event)),
+                Attempt::Stopped => return None,
                 Attempt::MayPass(event) => {
                     attempts += 1;
                     match self.strategy.retry.wait_after(attempts) {
@@ -206,6 +258,8 @@ impl Work {
                         None => return Some((counted, Some(event))),
                     }
                 }
+                // A verification that met a pruning.
+                Attempt::Locked if work == Work::Verifications => (longest, None),
                 Attempt::Locked => {
                     if !waits {
                         tracing::info!(strategy = name, "waiting for the other run to end");
@@ -228,30 +282,45 @@ impl Work {
             }
             // The next time has come: it is the next run's turn.
             let now = self.engine.clock.now();
-            if attempts > 0 && schedule.next_after(counted).is_some_and(|next| next <= now) {
+            if work == Work::Runs
+                && attempts > 0
+                && schedule.next_after(counted).is_some_and(|next| next <= now)
+            {
                 return Some((counted, failure));
             }
         }
     }
 
-    /// One run. A panic in it is an error of the run.
-    async fn run(&self, name: &str) -> Attempt {
+    /// Does `work` on a thread of its own, so that a panic in it ends nothing else.
+    async fn apart<T: Send + 'static>(
+        &self,
+        engine: Engine,
+        work: impl AsyncFnOnce(&Engine, &Instance, &Strategy) -> T + Send + 'static,
+    ) -> Result<T, JoinError> {
         let (instance, strategy) = (Arc::clone(&self.instance), self.strategy.clone());
-        let (of, which) = (self.instance.name.clone(), self.strategy.name.clone());
+        let runtime = Handle::current();
+        tokio::task::spawn_blocking(move || runtime.block_on(work(&engine, &instance, &strategy)))
+            .await
+    }
+
+    async fn run(&self, name: &str) -> Attempt {
+        let (of, which) = (&self.instance.name, &self.strategy.name);
         let mut engine = self.engine.clone();
         engine.began = Some({
             let (notifiers, clock) = (self.notifiers.clone(), engine.clock.clone());
             let (of, which) = (of.clone(), which.clone());
             Arc::new(move || notifiers.tell(&Event::start(&of, &which, clock.now())))
         });
-        let runtime = Handle::current();
-        let run = move || runtime.block_on(engine::run(&engine, &instance, &strategy));
-        let not_run = |reason: String| Event::not_run(&of, &which, self.engine.clock.now(), reason);
-        match tokio::task::spawn_blocking(run).await {
+        let ended = self.apart(engine, async |engine, instance, strategy| {
+            engine::run(engine, instance, strategy).await
+        });
+        let ended = ended.await;
+        let not_run = |reason: String| Event::not_run(of, which, self.engine.clock.now(), reason);
+        match ended {
             Ok(Ok(report)) => {
                 log(name, &report);
                 let event = Event::of_run(&report);
-                if report.may_pass { Attempt::MayPass(event) } else { Attempt::Over(Some(event)) }
+                if report.may_pass { Attempt::MayPass(event) } else { Attempt::Done(Some(event)) }
             }
             Ok(Err(error @ EngineError::Locked { .. })) => {
                 tracing::info!(strategy = name, "not run now: {error}");
@@ -268,150 +337,55 @@ impl Work {
                     strategy = name,
                     "internal error: the run ended with {error}; please report it"
                 );
-                Attempt::Over(Some(not_run(format!("Internal error: {error}"))))
+                Attempt::Done(Some(not_run(format!("Internal error: {error}"))))
             }
         }
     }
 
-    /// Verifies at the times of `verification` until asked to stop.
-    pub(super) async fn verify_on(&self, verification: &Verification) {
-        let name = self.name();
-        let since = engine::watch(&self.engine, &self.instance, &self.strategy).await;
-        let mut last = engine::last_verified(&self.engine, &self.instance, &self.strategy)
-            .await
-            .unwrap_or(since);
-        while !self.retire.is_cancelled() {
-            let now = self.engine.clock.now();
-            last = self.not_future(last);
-            let Some(due) =
-                verification.schedule.due(last, now, Missed::RunOnce, TimeDelta::zero())
-            else {
-                return;
-            };
-            match self.wait_until(due.begins, now).await {
-                Waited::Reached => {}
-                Waited::SetBack => continue,
-                Waited::Retired => return,
-            }
-            let began = self.engine.clock.now();
-            let before = last;
-            last = if began - due.begins > TimeDelta::minutes(1) { began } else { due.at };
-            let (engine, instance, strategy) =
-                (self.engine.clone(), Arc::clone(&self.instance), self.strategy.clone());
-            let (runtime, percent) = (Handle::current(), verification.read_data_percent);
-            tracing::info!(strategy = name, percent, "verification begins");
-            let work = move || {
-                runtime.block_on(engine::verify_strategy(&engine, &instance, &strategy, percent))
-            };
-            match tokio::task::spawn_blocking(work).await {
-                Ok(None) => {
-                    // Snapshots of it are deleted right now.
-                    last = before;
-                    tokio::select! {
-                        () = self.retire.cancelled() => return,
-                        () = tokio::time::sleep(LOCKED) => {}
-                    }
-                }
-                Ok(Some(done)) => match done.problem {
-                    None => {
-                        let (snapshots, bytes) = (done.snapshots, done.read_bytes);
-                        tracing::info!(
-                            strategy = name,
-                            snapshots,
-                            read_bytes = bytes,
-                            "verified: nothing is wrong"
-                        );
-                    }
-                    Some(_) if self.engine.cancel.is_cancelled() => return,
-                    Some(problem) => {
-                        tracing::error!(
-                            strategy = name,
-                            "verification {}: {problem}",
-                            done.outcome
-                        );
-                        let (instance, strategy) = (&self.instance.name, &self.strategy.name);
-                        let now = self.engine.clock.now();
-                        self.notifiers
-                            .tell(&Event::verification_failed(instance, strategy, now, problem));
-                    }
-                },
-                Err(error) => {
-                    tracing::error!(
+    async fn verify(&self, name: &str) -> Attempt {
+        let percent = self.strategy.verify.as_ref().map_or(0, |verify| verify.read_data_percent);
+        tracing::info!(strategy = name, percent, "verification begins");
+        let ended = self.apart(self.engine.clone(), async move |engine, instance, strategy| {
+            engine::verify_strategy(engine, instance, strategy, percent).await
+        });
+        match ended.await {
+            Ok(None) => Attempt::Locked,
+            Ok(Some(done)) => match done.problem {
+                None => {
+                    let (snapshots, bytes) = (done.snapshots, done.read_bytes);
+                    tracing::info!(
                         strategy = name,
-                        "internal error: the verification ended with {error}; please report it"
+                        snapshots,
+                        read_bytes = bytes,
+                        "verified: nothing is wrong"
                     );
+                    Attempt::Done(None)
                 }
-            }
-        }
-    }
-
-    /// Drills at the times of `schedule` until asked to stop.
-    pub(super) async fn drill_on(&self, schedule: &Schedule) {
-        let name = self.name();
-        let since = engine::watch(&self.engine, &self.instance, &self.strategy).await;
-        let mut last = engine::last_drilled(&self.engine, &self.instance, &self.strategy)
-            .await
-            .unwrap_or(since);
-        while !self.retire.is_cancelled() {
-            let now = self.engine.clock.now();
-            last = self.not_future(last);
-            let Some(due) = schedule.due(last, now, Missed::RunOnce, TimeDelta::zero()) else {
-                return;
-            };
-            match self.wait_until(due.begins, now).await {
-                Waited::Reached => {}
-                Waited::SetBack => continue,
-                Waited::Retired => return,
-            }
-            let began = self.engine.clock.now();
-            last = if began - due.begins > TimeDelta::minutes(1) { began } else { due.at };
-            let mut attempts = 0;
-            loop {
-                let place = tokio::select! {
-                    () = self.retire.cancelled() => return,
-                    place = self.places.acquire() => place,
-                };
-                let event = self.drill(&name).await;
-                drop(place);
-                attempts += 1;
-                let Some(event) = event else { return };
-                // What could not be judged now may be a moment later: the server that starts, the
-                // network.
-                let wait = self
-                    .strategy
-                    .retry
-                    .wait_after(attempts)
-                    .filter(|_| event.kind == EventKind::DrillInconclusive);
-                let Some(wait) = wait else {
-                    self.notifiers.tell(&event);
-                    break;
-                };
-                tracing::warn!(
+                Some(_) if self.engine.cancel.is_cancelled() => Attempt::Stopped,
+                Some(problem) => {
+                    tracing::error!(strategy = name, "verification {}: {problem}", done.outcome);
+                    let (of, which) = (&self.instance.name, &self.strategy.name);
+                    let now = self.engine.clock.now();
+                    Attempt::Done(Some(Event::verification_failed(of, which, now, problem)))
+                }
+            },
+            Err(error) => {
+                tracing::error!(
                     strategy = name,
-                    attempts,
-                    seconds = wait.as_secs_f64(),
-                    "it may pass: trying again"
+                    "internal error: the verification ended with {error}; please report it"
                 );
-                tokio::select! {
-                    () = self.retire.cancelled() => return,
-                    () = tokio::time::sleep(wait) => {}
-                }
+                Attempt::Done(None)
             }
-            self.ended.notify_one();
         }
     }
 
-    /// One drill, and what there is to tell of it. None when it was asked to stop.
-    async fn drill(&self, name: &str) -> Option<Event> {
-        let (engine, instance, strategy) =
-            (self.engine.clone(), Arc::clone(&self.instance), self.strategy.clone());
-        let runtime = Handle::current();
-        let work = move || {
-            runtime.block_on(engine::drill(&engine, &instance, &strategy, &DrillRequest::default()))
-        };
-        let ended = tokio::task::spawn_blocking(work).await;
+    async fn drill(&self, name: &str) -> Attempt {
+        let ended = self.apart(self.engine.clone(), async |engine, instance, strategy| {
+            engine::drill(engine, instance, strategy, &DrillRequest::default()).await
+        });
+        let ended = ended.await;
         let (of, which, now) = (&self.instance.name, &self.strategy.name, self.engine.clock.now());
-        match ended {
+        let event = match ended {
             Ok(Ok(report)) => {
                 let (id, seconds) = (report.id.as_str(), report.recovery_seconds);
                 let snapshot = report
@@ -432,21 +406,27 @@ impl Work {
                         "drill {verdict}: {problem}"
                     ),
                 }
-                Some(Event::of_drill(&report))
+                Event::of_drill(&report)
             }
-            Ok(Err(EngineError::Cancelled)) => None,
+            Ok(Err(EngineError::Cancelled)) => return Attempt::Stopped,
             Ok(Err(error)) => {
                 let error = engine::chain(&error);
                 tracing::error!(strategy = name, "not drilled: {error}");
-                Some(Event::not_drilled(of, which, now, error))
+                Event::not_drilled(of, which, now, error)
             }
             Err(error) => {
                 tracing::error!(
                     strategy = name,
                     "internal error: the drill ended with {error}; please report it"
                 );
-                Some(Event::not_drilled(of, which, now, format!("Internal error: {error}")))
+                Event::not_drilled(of, which, now, format!("Internal error: {error}"))
             }
+        };
+        // What could not be judged now may be a moment later: the server that starts, the network.
+        if event.kind == EventKind::DrillInconclusive {
+            Attempt::MayPass(event)
+        } else {
+            Attempt::Done(Some(event))
         }
     }
 
@@ -454,7 +434,7 @@ impl Work {
         tokio::select! {
             () = self.retire.cancelled() => Waited::Retired,
             reached = self.timer.until(at, seen, &self.engine.clock) =>
-                if reached { Waited::Reached } else { Waited::SetBack },
+                if reached { Waited::Reached } else { Waited::ClockSetBack },
         }
     }
 
