@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use super::Exit;
 use super::output::Printer;
 use super::setup::Setup;
-use crate::daemon::{self, LookedAfter, Scheduled};
+use crate::daemon::{self, Scheduled, ScheduledInstance};
 
 pub(super) async fn run(setup: &Setup) -> anyhow::Result<Exit> {
     let scheduled = load(setup)?;
@@ -38,7 +38,7 @@ fn load(setup: &Setup) -> anyhow::Result<Scheduled> {
         .iter()
         .filter(|one| wanted.is_none_or(|wanted| wanted == one.name.as_str()));
     // No display: what a scheduler has to say is in its log.
-    let instances = chosen.map(|instance| LookedAfter {
+    let instances = chosen.map(|instance| ScheduledInstance {
         engine: setup.quiet_engine(&instance.state_dir),
         instance: Arc::new(instance.clone()),
     });

@@ -1,14 +1,16 @@
 //! The scheduler: the one process that runs every strategy on time.
 //!
-//! This room knows when to begin, when to try again, and what it tells those who watch it; what a
-//! run is, when one is due, and how a strategy fares, it is told by `engine` and `schedule`. It
-//! does not print. tokio-cron-scheduler wakes it, with one job a run; it computes no times.
+//! This room decides when to begin and when to try again, and reports it: in the log, by
+//! notifications and on the status page. `schedule` computes the times, `engine` does the work and
+//! knows the status. It does not print. tokio-cron-scheduler only wakes it.
 //!
-//! Nothing here ends the process but the request to stop: a run that fails, a source that hangs, a
-//! panic, a configuration that cannot be read are errors in the log, and the scheduler goes on.
+//! Only a request to stop ends the process: a run that fails, a source that hangs, a panic or a
+//! configuration that cannot be read are errors in the log, and the scheduler goes on.
+//!
+//! A new kind of scheduled work is a variant of [`work::Work`]; a new route belongs into
+//! `http/routes.rs`.
 
-mod door;
-mod page;
+mod http;
 mod timer;
 mod watch;
 mod work;
@@ -27,16 +29,16 @@ use crate::config::{self, Instance};
 use crate::engine::{self, Engine, EngineError, SchedulerLock};
 use crate::model::Cancel;
 use crate::report::notify::Notifiers;
-use page::Page;
+use http::{Current, StatusPage};
 use timer::Timer;
 use watch::Watch;
 use work::{Work, Worker};
 
-/// How long the end waits for what is still to be told.
-const LAST_WORDS: Duration = Duration::from_secs(5);
+/// The end waits so long for notifications that are still being sent.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long after a fault of the program what it ended begins again.
-const AGAIN: Duration = Duration::from_secs(30);
+/// Time between a panic and the restart of the task that it ended.
+const RESTART_DELAY: Duration = Duration::from_secs(30);
 
 /// Why the scheduler could not begin.
 #[derive(Debug, thiserror::Error)]
@@ -87,11 +89,11 @@ pub enum DaemonError {
     NotRunning(PathBuf),
 }
 
-/// All that is looked after, as one reading of the configuration has it.
+/// Everything to run, from one reading of the configuration.
 pub struct Scheduled {
     /// The instances; at least one strategy has a schedule, of runs or of verifications.
-    pub instances: Vec<LookedAfter>,
-    /// How many strategies run at a time, and where the status page is.
+    pub instances: Vec<ScheduledInstance>,
+    /// The limit of concurrent strategies, and the status page's address.
     pub settings: config::Daemon,
 }
 
@@ -105,11 +107,11 @@ impl Scheduled {
     }
 }
 
-/// An instance to look after, and the engine with its state.
-pub struct LookedAfter {
-    /// What is to be run.
+/// An instance, and the engine with its state.
+pub struct ScheduledInstance {
+    /// The instance.
     pub instance: Arc<Instance>,
-    /// What runs it; its cancellation is that of the scheduler.
+    /// Its cancellation is that of the scheduler.
     pub engine: Engine,
 }
 
@@ -136,12 +138,12 @@ pub async fn serve(
     lock_all(&scheduled, &mut locks).await?;
     let timer = Timer::start().await?;
     let scheduled = Arc::new(scheduled);
-    let (sender, present) = tokio::sync::watch::channel(Arc::clone(&scheduled));
+    let (sender, current) = tokio::sync::watch::channel(Arc::clone(&scheduled));
     let mut page = match scheduled.settings.listen {
-        Some(address) => Some(Page::open(address, present.clone()).await?),
+        Some(address) => Some(StatusPage::open(address, current.clone()).await?),
         None => None,
     };
-    let mut crew = Crew::start(scheduled, &timer, Before::default());
+    let mut workers = Workers::start(scheduled, &timer, Retired::default());
     // Of the configurations before.
     let mut retired: Vec<Notifiers> = Vec::new();
     loop {
@@ -149,12 +151,12 @@ pub async fn serve(
             () = stop.cancelled() => break,
             Some(()) = reloads.recv() => {
                 tracing::info!("reading the configuration again");
-                match take_over(load, &mut locks, &mut page, &present).await {
+                match take_over(load, &mut locks, &mut page, &current).await {
                     Ok(next) => {
                         sender.send_replace(Arc::clone(&next));
                         retired.retain(|notifiers| !notifiers.is_done());
-                        retired.append(&mut crew.notifiers.clone());
-                        crew = Crew::start(next, &timer, crew.retire());
+                        retired.append(&mut workers.notifiers.clone());
+                        workers = Workers::start(next, &timer, workers.retire());
                         tracing::info!("the new configuration is taken over; a run that is under \
                             way ends with the old one");
                     }
@@ -164,16 +166,16 @@ pub async fn serve(
             }
         }
     }
-    retired.append(&mut crew.notifiers);
-    for (name, task) in crew.retire().tasks {
+    retired.append(&mut workers.notifiers);
+    for (name, task) in workers.retire().tasks {
         if let Err(error) = task.await {
             tracing::error!(
                 "internal error: `{name}` was not looked after any more: {error}; please report it"
             );
         }
     }
-    let last_words = retired.iter().map(|notifiers| notifiers.settle(LAST_WORDS));
-    futures::future::join_all(last_words).await;
+    let settled = retired.iter().map(|notifiers| notifiers.settle(SETTLE_TIMEOUT));
+    futures::future::join_all(settled).await;
     timer.stop().await;
     drop(locks);
     Ok(())
@@ -183,8 +185,8 @@ pub async fn serve(
 async fn take_over(
     load: &Load<'_>,
     locks: &mut BTreeMap<PathBuf, SchedulerLock>,
-    page: &mut Option<Page>,
-    present: &page::Present,
+    page: &mut Option<StatusPage>,
+    current: &Current,
 ) -> Result<Arc<Scheduled>, String> {
     let next = load()?;
     if !next.has_work() {
@@ -195,8 +197,9 @@ async fn take_over(
         None => *page = None,
         Some(address) if page.as_ref().is_some_and(|page| page.address == address) => {}
         Some(address) => {
-            let opened =
-                Page::open(address, present.clone()).await.map_err(|error| error.to_string())?;
+            let opened = StatusPage::open(address, current.clone())
+                .await
+                .map_err(|error| error.to_string())?;
             *page = Some(opened);
         }
     }
@@ -218,11 +221,11 @@ async fn lock_all(
     Ok(())
 }
 
-/// What is under way, by strategy.
+/// By strategy and kind of work.
 type Tasks = BTreeMap<String, JoinHandle<()>>;
 
-/// Those who look after the strategies of one configuration.
-struct Crew {
+/// The tasks of one configuration.
+struct Workers {
     retire: Cancel,
     tasks: Tasks,
     notifiers: Vec<Notifiers>,
@@ -230,18 +233,18 @@ struct Crew {
     most: usize,
 }
 
-/// What is left of those of the configuration before.
+/// The tasks of an earlier configuration that are still at work.
 #[derive(Default)]
-struct Before {
+struct Retired {
     tasks: Tasks,
     slots: Option<(Arc<Semaphore>, usize)>,
 }
 
-impl Crew {
-    /// Begins to look after all of `scheduled`. A strategy that one of `before` is still at work on
-    /// is begun when that one is done.
-    fn start(scheduled: Arc<Scheduled>, timer: &Timer, before: Before) -> Self {
-        let Before { tasks: mut before, slots } = before;
+impl Workers {
+    /// Starts a task for each strategy and kind of work. Where a retired task is still at work, the
+    /// new one waits for it.
+    fn start(scheduled: Arc<Scheduled>, timer: &Timer, before: Retired) -> Self {
+        let Retired { tasks: mut before, slots } = before;
         let retire = Cancel::new();
         let most = scheduled.settings.max_concurrent;
         // Those that run have their slots in it.
@@ -279,18 +282,18 @@ impl Crew {
         let watch =
             Watch { scheduled, notifiers: notifiers.clone(), ended, slots: Arc::clone(&slots) };
         let (watch, until) = (Arc::new(watch), retire.clone());
-        let watching = again("freshness", retire.clone(), AGAIN, move || {
+        let watching = restart_on_panic("freshness", retire.clone(), RESTART_DELAY, move || {
             tokio::spawn(Arc::clone(&watch).go_on(until.clone()))
         });
         tasks.insert("freshness".to_owned(), tokio::spawn(watching));
         Self { retire, tasks, notifiers, slots, most }
     }
 
-    /// Asks them to begin nothing more; those that are still at work.
-    fn retire(self) -> Before {
+    /// Asks the tasks to begin nothing more; returns those that are still at work.
+    fn retire(self) -> Retired {
         self.retire.cancel();
         let tasks = self.tasks.into_iter().filter(|(_, task)| !task.is_finished()).collect();
-        Before { tasks, slots: Some((self.slots, self.most)) }
+        Retired { tasks, slots: Some((self.slots, self.most)) }
     }
 }
 
@@ -300,7 +303,7 @@ async fn look_after(worker: Arc<Worker>, work: Work, earlier: Option<JoinHandle<
         let _ = earlier.await;
     }
     let (name, retire) = (format!("{} ({work})", worker.name()), worker.retire.clone());
-    again(&name, retire, AGAIN, move || {
+    restart_on_panic(&name, retire, RESTART_DELAY, move || {
         let (worker, runtime) = (Arc::clone(&worker), Handle::current());
         // A thread of its own, which mostly waits. (What a run is made of is not made to move
         // between threads.)
@@ -309,10 +312,14 @@ async fn look_after(worker: Arc<Worker>, work: Work, earlier: Option<JoinHandle<
     .await;
 }
 
-/// Does `work` to its end, and begins it again, `after` a while, when a fault of the program ended
-/// it: a scheduler that lives and does not run is worse than none. What is due it finds in what is
-/// recorded, as after a restart.
-async fn again(name: &str, retire: Cancel, after: Duration, work: impl Fn() -> JoinHandle<()>) {
+/// Awaits `work` and starts it again after a panic: a scheduler that lives and does not run is worse
+/// than none. Like after a restart of the process, the catalog says what is due.
+async fn restart_on_panic(
+    name: &str,
+    retire: Cancel,
+    after: Duration,
+    work: impl Fn() -> JoinHandle<()>,
+) {
     while let Err(error) = work().await {
         tracing::error!(
             "internal error: {name} ended with {error}, and begins again in {} seconds; please \
@@ -355,7 +362,7 @@ mod tests {
     async fn what_a_fault_of_the_program_ended_begins_again() {
         let begun = Arc::new(AtomicU32::new(0));
         let count = Arc::clone(&begun);
-        again("a test", Cancel::new(), Duration::ZERO, move || {
+        restart_on_panic("a test", Cancel::new(), Duration::ZERO, move || {
             let count = Arc::clone(&count);
             tokio::spawn(async move {
                 let before = count.fetch_add(1, Ordering::SeqCst);
@@ -371,6 +378,6 @@ mod tests {
         let retire = Cancel::new();
         retire.cancel();
         let fails = || tokio::spawn(async { panic!("always") });
-        again("a test", retire, Duration::from_secs(3_600), fails).await;
+        restart_on_panic("a test", retire, Duration::from_secs(3_600), fails).await;
     }
 }

@@ -94,7 +94,7 @@ impl Watch {
         let name = format!("{of}/{which}");
         let told = match known.told {
             Some(told) => told,
-            None => *known.told.insert(engine::is_said_to_be_stale(engine, of, which).await),
+            None => *known.told.insert(engine::stale_alert_sent(engine, of, which).await),
         };
         let now = engine.clock.now_seconds();
         let noted = match strategy.state {

@@ -191,7 +191,7 @@ impl Worker {
             EventKind::Failure => *alarmed = true,
             EventKind::Success
                 if std::mem::take(alarmed)
-                    && !engine::is_said_to_be_stale(
+                    && !engine::stale_alert_sent(
                         &self.engine,
                         &self.instance.name,
                         &self.strategy.name,

@@ -66,7 +66,7 @@ pub use verbs::stats::{
     Forecast, HORIZONS, PlaceStats, Retention, Standing, Stats, StorageStats, standings, stats,
 };
 pub use verbs::status::{
-    fill_status, is_said_to_be_stale, list_strategy, newest_everywhere, note_stale, status, watch,
+    fill_status, list_strategy, newest_everywhere, note_stale, stale_alert_sent, status, watch,
 };
 pub use verbs::verify::{
     ReadData, SnapshotVerdict, VerifyReport, last_verified, verify, verify_strategy,

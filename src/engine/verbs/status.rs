@@ -152,8 +152,8 @@ pub async fn watch(engine: &Engine, instance: &Instance, strategy: &Strategy) ->
     })
 }
 
-/// Whether somebody was told that the strategy is stale, and not yet that it is well again.
-pub async fn is_said_to_be_stale(engine: &Engine, instance: &Name, strategy: &Name) -> bool {
+/// Whether a stale alert was sent that no recovery has followed yet.
+pub async fn stale_alert_sent(engine: &Engine, instance: &Name, strategy: &Name) -> bool {
     let Some(catalog) = engine.catalog().await else { return false };
     matches!(catalog.watched(instance, strategy).await,
         Ok(Some(watched)) if watched.stale.is_some())

@@ -1,5 +1,5 @@
-//! The connections of the status page: so many at a time, each for so long, so that who floods it
-//! takes nothing from the backups.
+//! Limits the connections of the status page in number and time, so that a flood of requests takes
+//! nothing from the backups.
 
 use std::io;
 use std::net::SocketAddr;
@@ -14,32 +14,32 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Sleep, sleep};
 
-/// How many there are at a time; others wait.
-const MOST: usize = 64;
-/// How long one lasts. Who asks regularly opens another.
-const LONGEST: Duration = Duration::from_secs(60);
+/// Connections at a time; others wait.
+const MAX_CONNECTIONS: usize = 64;
+/// Lifetime of a connection. A client that asks regularly opens another.
+const MAX_LIFETIME: Duration = Duration::from_secs(60);
 
-/// A listener that lets in so many.
-pub(super) struct Door {
+/// A listener that accepts [`MAX_CONNECTIONS`] at a time.
+pub(super) struct ConnectionLimit {
     listener: TcpListener,
-    places: Arc<Semaphore>,
+    slots: Arc<Semaphore>,
 }
 
-impl Door {
+impl ConnectionLimit {
     pub(super) fn new(listener: TcpListener) -> Self {
-        Self { listener, places: Arc::new(Semaphore::new(MOST)) }
+        Self { listener, slots: Arc::new(Semaphore::new(MAX_CONNECTIONS)) }
     }
 }
 
-impl Listener for Door {
+impl Listener for ConnectionLimit {
     type Io = Connection;
     type Addr = SocketAddr;
 
     async fn accept(&mut self) -> (Connection, SocketAddr) {
         // Nobody closes the semaphore; were it closed, nothing would be limited.
-        let place = Arc::clone(&self.places).acquire_owned().await.ok();
+        let slot = Arc::clone(&self.slots).acquire_owned().await.ok();
         let (stream, from) = Listener::accept(&mut self.listener).await;
-        (Connection { stream, end: Box::pin(sleep(LONGEST)), _place: place }, from)
+        (Connection { stream, end: Box::pin(sleep(MAX_LIFETIME)), _slot: slot }, from)
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -47,15 +47,15 @@ impl Listener for Door {
     }
 }
 
-/// A connection that ends by itself.
+/// A connection that ends after [`MAX_LIFETIME`].
 pub(super) struct Connection {
     stream: TcpStream,
     end: Pin<Box<Sleep>>,
-    _place: Option<OwnedSemaphorePermit>,
+    _slot: Option<OwnedSemaphorePermit>,
 }
 
 impl Connection {
-    fn is_over(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+    fn check_lifetime(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         match self.end.as_mut().poll(cx) {
             Poll::Ready(()) => Err(io::ErrorKind::TimedOut.into()),
             Poll::Pending => Ok(()),
@@ -69,7 +69,7 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.is_over(cx)?;
+        self.check_lifetime(cx)?;
         Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }
@@ -80,7 +80,7 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.is_over(cx)?;
+        self.check_lifetime(cx)?;
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 

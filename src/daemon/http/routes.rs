@@ -1,8 +1,7 @@
-//! What a scheduler tells over HTTP: whether it lives, whether all is as fresh as promised, and the
-//! figures.
+//! The routes: liveness, readiness, metrics and the status document.
 //!
-//! Whoever reaches the page can read it. It has names, times, sizes and errors, none of which holds
-//! a secret.
+//! Anybody who can reach the page can read it. It has names, times, sizes and errors, and no
+//! secrets.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,33 +14,31 @@ use axum::routing::get;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use super::door::Door;
-use super::{DaemonError, Scheduled};
+use super::limits::ConnectionLimit;
+use crate::daemon::{DaemonError, Scheduled};
 use crate::engine;
 use crate::model::Cancel;
 use crate::report::{METRICS_TYPE, Status, metrics};
 
-/// What is looked after at present.
-pub(super) type Present = watch::Receiver<Arc<Scheduled>>;
+/// The configuration that is in force.
+pub(crate) type Current = watch::Receiver<Arc<Scheduled>>;
 
-/// The page, until it is dropped.
-pub(super) struct Page {
-    pub(super) address: SocketAddr,
+/// Serves until it is dropped.
+pub(crate) struct StatusPage {
+    pub(crate) address: SocketAddr,
     stop: Cancel,
 }
 
-impl Drop for Page {
+impl Drop for StatusPage {
     fn drop(&mut self) {
         self.stop.cancel();
     }
 }
 
-impl Page {
-    /// Listens on `address`.
-    ///
+impl StatusPage {
     /// # Errors
     /// When the address cannot be listened on.
-    pub(super) async fn open(address: SocketAddr, present: Present) -> Result<Self, DaemonError> {
+    pub(crate) async fn open(address: SocketAddr, current: Current) -> Result<Self, DaemonError> {
         let listener = TcpListener::bind(address)
             .await
             .map_err(|error| DaemonError::Listen { address, error })?;
@@ -49,13 +46,13 @@ impl Page {
         let routes = Router::new()
             .route("/healthz", get(async || "alive\n"))
             .route("/readyz", get(ready))
-            .route("/metrics", get(figures))
-            .route("/api/status", get(document))
-            .with_state(present);
+            .route("/metrics", get(metrics_text))
+            .route("/api/status", get(status_document))
+            .with_state(current);
         let stop = Cancel::new();
         let stopped = stop.clone();
         tokio::spawn(async move {
-            let served = axum::serve(Door::new(listener), routes)
+            let served = axum::serve(ConnectionLimit::new(listener), routes)
                 .with_graceful_shutdown(async move { stopped.cancelled().await });
             if let Err(error) = served.await {
                 tracing::error!("the status page at {bound} ended: {error}");
@@ -67,8 +64,8 @@ impl Page {
 }
 
 /// The status of every instance together.
-async fn status(present: &Present) -> Status {
-    let scheduled = Arc::clone(&present.borrow());
+async fn status(current: &Current) -> Status {
+    let scheduled = Arc::clone(&current.borrow());
     let mut strategies = Vec::new();
     let mut problems = Vec::new();
     let mut at = None;
@@ -81,8 +78,8 @@ async fn status(present: &Present) -> Status {
     Status::new(at.unwrap_or_default(), strategies, problems)
 }
 
-async fn ready(State(present): State<Present>) -> Response {
-    let status = status(&present).await;
+async fn ready(State(current): State<Current>) -> Response {
+    let status = status(&current).await;
     let mut text = String::new();
     for strategy in status.strategies.iter().filter(|strategy| !strategy.state.is_well()) {
         let reason = strategy.reason.as_deref().unwrap_or_default();
@@ -101,11 +98,11 @@ async fn ready(State(present): State<Present>) -> Response {
     }
 }
 
-async fn figures(State(present): State<Present>) -> Response {
-    ([(header::CONTENT_TYPE, METRICS_TYPE)], metrics(&status(&present).await)).into_response()
+async fn metrics_text(State(current): State<Current>) -> Response {
+    ([(header::CONTENT_TYPE, METRICS_TYPE)], metrics(&status(&current).await)).into_response()
 }
 
-async fn document(State(present): State<Present>) -> Response {
+async fn status_document(State(current): State<Current>) -> Response {
     /// As the program prints it with `--json`.
     #[derive(serde::Serialize)]
     struct Document {
@@ -113,7 +110,7 @@ async fn document(State(present): State<Present>) -> Response {
         #[serde(flatten)]
         status: Status,
     }
-    let document = Document { format: 1, status: status(&present).await };
+    let document = Document { format: 1, status: status(&current).await };
     match serde_json::to_string_pretty(&document) {
         Ok(text) => ([(header::CONTENT_TYPE, "application/json")], text + "\n").into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
