@@ -7,18 +7,20 @@
 //! | Layer | Room | Knows |
 //! |---|---|---|
 //! | 0 | [`model`] | names, ids, the manifest, digests, secrets, time |
-//! | 1 | [`source`] | systems that bytes come from and go back to |
-//! | 1 | [`pipeline`] | blocks, compression, encryption, digests, and the inverse |
-//! | 1 | [`storage`] | named objects at rest |
-//! | 1 | [`retention`] | the policy of what is kept |
-//! | 1 | [`schedule`] | cron lines, time zones, the next fire |
-//! | 1 | [`catalog`] | the local index of runs and snapshots |
-//! | 1 | [`report`] | what happens in a run, for whoever shows it or is told |
-//! | 2 | [`config`] | the configuration file, validated |
-//! | 3 | [`engine`] | run, verify, restore, drill, prune; the locks |
-//! | 4 | [`daemon`] | running every strategy on time |
-//! | 5 | [`cli`] | the commands; the only room that prints |
+//! | 1 | [`archive`] | tarballs and the index of what is in them |
+//! | 2 | [`source`] | systems that bytes come from and go back to |
+//! | 2 | [`pipeline`] | blocks, compression, encryption, digests, and the inverse |
+//! | 2 | [`storage`] | named objects at rest |
+//! | 2 | [`retention`] | the policy of what is kept |
+//! | 2 | [`schedule`] | cron lines, time zones, the next fire |
+//! | 2 | [`catalog`] | the local index of runs and snapshots |
+//! | 2 | [`report`] | what happens in a run, for whoever shows it or is told |
+//! | 3 | [`config`] | the configuration file, validated |
+//! | 4 | [`engine`] | run, verify, restore, drill, prune; the locks |
+//! | 5 | [`daemon`] | running every strategy on time |
+//! | 6 | [`cli`] | the commands; the only room that prints |
 
+pub mod archive;
 pub mod catalog;
 pub mod cli;
 pub mod config;

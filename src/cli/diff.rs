@@ -10,11 +10,11 @@ use super::Exit;
 use super::files::{kind_name, shown_path};
 use super::output::{BAD, BOLD, DIM, GOOD, LongDocument, Printer, Stream, WARN};
 use super::setup::{IdentityArgs, Setup, StorageArgs};
+use crate::archive::{self, Kind};
 use crate::engine::{
     self, Aspect, Change, DiffSummary, Difference, FileDifference, FileState, Side,
 };
 use crate::model::ByteSize;
-use crate::source::directory::{self, Kind};
 
 #[derive(Debug, Args)]
 pub(super) struct DiffArgs {
@@ -111,7 +111,7 @@ fn value_of(difference: &Difference) -> Value {
             let mut value = json!({ "type": "file", "change": file.change, "source": file.source });
             if let Some(fields) = value.as_object_mut() {
                 // As the index has it: a name that is not UTF-8 is in base64.
-                let (key, path) = directory::index::path_member(&file.path);
+                let (key, path) = archive::index::path_member(&file.path);
                 fields.insert(key.to_owned(), path.into());
                 if !file.aspects.is_empty() {
                     fields.insert("differs_in".to_owned(), json!(file.aspects));

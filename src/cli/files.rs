@@ -8,11 +8,11 @@ use serde_json::Map;
 use super::Exit;
 use super::output::{LongDocument, Printer, Stream};
 use super::setup::Reading;
+use crate::archive::index::Entry;
+use crate::archive::{Kind, Pattern};
 use crate::engine::{self, Side};
 use crate::model::Name;
 use crate::pipeline::Identity;
-use crate::source::directory::index::Entry;
-use crate::source::directory::{Kind, Pattern};
 
 /// Lists the entries that `patterns` match.
 pub(super) async fn run(

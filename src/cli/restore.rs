@@ -9,10 +9,11 @@ use clap::Args;
 use super::output::{BAD, BOLD, DIM, GOOD, Printer, Table, WARN, count, seconds};
 use super::setup::{IdentityArgs, Reading, Setup, StorageArgs};
 use super::{Exit, UsageError};
+use crate::archive::Pattern;
 use crate::engine::{self, Destination, EngineError, RestorePlan, RestoreReport, RestoreRequest};
 use crate::model::{ByteSize, DatabaseUrl, Name};
 use crate::source::command::CommandConfig;
-use crate::source::directory::{OwnerRule, Pattern};
+use crate::source::directory::OwnerRule;
 use crate::source::process::Environment;
 use crate::source::{Action, RestoreOptions, SourceConfig};
 

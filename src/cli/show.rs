@@ -8,9 +8,9 @@ use serde::Serialize;
 use super::output::{BAD, BOLD, Cell, DIM, Printer, Table, WARN, age, count, seconds, time};
 use super::setup::{IdentityArgs, Setup, StorageArgs};
 use super::{Exit, files};
+use crate::archive::Pattern;
 use crate::engine::{self, OpenStorage, Side, Snapshot};
 use crate::model::{Artifact, ByteSize, Completeness, Facts, Manifest, Name};
-use crate::source::directory::Pattern;
 
 #[derive(Debug, Args)]
 pub(super) struct ShowArgs {

@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::error::{Code, Wrong};
+use crate::archive::Pattern;
 use crate::model::{ByteSize, Name, Span};
 use crate::schedule::Schedule;
-use crate::source::directory::Pattern;
 use crate::source::postgres::ScratchServer;
 
 /// When the snapshots of a strategy are restored for trial, and how.

@@ -17,7 +17,6 @@ pub mod scratch;
 pub mod sqlite;
 
 use std::io::{Read, Write};
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -25,6 +24,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use self::scratch::{Scratch, ScratchPlace, refuse_overlap, remove_folder, remove_folders};
+pub use crate::archive::Streams;
 use crate::model::{ArtifactKind, Cancel, DatabaseUrl, Name, Warnings};
 
 /// The configuration of a source, by its `type`.
@@ -381,30 +381,6 @@ pub trait Restorer {
     fn by_hand(&self, artifact: &RestoreArtifact) -> String;
 }
 
-/// The streams of a snapshot that belong to one artifact. Each may be read several times, from its
-/// beginning.
-pub trait Streams: Sync {
-    /// The plain stream, whole. Its last bytes come only after all of it was found undamaged.
-    ///
-    /// # Errors
-    /// When it could not be opened; reading it fails as documented at [`Restorer::restore`].
-    fn whole(&self) -> std::io::Result<Box<dyn Read + Send + '_>>;
-
-    /// The bytes of the plain stream in `ranges`, which ascend and do not overlap, one range after
-    /// the other. Little more than them is fetched. They are not held against the digest of the
-    /// stream: who reads them holds what they are against the index.
-    ///
-    /// # Errors
-    /// When there is no way into the middle of the stream, or it could not be opened.
-    fn parts(&self, ranges: Vec<Range<u64>>) -> std::io::Result<Box<dyn Read + Send + '_>>;
-
-    /// The plain stream of the index; none where the snapshot has none of this artifact.
-    ///
-    /// # Errors
-    /// When it could not be opened.
-    fn index(&self) -> std::io::Result<Option<Box<dyn Read + Send + '_>>>;
-}
-
 /// What is restored.
 #[derive(Debug, Clone)]
 pub struct RestoreArtifact {
@@ -449,7 +425,7 @@ pub struct RestoreOptions {
     pub owners: Vec<directory::OwnerRule>,
     /// Files only: restore what these patterns match, with the folders that lead there, which stay
     /// as they are where they are there already; everything when empty.
-    pub paths: Vec<directory::Pattern>,
+    pub paths: Vec<crate::archive::Pattern>,
     /// Files only: remove what the target has and the snapshot has not. With `paths`, in the
     /// folders that they match.
     pub delete: bool,

@@ -11,6 +11,7 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
 use rustix::io::Errno;
 use serde_json::Value;
 
+use crate::archive::Pattern;
 use crate::config::{CommandCheck, DrillCheck, FileCheck, Parses, QueryCheck, ReferencesCheck};
 use crate::engine::drill::rehearsal::{Rehearsal, Restored, Targets};
 use crate::engine::error::{EngineError, chain};
@@ -18,7 +19,6 @@ use crate::model::{
     Cancel, Check, CheckOutcome, Digest, Digester, Name, Secret, Span, TOLD_DIFFERENCES,
 };
 use crate::source::SourceError;
-use crate::source::directory::Pattern;
 use crate::source::process::{Call, ProcessError};
 use crate::source::scratch::Row;
 

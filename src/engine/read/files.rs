@@ -4,6 +4,8 @@ use std::ops::ControlFlow;
 
 use tokio::runtime::Handle;
 
+use crate::archive::index::{Entry, IndexError, IndexReader};
+use crate::archive::{PathSet, Pattern};
 use crate::engine::context::{Engine, OpenStorage, blocking};
 use crate::engine::error::EngineError;
 use crate::engine::read::fault::reading_failed;
@@ -12,8 +14,6 @@ use crate::engine::snapshots::list::Snapshot;
 use crate::engine::state::locks::ReadLock;
 use crate::model::{Artifact, ArtifactKind, Encryption, Facts, Manifest, Name};
 use crate::pipeline::{DecodeError, Identity};
-use crate::source::directory::index::{Entry, IndexError, IndexReader};
-use crate::source::directory::{PathSet, Pattern};
 
 /// A snapshot in a storage that has it.
 #[derive(Clone)]

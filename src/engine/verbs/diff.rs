@@ -12,13 +12,13 @@ use std::ops::ControlFlow;
 
 use serde::Serialize;
 
+use crate::archive::index::Entry;
+use crate::archive::{Kind, Time};
 use crate::engine::context::{Engine, blocking};
 use crate::engine::error::EngineError;
 use crate::engine::read::files::{Opened, Side};
 use crate::model::{ArtifactKind, Digest, Name};
 use crate::pipeline::Identity;
-use crate::source::directory::index::Entry;
-use crate::source::directory::{Kind, Time};
 
 /// Entries of the older snapshot that are held at a time: about 25 MiB.
 const HELD: usize = 1 << 17;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use crate::archive::{self, Kind};
 use crate::engine::context::{Engine, OpenStorage, blocking};
 use crate::engine::error::EngineError;
 use crate::engine::read::fault::{failed_in, usable_manifest};
@@ -14,7 +15,6 @@ use crate::engine::snapshots::list::Snapshot;
 use crate::engine::state::locks::ReadLock;
 use crate::model::{Artifact, ArtifactKind, Cancel, Manifest, Name};
 use crate::pipeline::Identity;
-use crate::source::directory::{self, Kind};
 use crate::source::{SourceError, Streams};
 
 /// How much is read at a time.
@@ -146,13 +146,14 @@ fn give(
         let mut input = streams.whole().map_err(SourceError::Stream)?;
         return copy(&mut input, out, cancel);
     };
-    let Some(entry) = directory::entry_at(streams, path, cancel)? else {
+    let Some(entry) = archive::entry_at(streams, path, cancel)? else {
         return Err(SourceError::Unsuitable(missing(streams, path, cancel)?));
     };
     match entry.kind {
-        Kind::Directory => directory::write_folder(streams, path, out, cancel).map(|_| ()),
-        _ => directory::write_file(streams, path, out, cancel).map(|_| ()),
-    }
+        Kind::Directory => archive::write_folder(streams, path, out, cancel)?,
+        _ => archive::write_file(streams, path, out, cancel)?,
+    };
+    Ok(())
 }
 
 fn copy(input: &mut dyn Read, out: &mut dyn Write, cancel: &Cancel) -> Result<(), SourceError> {
@@ -180,7 +181,7 @@ fn missing(streams: &ArtifactStreams, path: &[u8], cancel: &Cancel) -> Result<St
     let mut near: Vec<(f64, String)> = Vec::new();
     if let Some(index) = streams.index().map_err(SourceError::Stream)? {
         // What is wrong with the index was told when the path was looked up in it.
-        for entry in directory::index::IndexReader::new(index).into_iter().flatten() {
+        for entry in archive::index::IndexReader::new(index).into_iter().flatten() {
             let Ok(entry) = entry else { break };
             if cancel.is_cancelled() {
                 return Err(SourceError::Cancelled);

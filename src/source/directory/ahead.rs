@@ -17,6 +17,7 @@ use rustix::io::Errno;
 
 use super::attributes::AttributeReader;
 use super::content::{self, CHUNK, Opened, Outcome};
+use crate::archive::header::Extent;
 use crate::model::Cancel;
 use crate::source::SourceError;
 
@@ -210,7 +211,7 @@ fn is_large(opened: &Opened) -> bool {
     let attributes = opened.attributes.as_deref().unwrap_or_default();
     let bytes: usize = attributes.iter().map(|(name, value)| name.len() + value.len()).sum();
     let pieces = opened.map.as_ref().map_or(0, Vec::len);
-    bytes + pieces * size_of::<content::Piece>() > LARGE
+    bytes + pieces * size_of::<Extent>() > LARGE
 }
 
 impl Reading {

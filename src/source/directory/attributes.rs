@@ -10,16 +10,14 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::tarball::Attribute;
+use crate::archive::access_list::{ACCESS_LIST, DEFAULT_LIST};
+use crate::archive::header::Attribute;
 
 /// The kernel's own limit of a list of names, and of a value.
 const LIMIT: usize = 64 << 10;
 /// So much of all values of one entry is kept; no file system that is known to us holds as much.
 const TOTAL_LIMIT: usize = 4 << 20;
 
-/// The access lists. They say more than the permission bits, and setting one sets those too.
-pub(super) const ACCESS_LIST: &[u8] = b"system.posix_acl_access";
-pub(super) const DEFAULT_LIST: &[u8] = b"system.posix_acl_default";
 /// Lost when the owner changes, so it comes last.
 const CAPABILITY: &[u8] = b"security.capability";
 

@@ -11,18 +11,17 @@ use rustix::fs::{OFlags, SeekFrom, seek};
 use rustix::io::Errno;
 
 use super::attributes::AttributeReader;
-use super::entry::{Kind, Meta};
-use super::tarball::Attribute;
+use super::meta::Meta;
 use super::walk::open_quietly;
+use crate::archive::Kind;
+use crate::archive::header::{Attribute, Extent};
+use crate::archive::proof::HOLES_LIMIT;
 use crate::model::{Digest, Digester};
 
 /// How much is read of a file at a time.
 pub(super) const CHUNK: usize = 64 << 10;
 /// The most pieces of a sparse file. What comes after them is one piece, holes and all.
 const PIECES_LIMIT: usize = 65_536;
-/// A file with more holes than this is not digested as one reads it: that is work for days, done on
-/// zeros.
-const DIGESTED_HOLES: u64 = 16 << 30;
 static ZEROS: [u8; CHUNK] = [0; CHUNK];
 
 const FILE: OFlags = OFlags::RDONLY
@@ -30,9 +29,6 @@ const FILE: OFlags = OFlags::RDONLY
     .union(OFlags::CLOEXEC)
     .union(OFlags::NONBLOCK)
     .union(OFlags::NOCTTY);
-
-/// Offset and length of a piece of data in a sparse file.
-pub(super) type Piece = (u64, u64);
 
 /// What was found when a file was opened.
 #[derive(Debug)]
@@ -42,7 +38,7 @@ pub(super) struct Opened {
     pub(super) attributes: Result<Vec<Attribute>, Errno>,
     /// Of a sparse file: the pieces between its holes, in order. One that ends in a hole has an
     /// empty piece at its end.
-    pub(super) map: Option<Vec<Piece>>,
+    pub(super) map: Option<Vec<Extent>>,
 }
 
 /// How the reading of a file went.
@@ -81,7 +77,7 @@ pub(super) fn open(
 
 /// The pieces of data of a file; none if it has no holes, or its file system does not tell. The
 /// file stands at its begin again.
-fn map(file: BorrowedFd<'_>, size: u64) -> Result<Option<Vec<Piece>>, Errno> {
+fn map(file: BorrowedFd<'_>, size: u64) -> Result<Option<Vec<Extent>>, Errno> {
     let pieces = pieces(size, |from| seek(file, from));
     match seek(file, SeekFrom::Start(0)) {
         Ok(_) | Err(Errno::SPIPE) => {}
@@ -90,7 +86,7 @@ fn map(file: BorrowedFd<'_>, size: u64) -> Result<Option<Vec<Piece>>, Errno> {
     Ok(pieces.filter(|pieces| pieces.as_slice() != [(0, size)]))
 }
 
-fn pieces(size: u64, seek: impl Fn(SeekFrom) -> Result<u64, Errno>) -> Option<Vec<Piece>> {
+fn pieces(size: u64, seek: impl Fn(SeekFrom) -> Result<u64, Errno>) -> Option<Vec<Extent>> {
     let mut pieces = Vec::new();
     let mut position = 0;
     while position < size {
@@ -133,7 +129,7 @@ pub(super) fn read<E>(
 ) -> Result<Outcome, E> {
     let size = opened.meta.size;
     let mut left = data_bytes(opened);
-    let digest_holes = size - left <= DIGESTED_HOLES;
+    let digest_holes = size - left <= HOLES_LIMIT;
     let whole = [(0, size)];
     let mut digester = Digester::new();
     let mut stopped = None;

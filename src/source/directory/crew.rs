@@ -16,10 +16,10 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::entry::{Identity, Meta};
 use super::finish::{Finish, Finisher};
-use super::proof::{Piece, Proof, read_content};
-use super::trouble::{Failure, Trouble};
+use super::meta::{Identity, Meta};
+use crate::archive::error::{ArchiveError, Problem};
+use crate::archive::proof::{Content, Proof, read_content};
 use crate::model::Cancel;
 
 /// Threads that write small files.
@@ -97,8 +97,8 @@ impl<'a> Placer<'a> {
         name: &CStr,
         path: &[u8],
         finish: &Finish,
-        fill: impl FnOnce(BorrowedFd<'_>) -> Result<(), Trouble>,
-    ) -> Result<(), Trouble> {
+        fill: impl FnOnce(BorrowedFd<'_>) -> Result<(), Problem>,
+    ) -> Result<(), Problem> {
         let (file, temporary) = self.create_temporary(folder)?;
         let result = fill(file.as_fd())
             .and_then(|()| self.finisher.finish(file.as_fd(), finish, path))
@@ -114,7 +114,7 @@ impl<'a> Placer<'a> {
     pub(super) fn create_temporary(
         &self,
         folder: BorrowedFd<'_>,
-    ) -> Result<(OwnedFd, CString), Trouble> {
+    ) -> Result<(OwnedFd, CString), Problem> {
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         for _ in 0..TEMPORARY_TRIES {
@@ -123,10 +123,10 @@ impl<'a> Placer<'a> {
             match openat(folder, &name, flags, Mode::RUSR | Mode::WUSR) {
                 Ok(file) => return Ok((file, name)),
                 Err(Errno::EXIST) => {}
-                Err(error) => return Err(Trouble::System("create", error)),
+                Err(error) => return Err(Problem::System("create", error)),
             }
         }
-        Err(Trouble::System("create", Errno::EXIST))
+        Err(Problem::System("create", Errno::EXIST))
     }
 
     fn give_name(
@@ -134,15 +134,15 @@ impl<'a> Placer<'a> {
         folder: BorrowedFd<'_>,
         temporary: &CStr,
         name: &CStr,
-    ) -> Result<(), Trouble> {
-        let named = |error| Trouble::System("give its name to", error);
+    ) -> Result<(), Problem> {
+        let named = |error| Problem::System("give its name to", error);
         if self.new {
             return match renameat_with(folder, temporary, folder, name, RenameFlags::NOREPLACE) {
-                Err(Errno::EXIST) => Err(Trouble::Taken),
+                Err(Errno::EXIST) => Err(Problem::Taken),
                 // A file system that does not know how: then a look before has to do.
                 Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => match Meta::at(folder, name) {
                     Err(Errno::NOENT) => renameat(folder, temporary, folder, name).map_err(named),
-                    Ok(_) => Err(Trouble::Taken),
+                    Ok(_) => Err(Problem::Taken),
                     Err(error) => Err(named(error)),
                 },
                 result => result.map_err(named),
@@ -152,22 +152,22 @@ impl<'a> Placer<'a> {
             // An empty folder may be replaced; one with something in it is not thrown away.
             Err(Errno::ISDIR) => unlinkat(folder, name, AtFlags::REMOVEDIR)
                 .and_then(|()| renameat(folder, temporary, folder, name))
-                .map_err(|error| Trouble::System("replace the folder", error)),
+                .map_err(|error| Problem::System("replace the folder", error)),
             result => result.map_err(named),
         }
     }
 
     /// Lets go of a folder, and finishes it when nobody else has it.
-    pub(super) fn let_go(&self, open: Arc<Open>) -> Result<(), Failure> {
+    pub(super) fn let_go(&self, open: Arc<Open>) -> Result<(), ArchiveError> {
         let Some(open) = Arc::into_inner(open) else { return Ok(()) };
         let last = open.last.into_inner().unwrap_or_else(PoisonError::into_inner);
         let Some((finish, path)) = last else { return Ok(()) };
         self.finisher
             .finish(open.folder.as_fd(), &finish, &path)
-            .map_err(|trouble| trouble.at(&path))
+            .map_err(|problem| problem.at(&path))
     }
 
-    fn small(&self, file: &mut File, buffer: &mut [u8]) -> Result<(), Trouble> {
+    fn small(&self, file: &mut File, buffer: &mut [u8]) -> Result<(), Problem> {
         let (size, proof) = (file.size, file.proof.take());
         let mut rest = file.content.as_slice();
         let mut read = |buffer: &mut [u8]| {
@@ -200,11 +200,11 @@ impl<'a> Filling<'a> {
         Self { file, sparse: false }
     }
 
-    pub(super) fn take(&mut self, piece: &Piece<'_>) -> Result<(), Trouble> {
-        let write = |error| Trouble::System("write", error);
+    pub(super) fn take(&mut self, piece: &Content<'_>) -> Result<(), Problem> {
+        let write = |error| Problem::System("write", error);
         let mut rest = match piece {
-            Piece::Data(data) => *data,
-            Piece::Hole(length) => {
+            Content::Data(data) => *data,
+            Content::Hole(length) => {
                 self.sparse = true;
                 let length = i64::try_from(*length).map_err(|_| write(Errno::FBIG))?;
                 return seek(self.file, SeekFrom::Current(length)).map(drop).map_err(write);
@@ -221,9 +221,9 @@ impl<'a> Filling<'a> {
         Ok(())
     }
 
-    pub(super) fn end(self, size: u64) -> Result<(), Trouble> {
+    pub(super) fn end(self, size: u64) -> Result<(), Problem> {
         if self.sparse {
-            ftruncate(self.file, size).map_err(|error| Trouble::System("write", error))?;
+            ftruncate(self.file, size).map_err(|error| Problem::System("write", error))?;
         }
         Ok(())
     }
@@ -251,7 +251,7 @@ struct State {
     /// While the main thread sleeps: to be woken when no more files than this wait or are being
     /// written.
     wake_at: Option<usize>,
-    failure: Option<Failure>,
+    failure: Option<ArchiveError>,
     failed: bool,
     closed: bool,
 }
@@ -270,7 +270,7 @@ impl Drop for Closing<'_> {
 }
 
 /// Takes a file off the list, also when the thread that writes it panics.
-struct Landing<'a>(&'a Crew<'a>, u64, Option<Failure>);
+struct Landing<'a>(&'a Crew<'a>, u64, Option<ArchiveError>);
 
 impl Drop for Landing<'_> {
     fn drop(&mut self) {
@@ -321,11 +321,11 @@ impl<'a> Crew<'a> {
                 continue;
             }
             let written = if self.placer.cancel.is_cancelled() {
-                Err(Trouble::Cancelled)
+                Err(Problem::Cancelled)
             } else {
                 self.placer.small(&mut file, &mut buffer)
             };
-            let written = written.map_err(|trouble| trouble.at(&file.path));
+            let written = written.map_err(|problem| problem.at(&file.path));
             landing.2 = written.and_then(|()| self.placer.let_go(file.folder)).err();
         }
     }
@@ -336,12 +336,12 @@ impl<'a> Crew<'a> {
         &self,
         most: usize,
         ready: impl Fn(&State) -> bool,
-    ) -> Result<MutexGuard<'_, State>, Failure> {
+    ) -> Result<MutexGuard<'_, State>, ArchiveError> {
         let mut state = self.state();
         loop {
             if state.failed {
                 let failure = state.failure.take();
-                return Err(failure.unwrap_or_else(|| Trouble::Cancelled.at(b"")));
+                return Err(failure.unwrap_or_else(|| Problem::Cancelled.at(b"")));
             }
             if ready(&state) {
                 return Ok(state);
@@ -356,7 +356,7 @@ impl<'a> Crew<'a> {
     }
 
     /// Hands a file to the crew, when there is room for it.
-    pub(super) fn submit(&self, file: File) -> Result<(), Failure> {
+    pub(super) fn submit(&self, file: File) -> Result<(), ArchiveError> {
         let cost = file.cost();
         let mut state = self.wait(FILES - WORTH_WAKING, |state| {
             state.flying.is_empty()
@@ -374,18 +374,18 @@ impl<'a> Crew<'a> {
     }
 
     /// Waits until all files are written.
-    pub(super) fn wait_for_all(&self) -> Result<(), Failure> {
+    pub(super) fn wait_for_all(&self) -> Result<(), ArchiveError> {
         self.wait(0, |state| state.flying.is_empty()).map(drop)
     }
 
     /// Waits until no file of that path is being written.
-    pub(super) fn wait_for(&self, path: &[u8]) -> Result<(), Failure> {
+    pub(super) fn wait_for(&self, path: &[u8]) -> Result<(), ArchiveError> {
         self.wait(FILES, |state| state.flying.values().all(|(flying, _, _)| flying != path))
             .map(drop)
     }
 
     /// Waits until nothing is being written in the folder. Returns whether something was.
-    pub(super) fn wait_for_folder(&self, identity: Identity) -> Result<bool, Failure> {
+    pub(super) fn wait_for_folder(&self, identity: Identity) -> Result<bool, ArchiveError> {
         let busy = |state: &State| state.flying.values().any(|(_, folder, _)| *folder == identity);
         let was = busy(&self.state());
         self.wait(FILES, |state| !busy(state)).map(|_| was)

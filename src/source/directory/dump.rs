@@ -9,16 +9,18 @@ use std::sync::Arc;
 use rustix::fs::readlinkat;
 use rustix::io::Errno;
 
+use super::accounts::Accounts;
 use super::ahead::{FILE_AHEAD, Readers, Reading, with_readers};
 use super::attributes::AttributeReader;
 use super::content::{self, Opened, Outcome, data_bytes};
-use super::entry::{Kind, Meta};
-use super::filter::Choice;
-use super::index::{Entry, IndexWriter};
 use super::links::Links;
-use super::owners::Owners;
-use super::tarball::{Attribute, END, Member, padding, sparse_map};
+use super::meta::Meta;
 use super::walk::{Found, Late, Notes, Walk, is_gone, is_replaced};
+use crate::archive::Kind;
+use crate::archive::header::{Attribute, END, EntryHeader, padding, sparse_map};
+use crate::archive::index::{Entry, IndexWriter};
+use crate::archive::patterns::Choice;
+use crate::archive::selection::lies_in;
 use crate::model::Cancel;
 use crate::source::{Output, SourceError};
 
@@ -101,7 +103,7 @@ pub(super) struct Dumper<'a> {
     /// Bytes written to `tar`.
     offset: u64,
     index: IndexWriter<Output>,
-    owners: Owners,
+    accounts: Accounts,
     attributes: AttributeReader,
     links: Links,
     links_full: bool,
@@ -138,7 +140,7 @@ impl<'a> Dumper<'a> {
             tar,
             offset: 0,
             index: IndexWriter::new(index).map_err(SourceError::Stream)?,
-            owners: Owners::of_this_system(),
+            accounts: Accounts::default(),
             attributes: AttributeReader::new(),
             links: Links::default(),
             links_full: false,
@@ -514,7 +516,7 @@ impl<'a> Dumper<'a> {
         }
         let mut blocks = std::mem::take(&mut self.blocks);
         blocks.clear();
-        Member {
+        EntryHeader {
             name: &name,
             kind,
             target: headers.target,
@@ -524,8 +526,8 @@ impl<'a> Dumper<'a> {
             mode: meta.mode,
             uid: meta.uid,
             gid: meta.gid,
-            uname: self.owners.user(meta.uid),
-            gname: self.owners.group(meta.gid),
+            uname: self.accounts.user_name(meta.uid),
+            gname: self.accounts.group_name(meta.gid),
             rdev: headers.rdev,
             attributes: headers.attributes,
         }
@@ -554,8 +556,8 @@ impl<'a> Dumper<'a> {
             mode: meta.mode,
             uid: meta.uid,
             gid: meta.gid,
-            uname: self.owners.user(meta.uid).map(str::to_owned),
-            gname: self.owners.group(meta.gid).map(str::to_owned),
+            uname: self.accounts.user_name(meta.uid).map(str::to_owned),
+            gname: self.accounts.group_name(meta.gid).map(str::to_owned),
             target: None,
             rdev: None,
             digest: None,
@@ -572,21 +574,5 @@ impl<'a> Dumper<'a> {
         self.tar.write_all(bytes).map_err(SourceError::Stream)?;
         self.offset += bytes.len() as u64;
         Ok(())
-    }
-}
-
-/// Whether `path` is within the folder at `folder`.
-fn lies_in(path: &[u8], folder: &[u8]) -> bool {
-    path.strip_prefix(folder).is_some_and(|rest| rest.first() == Some(&b'/'))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::lies_in;
-
-    #[test]
-    fn a_folder_holds_what_has_its_name_before_a_slash() {
-        assert!(lies_in(b"a/b", b"a") && lies_in(b"a/b/c", b"a"));
-        assert!(!lies_in(b"ab/c", b"a") && !lies_in(b"a", b"a"));
     }
 }

@@ -20,15 +20,17 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::crew::{Closing, Crew, File, Filling, Open, Placer, SMALL, THREADS};
-use super::entry::{Identity, Kind, Meta, lossy};
-use super::feed::{Arrival, Feed};
+use super::errors::restore_error;
 use super::finish::{Finish, Finisher};
-use super::guide::{components, damaged};
 use super::marker::{self, MARKER};
-use super::proof::{Proof, read_content, read_entry};
-use super::reader::{Incoming, Reader};
-use super::trouble::{Failure, Trouble};
+use super::meta::{Identity, Meta};
 use super::walk::Notes;
+use crate::archive::checked_index::components;
+use crate::archive::entry_stream::{EntryStream, NextEntry};
+use crate::archive::error::{ArchiveError, Problem};
+use crate::archive::proof::{Content, Proof, read_content, read_entry};
+use crate::archive::reader::{TarEntry, TarReader};
+use crate::archive::{Kind, lossy};
 use crate::model::{Cancel, Warnings};
 use crate::source::{RestoreArtifact, RestoredFiles, SourceError};
 
@@ -63,13 +65,13 @@ pub(super) struct Manner<'a> {
     pub(super) cancel: &'a Cancel,
 }
 
-/// Restores what `feed` gives to the folder at `place`, which is made when it is missing. `after`
+/// Restores what `entries` has to the folder at `place`, which is made when it is missing. `after`
 /// is done when all is there, with the open folder.
 ///
 /// # Errors
 /// Whatever stopped it; then what is in the folder is incomplete, and the error says so.
 pub(super) fn extract(
-    feed: &mut Feed<'_>,
+    entries: &mut EntryStream<'_>,
     place: &Path,
     manner: Manner<'_>,
     after: impl FnOnce(BorrowedFd<'_>) -> Result<(u64, Notes), SourceError>,
@@ -99,9 +101,9 @@ pub(super) fn extract(
         finish,
     };
     let placer = Placer::new(manner.finisher, manner.cancel, manner.new);
-    let result = restore(feed, root, made, &placer, manner.artifact, manner.resumed, after);
+    let result = restore(entries, root, made, &placer, manner.artifact, manner.resumed, after);
     let (files, mut notes) = result.map_err(|stop| match stop {
-        Stop::Failure(failure) => failure.of_restore(&text),
+        Stop::ArchiveError(failure) => restore_error(failure, &text),
         Stop::After(error) => error,
     })?;
     placer.finisher.tell(&mut notes);
@@ -109,18 +111,18 @@ pub(super) fn extract(
 }
 
 enum Stop {
-    Failure(Failure),
+    ArchiveError(ArchiveError),
     After(SourceError),
 }
 
-impl From<Failure> for Stop {
-    fn from(failure: Failure) -> Self {
-        Self::Failure(failure)
+impl From<ArchiveError> for Stop {
+    fn from(failure: ArchiveError) -> Self {
+        Self::ArchiveError(failure)
     }
 }
 
 fn restore(
-    feed: &mut Feed<'_>,
+    entries: &mut EntryStream<'_>,
     root: Level,
     made: bool,
     placer: &Placer<'_>,
@@ -131,14 +133,14 @@ fn restore(
     let folder = root
         .open
         .as_ref()
-        .ok_or(Trouble::System("open", Errno::BADF))
-        .map_err(|trouble| trouble.at(b""))?;
+        .ok_or(Problem::System("open", Errno::BADF))
+        .map_err(|problem| problem.at(b""))?;
     let folder = folder.folder.as_fd();
     if resumed {
         marker::remove_stale(folder)
-            .map_err(|error| Trouble::System("remove incomplete files from", error).at(b""))?;
+            .map_err(|error| Problem::System("remove incomplete files from", error).at(b""))?;
     } else {
-        marker::put(placer, folder, artifact).map_err(|trouble| trouble.at(b""))?;
+        marker::put(placer, folder, artifact).map_err(|problem| problem.at(b""))?;
     }
     let crew = Crew::new(placer);
     std::thread::scope(|scope| {
@@ -149,7 +151,7 @@ fn restore(
                 .spawn_scoped(scope, || crew.work())
                 .map_err(|error| {
                     let error = Errno::from_io_error(&error).unwrap_or(Errno::AGAIN);
-                    Trouble::System("start the threads that write to", error).at(b"")
+                    Problem::System("start the threads that write to", error).at(b"")
                 })?;
         }
         let mut extractor = Extractor {
@@ -164,7 +166,7 @@ fn restore(
             buffer: vec![0; BUFFER],
             files: RestoredFiles::default(),
         };
-        extractor.run(feed)?;
+        extractor.run(entries)?;
         extractor.end(after)
     })
 }
@@ -186,54 +188,54 @@ struct Extractor<'a> {
     files: RestoredFiles,
 }
 
-fn c_name(name: &[u8]) -> Result<CString, Trouble> {
-    CString::new(name).map_err(|_| Trouble::Refused("has a zero byte in its name".to_owned()))
+fn c_name(name: &[u8]) -> Result<CString, Problem> {
+    CString::new(name).map_err(|_| Problem::Refused("has a zero byte in its name".to_owned()))
 }
 
-fn through_link(error: Errno, folder: &[u8]) -> Trouble {
+fn through_link(error: Errno, folder: &[u8]) -> Problem {
     match error {
-        Errno::LOOP | Errno::NOTDIR => Trouble::Refused(format!(
+        Errno::LOOP | Errno::NOTDIR => Problem::Refused(format!(
             "leads through `{}`, which is no folder but a link or a file",
             lossy(folder)
         )),
-        error => Trouble::System("open the folder of", error),
+        error => Problem::System("open the folder of", error),
     }
 }
 
-/// Trouble with the entry at hand, or a failure that names its own.
+/// Problem with the entry at hand, or a failure that names its own.
 enum Wrong {
-    Here(Trouble),
-    There(Failure),
+    Here(Problem),
+    There(ArchiveError),
 }
 
-impl From<Trouble> for Wrong {
-    fn from(trouble: Trouble) -> Self {
-        Self::Here(trouble)
+impl From<Problem> for Wrong {
+    fn from(problem: Problem) -> Self {
+        Self::Here(problem)
     }
 }
 
-impl From<Failure> for Wrong {
-    fn from(failure: Failure) -> Self {
+impl From<ArchiveError> for Wrong {
+    fn from(failure: ArchiveError) -> Self {
         Self::There(failure)
     }
 }
 
 impl Extractor<'_> {
-    fn run(&mut self, feed: &mut Feed<'_>) -> Result<(), Failure> {
+    fn run(&mut self, entries: &mut EntryStream<'_>) -> Result<(), ArchiveError> {
         let mut path = Vec::new();
         let at = |wrong, path: &[u8]| match wrong {
-            Wrong::Here(trouble) => trouble.at(path),
+            Wrong::Here(problem) => problem.at(path),
             Wrong::There(failure) => failure,
         };
-        while let Some(mut arrival) = feed.next(&mut path)? {
+        while let Some(mut next) = entries.next(&mut path)? {
             if self.cancel.is_cancelled() {
-                return Err(Trouble::Cancelled.at(&path));
+                return Err(Problem::Cancelled.at(&path));
             }
             let touched =
-                self.entry(&mut arrival, &mut feed.reader).map_err(|wrong| at(wrong, &path))?;
+                self.entry(&mut next, &mut entries.reader).map_err(|wrong| at(wrong, &path))?;
             self.files.entries += u64::from(touched);
-            if arrival.incoming.kind == Kind::File {
-                self.files.bytes = self.files.bytes.saturating_add(arrival.incoming.size);
+            if next.incoming.kind == Kind::File {
+                self.files.bytes = self.files.bytes.saturating_add(next.incoming.size);
             }
         }
         path.clear();
@@ -250,38 +252,38 @@ impl Extractor<'_> {
     ) -> Result<(RestoredFiles, Notes), Stop> {
         let root = self.stack.pop().and_then(|root| root.open.map(|open| (open, root.finish)));
         let (open, finish) =
-            root.ok_or(Trouble::System("open", Errno::BADF)).map_err(|trouble| trouble.at(b""))?;
+            root.ok_or(Problem::System("open", Errno::BADF)).map_err(|problem| problem.at(b""))?;
         let folder = open.folder.as_fd();
         let (deleted, notes) = after(folder).map_err(Stop::After)?;
         self.files.deleted = deleted;
-        let done = || -> Result<(), Trouble> {
-            syncfs(folder).map_err(|error| Trouble::System("write to disk", error))?;
+        let done = || -> Result<(), Problem> {
+            syncfs(folder).map_err(|error| Problem::System("write to disk", error))?;
             if self.marked {
                 marker::remove(folder)?;
             }
             self.placer.finisher.finish(folder, &finish, b".")?;
-            fsync(folder).map_err(|error| Trouble::System("write to disk", error))
+            fsync(folder).map_err(|error| Problem::System("write to disk", error))
         };
-        done().map_err(|trouble| trouble.at(b""))?;
+        done().map_err(|problem| problem.at(b""))?;
         Ok((self.files, notes))
     }
 
     /// Restores an entry. False when it is a folder that was there and only leads to what was asked
     /// for: it stays as it was.
-    fn entry(&mut self, arrival: &mut Arrival, reader: &mut Reader<'_>) -> Result<bool, Wrong> {
-        let entry = &mut arrival.incoming;
+    fn entry(&mut self, next: &mut NextEntry, reader: &mut TarReader<'_>) -> Result<bool, Wrong> {
+        let entry = &mut next.incoming;
         let path = std::mem::take(&mut entry.path);
         let parts = components(&path)?;
         // As it is named in what waits and in notes, however the tarball writes it.
         entry.path = parts.join(&b'/');
         let Some((name, folders)) = parts.split_last() else {
             if entry.kind != Kind::Directory {
-                return Err(Trouble::Refused("would replace the target itself".to_owned()).into());
+                return Err(Problem::Refused("would replace the target itself".to_owned()).into());
             }
             while self.stack.len() > 1 {
                 self.leave()?;
             }
-            if arrival.leads && !self.made && !self.resumed {
+            if next.leads && !self.made && !self.resumed {
                 return Ok(false);
             }
             if let Some(root) = self.stack.last_mut() {
@@ -291,15 +293,15 @@ impl Extractor<'_> {
         };
         // The same path may come again, and only the last counts.
         self.crew.wait_for(&entry.path)?;
-        self.go_to(folders, arrival.early)?;
+        self.go_to(folders, next.early)?;
         if self.marked && folders.is_empty() && *name == MARKER.as_bytes() {
             // Rare, and right: from here on an interrupted restore is not known as one.
             marker::remove(self.top()?)?;
             self.marked = false;
         }
         match entry.kind {
-            Kind::Directory => return self.folder(name, entry, arrival.leads),
-            Kind::File => self.file(name, entry, arrival.proof.take(), reader),
+            Kind::Directory => return self.folder(name, entry, next.leads),
+            Kind::File => self.file(name, entry, next.proof.take(), reader),
             Kind::Symlink => self.symlink(name, entry),
             Kind::Hardlink => self.hardlink(name, entry),
             Kind::Fifo | Kind::Char | Kind::Block => self.special(name, entry),
@@ -327,7 +329,7 @@ impl Extractor<'_> {
             let made = match mkdirat(self.top()?, &key, PRIVATE) {
                 Ok(()) => true,
                 Err(Errno::EXIST) => false,
-                Err(error) => return Err(Trouble::System("make the folder of", error).into()),
+                Err(error) => return Err(Problem::System("make the folder of", error).into()),
             };
             let folder = openat(self.top()?, &key, FOLDER, Mode::empty())
                 .map_err(|error| through_link(error, name))?;
@@ -348,7 +350,7 @@ impl Extractor<'_> {
     /// What the system says of a folder. Files that are still written into one that is come back to
     /// are waited for: then it gets what it was told last, and that is remembered.
     fn meta_of(&self, folder: BorrowedFd<'_>, made: bool) -> Result<Meta, Wrong> {
-        let look = |error| Trouble::System("look at the folder of", error);
+        let look = |error| Problem::System("look at the folder of", error);
         let meta = Meta::of(folder).map_err(look)?;
         if made || !self.crew.wait_for_folder(meta.identity)? {
             return Ok(meta);
@@ -356,13 +358,13 @@ impl Extractor<'_> {
         Ok(Meta::of(folder).map_err(look)?)
     }
 
-    fn top(&self) -> Result<BorrowedFd<'_>, Trouble> {
+    fn top(&self) -> Result<BorrowedFd<'_>, Problem> {
         self.top_open().map(|open| open.folder.as_fd())
     }
 
-    fn top_open(&self) -> Result<&Arc<Open>, Trouble> {
+    fn top_open(&self) -> Result<&Arc<Open>, Problem> {
         let open = self.stack.last().and_then(|level| level.open.as_ref());
-        open.ok_or(Trouble::System("open the folder of", Errno::BADF))
+        open.ok_or(Problem::System("open the folder of", Errno::BADF))
     }
 
     fn enter(
@@ -376,7 +378,7 @@ impl Extractor<'_> {
         if meta.mode & 0o700 != 0o700 {
             // A folder that its owner may not write to still has to be filled.
             fchmod(&folder, PRIVATE)
-                .map_err(|error| Trouble::System("make writable the folder of", error))?;
+                .map_err(|error| Problem::System("make writable the folder of", error))?;
         }
         let open = Some(Open::new(folder, meta.identity));
         self.stack.push(Level { name: name.to_vec(), identity: meta.identity, open, finish });
@@ -396,13 +398,13 @@ impl Extractor<'_> {
     fn leave(&mut self) -> Result<(), Wrong> {
         let Some(level) = self.stack.pop() else { return Ok(()) };
         let moved =
-            || Trouble::Refused("is in a folder that was moved away during the restore".to_owned());
+            || Problem::Refused("is in a folder that was moved away during the restore".to_owned());
         let open = level.open.ok_or_else(moved)?;
         if self.stack.last().is_some_and(|parent| parent.open.is_none()) {
             let up = openat(&open.folder, c"..", FOLDER, Mode::empty())
-                .map_err(|error| Trouble::System("open the folder of", error))?;
+                .map_err(|error| Problem::System("open the folder of", error))?;
             let identity = Meta::of(up.as_fd())
-                .map_err(|error| Trouble::System("look at the folder of", error))?
+                .map_err(|error| Problem::System("look at the folder of", error))?
                 .identity;
             let parent = self
                 .stack
@@ -429,16 +431,16 @@ impl Extractor<'_> {
 
     /// Makes a folder, or enters the one that is there. With `leads` that one stays as it is; false
     /// then.
-    fn folder(&mut self, name: &[u8], entry: &mut Incoming, leads: bool) -> Result<bool, Wrong> {
+    fn folder(&mut self, name: &[u8], entry: &mut TarEntry, leads: bool) -> Result<bool, Wrong> {
         let key = c_name(name)?;
         let early = self.early.remove(&self.path_of(name));
         let mut opened = None;
         for _ in 0..2 {
             let made = match mkdirat(self.top()?, &key, PRIVATE) {
                 Ok(()) => true,
-                Err(Errno::EXIST) if self.placer.new && !early => return Err(Trouble::Taken.into()),
+                Err(Errno::EXIST) if self.placer.new && !early => return Err(Problem::Taken.into()),
                 Err(Errno::EXIST) => false,
-                Err(error) => return Err(Trouble::System("make the folder", error).into()),
+                Err(error) => return Err(Problem::System("make the folder", error).into()),
             };
             match openat(self.top()?, &key, FOLDER, Mode::empty()) {
                 Ok(folder) => {
@@ -448,16 +450,16 @@ impl Extractor<'_> {
                 // Something else has its name: it is replaced.
                 Err(Errno::LOOP | Errno::NOTDIR) => {
                     unlinkat(self.top()?, &key, AtFlags::empty())
-                        .map_err(|error| Trouble::System("replace", error))?;
+                        .map_err(|error| Problem::System("replace", error))?;
                 }
-                Err(error) => return Err(Trouble::System("open the folder", error).into()),
+                Err(error) => return Err(Problem::System("open the folder", error).into()),
             }
         }
-        let (folder, made) = opened.ok_or(Trouble::System("open the folder", Errno::NOTDIR))?;
+        let (folder, made) = opened.ok_or(Problem::System("open the folder", Errno::NOTDIR))?;
         let meta = self.meta_of(folder.as_fd(), made)?;
         if self.resumed && !made {
             marker::remove_stale(folder.as_fd())
-                .map_err(|error| Trouble::System("remove incomplete files from", error))?;
+                .map_err(|error| Problem::System("remove incomplete files from", error))?;
         }
         // One that an interrupted restore left is not as it was before that.
         let stays = leads && !made && !early && !self.resumed;
@@ -473,9 +475,9 @@ impl Extractor<'_> {
     fn file(
         &mut self,
         name: &[u8],
-        entry: &mut Incoming,
+        entry: &mut TarEntry,
         proof: Option<Proof>,
-        reader: &mut Reader<'_>,
+        reader: &mut TarReader<'_>,
     ) -> Result<(), Wrong> {
         let key = c_name(name)?;
         let finish = self.placer.finisher.of(entry);
@@ -487,11 +489,11 @@ impl Extractor<'_> {
             .unwrap_or(usize::MAX)
             .saturating_add(pieces * 16)
             .saturating_add(beside);
-        let guided = proof.is_some();
-        let read = |reader: &mut Reader<'_>, buffer: &mut [u8]| {
+        let indexed = proof.is_some();
+        let read = |reader: &mut TarReader<'_>, buffer: &mut [u8]| {
             reader
                 .content(buffer)
-                .map_err(|error| if guided { damaged(error) } else { error.into() })
+                .map_err(|error| if indexed { Problem::damaged(error) } else { error.into() })
         };
         if memory <= SMALL {
             let mut content = Vec::with_capacity(usize::try_from(stored).unwrap_or_default());
@@ -503,7 +505,7 @@ impl Extractor<'_> {
                 self.cancel,
                 &mut self.buffer,
                 |piece| {
-                    if let super::proof::Piece::Data(data) = piece {
+                    if let Content::Data(data) = piece {
                         content.extend_from_slice(data);
                     }
                     Ok(())
@@ -539,10 +541,10 @@ impl Extractor<'_> {
         name: &CString,
         attempt: &'static str,
         make: impl Fn(BorrowedFd<'_>) -> Result<(), Errno>,
-    ) -> Result<(), Trouble> {
+    ) -> Result<(), Problem> {
         let folder = self.top()?;
         let result = match make(folder) {
-            Err(Errno::EXIST) if self.placer.new => return Err(Trouble::Taken),
+            Err(Errno::EXIST) if self.placer.new => return Err(Problem::Taken),
             Err(Errno::EXIST) => unlinkat(folder, name, AtFlags::empty())
                 .or_else(|error| match error {
                     Errno::ISDIR => unlinkat(folder, name, AtFlags::REMOVEDIR),
@@ -551,10 +553,10 @@ impl Extractor<'_> {
                 .and_then(|()| make(folder)),
             result => result,
         };
-        result.map_err(|error| Trouble::System(attempt, error))
+        result.map_err(|error| Problem::System(attempt, error))
     }
 
-    fn symlink(&mut self, name: &[u8], entry: &mut Incoming) -> Result<(), Wrong> {
+    fn symlink(&mut self, name: &[u8], entry: &mut TarEntry) -> Result<(), Wrong> {
         let key = c_name(name)?;
         let target = c_name(&entry.target)?;
         let finish = self.placer.finisher.of(entry);
@@ -562,18 +564,18 @@ impl Extractor<'_> {
         Ok(self.placer.finisher.finish_at(self.top()?, &key, entry.kind, &finish, &entry.path)?)
     }
 
-    fn hardlink(&mut self, name: &[u8], entry: &Incoming) -> Result<(), Wrong> {
+    fn hardlink(&mut self, name: &[u8], entry: &TarEntry) -> Result<(), Wrong> {
         let key = c_name(name)?;
-        let of_target = |trouble: Trouble| match trouble {
-            Trouble::Refused(problem) => Trouble::Refused(format!(
+        let of_target = |problem: Problem| match problem {
+            Problem::Refused(problem) => Problem::Refused(format!(
                 "is a hard link to `{}`, which {problem}",
                 lossy(&entry.target)
             )),
-            trouble => trouble,
+            problem => problem,
         };
         let parts = components(&entry.target).map_err(of_target)?;
         let Some((target, folders)) = parts.split_last() else {
-            return Err(Trouble::Refused("is a hard link to the target itself".to_owned()).into());
+            return Err(Problem::Refused("is a hard link to the target itself".to_owned()).into());
         };
         self.crew.wait_for(&parts.join(&b'/'))?;
         let there = self.find(folders).map_err(of_target)?;
@@ -581,7 +583,7 @@ impl Extractor<'_> {
         if Meta::at(there.as_fd(), &target) == Err(Errno::NOENT) {
             let target = lossy(&entry.target);
             let problem = format!("is a hard link to `{target}`, which does not come before it");
-            return Err(Trouble::Refused(problem).into());
+            return Err(Problem::Refused(problem).into());
         }
         if components(&entry.path)? == parts {
             return Ok(());
@@ -592,18 +594,18 @@ impl Extractor<'_> {
     }
 
     /// Opens the folder with these names.
-    fn find(&self, folders: &[&[u8]]) -> Result<OwnedFd, Trouble> {
+    fn find(&self, folders: &[&[u8]]) -> Result<OwnedFd, Problem> {
         let root = self.stack.first().and_then(|root| root.open.as_ref());
-        let root = root.ok_or(Trouble::System("open the folder of", Errno::BADF))?;
+        let root = root.ok_or(Problem::System("open the folder of", Errno::BADF))?;
         let mut folder = root
             .folder
             .try_clone()
-            .map_err(|_| Trouble::System("open the folder of", Errno::MFILE))?;
+            .map_err(|_| Problem::System("open the folder of", Errno::MFILE))?;
         for name in folders {
             folder =
                 openat(&folder, &c_name(name)?, FOLDER, Mode::empty()).map_err(
                     |error| match error {
-                        Errno::NOENT => Trouble::Refused("does not come before it".to_owned()),
+                        Errno::NOENT => Problem::Refused("does not come before it".to_owned()),
                         error => through_link(error, name),
                     },
                 )?;
@@ -611,7 +613,7 @@ impl Extractor<'_> {
         Ok(folder)
     }
 
-    fn special(&mut self, name: &[u8], entry: &mut Incoming) -> Result<(), Wrong> {
+    fn special(&mut self, name: &[u8], entry: &mut TarEntry) -> Result<(), Wrong> {
         let key = c_name(name)?;
         let (kind, device) = match entry.kind {
             Kind::Char => (FileType::CharacterDevice, makedev(entry.rdev.0, entry.rdev.1)),
@@ -630,14 +632,14 @@ impl Extractor<'_> {
                 &finish,
                 &entry.path,
             )?),
-            Err(Trouble::System(
+            Err(Problem::System(
                 _,
                 error @ (Errno::PERM | Errno::ACCESS | Errno::NOTSUP | Errno::INVAL),
             )) => {
                 self.placer.finisher.special_refused(&entry.path, error);
                 Ok(())
             }
-            Err(trouble) => Err(trouble.into()),
+            Err(problem) => Err(problem.into()),
         }
     }
 }

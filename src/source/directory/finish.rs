@@ -10,15 +10,16 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::access_list;
+use super::accounts::Accounts;
 use super::attributes::{self, Turn};
-use super::entry::{Kind, Meta, Time};
-use super::names::Names;
+use super::meta::Meta;
 use super::owner_rule::OwnerRules;
-use super::reader::Incoming;
-use super::tarball::Attribute;
-use super::trouble::{Refused, Trouble};
 use super::walk::Notes;
+use crate::archive::access_list;
+use crate::archive::error::Problem;
+use crate::archive::header::Attribute;
+use crate::archive::reader::TarEntry;
+use crate::archive::{Kind, Time};
 
 /// What an entry gets when its content is there.
 pub(super) struct Finish {
@@ -63,7 +64,7 @@ pub(super) struct Finisher {
     user: u32,
     group: u32,
     rules: OwnerRules,
-    names: Names,
+    accounts: Accounts,
     told: Mutex<Told>,
 }
 
@@ -76,8 +77,32 @@ struct Told {
     specials: Refused,
 }
 
+/// What the system refused, told once with a count.
+#[derive(Default)]
+struct Refused {
+    count: u64,
+    first: Option<(Vec<u8>, String)>,
+}
+
+impl Refused {
+    fn add(&mut self, path: &[u8], reason: impl Into<String>) {
+        self.count += 1;
+        self.first.get_or_insert_with(|| (path.to_vec(), reason.into()));
+    }
+
+    fn tell(self, notes: &mut Notes) {
+        if let Some((path, reason)) = self.first {
+            let others = self.count - 1;
+            notes.note(
+                &path,
+                if others > 0 { format!("{reason} (and so {others} more)") } else { reason },
+            );
+        }
+    }
+}
+
 impl Finisher {
-    pub(super) fn new(no_owner: bool, rules: OwnerRules, names: Names) -> Self {
+    pub(super) fn new(no_owner: bool, rules: OwnerRules, accounts: Accounts) -> Self {
         let user = rustix::process::geteuid();
         Self {
             restore_owner: !no_owner && user.is_root(),
@@ -85,7 +110,7 @@ impl Finisher {
             user: user.as_raw(),
             group: rustix::process::getegid().as_raw(),
             rules,
-            names,
+            accounts,
             told: Mutex::default(),
         }
     }
@@ -108,7 +133,7 @@ impl Finisher {
     }
 
     /// What an entry of the tarball gets. Its attributes are taken out of it.
-    pub(super) fn of(&self, entry: &mut Incoming) -> Finish {
+    pub(super) fn of(&self, entry: &mut TarEntry) -> Finish {
         if self.rules.apply(entry) {
             self.told().rights.add(
                 &entry.path,
@@ -118,7 +143,7 @@ impl Finisher {
         }
         let mut attributes = std::mem::take(&mut entry.attributes);
         for list in &entry.text_lists {
-            match access_list::binary(&list.text, &self.names) {
+            match access_list::binary(&list.text, &self.accounts) {
                 Ok(value) => attributes.push((list.attribute.to_vec(), value)),
                 Err(problem) => self.told().text_lists.add(
                     &entry.path,
@@ -141,7 +166,7 @@ impl Finisher {
         file: BorrowedFd<'_>,
         finish: &Finish,
         path: &[u8],
-    ) -> Result<(), Trouble> {
+    ) -> Result<(), Problem> {
         let mut mode = finish.mode;
         if let Some((uid, gid)) = finish.owner {
             let owned = self.give(path, uid, gid, |uid, gid| fchown(file, Some(uid), Some(gid)));
@@ -151,16 +176,16 @@ impl Finisher {
         }
         if finish.only_these_rights {
             attributes::remove_access_list(file)
-                .map_err(|error| Trouble::System("remove the access list of", error))?;
+                .map_err(|error| Problem::System("remove the access list of", error))?;
         }
         let mut refused = attributes::set(file, &finish.attributes, Turn::BeforeMode);
         fchmod(file, Mode::from_raw_mode(mode))
-            .map_err(|error| Trouble::System("set the permissions of", error))?;
+            .map_err(|error| Problem::System("set the permissions of", error))?;
         refused.extend(attributes::set(file, &finish.attributes, Turn::AfterMode));
         self.refused(path, refused);
         if let Some(mtime) = finish.mtime {
             futimens(file, &times(mtime))
-                .map_err(|error| Trouble::System("set the time of", error))?;
+                .map_err(|error| Problem::System("set the time of", error))?;
         }
         Ok(())
     }
@@ -174,7 +199,7 @@ impl Finisher {
         kind: Kind,
         finish: &Finish,
         path: &[u8],
-    ) -> Result<(), Trouble> {
+    ) -> Result<(), Problem> {
         let mut mode = finish.mode;
         if let Some((uid, gid)) = finish.owner {
             let change =
@@ -186,13 +211,13 @@ impl Finisher {
         let mut refused = attributes::set_at(folder, name, &finish.attributes, Turn::BeforeMode);
         if kind != Kind::Symlink {
             chmodat(folder, name, Mode::from_raw_mode(mode), AtFlags::empty())
-                .map_err(|error| Trouble::System("set the permissions of", error))?;
+                .map_err(|error| Problem::System("set the permissions of", error))?;
         }
         refused.extend(attributes::set_at(folder, name, &finish.attributes, Turn::AfterMode));
         self.refused(path, refused);
         if let Some(mtime) = finish.mtime {
             utimensat(folder, name, &times(mtime), AtFlags::SYMLINK_NOFOLLOW)
-                .map_err(|error| Trouble::System("set the time of", error))?;
+                .map_err(|error| Problem::System("set the time of", error))?;
         }
         Ok(())
     }

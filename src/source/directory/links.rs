@@ -3,7 +3,8 @@
 use std::collections::hash_map::Entry as Slot;
 use std::collections::{HashMap, HashSet};
 
-use super::entry::{Identity, Meta, Time};
+use super::meta::{Identity, Meta};
+use crate::archive::Time;
 
 /// Bytes of names of files with several links that are remembered. A tree with more keeps every
 /// content, but those beyond it are files of their own.
@@ -16,7 +17,7 @@ struct Linked {
     path: Vec<u8>,
     size: u64,
     mtime: Time,
-    /// Names of it that may still come.
+    /// Accounts of it that may still come.
     left: u32,
 }
 

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::crew::{Placer, TEMPORARY};
-use super::trouble::Trouble;
+use crate::archive::error::Problem;
 use crate::model::Clock;
 use crate::source::{RestoreArtifact, SourceError};
 
@@ -89,8 +89,8 @@ pub(super) fn put(
     placer: &Placer<'_>,
     folder: BorrowedFd<'_>,
     artifact: &RestoreArtifact,
-) -> Result<(), Trouble> {
-    let system = |error| Trouble::System("mark the restore in", error);
+) -> Result<(), Problem> {
+    let system = |error| Problem::System("mark the restore in", error);
     let marker = Marker {
         snapshot: artifact.snapshot.clone(),
         artifact: artifact.name.clone(),
@@ -115,10 +115,10 @@ pub(super) fn put(
 }
 
 /// Takes the mark away.
-pub(super) fn remove(folder: BorrowedFd<'_>) -> Result<(), Trouble> {
+pub(super) fn remove(folder: BorrowedFd<'_>) -> Result<(), Problem> {
     match unlinkat(folder, MARKER, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
-        Err(error) => Err(Trouble::System("take the mark of the restore out of", error)),
+        Err(error) => Err(Problem::System("take the mark of the restore out of", error)),
     }
 }
 

@@ -12,36 +12,24 @@
 //! not have, `preview` says what would happen, `scratch` compares what a drill restored with the
 //! index, and `marker` tells a restore that was interrupted from a folder in use.
 
-mod access_list;
+mod accounts;
 mod ahead;
 mod attributes;
 mod content;
 mod crew;
 mod dump;
-mod entry;
+mod errors;
 mod extract;
-mod feed;
-mod filter;
 mod finish;
-mod give;
-mod guide;
-pub mod index;
 mod links;
 mod marker;
-mod names;
+mod meta;
 mod owner_rule;
-mod owners;
-mod path_set;
 mod preview;
-mod proof;
-mod reader;
 mod remove;
 mod scratch;
-mod select;
-mod tarball;
 #[cfg(test)]
 mod tests;
-mod trouble;
 mod walk;
 
 use std::io::Read;
@@ -54,32 +42,30 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-pub use entry::{Kind, Time, TimeError};
-pub use filter::{Exclusion, Pattern, PatternError};
-pub use give::{entry_at, write_file, write_folder};
 pub use owner_rule::{OwnerRule, OwnerRuleError};
-pub use path_set::PathSet;
 
 use super::scratch::{Scratch, ScratchPlace};
 use super::{
     ArtifactSpec, Context, Dumped, Finding, Level, Outputs, Preview, RestoreArtifact,
     RestoreOptions, Restored, Restorer, Source, SourceError, Streams, Target,
 };
+use crate::archive::checked_index::CheckedIndex;
+use crate::archive::cursor::IndexCursor;
+use crate::archive::entry_stream::EntryStream;
+use crate::archive::error::Problem;
+use crate::archive::patterns::Filter;
+use crate::archive::reader::TarReader;
+use crate::archive::selection::{Wanted, no_index, select};
+use crate::archive::{ArchiveError, Exclusion, PathSet, Pattern};
 use crate::model::ArtifactKind;
+use accounts::Accounts;
 use dump::Dumper;
 use extract::Manner;
-use feed::Feed;
-use filter::Filter;
 use finish::Finisher;
-use guide::{Guide, Lines};
 use marker::Standing;
-use names::Names;
 use owner_rule::OwnerRules;
-use reader::Reader;
 use remove::{Extras, Fate};
 use scratch::ScratchFolder;
-use select::{Wanted, select};
-use trouble::Failure;
 use walk::{Notes, Scope, Walk};
 
 /// How consistent a tarball of a live folder is: each file as it was while it was read, not all of
@@ -272,23 +258,23 @@ impl DirectoryRestorer {
                     .to_owned(),
             ));
         }
-        let names = Names::default();
-        let rules = OwnerRules::resolve(&options.owners, &names)?;
-        Ok(Finisher::new(options.no_owner, rules, names))
+        let accounts = Accounts::default();
+        let rules = OwnerRules::resolve(&options.owners, &accounts)?;
+        Ok(Finisher::new(options.no_owner, rules, accounts))
     }
 
-    /// Restores what `feed` gives.
+    /// Restores what `entries` has.
     fn extract(
         cx: &Context,
         artifact: &RestoreArtifact,
-        feed: &mut Feed<'_>,
+        entries: &mut EntryStream<'_>,
         target: &Target,
         options: &RestoreOptions,
         after: impl FnOnce(BorrowedFd<'_>) -> Result<(u64, Notes), SourceError>,
     ) -> Result<Restored, SourceError> {
         let place = folder(target)?;
         let resumed = matches!(Self::stand(place, artifact, options)?, Standing::Interrupted);
-        let new = feed.guide.is_some() && !options.overwrite && !resumed;
+        let new = entries.cursor.is_some() && !options.overwrite && !resumed;
         let manner = Manner {
             artifact,
             finisher: Self::finisher(options)?,
@@ -296,8 +282,8 @@ impl DirectoryRestorer {
             new,
             cancel: &cx.cancel,
         };
-        let (warnings, files) =
-            extract::extract(feed, place, manner, after).map_err(|error| cancelled(cx, error))?;
+        let (warnings, files) = extract::extract(entries, place, manner, after)
+            .map_err(|error| cancelled(cx, error))?;
         Ok(Restored { place: place.display().to_string(), warnings, files: Some(files) })
     }
 }
@@ -313,10 +299,10 @@ impl Restorer for DirectoryRestorer {
     ) -> Result<Restored, SourceError> {
         self.prepare(cx, artifact, target, options)?;
         if !options.paths.is_empty() || options.delete {
-            return Err(select::no_index().of_reading());
+            return Err(no_index().into());
         }
-        let mut feed = Feed { reader: Reader::new(input), guide: None };
-        Self::extract(cx, artifact, &mut feed, target, options, |_| Ok((0, Notes::default())))
+        let mut entries = EntryStream { reader: TarReader::new(input), cursor: None };
+        Self::extract(cx, artifact, &mut entries, target, options, |_| Ok((0, Notes::default())))
     }
 
     fn restore_from(
@@ -328,8 +314,8 @@ impl Restorer for DirectoryRestorer {
         options: &RestoreOptions,
     ) -> Result<Restored, SourceError> {
         self.prepare(cx, artifact, target, options)?;
-        let read = |failure: Failure| cancelled(cx, failure.of_reading());
-        let Some(lines) = Lines::open(streams).map_err(read)? else {
+        let read = |error: ArchiveError| cancelled(cx, error.into());
+        let Some(index) = CheckedIndex::open(streams).map_err(read)? else {
             let mut input = streams.whole().map_err(SourceError::Stream)?;
             return self.restore(cx, artifact, &mut input, target, options);
         };
@@ -343,9 +329,9 @@ impl Restorer for DirectoryRestorer {
             None => streams.whole(),
         };
         let mut input = input.map_err(SourceError::Stream)?;
-        let guide = Some(Guide::new(lines, selection.as_ref()));
-        let mut feed = Feed { reader: Reader::new(&mut input), guide };
-        Self::extract(cx, artifact, &mut feed, target, options, |root| {
+        let cursor = Some(IndexCursor::new(index, selection.as_ref()));
+        let mut entries = EntryStream { reader: TarReader::new(&mut input), cursor };
+        Self::extract(cx, artifact, &mut entries, target, options, |root| {
             if !options.delete {
                 return Ok((0, Notes::default()));
             }
@@ -416,10 +402,10 @@ fn cancelled(cx: &Context, error: SourceError) -> SourceError {
     }
 }
 
-/// What is asked for, when it is not everything.
-fn path_set(options: &RestoreOptions) -> Result<Option<PathSet>, SourceError> {
+/// The chosen paths; none when everything is restored.
+fn path_set(options: &RestoreOptions) -> Result<Option<PathSet>, ArchiveError> {
     let set = (!options.paths.is_empty()).then(|| PathSet::new(&options.paths)).transpose();
-    set.map_err(|error| SourceError::Unsuitable(format!("{error}. Use a smaller one")))
+    set.map_err(|error| Problem::Unsuitable(format!("{error}. Use a smaller one")).at(b""))
 }
 
 /// The folder that `target` is.

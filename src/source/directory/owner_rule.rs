@@ -3,9 +3,10 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::entry::Kind;
-use super::names::Names;
-use super::reader::Incoming;
+use super::accounts::Accounts;
+use crate::archive::Kind;
+use crate::archive::access_list::IdLookup as _;
+use crate::archive::reader::TarEntry;
 use crate::source::SourceError;
 
 /// A rule of `--owner`: `USER[:GROUP]` for every entry, or `OLD=NEW` for those of an owner, each
@@ -113,7 +114,7 @@ struct Resolved {
 impl OwnerRules {
     /// # Errors
     /// When a user or group on the right is not known here.
-    pub(super) fn resolve(rules: &[OwnerRule], names: &Names) -> Result<Self, SourceError> {
+    pub(super) fn resolve(rules: &[OwnerRule], accounts: &Accounts) -> Result<Self, SourceError> {
         let number = |who: &Option<Who>, what: &str, find: &dyn Fn(&str) -> Option<u32>| match who {
             None => Ok(None),
             Some(Who::Number(number)) => Ok(Some(*number)),
@@ -128,8 +129,8 @@ impl OwnerRules {
         let resolve = |rule: &OwnerRule| {
             Ok(Resolved {
                 old: rule.old.clone(),
-                user: number(&rule.new.user, "user", &|name| names.user(name))?,
-                group: number(&rule.new.group, "group", &|name| names.group(name))?,
+                user: number(&rule.new.user, "user", &|name| accounts.user_id(name))?,
+                group: number(&rule.new.group, "group", &|name| accounts.group_id(name))?,
             })
         };
         rules.iter().map(resolve).collect::<Result<_, _>>().map(Self)
@@ -138,7 +139,7 @@ impl OwnerRules {
     /// Gives the entry the owner that the first rule says which fits it. A rule of the form
     /// `OLD=NEW` says that both are the same, so the entry keeps the right to act as its owner; one
     /// for all entries takes it from a file that it gives to somebody else. Returns whether it did.
-    pub(super) fn apply(&self, entry: &mut Incoming) -> bool {
+    pub(super) fn apply(&self, entry: &mut TarEntry) -> bool {
         let fits = |who: &Option<Who>, number: u64, name: &Option<Vec<u8>>| match who {
             None => true,
             Some(Who::Number(wanted)) => u64::from(*wanted) == number,
@@ -167,12 +168,12 @@ impl OwnerRules {
 #[cfg(test)]
 mod tests {
     use super::{OwnerRule, OwnerRules};
-    use crate::source::directory::entry::{Kind, Time};
-    use crate::source::directory::names::Names;
-    use crate::source::directory::reader::Incoming;
+    use crate::archive::reader::TarEntry;
+    use crate::archive::{Kind, Time};
+    use crate::source::directory::accounts::Accounts;
 
-    fn entry(uid: u64, gid: u64, uname: &str, mode: u32) -> Incoming {
-        Incoming {
+    fn entry(uid: u64, gid: u64, uname: &str, mode: u32) -> TarEntry {
+        TarEntry {
             path: b"x".to_vec(),
             kind: Kind::File,
             target: Vec::new(),
@@ -195,7 +196,7 @@ mod tests {
 
     fn rules(texts: &[&str]) -> OwnerRules {
         let rules: Vec<OwnerRule> = texts.iter().map(|text| text.parse().unwrap()).collect();
-        OwnerRules::resolve(&rules, &Names::default()).unwrap()
+        OwnerRules::resolve(&rules, &Accounts::default()).unwrap()
     }
 
     #[test]
@@ -243,7 +244,7 @@ mod tests {
             assert!(error.starts_with(&format!("`{wrong}` is not an owner")), "{error}");
         }
         let rule: OwnerRule = "1=no-such-user".parse().unwrap();
-        let error = OwnerRules::resolve(&[rule], &Names::default()).unwrap_err().to_string();
+        let error = OwnerRules::resolve(&[rule], &Accounts::default()).unwrap_err().to_string();
         assert!(
             error.contains("`no-such-user`") && error.contains("Nothing was restored"),
             "{error}"

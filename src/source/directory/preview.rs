@@ -6,12 +6,13 @@ use std::path::Path;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
 
-use super::entry::{Kind, Meta, lossy};
-use super::guide::Lines;
+use super::meta::Meta;
 use super::path_set;
 use super::remove::{Extras, Fate, apart, open_down};
-use super::select::{Wanted, no_index, select};
-use super::trouble::{Failure, Trouble};
+use crate::archive::checked_index::CheckedIndex;
+use crate::archive::error::{ArchiveError, Problem};
+use crate::archive::selection::{Wanted, no_index, select};
+use crate::archive::{Kind, lossy};
 use crate::model::Cancel;
 use crate::source::{Action, Change, Preview, RestoreOptions, SourceError, Streams};
 
@@ -36,8 +37,7 @@ pub(super) fn preview(
         extras.run(Fate::Tell(&mut |path| list(deletes, path, Action::Delete)))?;
         preview.deletes = extras.count;
     }
-    entries(streams, place, options, cancel, &mut preview, &mut listed)
-        .map_err(Failure::of_reading)?;
+    entries(streams, place, options, cancel, &mut preview, &mut listed)?;
     preview.changes = listed.into_iter().flatten().take(LISTED).collect();
     Ok(preview)
 }
@@ -55,17 +55,17 @@ fn entries(
     cancel: &Cancel,
     preview: &mut Preview,
     [_, replaces, creates]: &mut [Vec<Change>; 3],
-) -> Result<(), Failure> {
-    let patterns = path_set(options).map_err(|error| Trouble::Other(error).at(b""))?;
+) -> Result<(), ArchiveError> {
+    let patterns = path_set(options)?;
     let selection =
         patterns.map(|patterns| select(streams, Wanted::Patterns(patterns), cancel)).transpose()?;
-    let mut lines = Lines::open(streams)?.ok_or_else(no_index)?;
+    let mut index = CheckedIndex::open(streams)?.ok_or_else(no_index)?;
     let mut there =
-        There::open(place).map_err(|error| Trouble::System("look at the folder", error).at(b""))?;
+        There::open(place).map_err(|error| Problem::System("look at the folder", error).at(b""))?;
     let mut ordinal = 0;
-    while let Some(entry) = lines.next()? {
+    while let Some(entry) = index.next()? {
         if cancel.is_cancelled() {
-            return Err(Trouble::Cancelled.at(&entry.path));
+            return Err(Problem::Cancelled.at(&entry.path));
         }
         let chosen = selection.as_ref().is_none_or(|selection| selection.has(ordinal));
         let leads = selection.as_ref().is_some_and(|selection| selection.leads(ordinal));

@@ -13,15 +13,16 @@ use std::path::Path;
 use rustix::fs::{AtFlags, Mode, OFlags, fchmod, futimens, openat, unlinkat};
 use rustix::io::Errno;
 
-use super::entry::{Kind, Meta, lossy};
-use super::filter::Filter;
 use super::finish::times;
-use super::guide::Lines;
 use super::marker::MARKER;
-use super::path_set::PathSet;
-use super::select::{lies_in, no_index};
-use super::trouble::Failure;
+use super::meta::Meta;
 use super::walk::{Found, Notes, Scope, Walk};
+use crate::archive::PathSet;
+use crate::archive::checked_index::CheckedIndex;
+use crate::archive::error::{ArchiveError, Problem};
+use crate::archive::patterns::Filter;
+use crate::archive::selection::{lies_in, no_index};
+use crate::archive::{Kind, lossy};
 use crate::model::Cancel;
 use crate::source::{SourceError, Streams};
 
@@ -108,7 +109,7 @@ impl<'a> Extras<'a> {
     /// was removed until then is gone.
     pub(super) fn run(&mut self, mut fate: Fate<'_>) -> Result<(), SourceError> {
         let all = 0..=u64::MAX;
-        let (known, count) = self.read(all).map_err(Failure::of_reading)?;
+        let (known, count) = self.read(all)?;
         if count <= self.batch {
             return self.sweep(&known, &mut fate);
         }
@@ -117,7 +118,7 @@ impl<'a> Extras<'a> {
         let step = u64::MAX / parts;
         for part in 0..parts {
             let end = if part + 1 == parts { u64::MAX } else { step * (part + 1) - 1 };
-            let (known, _) = self.read(step * part..=end).map_err(Failure::of_reading)?;
+            let (known, _) = self.read(step * part..=end)?;
             self.sweep(&known, &mut fate)?;
         }
         Ok(())
@@ -125,16 +126,16 @@ impl<'a> Extras<'a> {
 
     /// Reads the index for the hashes in `part`. Returns also how many paths there are; those
     /// beyond a batch are only counted.
-    fn read(&mut self, part: RangeInclusive<u64>) -> Result<(Known, usize), Failure> {
+    fn read(&mut self, part: RangeInclusive<u64>) -> Result<(Known, usize), ArchiveError> {
         let all = part == (0..=u64::MAX);
         let mut known = Known { part, hashes: Vec::new() };
-        let mut lines = Lines::open(self.streams)?.ok_or_else(no_index)?;
+        let mut index = CheckedIndex::open(self.streams)?.ok_or_else(no_index)?;
         let mut count = 0;
         let mut last_folder = Vec::new();
         self.tops.clear();
-        while let Some(entry) = lines.next()? {
+        while let Some(entry) = index.next()? {
             if self.cancel.is_cancelled() {
-                return Err(super::trouble::Trouble::Cancelled.at(&entry.path));
+                return Err(Problem::Cancelled.at(&entry.path));
             }
             if let Some(patterns) = &mut self.patterns
                 && !patterns.lies_within(&entry.path)
@@ -144,10 +145,7 @@ impl<'a> Extras<'a> {
                     if self.tops.len() > TOPS_LIMIT {
                         let problem = "The patterns match too many folders to remove anything \
                             from: use `--delete` without `--path`";
-                        return Err(super::trouble::Trouble::Other(SourceError::Unsuitable(
-                            problem.to_owned(),
-                        ))
-                        .at(b""));
+                        return Err(Problem::Unsuitable(problem.to_owned()).at(b""));
                     }
                 }
                 continue;

@@ -7,11 +7,12 @@ use std::time::Duration;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2, readlinkat};
 use rustix::io::Errno;
 
-use super::entry::{Kind, Meta, lossy};
-use super::guide::Lines;
-use super::index::Entry;
-use super::proof::{Proof, read_content};
-use super::trouble::{Failure, Trouble};
+use super::meta::Meta;
+use crate::archive::checked_index::CheckedIndex;
+use crate::archive::error::{ArchiveError, Problem};
+use crate::archive::index::Entry;
+use crate::archive::proof::{Proof, read_content};
+use crate::archive::{Kind, lossy};
 use crate::model::{Cancel, Check, CheckOutcome, Name, TOLD_DIFFERENCES};
 use crate::source::scratch::{Each, Scratch, ScratchPlace, no_database};
 use crate::source::{Context, RestoreArtifact, SourceError, Streams, Target};
@@ -41,11 +42,11 @@ impl Scratch for ScratchFolder {
     ) -> Result<Vec<Check>, SourceError> {
         let mut tally = Tally::default();
         let has_index =
-            self.walk(streams, &cx.cancel, &mut tally).map_err(|failure| {
-                match failure.of_reading() {
-                    SourceError::Stream(_) if cx.cancel.is_cancelled() => SourceError::Cancelled,
-                    error => error,
-                }
+            self.walk(streams, &cx.cancel, &mut tally).map_err(|error| match SourceError::from(
+                error,
+            ) {
+                SourceError::Stream(_) if cx.cancel.is_cancelled() => SourceError::Cancelled,
+                error => error,
             })?;
         if !has_index {
             let check = Check::new("files", Some(&self.name), "entries against the index");
@@ -84,19 +85,19 @@ impl ScratchFolder {
         streams: &dyn Streams,
         cancel: &Cancel,
         tally: &mut Tally,
-    ) -> Result<bool, Failure> {
-        let Some(mut lines) = Lines::open(streams)? else { return Ok(false) };
+    ) -> Result<bool, ArchiveError> {
+        let Some(mut index) = CheckedIndex::open(streams)? else { return Ok(false) };
         let flags = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::PATH;
         let root = openat(CWD, &self.folder, flags, Mode::empty())
-            .map_err(|error| Trouble::System("open the folder", error).at(b""))?;
+            .map_err(|error| Problem::System("open the folder", error).at(b""))?;
         let mut buffer = vec![0; 256 << 10];
-        while let Some(entry) = lines.next()? {
+        while let Some(entry) = index.next()? {
             if cancel.is_cancelled() {
-                return Err(Trouble::Cancelled.at(&entry.path));
+                return Err(Problem::Cancelled.at(&entry.path));
             }
             tally
                 .take(&root, &entry, cancel, &mut buffer)
-                .map_err(|trouble| trouble.at(&entry.path))?;
+                .map_err(|problem| problem.at(&entry.path))?;
         }
         Ok(true)
     }
@@ -145,10 +146,10 @@ impl Tally {
         entry: &Entry,
         cancel: &Cancel,
         buffer: &mut [u8],
-    ) -> Result<(), Trouble> {
+    ) -> Result<(), Problem> {
         self.entries += 1;
         self.changed += u64::from(entry.changed);
-        let system = |error| Trouble::System("look at the restored entry", error);
+        let system = |error| Problem::System("look at the restored entry", error);
         // Beneath the folder, and through no link.
         let open = |flags| {
             let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
@@ -226,7 +227,7 @@ impl Tally {
         Ok(())
     }
 
-    fn hard_link(&mut self, root: &OwnedFd, entry: &Entry, meta: &Meta) -> Result<(), Trouble> {
+    fn hard_link(&mut self, root: &OwnedFd, entry: &Entry, meta: &Meta) -> Result<(), Problem> {
         let target = entry.target.as_deref().unwrap_or_default();
         let flags = OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let other = openat2(
@@ -240,7 +241,7 @@ impl Tally {
             Ok(other) => {
                 let other = Meta::of(other.as_fd());
                 other
-                    .map_err(|error| Trouble::System("look at the restored entry", error))?
+                    .map_err(|error| Problem::System("look at the restored entry", error))?
                     .identity
                     == meta.identity
             }
@@ -261,7 +262,7 @@ impl Tally {
         opened: Result<OwnedFd, Errno>,
         cancel: &Cancel,
         buffer: &mut [u8],
-    ) -> Result<(), Trouble> {
+    ) -> Result<(), Problem> {
         let proof = Proof::of(entry);
         // Of a file with more holes than can be read only what its pieces are is known, which the
         // restore held against the index.
@@ -272,17 +273,17 @@ impl Tally {
             Ok(file) => std::fs::File::from(file),
             // A file whose mode lets not even its owner read it, when that is not root.
             Err(Errno::ACCESS) => return Ok(()),
-            Err(error) => return Err(Trouble::System("read the restored file", error)),
+            Err(error) => return Err(Problem::System("read the restored file", error)),
         };
         let read = |buffer: &mut [u8]| {
             std::io::Read::read(&mut &file, buffer).map_err(|error| {
                 let code = Errno::from_io_error(&error).unwrap_or(Errno::IO);
-                Trouble::System("read the restored file", code)
+                Problem::System("read the restored file", code)
             })
         };
         let pieces = std::iter::once((0, entry.size)).filter(|(_, size)| *size > 0);
         match read_content(read, pieces, entry.size, proof, cancel, buffer, |_| Ok(())) {
-            Err(Trouble::Damaged(problem) | Trouble::Refused(problem)) => {
+            Err(Problem::Damaged(problem) | Problem::Refused(problem)) => {
                 self.contents.add(&entry.path, || problem);
                 Ok(())
             }

@@ -7,19 +7,19 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::accounts::Accounts;
 use super::extract::{self, Manner};
-use super::feed::Feed;
 use super::finish::Finisher;
-use super::guide::{Guide, Lines};
-use super::names::Names;
 use super::owner_rule::OwnerRules;
-use super::path_set::PathSet;
-use super::reader::Reader;
 use super::remove::{Extras, Fate};
-use super::select::{LIMITS, Limits, Selection, Wanted, select_within};
-use super::trouble::Failure;
 use super::walk::Notes;
 use super::{Directory, DirectoryConfig, DirectoryRestorer, Pattern};
+use crate::archive::PathSet;
+use crate::archive::checked_index::CheckedIndex;
+use crate::archive::cursor::IndexCursor;
+use crate::archive::entry_stream::EntryStream;
+use crate::archive::reader::TarReader;
+use crate::archive::selection::{LIMITS, Limits, Selection, Wanted, select_within};
 use crate::model::{ArtifactKind, Cancel};
 use crate::source::process::Environment;
 use crate::source::{
@@ -129,22 +129,22 @@ impl World {
         texts: &[&str],
     ) -> Result<Selection, SourceError> {
         let wanted = Wanted::Patterns(PathSet::new(&patterns(texts)).unwrap());
-        select_within(limits, dump, wanted, &self.cancel).map_err(Failure::of_reading)
+        select_within(limits, dump, wanted, &self.cancel).map_err(SourceError::from)
     }
 
     /// Restores what was chosen.
     fn restore(&self, dump: &Dump, selection: &Selection, place: &Path) {
         let mut input = dump.parts(selection.ranges.clone()).unwrap();
-        let lines = Lines::open(dump).ok().flatten().unwrap();
-        let mut feed = Feed {
-            reader: Reader::new(&mut input),
-            guide: Some(Guide::new(lines, Some(selection))),
+        let index = CheckedIndex::open(dump).ok().flatten().unwrap();
+        let mut entries = EntryStream {
+            reader: TarReader::new(&mut input),
+            cursor: Some(IndexCursor::new(index, Some(selection))),
         };
-        let names = Names::default();
+        let names = Accounts::default();
         let finisher = Finisher::new(false, OwnerRules::resolve(&[], &names).unwrap(), names);
         let (artifact, cancel) = (artifact(), &self.cancel);
         let manner = Manner { artifact: &artifact, finisher, resumed: false, new: true, cancel };
-        extract::extract(&mut feed, place, manner, |_| Ok((0, Notes::default()))).unwrap();
+        extract::extract(&mut entries, place, manner, |_| Ok((0, Notes::default()))).unwrap();
     }
 }
 

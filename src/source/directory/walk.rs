@@ -21,9 +21,10 @@ use std::sync::Arc;
 use rustix::fs::{CWD, Dir, Mode, OFlags, openat};
 use rustix::io::Errno;
 
-use super::entry::{Identity, Kind, Meta, lossy};
-use super::filter::{Choice, Filter};
-use super::tarball::PATH_LIMIT;
+use super::meta::{Identity, Meta};
+use crate::archive::header::PATH_LIMIT;
+use crate::archive::patterns::{Choice, Filter};
+use crate::archive::{Kind, lossy};
 use crate::model::{Cancel, Warning, Warnings};
 use crate::source::SourceError;
 

@@ -2,7 +2,7 @@
 //! footer counts.
 #![no_main]
 
-use holdfast::source::directory::index::IndexReader;
+use holdfast::archive::index::IndexReader;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {

@@ -8,8 +8,9 @@ mod support;
 use std::io::{Cursor, Error, Read};
 use std::ops::Range;
 
-use holdfast::source::directory::index::IndexReader;
-use holdfast::source::directory::{DirectoryRestorer, Pattern, write_folder};
+use holdfast::archive::index::IndexReader;
+use holdfast::archive::{Pattern, write_folder};
+use holdfast::source::directory::DirectoryRestorer;
 use holdfast::source::{RestoreOptions, Restorer, Streams, Target};
 use libfuzzer_sys::fuzz_target;
 

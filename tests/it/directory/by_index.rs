@@ -6,9 +6,10 @@ use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
+use holdfast::archive::index::Entry;
+use holdfast::archive::{Kind, entry_at, write_file, write_folder};
 use holdfast::model::Digest;
-use holdfast::source::directory::index::Entry;
-use holdfast::source::directory::{Kind, OwnerRule, entry_at, write_file, write_folder};
+use holdfast::source::directory::OwnerRule;
 use holdfast::source::{RestoreOptions, SourceError};
 
 use super::changes::as_ordinary_user;
@@ -424,7 +425,9 @@ fn one_file_or_folder_is_given_out_checked() {
     let streams = backup.streams();
     let file = |path: &str| {
         let mut out = Vec::new();
-        write_file(&streams, path.as_bytes(), &mut out, &world.cancel).map(|bytes| (bytes, out))
+        write_file(&streams, path.as_bytes(), &mut out, &world.cancel)
+            .map(|bytes| (bytes, out))
+            .map_err(SourceError::from)
     };
     assert_eq!(file("a/b/2").unwrap(), (700_000, vec![2; 700_000]));
     assert_eq!(file("./z").unwrap(), (0, Vec::new()));
@@ -451,8 +454,8 @@ fn one_file_or_folder_is_given_out_checked() {
     run("tar", &[&arguments[..], &[place.as_os_str()]].concat(), &tar);
     assert_eq!(names(&place), ["a/", "a/1", "a/b/", "a/b/2", "a/b/3.txt"]);
     assert_eq!(fs::read(place.join("a/b/2")).unwrap(), vec![2; 700_000]);
-    let error =
-        write_folder(&streams, b"c", &mut Vec::new(), &world.cancel).unwrap_err().to_string();
+    let error = write_folder(&streams, b"c", &mut Vec::new(), &world.cancel).unwrap_err();
+    let error = SourceError::from(error).to_string();
     assert!(error.contains("is a hard link to `a/1`"), "{error}");
     tar.clear();
     assert_eq!(
@@ -467,8 +470,10 @@ fn one_file_or_folder_is_given_out_checked() {
     damaged.tar[place] = b'T';
     let mut out = Vec::new();
     let error = write_file(&damaged, b"a/b/3.txt", &mut out, &world.cancel).unwrap_err();
+    let error = SourceError::from(error);
     assert!(matches!(error, SourceError::Damaged(_)) && out.is_empty(), "{error}");
     let error = write_folder(&damaged, b"a", &mut out, &world.cancel).unwrap_err();
+    let error = SourceError::from(error);
     assert!(matches!(error, SourceError::Damaged(_)) && !out.ends_with(&[0; 1024]), "{error}");
 
     struct Full;
@@ -484,6 +489,7 @@ fn one_file_or_folder_is_given_out_checked() {
         write_file(&streams, b"a/1", &mut Full, &world.cancel).unwrap_err(),
         write_folder(&streams, b"a", &mut Full, &world.cancel).unwrap_err(),
     ] {
+        let error = SourceError::from(error);
         assert!(
             matches!(&error,
                 SourceError::Stream(error) if error.kind() == std::io::ErrorKind::StorageFull),

@@ -10,8 +10,8 @@ use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
+use holdfast::archive::Kind;
 use holdfast::source::SourceError;
-use holdfast::source::directory::Kind;
 use proptest::{prop_assert, prop_assert_eq, proptest};
 
 use super::world::{Archiver, Backup, config, is_root, mode, world, write};

@@ -3,8 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
+use holdfast::archive::index::IndexReader;
 use holdfast::source::RestoreOptions;
-use holdfast::source::directory::index::IndexReader;
 use proptest::prelude::{Strategy, any, prop, proptest};
 
 use super::world::{Streamed, World, patterns, world_in_memory, write};

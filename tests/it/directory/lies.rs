@@ -7,9 +7,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, symlink};
 use std::path::Path;
 
+use holdfast::archive::index::Entry;
+use holdfast::archive::{Kind, Time, write_file, write_folder};
 use holdfast::model::Digest;
-use holdfast::source::directory::index::Entry;
-use holdfast::source::directory::{Kind, Time, write_file, write_folder};
 use holdfast::source::{RestoreOptions, Restored, SourceError};
 use proptest::prelude::{Just, Strategy, any, prop, prop_oneof, proptest};
 use proptest::sample::{Index, select};

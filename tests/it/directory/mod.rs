@@ -24,8 +24,8 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
+use holdfast::archive::Kind;
 use holdfast::model::Digest;
-use holdfast::source::directory::Kind;
 
 use world::{
     Archiver, assert_same, config, exclusions, is_root, join, listing, mode, mtime, owner,

@@ -10,11 +10,10 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use holdfast::archive::index::{Entry, Footer, IndexReader};
+use holdfast::archive::{Exclusion, Pattern};
 use holdfast::model::{ArtifactKind, Cancel, Warnings};
-use holdfast::source::directory::index::{Entry, Footer, IndexReader};
-use holdfast::source::directory::{
-    Directory, DirectoryConfig, DirectoryRestorer, Exclusion, Pattern,
-};
+use holdfast::source::directory::{Directory, DirectoryConfig, DirectoryRestorer};
 use holdfast::source::process::Environment;
 use holdfast::source::{
     ArtifactSpec, Context, Output, OutputWriter, Outputs, RestoreArtifact, RestoreOptions,

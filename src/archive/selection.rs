@@ -3,26 +3,26 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
+use super::Streams;
+use super::checked_index::{CheckedIndex, end_of};
 use super::entry::{Kind, lossy};
-use super::guide::{Lines, end_of};
+use super::error::{ArchiveError, Problem};
 use super::index::{Entry, Footer};
 use super::path_set::PathSet;
-use super::trouble::{Failure, Trouble};
 use crate::model::Cancel;
-use crate::source::{SourceError, Streams};
 
 /// How much is kept of what was chosen, so that memory stays small.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Limits {
+pub(crate) struct Limits {
     /// Ranges; beyond it those with the smallest gaps between them are joined, and what lies in the
     /// gaps is read over.
-    pub(super) ranges: usize,
+    pub(crate) ranges: usize,
     /// Hard links to what was not chosen, and the bytes of their paths.
-    pub(super) borrowed: usize,
-    pub(super) borrowed_bytes: usize,
+    pub(crate) borrowed: usize,
+    pub(crate) borrowed_bytes: usize,
 }
 
-pub(super) const LIMITS: Limits =
+pub(crate) const LIMITS: Limits =
     Limits { ranges: 1_000_000, borrowed: 100_000, borrowed_bytes: 32 << 20 };
 
 /// A bit for each entry of an index.
@@ -48,32 +48,32 @@ impl Bits {
 
 /// What was chosen of a tarball.
 #[derive(Debug, Default)]
-pub(super) struct Selection {
+pub(crate) struct Selection {
     /// Where it is in the stream: ascending, apart from one another. May cover more than what was
     /// chosen.
-    pub(super) ranges: Vec<Range<u64>>,
+    pub(crate) ranges: Vec<Range<u64>>,
     chosen: Bits,
     /// Folders that were chosen only because they lead to something.
     leading: Bits,
     /// Files that were not chosen but have a chosen name: the path of each, and the first of those
     /// names. The content comes under that name.
-    pub(super) borrowed: HashMap<Vec<u8>, Vec<u8>>,
+    pub(crate) borrowed: HashMap<Vec<u8>, Vec<u8>>,
     /// How many entries were chosen.
-    pub(super) entries: u64,
+    pub(crate) entries: u64,
     /// Bytes of the files among them.
-    pub(super) bytes: u64,
-    pub(super) footer: Footer,
+    pub(crate) bytes: u64,
+    pub(crate) footer: Footer,
     gap: u64,
 }
 
 impl Selection {
     /// Whether the entry of the index, counted from 0, was chosen.
-    pub(super) fn has(&self, ordinal: u64) -> bool {
+    pub(crate) fn has(&self, ordinal: u64) -> bool {
         self.chosen.has(ordinal)
     }
 
     /// Whether it was chosen only because it leads to something that is wanted.
-    pub(super) fn leads(&self, ordinal: u64) -> bool {
+    pub(crate) fn leads(&self, ordinal: u64) -> bool {
         self.leading.has(ordinal)
     }
 
@@ -104,7 +104,7 @@ impl Selection {
 }
 
 /// What is wanted.
-pub(super) enum Wanted {
+pub(crate) enum Wanted {
     /// What one of the patterns matches, and all beneath.
     Patterns(PathSet),
     /// The entry at this path, and all beneath; `.` is everything.
@@ -130,38 +130,38 @@ fn range(entry: &Entry) -> Range<u64> {
 }
 
 /// Whether `path` lies in the folder at `folder`.
-pub(super) fn lies_in(path: &[u8], folder: &[u8]) -> bool {
+pub(crate) fn lies_in(path: &[u8], folder: &[u8]) -> bool {
     folder == b"." && path != b"."
         || path.strip_prefix(folder).is_some_and(|rest| rest.first() == Some(&b'/'))
 }
 
 /// Reads the index, to its end, for what is wanted. With patterns the folders that lead there are
 /// chosen too.
-pub(super) fn select(
+pub(crate) fn select(
     streams: &dyn Streams,
     wanted: Wanted,
     cancel: &Cancel,
-) -> Result<Selection, Failure> {
+) -> Result<Selection, ArchiveError> {
     select_within(LIMITS, streams, wanted, cancel)
 }
 
 /// [`select`], with other limits.
-pub(super) fn select_within(
+pub(crate) fn select_within(
     limits: Limits,
     streams: &dyn Streams,
     mut wanted: Wanted,
     cancel: &Cancel,
-) -> Result<Selection, Failure> {
+) -> Result<Selection, ArchiveError> {
     let mut selection = Selection::default();
-    let mut lines = Lines::open(streams)?.ok_or_else(no_index)?;
+    let mut index = CheckedIndex::open(streams)?.ok_or_else(no_index)?;
     let leading = matches!(wanted, Wanted::Patterns(_));
     // Folders of which it is not known yet whether something in them is wanted.
     let mut pending: Vec<(u64, Range<u64>, Vec<u8>)> = Vec::new();
     let mut borrowed_bytes = 0;
     let mut ordinal = 0;
-    while let Some(entry) = lines.next()? {
+    while let Some(entry) = index.next()? {
         if cancel.is_cancelled() {
-            return Err(Trouble::Cancelled.at(&entry.path));
+            return Err(Problem::Cancelled.at(&entry.path));
         }
         let folder = entry.kind == Kind::Directory;
         if let Wanted::Patterns(patterns) = &mut wanted {
@@ -186,11 +186,11 @@ pub(super) fn select_within(
                 if selection.borrowed.len() >= limits.borrowed
                     || borrowed_bytes > limits.borrowed_bytes
                 {
-                    return Err(Trouble::Other(SourceError::Unsuitable(
+                    return Err(Problem::Unsuitable(
                         "What was asked for has too many hard links to files outside of it: \
                          restore a folder that has both"
                             .to_owned(),
-                    ))
+                    )
                     .at(&entry.path));
                 }
                 selection.borrowed.insert(target, entry.path);
@@ -201,15 +201,15 @@ pub(super) fn select_within(
         }
         ordinal += 1;
     }
-    selection.footer = lines.footer();
+    selection.footer = index.footer();
     if let Wanted::Patterns(patterns) = &wanted
         && let Some(pattern) = patterns.missed()
     {
-        return Err(Trouble::Other(SourceError::Unsuitable(format!(
+        return Err(Problem::Unsuitable(format!(
             "Nothing in the snapshot matches `{pattern}`, so nothing was restored. Correct the \
              pattern; a path is counted from the \
              folder that was backed up"
-        )))
+        ))
         .at(b""));
     }
     borrow(limits, streams, &mut selection, cancel)?;
@@ -223,20 +223,20 @@ fn borrow(
     streams: &dyn Streams,
     selection: &mut Selection,
     cancel: &Cancel,
-) -> Result<(), Failure> {
+) -> Result<(), ArchiveError> {
     if selection.borrowed.is_empty() {
         return Ok(());
     }
-    let mut lines = Lines::open(streams)?.ok_or_else(no_index)?;
+    let mut index = CheckedIndex::open(streams)?.ok_or_else(no_index)?;
     let mut found = 0;
     let mut ordinal = 0;
-    while let Some(entry) = lines.next()? {
+    while let Some(entry) = index.next()? {
         if cancel.is_cancelled() {
-            return Err(Trouble::Cancelled.at(&entry.path));
+            return Err(Problem::Cancelled.at(&entry.path));
         }
         if selection.borrowed.contains_key(&entry.path) && !selection.has(ordinal) {
             if matches!(entry.kind, Kind::Hardlink | Kind::Directory) {
-                return Err(Trouble::Damaged(
+                return Err(Problem::Damaged(
                     "is named by a hard link in the index, and is not what it could name"
                         .to_owned(),
                 )
@@ -252,7 +252,7 @@ fn borrow(
         return Ok(());
     }
     let some = selection.borrowed.keys().next().map(|path| lossy(path)).unwrap_or_default();
-    Err(Trouble::Damaged(format!(
+    Err(Problem::Damaged(format!(
         "is the only index, and a hard link names what it does not have or has twice, such as \
          `{some}`"
     ))
@@ -260,11 +260,22 @@ fn borrow(
 }
 
 /// What needs the index cannot be done without.
-pub(super) fn no_index() -> Failure {
-    Trouble::Other(SourceError::Unsuitable(
+pub(crate) fn no_index() -> ArchiveError {
+    Problem::Unsuitable(
         "The snapshot has no index of these files, so only all of them can be restored, and \
          nothing be removed"
             .to_owned(),
-    ))
+    )
     .at(b"")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::lies_in;
+
+    #[test]
+    fn a_folder_holds_what_has_its_name_before_a_slash() {
+        assert!(lies_in(b"a/b", b"a") && lies_in(b"a/b/c", b"a"));
+        assert!(!lies_in(b"ab/c", b"a") && !lies_in(b"a", b"a"));
+    }
 }

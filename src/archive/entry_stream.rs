@@ -1,50 +1,50 @@
 //! The entries that a restore writes, one after the other: those of a tarball alone, or those that
 //! an index leads to.
 
+use super::cursor::IndexCursor;
 use super::entry::Kind;
-use super::guide::Guide;
+use super::error::{ArchiveError, Problem};
 use super::proof::Proof;
-use super::reader::{Incoming, Reader};
-use super::trouble::{Failure, Trouble};
+use super::reader::{TarEntry, TarReader};
 
 /// Where the entries come from.
-pub(super) struct Feed<'a> {
-    pub(super) reader: Reader<'a>,
+pub(crate) struct EntryStream<'a> {
+    pub(crate) reader: TarReader<'a>,
     /// None: nothing is known of the tarball but itself.
-    pub(super) guide: Option<Guide<'a>>,
+    pub(crate) cursor: Option<IndexCursor<'a>>,
 }
 
 /// An entry to be restored, and its content.
-pub(super) struct Arrival {
-    pub(super) incoming: Incoming,
-    pub(super) proof: Option<Proof>,
+pub(crate) struct NextEntry {
+    pub(crate) incoming: TarEntry,
+    pub(crate) proof: Option<Proof>,
     /// It is restored under another of its names, before the folders that lead there.
-    pub(super) early: bool,
+    pub(crate) early: bool,
     /// It is a folder that only leads to what was asked for.
-    pub(super) leads: bool,
+    pub(crate) leads: bool,
 }
 
-impl Feed<'_> {
+impl EntryStream<'_> {
     /// The next entry that is to be restored; none after the last.
-    pub(super) fn next(&mut self, path: &mut Vec<u8>) -> Result<Option<Arrival>, Failure> {
-        let Some(guide) = &mut self.guide else {
+    pub(crate) fn next(&mut self, path: &mut Vec<u8>) -> Result<Option<NextEntry>, ArchiveError> {
+        let Some(cursor) = &mut self.cursor else {
             let Some(incoming) =
-                self.reader.next().map_err(|error| Trouble::from(error).at(path))?
+                self.reader.next().map_err(|error| Problem::from(error).at(path))?
             else {
-                self.reader.drain().map_err(|error| Trouble::from(error).at(path))?;
+                self.reader.drain().map_err(|error| Problem::from(error).at(path))?;
                 return Ok(None);
             };
             path.clone_from(&incoming.path);
-            return Ok(Some(Arrival { incoming, proof: None, early: false, leads: false }));
+            return Ok(Some(NextEntry { incoming, proof: None, early: false, leads: false }));
         };
-        while let Some(step) = guide.step(&mut self.reader)? {
+        while let Some(step) = cursor.step(&mut self.reader)? {
             path.clone_from(&step.entry.path);
             if !step.chosen {
                 continue;
             }
             let mut incoming = step.incoming;
             let mut early = false;
-            if let Some(selection) = guide.selection {
+            if let Some(selection) = cursor.selection {
                 if step.entry.kind == Kind::Hardlink {
                     match step
                         .entry
@@ -61,7 +61,7 @@ impl Feed<'_> {
                     early = true;
                 }
             }
-            return Ok(Some(Arrival {
+            return Ok(Some(NextEntry {
                 incoming,
                 proof: Proof::of(&step.entry),
                 early,

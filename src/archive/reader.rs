@@ -9,20 +9,16 @@ use std::io::{self, Read};
 
 use tar::{EntryType, GnuExtSparseHeader, GnuSparseHeader, Header};
 
-use super::attributes::{ACCESS_LIST, DEFAULT_LIST};
 use super::entry::{Kind, Time, lossy};
-use super::tarball::{Attribute, BLOCK, PATH_LIMIT, padding};
+use super::header::{Attribute, BLOCK, PATH_LIMIT, padding};
+use super::pax::{EXTENTS_LIMIT, Pax, TextList, number, pairs};
 
 /// The longest pax header or long name that is read. Ours have at most four MiB of attributes.
 const HEADER_LIMIT: u64 = 16 << 20;
-/// Bytes of the attributes of one entry.
-const ATTRIBUTES_LIMIT: usize = 16 << 20;
-/// The most pieces that a sparse file may have.
-const EXTENTS_LIMIT: usize = 1 << 20;
 
 /// Why a tarball could not be read on.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ReadError {
+pub(crate) enum ReadError {
     /// The stream behind it failed.
     #[error("Could not read the tarball")]
     Stream(#[source] io::Error),
@@ -32,191 +28,45 @@ pub(super) enum ReadError {
 
 /// One entry.
 #[derive(Debug)]
-pub(super) struct Incoming {
+pub(crate) struct TarEntry {
     /// As it stands there; nothing is checked of it.
-    pub(super) path: Vec<u8>,
-    pub(super) kind: Kind,
-    pub(super) target: Vec<u8>,
+    pub(crate) path: Vec<u8>,
+    pub(crate) kind: Kind,
+    pub(crate) target: Vec<u8>,
     /// Bytes of the file that it describes.
-    pub(super) size: u64,
-    pub(super) mode: u32,
-    pub(super) uid: u64,
-    pub(super) gid: u64,
+    pub(crate) size: u64,
+    pub(crate) mode: u32,
+    pub(crate) uid: u64,
+    pub(crate) gid: u64,
     /// The owner's name where the tarball has it.
-    pub(super) uname: Option<Vec<u8>>,
-    pub(super) gname: Option<Vec<u8>>,
-    pub(super) mtime: Time,
-    pub(super) rdev: (u32, u32),
-    pub(super) attributes: Vec<Attribute>,
+    pub(crate) uname: Option<Vec<u8>>,
+    pub(crate) gname: Option<Vec<u8>>,
+    pub(crate) mtime: Time,
+    pub(crate) rdev: (u32, u32),
+    pub(crate) attributes: Vec<Attribute>,
     /// Access lists as text, of which there is no binary record.
-    pub(super) text_lists: Vec<TextList>,
+    pub(crate) text_lists: Vec<TextList>,
     /// Where in a sparse file the content belongs: offset and length of each piece. None: it is in
     /// one piece.
-    pub(super) extents: Option<Vec<(u64, u64)>>,
+    pub(crate) extents: Option<Vec<(u64, u64)>>,
     /// Where its first header begins.
-    pub(super) offset: u64,
+    pub(crate) offset: u64,
     /// Where what is stored of it begins, the map of a sparse file too.
-    pub(super) data_offset: u64,
+    pub(crate) data_offset: u64,
     /// Bytes that are stored from there, without the filling to a full block.
-    pub(super) length: u64,
+    pub(crate) length: u64,
 }
 
-impl Incoming {
+impl TarEntry {
     /// Where the content belongs: offset and length of each piece.
-    pub(super) fn pieces(&self) -> impl Iterator<Item = (u64, u64)> {
+    pub(crate) fn pieces(&self) -> impl Iterator<Item = (u64, u64)> {
         let whole = self.extents.is_none().then_some((0, self.size));
         self.extents.iter().flatten().copied().chain(whole)
     }
 }
 
-/// An access list as text.
-#[derive(Debug, Clone)]
-pub(super) struct TextList {
-    /// The attribute that says the same.
-    pub(super) attribute: &'static [u8],
-    pub(super) text: Vec<u8>,
-}
-
-/// What pax headers say of an entry, beyond its own.
-#[derive(Debug, Clone, Default)]
-struct Pax {
-    path: Option<Vec<u8>>,
-    linkpath: Option<Vec<u8>>,
-    size: Option<u64>,
-    uid: Option<u64>,
-    gid: Option<u64>,
-    uname: Option<Vec<u8>>,
-    gname: Option<Vec<u8>>,
-    mtime: Option<Time>,
-    attributes: Vec<Attribute>,
-    text_lists: Vec<TextList>,
-    sparse_major: Option<u64>,
-    sparse_name: Option<Vec<u8>>,
-    sparse_size: Option<u64>,
-    sparse_map: Option<Vec<(u64, u64)>>,
-    /// Of a map in the way of format 0.0: where the piece begins of which the length was not yet
-    /// said.
-    sparse_offset: Option<u64>,
-}
-
-impl Pax {
-    /// Takes in the records of a header, each over what was said before.
-    fn read(&mut self, mut data: &[u8]) -> Result<(), String> {
-        while !data.is_empty() {
-            let broken = || "a pax record is broken".to_owned();
-            let digits = data.iter().position(|byte| *byte == b' ').ok_or_else(broken)?;
-            let length: usize =
-                number(data.get(..digits).unwrap_or_default()).ok_or_else(broken)?;
-            let record = data.get(digits + 1..length).ok_or_else(broken)?;
-            let record = record.strip_suffix(b"\n").ok_or_else(broken)?;
-            let equals = record.iter().position(|byte| *byte == b'=').ok_or_else(broken)?;
-            let (key, value) = record.split_at_checked(equals).ok_or_else(broken)?;
-            self.set(key, value.get(1..).unwrap_or_default())?;
-            data = data.get(length..).unwrap_or_default();
-        }
-        Ok(())
-    }
-
-    /// An empty value takes back what was said.
-    fn set(&mut self, key: &[u8], value: &[u8]) -> Result<(), String> {
-        let wrong = || format!("the pax record `{}` has an impossible value", lossy(key));
-        let text = || (!value.is_empty()).then(|| value.to_vec());
-        let count = || -> Result<Option<u64>, String> {
-            if value.is_empty() { Ok(None) } else { number(value).map(Some).ok_or_else(wrong) }
-        };
-        match key {
-            b"path" => self.path = text(),
-            b"linkpath" => self.linkpath = text(),
-            b"size" => self.size = count()?,
-            b"uid" => self.uid = count()?,
-            b"gid" => self.gid = count()?,
-            b"uname" => self.uname = text(),
-            b"gname" => self.gname = text(),
-            b"mtime" if value.is_empty() => self.mtime = None,
-            b"mtime" => {
-                let time = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok());
-                self.mtime = Some(time.ok_or_else(wrong)?);
-            }
-            b"SCHILY.acl.access" => self.set_list(ACCESS_LIST, value),
-            b"SCHILY.acl.default" => self.set_list(DEFAULT_LIST, value),
-            b"GNU.sparse.major" => self.sparse_major = count()?,
-            b"GNU.sparse.name" => self.sparse_name = text(),
-            b"GNU.sparse.realsize" | b"GNU.sparse.size" => self.sparse_size = count()?,
-            b"GNU.sparse.map" => {
-                // A file that is one hole has a map of nothing.
-                let parts = value.split(|byte| *byte == b',').filter(|_| !value.is_empty());
-                let numbers: Option<Vec<u64>> = parts.map(number).collect();
-                let numbers = numbers.filter(|numbers| numbers.len() % 2 == 0).ok_or_else(wrong)?;
-                self.sparse_map = Some(pairs(&numbers));
-            }
-            b"GNU.sparse.numblocks" => {
-                self.sparse_map = Some(self.sparse_map.take().unwrap_or_default());
-            }
-            b"GNU.sparse.offset" => self.sparse_offset = count()?,
-            b"GNU.sparse.numbytes" => {
-                let piece =
-                    (self.sparse_offset.take().ok_or_else(wrong)?, count()?.ok_or_else(wrong)?);
-                let map = self.sparse_map.get_or_insert_default();
-                if map.len() >= EXTENTS_LIMIT {
-                    return Err("a sparse file has too many pieces".to_owned());
-                }
-                map.push(piece);
-            }
-            _ => {
-                if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
-                    let name = decode_key(name);
-                    self.attributes.retain(|(known, _)| *known != name);
-                    let held: usize =
-                        self.attributes.iter().map(|(name, value)| name.len() + value.len()).sum();
-                    if held + value.len() > ATTRIBUTES_LIMIT {
-                        return Err("it has too many extended attributes".to_owned());
-                    }
-                    self.attributes.push((name, value.to_vec()));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn set_list(&mut self, attribute: &'static [u8], text: &[u8]) {
-        self.text_lists.retain(|list| list.attribute != attribute);
-        if !text.is_empty() {
-            self.text_lists.push(TextList { attribute, text: text.to_vec() });
-        }
-    }
-}
-
-/// Digits only, without a sign.
-fn number<T: std::str::FromStr>(bytes: &[u8]) -> Option<T> {
-    let text = std::str::from_utf8(bytes).ok()?;
-    if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
-    }
-    text.parse().ok()
-}
-
-fn pairs(numbers: &[u64]) -> Vec<(u64, u64)> {
-    numbers.as_chunks::<2>().0.iter().map(|[offset, length]| (*offset, *length)).collect()
-}
-
-/// The inverse of what GNU tar does to the two signs that a key must not have.
-fn decode_key(name: &[u8]) -> Vec<u8> {
-    let mut decoded = Vec::with_capacity(name.len());
-    let mut rest = name;
-    while let Some((first, after)) = rest.split_first() {
-        let (byte, after) = match (rest.strip_prefix(b"%3D"), rest.strip_prefix(b"%25")) {
-            (Some(after), _) => (b'=', after),
-            (_, Some(after)) => (b'%', after),
-            (None, None) => (*first, after),
-        };
-        decoded.push(byte);
-        rest = after;
-    }
-    decoded
-}
-
 /// Reads a tarball, entry by entry.
-pub(super) struct Reader<'a> {
+pub(crate) struct TarReader<'a> {
     input: &'a mut dyn Read,
     /// Where in the stream it stands.
     offset: u64,
@@ -229,26 +79,26 @@ pub(super) struct Reader<'a> {
     globals: Pax,
 }
 
-impl<'a> Reader<'a> {
-    pub(super) fn new(input: &'a mut dyn Read) -> Self {
+impl<'a> TarReader<'a> {
+    pub(crate) fn new(input: &'a mut dyn Read) -> Self {
         Self { input, offset: 0, limit: u64::MAX, left: 0, padding: 0, globals: Pax::default() }
     }
 
     /// Where in the stream it stands.
-    pub(super) fn position(&self) -> u64 {
+    pub(crate) fn position(&self) -> u64 {
         self.offset
     }
 
     /// Reads over what is left of the present entry, and counts on from `offset`: the input goes on
     /// with another part of the stream.
-    pub(super) fn go_to(&mut self, offset: u64) -> Result<(), ReadError> {
+    pub(crate) fn go_to(&mut self, offset: u64) -> Result<(), ReadError> {
         self.skip()?;
         self.offset = offset;
         Ok(())
     }
 
     /// What lies beyond is an error from here on.
-    pub(super) fn set_limit(&mut self, limit: u64) {
+    pub(crate) fn set_limit(&mut self, limit: u64) {
         self.limit = limit;
     }
 
@@ -289,7 +139,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The next bytes of the present entry's content; 0 at its end.
-    pub(super) fn content(&mut self, buffer: &mut [u8]) -> Result<usize, ReadError> {
+    pub(crate) fn content(&mut self, buffer: &mut [u8]) -> Result<usize, ReadError> {
         let length = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
         let Some(buffer) = buffer.get_mut(..length).filter(|buffer| !buffer.is_empty()) else {
             return Ok(0);
@@ -304,7 +154,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads over what is left of the present entry.
-    pub(super) fn skip(&mut self) -> Result<(), ReadError> {
+    pub(crate) fn skip(&mut self) -> Result<(), ReadError> {
         let mut buffer = [0; 16 << 10];
         self.left = self
             .left
@@ -330,7 +180,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The next entry, none after the last. Everything that comes after the end mark is left.
-    pub(super) fn next(&mut self) -> Result<Option<Incoming>, ReadError> {
+    pub(crate) fn next(&mut self) -> Result<Option<TarEntry>, ReadError> {
         let mut pax: Option<Pax> = None;
         let mut long_name = None;
         let mut long_target = None;
@@ -407,7 +257,7 @@ impl<'a> Reader<'a> {
         mut pax: Pax,
         stored: u64,
         offset: u64,
-    ) -> Result<Incoming, ReadError> {
+    ) -> Result<TarEntry, ReadError> {
         let data_offset = self.offset;
         let path = pax
             .sparse_name
@@ -481,7 +331,7 @@ impl<'a> Reader<'a> {
         pax.text_lists
             .retain(|list| !pax.attributes.iter().any(|(name, _)| name == list.attribute));
         let named = |name: Option<&[u8]>| name.filter(|name| !name.is_empty()).map(<[u8]>::to_vec);
-        Ok(Incoming {
+        Ok(TarEntry {
             target: pax
                 .linkpath
                 .unwrap_or_else(|| header.link_name_bytes().unwrap_or_default().into_owned()),
@@ -601,7 +451,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads the rest of the stream, which only then is known to be undamaged.
-    pub(super) fn drain(&mut self) -> Result<(), ReadError> {
+    pub(crate) fn drain(&mut self) -> Result<(), ReadError> {
         let mut buffer = vec![0; 64 << 10];
         while self.read_some(&mut buffer)? > 0 {}
         Ok(())

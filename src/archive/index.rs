@@ -218,14 +218,14 @@ struct FooterLine {
 }
 
 /// Writes an index while its tarball is written.
-pub(super) struct IndexWriter<W: Write> {
+pub(crate) struct IndexWriter<W: Write> {
     out: W,
     line: Vec<u8>,
     footer: Footer,
 }
 
 impl<W: Write> IndexWriter<W> {
-    pub(super) fn new(out: W) -> std::io::Result<Self> {
+    pub(crate) fn new(out: W) -> std::io::Result<Self> {
         let mut index = Self { out, line: Vec::new(), footer: Footer::default() };
         index.write(&Header { format: INDEX_FORMAT, r#type: TYPE.to_owned() })?;
         Ok(index)
@@ -238,14 +238,14 @@ impl<W: Write> IndexWriter<W> {
         self.out.write_all(&self.line)
     }
 
-    pub(super) fn entry(&mut self, entry: Entry) -> std::io::Result<()> {
+    pub(crate) fn entry(&mut self, entry: Entry) -> std::io::Result<()> {
         self.footer.entries += 1;
         self.footer.bytes += entry.size;
         self.write(&Line::from(entry))
     }
 
     /// Writes the footer and gives the output back.
-    pub(super) fn finish(mut self, stream_bytes: u64) -> std::io::Result<(W, Footer)> {
+    pub(crate) fn finish(mut self, stream_bytes: u64) -> std::io::Result<(W, Footer)> {
         self.footer.stream_bytes = stream_bytes;
         let footer = self.footer;
         self.write(&FooterLine { footer })?;
@@ -404,8 +404,8 @@ impl<R: Read> Iterator for IndexReader<R> {
 #[cfg(test)]
 mod tests {
     use super::{Entry, Footer, IndexError, IndexReader, IndexWriter};
+    use crate::archive::{Kind, Time};
     use crate::model::Digest;
-    use crate::source::directory::entry::{Kind, Time};
 
     fn entry(path: &[u8]) -> Entry {
         Entry {

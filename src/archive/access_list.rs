@@ -7,7 +7,15 @@
 
 use std::fmt::Write as _;
 
-use super::names::Names;
+/// The extended attributes that hold the access lists of an entry.
+pub(crate) const ACCESS_LIST: &[u8] = b"system.posix_acl_access";
+pub(crate) const DEFAULT_LIST: &[u8] = b"system.posix_acl_default";
+
+/// Finds the ids of users and groups by name.
+pub(crate) trait IdLookup {
+    fn user_id(&self, name: &str) -> Option<u32>;
+    fn group_id(&self, name: &str) -> Option<u32>;
+}
 
 /// The version of the binary form, which begins with it; then come entries of a tag, rights and an
 /// id, all of them little-endian.
@@ -16,7 +24,7 @@ const VERSION: [u8; 4] = 2_u32.to_le_bytes();
 /// A list as the kernel has it in words: `user::rw-,user:1000:r--,group::r--,mask::r--,other::---`.
 /// Users and groups are numbers, as those who restore may know others by the same names. None when
 /// it is not such a list.
-pub(super) fn text(value: &[u8]) -> Option<String> {
+pub(crate) fn text(value: &[u8]) -> Option<String> {
     let (entries, rest) = value.strip_prefix(&VERSION)?.as_chunks::<8>();
     if !rest.is_empty() || entries.is_empty() {
         return None;
@@ -51,13 +59,13 @@ const NOBODY: u32 = u32::MAX;
 type Rule = (u16, u16, u32);
 
 /// The binary form of a list. The error says what could not be understood.
-pub(super) fn binary(text: &[u8], names: &Names) -> Result<Vec<u8>, String> {
+pub(crate) fn binary(text: &[u8], ids: &impl IdLookup) -> Result<Vec<u8>, String> {
     let text = std::str::from_utf8(text).map_err(|_| "it is no text".to_owned())?;
     let lines =
         text.split(['\n', ',']).map(|line| line.split('#').next().unwrap_or_default().trim());
     let mut rules = lines
         .filter(|line| !line.is_empty())
-        .map(|line| rule(line, names))
+        .map(|line| rule(line, ids))
         .collect::<Result<Vec<_>, _>>()?;
     // The kernel wants them in the order of their tags.
     rules.sort_unstable();
@@ -70,7 +78,7 @@ pub(super) fn binary(text: &[u8], names: &Names) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
-fn rule(line: &str, names: &Names) -> Result<Rule, String> {
+fn rule(line: &str, ids: &impl IdLookup) -> Result<Rule, String> {
     let wrong = || format!("`{line}` is no entry of an access list");
     let mut fields = line.strip_prefix("default:").unwrap_or(line).split(':');
     let kind = fields.next().unwrap_or_default();
@@ -100,9 +108,9 @@ fn rule(line: &str, names: &Names) -> Result<Rule, String> {
     };
     Ok(match (kind, second.is_empty()) {
         ("user" | "u", true) => (0x01, permitted, NOBODY),
-        ("user" | "u", false) => (0x02, permitted, who(&|name| names.user(name))?),
+        ("user" | "u", false) => (0x02, permitted, who(&|name| ids.user_id(name))?),
         ("group" | "g", true) => (0x04, permitted, NOBODY),
-        ("group" | "g", false) => (0x08, permitted, who(&|name| names.group(name))?),
+        ("group" | "g", false) => (0x08, permitted, who(&|name| ids.group_id(name))?),
         ("mask" | "m", true) => (0x10, permitted, NOBODY),
         ("other" | "o", true) => (0x20, permitted, NOBODY),
         _ => return Err(wrong()),
@@ -111,7 +119,19 @@ fn rule(line: &str, names: &Names) -> Result<Rule, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Names, binary, text};
+    use super::{IdLookup, binary, text};
+
+    struct RootOnly;
+
+    impl IdLookup for RootOnly {
+        fn user_id(&self, name: &str) -> Option<u32> {
+            (name == "root").then_some(0)
+        }
+
+        fn group_id(&self, name: &str) -> Option<u32> {
+            (name == "root").then_some(0)
+        }
+    }
 
     fn list(entries: &[(u16, u16, u32)]) -> Vec<u8> {
         let mut value = 2_u32.to_le_bytes().to_vec();
@@ -136,7 +156,7 @@ mod tests {
         ]);
         let words = "user::rw-,user:1000:r--,group::r--,group:50:rwx,mask::r-x,other::---";
         assert_eq!(text(&value).as_deref(), Some(words));
-        assert_eq!(binary(words.as_bytes(), &Names::default()), Ok(value));
+        assert_eq!(binary(words.as_bytes(), &RootOnly), Ok(value));
     }
 
     #[test]
@@ -148,10 +168,9 @@ mod tests {
     }
     #[test]
     fn lists_are_read_as_gnu_tar_bsdtar_and_star_write_them() {
-        let names = Names::default();
         let plain = binary(
             b"user::rw-\nuser:1000:r--\ngroup::r--\ngroup:7:r-x\nmask::r-x\nother::---\n",
-            &names,
+            &RootOnly,
         )
         .unwrap();
         assert_eq!(plain.len(), 4 + 6 * 8);
@@ -162,9 +181,9 @@ mod tests {
             "default:user::rw-\ndefault:user:1000:r--\ndefault:group::r--\ndefault:group:7:r-x\n\
              default:mask::r-x\ndefault:other::---",
         ] {
-            assert_eq!(binary(same.as_bytes(), &names).unwrap(), plain, "{same}");
+            assert_eq!(binary(same.as_bytes(), &RootOnly).unwrap(), plain, "{same}");
         }
-        assert_eq!(binary(b"group:root:rwx", &names).unwrap()[4..], [8, 0, 7, 0, 0, 0, 0, 0]);
+        assert_eq!(binary(b"group:root:rwx", &RootOnly).unwrap()[4..], [8, 0, 7, 0, 0, 0, 0, 0]);
         for wrong in [
             "user",
             "user:x",
@@ -174,7 +193,7 @@ mod tests {
             "user:x:rwx:y",
             "mask:x:rwx",
         ] {
-            assert!(binary(wrong.as_bytes(), &names).is_err(), "{wrong}");
+            assert!(binary(wrong.as_bytes(), &RootOnly).is_err(), "{wrong}");
         }
     }
 }

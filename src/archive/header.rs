@@ -10,18 +10,16 @@ use std::fmt::Write as _;
 
 use tar::{EntryType, Header};
 
-use super::access_list;
-use super::attributes::{ACCESS_LIST, DEFAULT_LIST};
-use super::content::Piece;
+use super::access_list::{self, ACCESS_LIST, DEFAULT_LIST};
 use super::entry::{Kind, Time};
 
 /// Headers and contents are filled up to whole blocks of this size.
-pub(super) const BLOCK: u64 = 512;
+pub(crate) const BLOCK: u64 = 512;
 /// The longest path that is stored or restored: thousands of levels, so that what is known of a way
 /// down stays small.
-pub(super) const PATH_LIMIT: usize = 1 << 20;
+pub(crate) const PATH_LIMIT: usize = 1 << 20;
 /// What a tarball ends with: two blocks of zeros.
-pub(super) const END: [u8; 1024] = [0; 1024];
+pub(crate) const END: [u8; 1024] = [0; 1024];
 /// The biggest size or time that eleven octal digits hold.
 const MAX_OCTAL_11: u64 = 0o777_7777_7777;
 /// The biggest owner that seven octal digits hold.
@@ -33,33 +31,36 @@ const NAME_FIELD: usize = 100;
 /// Bytes of the fields for the names of owners, without the zero at their end.
 const OWNER_FIELD: usize = 31;
 
+/// A run of stored bytes in a sparse file: its offset and its length.
+pub(crate) type Extent = (u64, u64);
+
 /// An extended attribute: its name with the name space, and its value.
-pub(super) type Attribute = (Vec<u8>, Vec<u8>);
+pub(crate) type Attribute = (Vec<u8>, Vec<u8>);
 
 /// What the headers of an entry say.
-pub(super) struct Member<'a> {
+pub(crate) struct EntryHeader<'a> {
     /// As it stands in the tarball: relative, a folder with a slash at its end.
-    pub(super) name: &'a [u8],
-    pub(super) kind: Kind,
-    pub(super) target: Option<&'a [u8]>,
+    pub(crate) name: &'a [u8],
+    pub(crate) kind: Kind,
+    pub(crate) target: Option<&'a [u8]>,
     /// Bytes of content that follow.
-    pub(super) size: u64,
+    pub(crate) size: u64,
     /// Of a sparse file, whose content is its map and then its data: the size that it has when one
     /// reads it.
-    pub(super) sparse: Option<u64>,
-    pub(super) mtime: Time,
-    pub(super) mode: u32,
-    pub(super) uid: u32,
-    pub(super) gid: u32,
-    pub(super) uname: Option<&'a str>,
-    pub(super) gname: Option<&'a str>,
-    pub(super) rdev: Option<(u32, u32)>,
-    pub(super) attributes: &'a [Attribute],
+    pub(crate) sparse: Option<u64>,
+    pub(crate) mtime: Time,
+    pub(crate) mode: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) uname: Option<&'a str>,
+    pub(crate) gname: Option<&'a str>,
+    pub(crate) rdev: Option<(u32, u32)>,
+    pub(crate) attributes: &'a [Attribute],
 }
 
-impl Member<'_> {
+impl EntryHeader<'_> {
     /// Appends the header blocks to `out`.
-    pub(super) fn write(&self, out: &mut Vec<u8>) {
+    pub(crate) fn write(&self, out: &mut Vec<u8>) {
         let mut records = Records::default();
         let target = self.target.unwrap_or_default();
         // Readers take names in pax records for UTF-8 unless they are told otherwise first.
@@ -209,9 +210,9 @@ fn digits(number: usize) -> usize {
 
 /// The map of a sparse file: how many pieces there are, then offset and length of each, a number a
 /// line; filled up to whole blocks.
-pub(super) fn sparse_map(pieces: &[Piece]) -> Vec<u8> {
-    let mut map = format!("{}\n", pieces.len());
-    for (offset, length) in pieces {
+pub(crate) fn sparse_map(extents: &[Extent]) -> Vec<u8> {
+    let mut map = format!("{}\n", extents.len());
+    for (offset, length) in extents {
         // Writing to a text does not fail.
         let _ = write!(map, "{offset}\n{length}\n");
     }
@@ -221,7 +222,7 @@ pub(super) fn sparse_map(pieces: &[Piece]) -> Vec<u8> {
 }
 
 /// How many zeros fill a content of `size` bytes up to a whole block.
-pub(super) fn padding(size: u64) -> u64 {
+pub(crate) fn padding(size: u64) -> u64 {
     (BLOCK - size % BLOCK) % BLOCK
 }
 

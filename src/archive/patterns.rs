@@ -162,7 +162,7 @@ pub struct PatternError {
 
 impl PatternError {
     /// A pattern that is good by itself and too large to be used.
-    pub(super) fn unusable(pattern: &Pattern, error: &globset::Error) -> Self {
+    pub(crate) fn unusable(pattern: &Pattern, error: &globset::Error) -> Self {
         Self { pattern: pattern.to_string(), problem: format!("it cannot be used: {error}") }
     }
 }
@@ -244,7 +244,7 @@ impl Exclusions {
 
 /// What becomes of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Choice {
+pub(crate) enum Choice {
     /// Taken. What is beneath it is taken too, unless excluded.
     Take,
     /// A folder that is not chosen itself; it is taken if something beneath it is.
@@ -254,14 +254,14 @@ pub(super) enum Choice {
 }
 
 /// The patterns of a source, compiled.
-pub(super) struct Filter {
+pub(crate) struct Filter {
     exclude: Exclusions,
     /// Without any, everything is included.
     include: Option<(Set, GlobSet)>,
 }
 
 impl Filter {
-    pub(super) fn new(include: &[Pattern], exclude: &[Exclusion]) -> Result<Self, globset::Error> {
+    pub(crate) fn new(include: &[Pattern], exclude: &[Exclusion]) -> Result<Self, globset::Error> {
         let included = if include.is_empty() {
             None
         } else {
@@ -274,7 +274,7 @@ impl Filter {
 
     /// What becomes of the entry at `path`, which lies in a folder that is not left out. `within`
     /// says that the folder is taken.
-    pub(super) fn choose(&self, path: &[u8], folder: bool, within: bool) -> Choice {
+    pub(crate) fn choose(&self, path: &[u8], folder: bool, within: bool) -> Choice {
         let path = Candidate::from_bytes(path);
         if self.exclude.leaves_out(&path, folder) {
             return Choice::Leave;
@@ -289,7 +289,7 @@ impl Filter {
     }
 
     /// Whether everything that is not excluded is taken.
-    pub(super) fn takes_all(&self) -> bool {
+    pub(crate) fn takes_all(&self) -> bool {
         self.include.is_none()
     }
 }

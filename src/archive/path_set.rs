@@ -1,8 +1,8 @@
 //! The entries of an index that patterns choose.
 
-use super::filter::{Choice, Filter, Pattern};
+use super::entry::Kind;
 use super::index::Entry;
-use super::{Kind, PatternError};
+use super::patterns::{Choice, Filter, Pattern, PatternError};
 
 /// Entries that one of some patterns matches, or that lie in a folder that one matches.
 pub struct PathSet {
@@ -38,7 +38,7 @@ impl PathSet {
 
     /// Whether what is at the path, a folder or not, is to be restored. The root is not, whatever
     /// matches it: it only leads to the others.
-    pub(super) fn wants(&mut self, path: &[u8], folder: bool) -> bool {
+    pub(crate) fn wants(&mut self, path: &[u8], folder: bool) -> bool {
         path != b"." && (self.lies_within(path) || self.matches(path, folder))
     }
 
@@ -47,7 +47,7 @@ impl PathSet {
     }
 
     /// Whether the entry lies in a folder that is matched.
-    pub(super) fn lies_within(&mut self, path: &[u8]) -> bool {
+    pub(crate) fn lies_within(&mut self, path: &[u8]) -> bool {
         let Some(slash) = path.iter().rposition(|byte| *byte == b'/') else { return false };
         let Some(folder) = path.get(..slash) else { return false };
         if self.folder != folder {
@@ -61,14 +61,14 @@ impl PathSet {
     }
 
     /// Remembers which patterns match the entry.
-    pub(super) fn note_hits(&mut self, path: &[u8], folder: bool) {
+    pub(crate) fn note_hits(&mut self, path: &[u8], folder: bool) {
         for (filter, hit, _) in self.filters.iter_mut().filter(|(_, hit, _)| !hit) {
             *hit = path != b"." && filter.choose(path, folder, false) == Choice::Take;
         }
     }
 
     /// The first pattern that matched nothing of what was noted.
-    pub(super) fn missed(&self) -> Option<&str> {
+    pub(crate) fn missed(&self) -> Option<&str> {
         self.filters.iter().find(|(_, hit, _)| !hit).map(|(_, _, text)| text.as_str())
     }
 }
