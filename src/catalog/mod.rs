@@ -156,6 +156,19 @@ pub enum CatalogError {
     },
 }
 
+impl CatalogError {
+    /// Every code that [`CatalogError::code`] returns.
+    pub const ALL: &[&str] = &["catalog_failed", "catalog_newer"];
+
+    /// The name of the kind for programs. It never changes.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Failed { .. } => "catalog_failed",
+            Self::Newer { .. } => "catalog_newer",
+        }
+    }
+}
+
 /// A run as recorded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunRecord {

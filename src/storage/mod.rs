@@ -7,6 +7,7 @@
 //! To add a storage: a file here with its configuration and its [`Storage`], a variant of
 //! [`StorageConfig`], one line in the list of the conformance suite.
 
+mod error;
 pub mod local;
 pub mod s3;
 
@@ -20,6 +21,7 @@ use futures::stream::BoxStream;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use self::error::{StorageError, StorageErrorKind};
 use crate::model::{Cancel, RemoteCheck};
 
 /// The configuration of a storage, by its `type`. What is kept there (`retention`, `prune` and
@@ -53,7 +55,7 @@ impl StorageConfig {
     /// Refuses what could never work, without a look at the world.
     ///
     /// # Errors
-    /// [`StorageError::Unsuitable`].
+    /// [`StorageErrorKind::Unsuitable`].
     pub fn validate(&self) -> Result<(), StorageError> {
         match self {
             Self::Local(_) => Ok(()),
@@ -97,13 +99,13 @@ impl StorageConfig {
     pub fn from_address(address: &str) -> Result<Self, StorageError> {
         match address.split_once("://") {
             Some(("s3", _)) => Ok(Self::S3(s3::S3Config::from_address(address)?)),
-            Some((scheme, _)) => Err(StorageError::Unsuitable(format!(
+            Some((scheme, _)) => Err(StorageError::unsuitable(format!(
                 "`{address}` is not the address of a storage: `{scheme}://` is not known, only \
                  `s3://BUCKET/PREFIX` or a path"
             ))),
-            None if address.is_empty() => Err(StorageError::Unsuitable(
-                "An empty text is not the address of a storage".to_owned(),
-            )),
+            None if address.is_empty() => {
+                Err(StorageError::unsuitable("An empty text is not the address of a storage"))
+            }
             None => Ok(Self::Local(local::LocalConfig::from_path(address))),
         }
     }
@@ -118,7 +120,7 @@ fn check_key(key: &str) -> Result<(), StorageError> {
     if key.split('/').all(plain) {
         Ok(())
     } else {
-        Err(StorageError::Unsuitable(format!(
+        Err(StorageError::unsuitable(format!(
             "{key:?} is not a key: expected names joined by `/`, none empty, beginning with a dot, \
              or with control characters"
         )))
@@ -130,7 +132,7 @@ fn check_prefix(prefix: &str) -> Result<(), StorageError> {
     match prefix.strip_suffix('/') {
         Some(key) => check_key(key),
         None if prefix.is_empty() => Ok(()),
-        None => Err(StorageError::Unsuitable(format!(
+        None => Err(StorageError::unsuitable(format!(
             "{prefix:?} is not a prefix: expected it to end in `/`"
         ))),
     }
@@ -145,7 +147,7 @@ fn named(prefix: &str) -> String {
 fn salt() -> Result<String, StorageError> {
     let mut bytes = [0; 8];
     getrandom::fill(&mut bytes).map_err(|error| {
-        StorageError::Unsuitable(format!("The system gave no random bytes: {error}"))
+        StorageError::unsuitable(format!("The system gave no random bytes: {error}"))
     })?;
     Ok(hex::encode(bytes))
 }
@@ -166,7 +168,7 @@ pub trait Storage: Send + Sync {
     /// [`Upload::finish`] returned.
     ///
     /// # Errors
-    /// [`StorageError::AlreadyExists`] when it is there and that is seen already.
+    /// [`StorageErrorKind::AlreadyExists`] when it is there and that is seen already.
     async fn create(
         &self,
         key: &str,
@@ -184,7 +186,7 @@ pub trait Storage: Send + Sync {
     /// with an error.
     ///
     /// # Errors
-    /// [`StorageError::NotFound`], at the latest with the first item.
+    /// [`StorageErrorKind::NotFound`], at the latest with the first item.
     async fn read(
         &self,
         key: &str,
@@ -202,13 +204,13 @@ pub trait Storage: Send + Sync {
     /// What the storage says it holds under `key`.
     ///
     /// # Errors
-    /// [`StorageError::NotFound`].
+    /// [`StorageErrorKind::NotFound`].
     async fn stat(&self, key: &str) -> Result<Object, StorageError>;
 
     /// Deletes an object. One that is not there is deleted already.
     ///
     /// # Errors
-    /// [`StorageError::Locked`] when the store keeps it until a time.
+    /// [`StorageErrorKind::Locked`] when the store keeps it until a time.
     async fn delete(&self, key: &str) -> Result<(), StorageError>;
 
     /// What keeps an object from being deleted now, where the store has such locks and tells of
@@ -253,7 +255,7 @@ pub trait Storage: Send + Sync {
     /// None where the store has no such lock.
     ///
     /// # Errors
-    /// [`StorageError::Busy`] when another holds it.
+    /// [`StorageErrorKind::Busy`] when another holds it.
     async fn lock(&self, folder: &str) -> Result<Option<Box<dyn Send + Sync>>, StorageError>;
 
     /// The largest object that it takes, where it is limited by the way it is uploaded.
@@ -283,8 +285,8 @@ pub trait Upload: Send {
     /// Then asks the store what it has, and compares.
     ///
     /// # Errors
-    /// [`StorageError::AlreadyExists`] when the key was not new, [`StorageError::Mismatch`] when
-    /// the store has something else than was sent.
+    /// [`StorageErrorKind::AlreadyExists`] when the key was not new,
+    /// [`StorageErrorKind::Mismatch`] when the store has something else than was sent.
     async fn finish(self: Box<Self>) -> Result<Finished, StorageError>;
 
     /// Gives it up: nothing is left where the store can be reached.
@@ -325,112 +327,4 @@ pub struct Capabilities {
     pub conditional_writes: bool,
     /// A body that does not match its checksum is refused.
     pub checksums: bool,
-}
-
-/// Why a storage did not do what was asked, by what the caller does about it.
-#[derive(Debug, thiserror::Error)]
-pub enum StorageError {
-    /// It is not there.
-    #[error("`{address}` does not have `{key}`")]
-    NotFound {
-        /// The storage.
-        address: String,
-        /// The key.
-        key: String,
-    },
-    /// It is there already, and was left as it is.
-    #[error("`{address}` already has `{key}`; it was left as it is")]
-    AlreadyExists {
-        /// The storage.
-        address: String,
-        /// The key.
-        key: String,
-    },
-    /// It is kept from being deleted.
-    #[error("`{address}` keeps `{key}` locked{}", .until.map(|until| format!(" until {}",
-        until.to_rfc3339())).unwrap_or_default())]
-    Locked {
-        /// The storage.
-        address: String,
-        /// The key.
-        key: String,
-        /// Until when, where known.
-        until: Option<DateTime<Utc>>,
-    },
-    /// The store holds something else than was sent.
-    #[error("`{address}` acknowledged `{key}` but does not hold what was sent: {problem}")]
-    Mismatch {
-        /// The storage.
-        address: String,
-        /// The key.
-        key: String,
-        /// What differs.
-        problem: String,
-    },
-    /// Another writer holds the lock.
-    #[error("Another run writes to `{folder}` in `{address}`")]
-    Busy {
-        /// The storage.
-        address: String,
-        /// The folder that is locked.
-        folder: String,
-    },
-    /// Not permitted with these credentials or as this user.
-    #[error("Not permitted to {attempt} in `{address}`: {problem}")]
-    Denied {
-        /// What was attempted: `write a/b/c`.
-        attempt: String,
-        /// The storage.
-        address: String,
-        /// What the store said.
-        problem: String,
-    },
-    /// There is no room.
-    #[error("No space left to {attempt} in `{address}`: {problem}")]
-    Full {
-        /// What was attempted.
-        attempt: String,
-        /// The storage.
-        address: String,
-        /// What the store said.
-        problem: String,
-    },
-    /// It failed in a way that may pass: the network, a busy server.
-    #[error("Could not {attempt} in `{address}` for now: {problem}")]
-    Unavailable {
-        /// What was attempted.
-        attempt: String,
-        /// The storage.
-        address: String,
-        /// What was said.
-        problem: String,
-    },
-    /// It failed in another way.
-    #[error("Could not {attempt} in `{address}`: {problem}")]
-    Failed {
-        /// What was attempted.
-        attempt: String,
-        /// The storage.
-        address: String,
-        /// What was said.
-        problem: String,
-    },
-    /// The run was cancelled.
-    #[error("Cancelled")]
-    Cancelled,
-    /// The configuration or address cannot be used.
-    #[error("{0}")]
-    Unsuitable(String),
-}
-
-impl StorageError {
-    /// Whether it is about reaching the storage, and tells nothing about what is in it.
-    pub fn is_about_reaching(&self) -> bool {
-        matches!(self, Self::Unavailable { .. } | Self::Denied { .. } | Self::Cancelled)
-    }
-
-    /// Whether it may succeed by itself a little later.
-    pub fn may_pass(&self) -> bool {
-        matches!(self, Self::Unavailable { .. })
-    }
 }

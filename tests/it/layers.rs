@@ -90,10 +90,8 @@ const DOORS: &[(&str, &[&str], &str)] = &[
 ];
 
 /// Files that are longer than [`LONG`] lines before their tests, and why.
-const LONG_FILES: &[(&str, &str)] = &[
-    ("source/directory/extract.rs", NARROWER),
-    ("source/mod.rs", NARROWER),
-];
+const LONG_FILES: &[(&str, &str)] =
+    &[("source/directory/extract.rs", NARROWER), ("source/mod.rs", NARROWER)];
 const NARROWER: &str = "longer since lines end at column 100; its room is divided next";
 const LONG: usize = 600;
 

@@ -12,7 +12,6 @@ use crate::model::{
     CheckOutcome, Evidence, MANIFEST_KEY, MARK_FORMAT, Mark, Name, Says, SnapshotId, Verdict,
 };
 use crate::report::DrillReport;
-use crate::storage::StorageError;
 
 /// Records a drill. What could not be recorded is in the report.
 pub(in crate::engine) async fn record(
@@ -78,9 +77,9 @@ pub(in crate::engine) async fn mark(
     let manifest = format!("{}/{}/{id}/{MANIFEST_KEY}", report.instance, report.strategy);
     match open.storage.stat(&manifest).await {
         // Where its manifest is gone from, that is the finding.
-        Err(StorageError::NotFound { .. }) if *name != report.storage => return Ok(false),
-        Ok(_) | Err(StorageError::NotFound { .. }) => {}
-        Err(error) => return Err(failed(error)),
+        Err(error) if error.is_not_found() && *name != report.storage => return Ok(false),
+        Err(error) if !error.is_not_found() => return Err(failed(error)),
+        _ => {}
     }
     let count = |outcome| report.count(outcome) as u64;
     let evidence = Evidence {

@@ -8,7 +8,6 @@ use crate::engine::snapshots::list::{Listing, Selection, Snapshot, list_one, rea
 use crate::model::{Check, CheckOutcome, Completeness, MANIFEST_KEY, Manifest, Name, SnapshotId};
 use crate::pipeline::Step;
 use crate::report::DrilledSnapshot;
-use crate::storage::StorageError;
 
 /// The snapshot that a drill is about, in the storage that it reads.
 pub(in crate::engine) struct Subject {
@@ -108,7 +107,7 @@ impl Drill<'_> {
         if !self.report.checks.iter().any(|check| check.outcome == CheckOutcome::Failed)
             || !matches!(
                 subject.storage.storage.stat(&manifest).await,
-                Err(StorageError::NotFound { .. })
+                Err(error) if error.is_not_found()
             )
         {
             return Ok(());

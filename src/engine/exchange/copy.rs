@@ -16,7 +16,7 @@ use crate::engine::snapshots::list::{Listing, Selection, Snapshot, list_one, rea
 use crate::engine::write::snapshot_writer::{Arrival, Gate, Incoming, check_keys, objects};
 use crate::model::{MANIFEST_KEY, Manifest, Name, Rate, SnapshotId, StoredObject};
 use crate::pipeline::Throttle;
-use crate::storage::StorageError;
+use crate::storage::{StorageError, StorageErrorKind};
 
 /// Chunks that wait between the two storages.
 const QUEUE: usize = 2;
@@ -122,7 +122,7 @@ pub async fn copy(
     let list = async |open: &OpenStorage| {
         engine.progress.begin(format!("listing {}", open.name), None);
         list_one(engine, open, &request.selection).await.map_err(|error| match error {
-            StorageError::Cancelled => EngineError::Cancelled,
+            error if error.is_cancelled() => EngineError::Cancelled,
             error => EngineError::storage(&open.name, error),
         })
     };
@@ -246,7 +246,7 @@ impl Copy<'_> {
     /// Copies one snapshot. Returns how many bytes were there already.
     async fn snapshot(&self, gate: &Gate<'_>, snapshot: &Snapshot) -> Result<u64, Failure> {
         if self.engine.cancel.is_cancelled() {
-            return Err(self.target_failed(StorageError::Cancelled));
+            return Err(self.target_failed(StorageError::cancelled()));
         }
         // The one that is stored: what the catalog remembers of it proves nothing.
         let key = snapshot.manifest_key();
@@ -383,13 +383,15 @@ impl Copy<'_> {
             };
         }
         if error.is_about_reaching() {
-            let gone = matches!(error, StorageError::Unavailable { .. });
+            let gone = error.may_pass();
             let error = EngineError::storage(&self.from.name, error);
             return Failure { state: CopyState::Failed, error, gone, keep: true };
         }
         let manifest = snapshot.manifest_key();
         // Whoever deletes a snapshot takes the manifest away first.
-        if let Err(StorageError::NotFound { .. }) = self.from.storage.stat(&manifest).await {
+        if let Err(error) = self.from.storage.stat(&manifest).await
+            && error.is_not_found()
+        {
             let error =
                 EngineError::NotFound(format!("`{}` was deleted while it was copied", snapshot.id));
             return Failure { state: CopyState::Failed, error, gone: false, keep: false };
@@ -406,13 +408,9 @@ impl Copy<'_> {
                 keep: false,
             };
         }
-        let state = if matches!(error, StorageError::Busy { .. }) {
-            CopyState::Locked
-        } else {
-            CopyState::Failed
-        };
+        let state = if error.is_busy() { CopyState::Locked } else { CopyState::Failed };
         let keep = error.is_about_reaching();
-        let gone = keep || matches!(error, StorageError::Full { .. });
+        let gone = keep || error.kind() == StorageErrorKind::Full;
         Failure { state, error: EngineError::storage(&self.to.name, error), gone, keep }
     }
 }

@@ -143,9 +143,9 @@ impl Import<'_> {
     fn failed(&self, error: StorageError) -> EngineError {
         match error {
             _ if self.engine.cancel.is_cancelled() => EngineError::Cancelled,
-            StorageError::Busy { address, folder } => EngineError::Locked {
+            error if error.is_busy() => EngineError::Locked {
                 strategy: self.place.strategy.clone(),
-                holder: format!("it writes to `{folder}` in `{address}`"),
+                holder: format!("it writes to `{}` in `{}`", error.subject(), error.address()),
             },
             error => EngineError::storage(&self.to.name, error),
         }
@@ -165,7 +165,7 @@ impl Import<'_> {
             },
             // Credentials that may only write cannot tell; the storage refuses a manifest that is
             // not new.
-            Err(StorageError::NotFound { .. } | StorageError::Denied { .. }) => Ok(None),
+            Err(error) if error.is_not_found() || error.is_denied() => Ok(None),
             Err(error) => Err(self.failed(error)),
         }
     }
@@ -264,7 +264,7 @@ impl Import<'_> {
         if let Some(largest) =
             self.to.storage.max_object_bytes().filter(|largest| member.size > *largest)
         {
-            return Err(self.failed(StorageError::Unsuitable(format!(
+            return Err(self.failed(StorageError::unsuitable(format!(
                 "`{}` has {}, and `{}` takes objects of up to {}: raise the `part_size` of that \
                  storage",
                 member.key,

@@ -13,10 +13,10 @@ use crate::engine::snapshots::list::read_whole;
 use crate::engine::state::locks::{ReadLock, StateLock};
 use crate::engine::state::node::node;
 use crate::engine::write::heartbeat::Heartbeat;
-use crate::engine::write::leftovers;
+use crate::engine::write::{leftovers, writer};
 use crate::model::{MANIFEST_KEY, Mark, Name, RUN_KEY, Says, SnapshotId, SnapshotRef};
 use crate::report::Pruned;
-use crate::storage::{Storage, StorageError};
+use crate::storage::{Storage, StorageError, StorageErrorKind};
 
 /// What a pruning did.
 #[derive(Debug, Clone, Serialize)]
@@ -109,14 +109,14 @@ pub(in crate::engine) async fn exclude(
         match exclude_writers(open, &SnapshotRef::strategy_folder(instance, strategy), &node).await
         {
             Ok(lock) => held.extend(lock),
-            Err(StorageError::Busy { address, folder }) => {
+            Err(error) if error.is_busy() => {
                 let ours = places
                     .iter()
                     .take(position)
                     .filter(|(of, _)| of == strategy)
                     .map(|(_, open)| *open);
                 not_twice(open, ours).await?;
-                let holder = format!("it holds the lock of `{folder}` in `{address}`");
+                let holder = writer::holder(&error);
                 return Err(EngineError::Locked { strategy: (*strategy).clone(), holder });
             }
             Err(error) => {
@@ -137,10 +137,7 @@ async fn exclude_writers(
     let lock = storage.lock(folder.trim_end_matches('/')).await?;
     let leftovers = leftovers::look(storage, folder, node, None).await?;
     if let Some(who) = leftovers.alive.first() {
-        return Err(StorageError::Busy {
-            address: storage.address(),
-            folder: format!("{folder} ({who})"),
-        });
+        return Err(writer::busy(storage, folder, who));
     }
     match leftovers::sweep(storage, folder, &leftovers, lock.is_some()).await {
         Ok(0) => {}
@@ -246,11 +243,11 @@ impl Undeleted {
 }
 
 fn hint(error: &StorageError) -> &'static str {
-    match error {
-        StorageError::Denied { .. } => {
+    match error.kind() {
+        StorageErrorKind::Denied => {
             ". Set `prune = false` for this storage where other credentials prune it"
         }
-        StorageError::Unavailable { .. } => ". It may be gone all the same: look at `backup list`",
+        StorageErrorKind::Unavailable => ". It may be gone all the same: look at `backup list`",
         _ => "",
     }
 }
@@ -288,8 +285,8 @@ pub(in crate::engine) async fn delete(
         // Where no answer came the manifest may be gone, and then the heartbeat tells whose the
         // rest is.
         let unanswered = matches!(
-            error,
-            Undeleted::There(StorageError::Unavailable { .. } | StorageError::Cancelled)
+            &error,
+            Undeleted::There(error) if error.may_pass() || error.is_cancelled()
         );
         if !unanswered && let Err(error) = storage.delete(&beat).await {
             tracing::debug!(storage = %open.name, "could not take the heartbeat away again: \
@@ -314,13 +311,13 @@ async fn held_now(
 ) -> Result<(), Undeleted> {
     let key = Mark::hold_key(instance, id);
     match storage.stat(&key).await {
-        Err(StorageError::NotFound { .. }) => return Ok(()),
+        Err(error) if error.is_not_found() => return Ok(()),
         Err(error) => return Err(Undeleted::There(error)),
         Ok(_) => {}
     }
     match read_whole(storage, &key).await {
         // Released just now.
-        Err(StorageError::NotFound { .. }) => Ok(()),
+        Err(error) if error.is_not_found() => Ok(()),
         Err(error) => Err(Undeleted::There(error)),
         Ok(body) => match Mark::from_bytes(&body, &key) {
             Ok(Mark { says: Says::Hold { until: Some(until), .. }, .. })

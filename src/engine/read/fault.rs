@@ -9,7 +9,7 @@ use crate::engine::snapshots::list::Snapshot;
 use crate::model::{Encryption, Manifest, SnapshotId};
 use crate::pipeline::Identity;
 use crate::source::SourceError;
-use crate::storage::StorageError;
+use crate::storage::{StorageError, StorageErrorKind};
 
 /// An error of a stream, and which one it is of. It travels through the restorer, which knows one
 /// artifact only.
@@ -69,11 +69,12 @@ pub(in crate::engine) fn reading_failed(
         return EngineError::Request(format!("`{what}`: {}", chain(error)));
     }
     if error.kind() == UNREACHED {
-        let error = StorageError::Unavailable {
-            attempt: format!("read `{what}` of `{id}`"),
-            address: storage.storage.address(),
-            problem: chain(error),
-        };
+        let error = StorageError::new(
+            StorageErrorKind::Unavailable,
+            storage.storage.address(),
+            format!("read `{what}` of `{id}`"),
+            chain(error),
+        );
         return EngineError::storage(&storage.name, error);
     }
     EngineError::Damaged {

@@ -161,13 +161,9 @@ impl Run<'_> {
             } else {
                 leftovers::remove(storage, &strategy_folder, &self.id).await
             };
-            match cleaned {
+            match &cleaned {
                 // It tells nobody anything beside a manifest.
-                Err(StorageError::Denied { .. } | StorageError::Locked { .. })
-                    if place.committed =>
-                {
-                    continue;
-                }
+                Err(error) if error.is_denied_or_locked() && place.committed => continue,
                 _ => {}
             }
             if let Err(error) = cleaned {

@@ -15,7 +15,7 @@ use crate::engine::write::{leftovers, writer};
 use crate::model::{Cancel, Name, RUN_KEY};
 use crate::pipeline::Throttle;
 use crate::report::StorageReport;
-use crate::storage::{Storage, StorageError};
+use crate::storage::{Storage, StorageError, StorageErrorKind};
 
 /// Room that must be left on a storage beyond what the last snapshot took.
 const SPARE_BYTES: u64 = 16 << 20;
@@ -65,7 +65,7 @@ impl Run<'_> {
             let prepared = self.prepare(&mut member, storage.as_ref(), node, heartbeat, last).await;
             match prepared {
                 Ok(()) => {}
-                Err(StorageError::Busy { address, folder }) => {
+                Err(error) if error.is_busy() => {
                     not_twice(
                         &member.member.open,
                         self.members.iter().map(|place| &place.member.open),
@@ -73,7 +73,7 @@ impl Run<'_> {
                     .await?;
                     return Err(EngineError::Locked {
                         strategy: self.strategy.name.clone(),
-                        holder: format!("it holds the lock of `{folder}` in `{address}`"),
+                        holder: writer::holder(&error),
                     });
                 }
                 Err(error) => member.member.fail(error),
@@ -114,7 +114,7 @@ impl Run<'_> {
             }
             // Credentials that may only write are a normal case. Then others prune, and others
             // sweep.
-            Err(StorageError::Denied { .. } | StorageError::Locked { .. }) => {
+            Err(error) if error.is_denied_or_locked() => {
                 tracing::info!(storage = %member.member.open.name, "not permitted to collect what \
                     an unfinished run left");
             }
@@ -139,16 +139,17 @@ impl Run<'_> {
         {
             let needed = last.saturating_add(SPARE_BYTES);
             if free < needed {
-                return Err(StorageError::Full {
-                    attempt: "begin a run".to_owned(),
-                    address: storage.address(),
-                    problem: format!(
+                return Err(StorageError::new(
+                    StorageErrorKind::Full,
+                    storage.address(),
+                    "begin a run",
+                    format!(
                         "{} are free, and the last snapshot took {}. Free some space, or move the \
                          storage",
                         crate::model::ByteSize(free),
                         crate::model::ByteSize(last)
                     ),
-                });
+                ));
             }
         }
         writer::enter(storage, &folder, heartbeat, &self.id).await

@@ -175,7 +175,7 @@ pub(in crate::engine) async fn list_one(
         let mut objects = storage.list(&prefix);
         while let Some(object) = objects.try_next().await? {
             if engine.cancel.is_cancelled() {
-                return Err(StorageError::Cancelled);
+                return Err(StorageError::cancelled());
             }
             let Some((place, name)) = SnapshotRef::of_key(&object.key) else { continue };
             let name = name.to_owned();
@@ -220,7 +220,7 @@ pub(in crate::engine) async fn list_one(
                     }
                     None => match read_whole(storage, &object.key).await {
                         // Deleted since it was listed.
-                        Err(StorageError::NotFound { .. }) => return Ok(None),
+                        Err(error) if error.is_not_found() => return Ok(None),
                         // The storage went away: that tells nothing about the snapshot.
                         Err(error) if error.is_about_reaching() => return Err(error),
                         Err(error) => (Err(error.to_string()), None),
@@ -291,7 +291,7 @@ async fn flaws(
             Ok(found) => {
                 flaws.push(format!("`{}` has {} bytes of {}", object.key, found.size, object.size));
             }
-            Err(StorageError::NotFound { .. }) => {
+            Err(error) if error.is_not_found() => {
                 flaws.push(format!("`{}` is not there", object.key));
             }
             Err(error) => return Err(error),

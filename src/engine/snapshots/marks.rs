@@ -186,7 +186,7 @@ async fn read_from(
         let manifest = mark.snapshot_ref().manifest_key();
         let released = match storage.stat(&manifest).await {
             Ok(_) => true,
-            Err(StorageError::NotFound { .. }) => false,
+            Err(error) if error.is_not_found() => false,
             Err(error) => return Err(error),
         };
         vanished.push(Vanished {
@@ -215,7 +215,7 @@ async fn read_from(
                     }
                     None => match read_whole(storage, &object.key).await {
                         // Released since it was listed.
-                        Err(StorageError::NotFound { .. }) => {
+                        Err(error) if error.is_not_found() => {
                             return Ok((object.key, Err(String::new()), None));
                         }
                         body => body?,

@@ -315,7 +315,7 @@ async fn check_storage(
     findings.push(match read.await {
         Ok(true) => Finding::new(Level::Ok, "read", "Permitted"),
         Ok(false) => Finding::new(Level::Error, "read", "What was read is not what was written"),
-        Err(StorageError::Denied { .. }) => Finding::new(
+        Err(error) if error.is_denied() => Finding::new(
             Level::Warning,
             "read",
             "Not permitted: backups are written, and can be verified and restored with other \
@@ -334,7 +334,7 @@ async fn check_storage(
     });
     findings.push(match storage.delete(&key).await {
         Ok(()) => Finding::new(Level::Ok, "delete", "Permitted"),
-        Err(StorageError::Denied { .. } | StorageError::Locked { .. }) => {
+        Err(error) if error.is_denied_or_locked() => {
             let (level, meaning) = if instance
                 .storage_rules
                 .get(name)

@@ -87,8 +87,8 @@ pub async fn hold(
         // Another machine may have deleted it meanwhile. It looks for a hold before it deletes.
         let held = match written {
             Ok(()) => match open.storage.stat(&manifest).await {
-                Ok(_) | Err(StorageError::Denied { .. }) => Ok(()),
-                Err(error) => Err(error),
+                Err(error) if !error.is_denied() => Err(error),
+                _ => Ok(()),
             },
             Err(error) => Err(error),
         };
@@ -121,13 +121,13 @@ pub async fn release(
                 return Err(EngineError::Cancelled);
             }
             let done = match open.storage.stat(key).await {
-                Err(StorageError::NotFound { .. }) if *key == suspect => continue,
-                Err(StorageError::NotFound { .. })
-                    if !is_remembered(engine, &address, key).await =>
+                Err(error) if error.is_not_found() && *key == suspect => continue,
+                Err(error)
+                    if error.is_not_found() && !is_remembered(engine, &address, key).await =>
                 {
                     continue;
                 }
-                Err(StorageError::NotFound { .. }) => Ok(()),
+                Err(error) if error.is_not_found() => Ok(()),
                 Err(error) => Err(error),
                 Ok(_) => open.storage.delete(key).await,
             };

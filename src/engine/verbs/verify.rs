@@ -15,7 +15,6 @@ use crate::engine::snapshots::list::{Listing, Selection, Snapshot, list, read_wh
 use crate::engine::state::locks::ReadLock;
 use crate::model::{Manifest, Name, SnapshotId};
 use crate::pipeline::Identity;
-use crate::storage::StorageError;
 
 /// What a verification found.
 #[derive(Debug, Clone, Serialize)]
@@ -220,7 +219,7 @@ pub async fn verify(
             verify_one(engine, storage, snapshot, chosen.contains(&at), identities).await?;
         let manifest = snapshot.manifest_key();
         if !verdict.problems.is_empty()
-            && matches!(storage.storage.stat(&manifest).await, Err(StorageError::NotFound { .. }))
+            && matches!(storage.storage.stat(&manifest).await, Err(error) if error.is_not_found())
         {
             tracing::info!(storage = %storage.name, snapshot = %snapshot.id, "deleted since it was \
                 listed");

@@ -98,12 +98,12 @@ pub(in crate::engine) async fn read_heartbeat(
                 return Ok(Vec::new());
             }
         }
-        Ok(body)
+        Ok::<_, StorageError>(body)
     };
     match body.await {
         Ok(body) => Ok(serde_json::from_slice(&body).ok()),
         // Its run ended between the listing and now.
-        Err(StorageError::NotFound { .. }) => Ok(None),
+        Err(error) if error.is_not_found() => Ok(None),
         Err(error) => Err(error),
     }
 }

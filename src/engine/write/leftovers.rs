@@ -208,7 +208,7 @@ pub(in crate::engine) async fn delete_folder(
     keys: &[String],
 ) -> Result<(), StorageError> {
     match storage.stat(&format!("{folder}{MANIFEST_KEY}")).await {
-        Err(StorageError::NotFound { .. }) => {}
+        Err(error) if error.is_not_found() => {}
         Ok(_) => return Ok(()),
         Err(error) => return Err(error),
     }

@@ -141,9 +141,7 @@ async fn lane(
                     match uploads.last_mut() {
                         Some(upload) => upload.write(chunk).await?,
                         None => {
-                            return Err(StorageError::Unsuitable(
-                                "Bytes came before their object".to_owned(),
-                            ));
+                            return Err(StorageError::unsuitable("Bytes came before their object"));
                         }
                     }
                 }
@@ -416,10 +414,8 @@ async fn publish(
     uploads: Vec<Box<dyn Upload>>,
     objects: &[StoredObject],
 ) -> Result<(), StorageError> {
-    let mismatch = |key: &str, problem: String| StorageError::Mismatch {
-        address: member.open.storage.address(),
-        key: key.to_owned(),
-        problem,
+    let mismatch = |key: &str, problem: String| {
+        StorageError::mismatch(member.open.storage.address(), key, problem)
     };
     if uploads.len() != objects.len() {
         let problem =

@@ -22,7 +22,7 @@ use crate::model::{
     SnapshotRef, StorageNote, StoredObject,
 };
 use crate::pipeline::Throttle;
-use crate::storage::{CreateOptions, Storage, StorageError, Upload};
+use crate::storage::{CreateOptions, Storage, StorageError, StorageErrorKind, Upload};
 
 /// An object up to this size is small for its storage: it is held in less memory.
 const SMALL_BYTES: u64 = 16 << 20;
@@ -58,9 +58,9 @@ impl<'a> Gate<'a> {
         let folder = SnapshotRef::strategy_folder(instance, strategy);
         let lock =
             to.storage.lock(folder.trim_end_matches('/')).await.map_err(|error| match error {
-                StorageError::Busy { address, folder } => EngineError::Locked {
+                error if error.is_busy() => EngineError::Locked {
                     strategy: strategy.clone(),
-                    holder: format!("it holds the lock of `{folder}` in `{address}`"),
+                    holder: writer::holder(&error),
                 },
                 error => EngineError::storage(&to.name, error),
             })?;
@@ -89,8 +89,8 @@ impl<'a> Arrival<'a> {
     /// Makes sure that nobody writes there, and leaves a heartbeat.
     ///
     /// # Errors
-    /// [`StorageError::Busy`] when somebody writes there, or may come back to,
-    /// [`StorageError::AlreadyExists`] when the snapshot is there.
+    /// [`StorageErrorKind::Busy`] when somebody writes there, or may come back to,
+    /// [`StorageErrorKind::AlreadyExists`] when the snapshot is there.
     pub(in crate::engine) async fn begin(
         gate: &'a Gate<'a>,
         id: &SnapshotId,
@@ -139,7 +139,8 @@ impl<'a> Arrival<'a> {
     /// Refuses a snapshot that could not arrive whole, before anything of it is sent.
     ///
     /// # Errors
-    /// [`StorageError::Unsuitable`] for an object that is too large, [`StorageError::Full`].
+    /// [`StorageErrorKind::Unsuitable`] for an object that is too large,
+    /// [`StorageErrorKind::Full`].
     pub(in crate::engine) async fn ensure_room(
         &self,
         manifest: &Manifest,
@@ -147,7 +148,7 @@ impl<'a> Arrival<'a> {
         if let Some(largest) = self.storage().max_object_bytes()
             && let Some(object) = objects(manifest).find(|object| object.size > largest)
         {
-            return Err(StorageError::Unsuitable(format!(
+            return Err(StorageError::unsuitable(format!(
                 "`{}` has {}, and `{}` takes objects of up to {}: raise the `part_size` of that \
                  storage",
                 object.key,
@@ -167,15 +168,16 @@ impl<'a> Arrival<'a> {
     /// Refuses what would not fit.
     pub(in crate::engine) async fn ensure_free(&self, needed: u64) -> Result<(), StorageError> {
         match self.storage().free_bytes().await? {
-            Some(free) if free < needed.saturating_add(SPARE_BYTES) => Err(StorageError::Full {
-                attempt: format!("bring in `{}`", self.id),
-                address: self.storage().address(),
-                problem: format!(
+            Some(free) if free < needed.saturating_add(SPARE_BYTES) => Err(StorageError::new(
+                StorageErrorKind::Full,
+                self.storage().address(),
+                format!("bring in `{}`", self.id),
+                format!(
                     "{} are free, and it has {}. Free some space",
                     ByteSize(free),
                     ByteSize(needed)
                 ),
-            }),
+            )),
             _ => Ok(()),
         }
     }
@@ -203,7 +205,7 @@ impl<'a> Arrival<'a> {
         let mut digester = Digester::new();
         while let Some(chunk) = stream.try_next().await? {
             if self.gate.engine.cancel.is_cancelled() {
-                return Err(StorageError::Cancelled);
+                return Err(StorageError::cancelled());
             }
             digester.update(&chunk);
             self.gate.engine.progress.add(chunk.len() as u64);
@@ -238,11 +240,11 @@ impl<'a> Arrival<'a> {
     ) -> Result<(), StorageError> {
         let (size, finished) = (incoming.size, incoming.upload.finish().await?);
         if finished.size != size {
-            return Err(StorageError::Mismatch {
-                address: self.storage().address(),
-                key: self.folder.clone(),
-                problem: format!("an object has {} bytes of {size}", finished.size),
-            });
+            return Err(StorageError::mismatch(
+                self.storage().address(),
+                &self.folder,
+                format!("an object has {} bytes of {size}", finished.size),
+            ));
         }
         self.check = self.check.min(finished.check);
         Ok(())
@@ -261,11 +263,11 @@ impl<'a> Arrival<'a> {
         writer::look_up(self.storage(), &self.folder, objects(manifest)).await?;
         ensure_ours(self.gate, &self.id, &self.heartbeat).await?;
         if self.gate.engine.cancel.is_cancelled() {
-            return Err(StorageError::Cancelled);
+            return Err(StorageError::cancelled());
         }
         let note = StorageNote { name: self.gate.to.name.clone(), remote_check: self.check };
         let body = Manifest::for_copy(body, &note)
-            .map_err(|error| StorageError::Unsuitable(error.to_string()))?;
+            .map_err(|error| StorageError::unsuitable(error.to_string()))?;
         let options = CreateOptions { small: true, steady: false };
         let mut upload =
             self.storage().create(&format!("{}{MANIFEST_KEY}", self.folder), options).await?;
@@ -331,7 +333,7 @@ async fn ensure_ours(
         Ok(Some(found)) => format!("`{}` (process {}) took over `{id}`", found.host, found.pid),
         Ok(None) => format!("our heartbeat in `{id}` was taken away"),
         // Credentials that may only write cannot tell.
-        Err(StorageError::Denied { .. }) => return Ok(()),
+        Err(error) if error.is_denied() => return Ok(()),
         Err(error) => return Err(error),
     };
     Err(writer::busy(storage, &gate.folder, &who))
@@ -340,7 +342,10 @@ async fn ensure_ours(
 /// Whether what lies there is ours to delete. When asked to stop, a storage does not read any more;
 /// that nobody took over was seen before.
 async fn may_tidy(gate: &Gate<'_>, id: &SnapshotId, heartbeat: &Heartbeat) -> bool {
-    matches!(ensure_ours(gate, id, heartbeat).await, Ok(()) | Err(StorageError::Cancelled))
+    match ensure_ours(gate, id, heartbeat).await {
+        Ok(()) => true,
+        Err(error) => error.is_cancelled(),
+    }
 }
 
 /// Refuses a manifest whose objects would get in the way of what makes a snapshot of a folder.
@@ -375,10 +380,10 @@ async fn take_over(
 ) -> Result<BTreeMap<String, u64>, StorageError> {
     let (found, _, snapshots) = leftovers::unfinished(storage, folder, &gate.folder).await?;
     if snapshots > 0 {
-        return Err(StorageError::AlreadyExists {
-            address: storage.address(),
-            key: format!("{folder}{MANIFEST_KEY}"),
-        });
+        return Err(StorageError::already_exists(
+            storage.address(),
+            format!("{folder}{MANIFEST_KEY}"),
+        ));
     }
     let Some(unfinished) = found.first() else { return Ok(BTreeMap::new()) };
     match unfinished.fate(storage, &gate.folder, &gate.node, storage.now().await?).await? {
@@ -394,8 +399,8 @@ async fn take_over(
     }
     match storage.sweep_uploads(folder, chrono::DateTime::<chrono::Utc>::MAX_UTC).await {
         // Credentials that may only write are a normal case; what is left there is in nobody's way.
-        Ok(_) | Err(StorageError::Denied { .. }) => {}
-        Err(error) => return Err(error),
+        Err(error) if !error.is_denied() => return Err(error),
+        _ => {}
     }
     let mut left = BTreeMap::new();
     let mut listing = storage.list(folder);
@@ -425,7 +430,7 @@ impl Incoming {
             rate.pass(chunk.len() as u64, cancel).await;
         }
         if cancel.is_cancelled() {
-            return Err(StorageError::Cancelled);
+            return Err(StorageError::cancelled());
         }
         let size = chunk.len() as u64;
         self.digester.update(&chunk);

@@ -12,7 +12,7 @@ use crate::storage::{Storage, StorageError};
 /// `own` is not judged.
 ///
 /// # Errors
-/// [`StorageError::Busy`] when somebody may be writing there right now.
+/// [`StorageErrorKind::Busy`] when somebody may be writing there right now.
 pub(in crate::engine) async fn look(
     storage: &dyn Storage,
     folder: &str,
@@ -28,14 +28,19 @@ pub(in crate::engine) async fn look(
 
 /// That `who` writes to the strategy's folder.
 pub(in crate::engine) fn busy(storage: &dyn Storage, folder: &str, who: &str) -> StorageError {
-    StorageError::Busy { address: storage.address(), folder: format!("{folder} ({who})") }
+    StorageError::busy(storage.address(), format!("{folder} ({who})"))
+}
+
+/// The holder that an error of kind `Busy` names.
+pub(in crate::engine) fn holder(error: &StorageError) -> String {
+    format!("it holds the lock of `{}` in `{}`", error.subject(), error.address())
 }
 
 /// Leaves the heartbeat of a writer of `own`, and finds out what the storage understands.
 ///
 /// # Errors
-/// [`StorageError::Busy`] when another began at the same moment; then the heartbeat is taken away
-/// again.
+/// [`StorageErrorKind::Busy`] when another began at the same moment; then the heartbeat is taken
+/// away again.
 pub(in crate::engine) async fn enter(
     storage: &dyn Storage,
     folder: &str,
@@ -50,7 +55,7 @@ pub(in crate::engine) async fn enter(
     // was written twice.
     match look(storage, folder, &heartbeat.node, own).await {
         Ok(_) => Ok(()),
-        Err(error @ StorageError::Busy { .. }) => {
+        Err(error) if error.is_busy() => {
             if let Err(error) = storage.delete(&key).await {
                 tracing::warn!(
                     address = storage.address(),
@@ -96,11 +101,11 @@ pub(in crate::engine) async fn look_up(
         let key = format!("{folder}{}", object.key);
         let found = storage.stat(&key).await?;
         if found.size != object.size {
-            return Err(StorageError::Mismatch {
-                address: storage.address(),
+            return Err(StorageError::mismatch(
+                storage.address(),
                 key,
-                problem: format!("it has {} bytes of {}", found.size, object.size),
-            });
+                format!("it has {} bytes of {}", found.size, object.size),
+            ));
         }
     }
     Ok(())

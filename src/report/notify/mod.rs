@@ -123,6 +123,19 @@ pub enum NotifyError {
     Lasting(String),
 }
 
+impl NotifyError {
+    /// Every code that [`NotifyError::code`] returns.
+    pub const ALL: &[&str] = &["notify_unavailable", "notify_failed"];
+
+    /// The name of the kind for programs. It never changes.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Passing(_) => "notify_unavailable",
+            Self::Lasting(_) => "notify_failed",
+        }
+    }
+}
+
 /// A way to tell somebody something.
 #[async_trait]
 pub trait Notifier: Send + Sync {

@@ -9,7 +9,7 @@ use chrono::{DateTime, Utc};
 use rustix::fs::{CWD, OFlags, RenameFlags, Timespec, Timestamps, UTIME_NOW};
 use rustix::io::Errno;
 
-use crate::storage::{Object, StorageError, named, salt};
+use crate::storage::{Object, StorageError, StorageErrorKind, named, salt};
 
 /// The end of the name of a file that is not finished.
 const PART: &str = ".part";
@@ -61,36 +61,25 @@ impl Disk {
 
     /// What `error` means to the caller, who attempted `attempt`.
     pub(super) fn error(&self, attempt: &str, error: &io::Error) -> StorageError {
-        let (attempt, address) = (attempt.to_owned(), self.address());
-        match Errno::from_io_error(error) {
-            Some(Errno::NOSPC | Errno::DQUOT) => StorageError::Full {
-                attempt,
-                address,
-                problem: format!("{error}; free some space there"),
-            },
-            Some(Errno::ACCESS | Errno::PERM) => StorageError::Denied {
-                attempt,
-                address,
-                problem: format!("{error}; check that this user owns the folder and what is in it"),
-            },
-            Some(Errno::ROFS) => StorageError::Denied {
-                attempt,
-                address,
-                problem: format!("{error}; mount it writable"),
-            },
+        let (kind, advice) = match Errno::from_io_error(error) {
+            Some(Errno::NOSPC | Errno::DQUOT) => {
+                (StorageErrorKind::Full, "; free some space there")
+            }
+            Some(Errno::ACCESS | Errno::PERM) => (
+                StorageErrorKind::Denied,
+                "; check that this user owns the folder and what is in it",
+            ),
+            Some(Errno::ROFS) => (StorageErrorKind::Denied, "; mount it writable"),
             Some(
                 Errno::STALE
                 | Errno::TIMEDOUT
                 | Errno::HOSTDOWN
                 | Errno::HOSTUNREACH
                 | Errno::NOTCONN,
-            ) => StorageError::Unavailable {
-                attempt,
-                address,
-                problem: format!("{error}; check the mount"),
-            },
-            _ => StorageError::Failed { attempt, address, problem: error.to_string() },
-        }
+            ) => (StorageErrorKind::Unavailable, "; check the mount"),
+            _ => (StorageErrorKind::Failed, ""),
+        };
+        StorageError::new(kind, self.address(), attempt, format!("{error}{advice}"))
     }
 
     fn path(&self, key: &str) -> PathBuf {
@@ -126,11 +115,7 @@ impl Disk {
     }
 
     fn no_root(&self, attempt: &str, problem: &str) -> StorageError {
-        StorageError::Failed {
-            attempt: attempt.to_owned(),
-            address: self.address(),
-            problem: problem.to_owned(),
-        }
+        StorageError::failed(self.address(), attempt, problem)
     }
 
     /// Makes `folder` and what is missing above it, up to the root, so that all of it survives a
@@ -152,16 +137,16 @@ impl Disk {
     /// what is kept behind one would be in no listing.
     fn check_no_link(&self, path: &Path, attempt: &str) -> Result<(), StorageError> {
         match fs::symlink_metadata(path) {
-            Ok(metadata) if metadata.is_symlink() => Err(StorageError::Failed {
-                attempt: attempt.to_owned(),
-                address: self.address(),
-                problem: format!(
+            Ok(metadata) if metadata.is_symlink() => Err(StorageError::failed(
+                self.address(),
+                attempt,
+                format!(
                     "`{}` is a symbolic link, and nothing is kept behind one. Move what it points \
                      to in its place, mount it there, or set the storage's `path` to another \
                      folder",
                     path.display()
                 ),
-            }),
+            )),
             Ok(_) => Ok(()),
             Err(error) if is_missing(&error) => Ok(()),
             Err(error) => Err(self.error(attempt, &error)),
@@ -225,10 +210,7 @@ impl Disk {
         match rename_new(&draft.temporary, &draft.target) {
             Ok(()) => {}
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                return Err(StorageError::AlreadyExists {
-                    address: self.address(),
-                    key: draft.key.clone(),
-                });
+                return Err(StorageError::already_exists(self.address(), &draft.key));
             }
             Err(error) => return Err(self.error(&attempt, &error)),
         }
@@ -297,7 +279,7 @@ impl Disk {
     }
 
     fn not_found(&self, key: &str) -> StorageError {
-        StorageError::NotFound { address: self.address(), key: key.to_owned() }
+        StorageError::not_found(self.address(), key)
     }
 
     pub(super) fn delete(&self, key: &str) -> Result<(), StorageError> {
@@ -498,9 +480,7 @@ impl Disk {
         let file = self.open_in(folder, LOCK, &options, &attempt)?;
         match file.try_lock() {
             Ok(()) => Ok(Some(file)),
-            Err(TryLockError::WouldBlock) => {
-                Err(StorageError::Busy { address: self.address(), folder: folder.to_owned() })
-            }
+            Err(TryLockError::WouldBlock) => Err(StorageError::busy(self.address(), folder)),
             Err(TryLockError::Error(error)) => match Errno::from_io_error(&error) {
                 Some(Errno::NOLCK | Errno::NOSYS | Errno::OPNOTSUPP) => Ok(None),
                 _ => Err(self.error(&attempt, &error)),

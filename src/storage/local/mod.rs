@@ -90,7 +90,7 @@ async fn blocking<T: Send + 'static>(
         Err(error) => match error.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),
             // Only a runtime that shuts down drops blocking work.
-            Err(_) => Err(StorageError::Cancelled),
+            Err(_) => Err(StorageError::cancelled()),
         },
     }
 }
@@ -111,7 +111,7 @@ impl Storage for Local {
         let draft = self
             .run(move |disk| {
                 if disk.exists(&key)? {
-                    return Err(StorageError::AlreadyExists { address: disk.address(), key });
+                    return Err(StorageError::already_exists(disk.address(), key));
                 }
                 disk.draft(&key)
             })
@@ -151,11 +151,7 @@ impl Storage for Local {
                             "bytes {} to {} were asked for, but it has {size}",
                             range.start, range.end
                         );
-                        return Err(StorageError::Failed {
-                            attempt,
-                            address: disk.address(),
-                            problem,
-                        });
+                        return Err(StorageError::failed(disk.address(), attempt, problem));
                     }
                     file.seek(SeekFrom::Start(range.start))
                         .map_err(|error| disk.error(&attempt, &error))?;
@@ -175,7 +171,7 @@ impl Storage for Local {
                     read_some(&file, &mut chunk).map_err(|error| disk.error(&attempt, &error))?;
                 if count == 0 {
                     let problem = format!("it ended {left} bytes early; was it changed meanwhile?");
-                    return Err(StorageError::Failed { attempt, address: disk.address(), problem });
+                    return Err(StorageError::failed(disk.address(), attempt, problem));
                 }
                 chunk.truncate(count);
                 let left = left.saturating_sub(count as u64);
@@ -291,11 +287,7 @@ struct LocalUpload {
 
 impl LocalUpload {
     fn broken(&self) -> StorageError {
-        StorageError::Failed {
-            attempt: "go on writing".to_owned(),
-            address: self.disk.address(),
-            problem: "an earlier write failed".to_owned(),
-        }
+        StorageError::failed(self.disk.address(), "go on writing", "an earlier write failed")
     }
 }
 
@@ -327,7 +319,7 @@ impl Upload for LocalUpload {
                     return Ok(size);
                 }
                 let problem = format!("{written} bytes were written, and the file has {size}");
-                Err(StorageError::Mismatch { address: disk.address(), key: key.clone(), problem })
+                Err(StorageError::mismatch(disk.address(), &key, problem))
             };
             let size = draft.file.metadata().map(|metadata| metadata.len());
             compare(size.map_err(|error| disk.error(&format!("finish `{key}`"), &error))?)?;

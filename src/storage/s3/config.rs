@@ -236,10 +236,10 @@ impl S3Config {
     /// Refuses what could never work.
     ///
     /// # Errors
-    /// [`StorageError::Unsuitable`].
+    /// [`StorageErrorKind::Unsuitable`].
     pub fn check(&self) -> Result<(), StorageError> {
         let unsuitable = |problem: String| {
-            Err(StorageError::Unsuitable(format!(
+            Err(StorageError::unsuitable(format!(
                 "The storage `{}` cannot be used: {problem}",
                 self.address()
             )))
@@ -369,7 +369,7 @@ impl S3Config {
             );
         if loaded.region().is_none() {
             if endpoint.is_none() {
-                return Err(StorageError::Unsuitable(format!(
+                return Err(StorageError::unsuitable(format!(
                     "The storage `{}` has no region: set `region`, or `endpoint` for a store other \
                      than AWS",
                     self.address()
@@ -402,7 +402,7 @@ pub(super) fn patience(bytes: usize) -> aws_sdk_s3::config::Builder {
 /// client itself takes a file that is none for a mistake of the programmer.
 fn trusting(file: &Path) -> Result<SharedHttpClient, StorageError> {
     let unsuitable = |problem: String| {
-        StorageError::Unsuitable(format!(
+        StorageError::unsuitable(format!(
             "The `ca_file` `{}` cannot be used: {problem}",
             file.display()
         ))

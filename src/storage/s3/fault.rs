@@ -6,7 +6,7 @@ use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 
 use super::Bucket;
-use crate::storage::StorageError;
+use crate::storage::{StorageError, StorageErrorKind};
 
 /// Why a request failed, freed of the type of the request.
 #[derive(Debug)]
@@ -227,19 +227,18 @@ impl Fault {
 
     /// The error for a caller who attempted `attempt`.
     pub(super) fn into_error(self, bucket: &Bucket, attempt: &str) -> StorageError {
-        let (attempt, address) = (attempt.to_owned(), bucket.address());
-        let problem = self.problem(bucket);
-        if self.kind == Kind::Cancelled {
-            StorageError::Cancelled
+        let kind = if self.kind == Kind::Cancelled {
+            return StorageError::cancelled();
         } else if self.is_full() {
-            StorageError::Full { attempt, address, problem }
+            StorageErrorKind::Full
         } else if self.is_denied() || self.is_unsigned() {
-            StorageError::Denied { attempt, address, problem }
+            StorageErrorKind::Denied
         } else if self.may_pass() {
-            StorageError::Unavailable { attempt, address, problem }
+            StorageErrorKind::Unavailable
         } else {
-            StorageError::Failed { attempt, address, problem }
-        }
+            StorageErrorKind::Failed
+        };
+        StorageError::new(kind, bucket.address(), attempt, self.problem(bucket))
     }
 }
 

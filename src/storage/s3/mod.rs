@@ -43,8 +43,8 @@ use self::fault::Fault;
 use self::list::{Listing, listed};
 use self::upload::S3Upload;
 use super::{
-    Capabilities, CreateOptions, Object, ObjectLock, Storage, StorageError, Upload, check_key,
-    check_prefix, named,
+    Capabilities, CreateOptions, Object, ObjectLock, Storage, StorageError, StorageErrorKind,
+    Upload, check_key, check_prefix, named,
 };
 use crate::model::Cancel;
 
@@ -133,23 +133,15 @@ impl Bucket {
     }
 
     fn failed(&self, attempt: &str, problem: impl Into<String>) -> StorageError {
-        StorageError::Failed {
-            attempt: attempt.to_owned(),
-            address: self.address(),
-            problem: problem.into(),
-        }
+        StorageError::failed(self.address(), attempt, problem)
     }
 
     fn unavailable(&self, attempt: &str, problem: impl Into<String>) -> StorageError {
-        StorageError::Unavailable {
-            attempt: attempt.to_owned(),
-            address: self.address(),
-            problem: problem.into(),
-        }
+        StorageError::new(StorageErrorKind::Unavailable, self.address(), attempt, problem)
     }
 
     fn not_found(&self, key: &str) -> StorageError {
-        StorageError::NotFound { address: self.address(), key: key.to_owned() }
+        StorageError::not_found(self.address(), key)
     }
 
     /// Waits for a request, but not longer than until the run is cancelled.
@@ -159,7 +151,7 @@ impl Bucket {
     ) -> Result<T, StorageError> {
         tokio::select! {
             biased;
-            () = self.cancel.cancelled() => Err(StorageError::Cancelled),
+            () = self.cancel.cancelled() => Err(StorageError::cancelled()),
             result = request => Ok(result),
         }
     }
@@ -284,11 +276,7 @@ impl Bucket {
             Err(fault) if fault.is_missing() => Err(self.not_found(key)),
             Err(fault) if fault.is_wordless() => match self.stat_by_list(key).await {
                 // The listing is refused in words, the look-up is not.
-                Err(StorageError::Denied { address, problem, .. }) => Err(StorageError::Denied {
-                    attempt: format!("look up `{key}`"),
-                    address,
-                    problem,
-                }),
+                Err(error) if error.is_denied() => Err(error.of(format!("look up `{key}`"))),
                 result => result,
             },
             Err(fault) => Err(fault.into_error(self, &format!("look up `{key}`"))),
@@ -371,10 +359,8 @@ impl Storage for S3 {
         // beginning. Who may not look does without.
         let bucket = if options.steady { &Arc::new(self.bucket.steady()) } else { &self.bucket };
         match bucket.until_cancelled(bucket.stat(key)).await? {
-            Ok(_) => {
-                Err(StorageError::AlreadyExists { address: bucket.address(), key: key.to_owned() })
-            }
-            Err(StorageError::NotFound { .. } | StorageError::Denied { .. }) => Ok(()),
+            Ok(_) => Err(StorageError::already_exists(bucket.address(), key)),
+            Err(error) if error.is_not_found() || error.is_denied() => Ok(()),
             Err(error) => Err(error),
         }?;
         Ok(Box::new(S3Upload::new(Arc::clone(bucket), key.to_owned(), options)?))
@@ -411,8 +397,7 @@ impl Storage for S3 {
     async fn delete(&self, key: &str) -> Result<(), StorageError> {
         check_key(key)?;
         let bucket = &self.bucket;
-        let locked =
-            |until| StorageError::Locked { address: bucket.address(), key: key.to_owned(), until };
+        let locked = |until| StorageError::locked(bucket.address(), key, until);
         // A bucket with Object Lock keeps versions, and there a plain delete hides even a locked
         // object. So it is looked first.
         if bucket.config.retain_for.is_some()

@@ -190,7 +190,7 @@ impl S3Upload {
                     Some(Ok(result)) => result?,
                     Some(Err(error)) => match error.try_into_panic() {
                         Ok(panic) => std::panic::resume_unwind(panic),
-                        Err(_) => return Err(StorageError::Cancelled),
+                        Err(_) => return Err(StorageError::cancelled()),
                     },
                 };
             if let Some(multipart) = &mut self.multipart {
@@ -209,7 +209,7 @@ impl S3Upload {
     /// Publishes what was written. Says nothing of what the store then has.
     async fn publish(&mut self) -> Result<(), StorageError> {
         if self.bucket.cancel.is_cancelled() {
-            return Err(StorageError::Cancelled);
+            return Err(StorageError::cancelled());
         }
         if !self.intact {
             return Err(self
@@ -237,10 +237,7 @@ impl S3Upload {
             return Ok(());
         }
         if fault.is_precondition() {
-            return Err(StorageError::AlreadyExists {
-                address: self.bucket.address(),
-                key: self.key.clone(),
-            });
+            return Err(StorageError::already_exists(self.bucket.address(), &self.key));
         }
         Err(fault.into_error(&self.bucket, &self.attempt()))
     }
@@ -294,7 +291,7 @@ impl S3Upload {
         };
         let compared = match object {
             Ok(object) => self.compare(&object, head.as_ref().ok()),
-            Err(StorageError::NotFound { .. }) => Err("it is not there".to_owned()),
+            Err(error) if error.is_not_found() => Err("it is not there".to_owned()),
             Err(error) => return Err(error),
         };
         let problem = match compared {
@@ -307,11 +304,7 @@ impl S3Upload {
             let error = fault.into_error(&self.bucket, &format!("delete `{}`", self.key));
             tracing::warn!(%error, "An object that is not what was sent is left behind");
         }
-        Err(StorageError::Mismatch {
-            address: self.bucket.address(),
-            key: self.key.clone(),
-            problem,
-        })
+        Err(StorageError::mismatch(self.bucket.address(), &self.key, problem))
     }
 
     /// Compares what was sent with what the store says of it. Returns what was compared, or what
@@ -369,7 +362,7 @@ impl S3Upload {
 impl Upload for S3Upload {
     async fn write(&mut self, mut chunk: Bytes) -> Result<(), StorageError> {
         if self.bucket.cancel.is_cancelled() {
-            return Err(StorageError::Cancelled);
+            return Err(StorageError::cancelled());
         }
         // It stays so when this fails, or when whoever waits for it goes away.
         let intact = std::mem::replace(&mut self.intact, false);

@@ -1,0 +1,260 @@
+//! What a storage could not do, and why.
+
+use std::fmt;
+
+use chrono::{DateTime, Utc};
+
+/// Why a storage did not do what was asked, by what the caller does about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StorageErrorKind {
+    /// No object has this key.
+    NotFound,
+    /// The existing object was not overwritten.
+    AlreadyExists,
+    /// The store refuses to delete the object.
+    Locked {
+        /// None where the store does not say.
+        until: Option<DateTime<Utc>>,
+    },
+    /// The store holds something other than the bytes that were sent.
+    Mismatch,
+    /// Another writer holds the folder.
+    Busy,
+    /// Not permitted with these credentials or as this user.
+    Denied,
+    /// The disk or the quota is full.
+    Full,
+    /// It may succeed a little later: the network, a busy server.
+    Unavailable,
+    /// Trying again is no use.
+    Failed,
+    /// Not an error of the storage: the run was cancelled.
+    Cancelled,
+    /// The configuration, key or address cannot be used.
+    Unsuitable,
+}
+
+/// A failed operation of a storage.
+#[derive(Debug)]
+pub struct StorageError {
+    kind: StorageErrorKind,
+    address: String,
+    /// The key or folder, where the kind says the rest; otherwise the operation too: ``read `a/b` ``.
+    subject: String,
+    problem: String,
+}
+
+impl StorageError {
+    /// Every code that [`StorageError::code`] returns.
+    pub const ALL: &[&str] = &[
+        "object_not_found",
+        "object_exists",
+        "object_locked",
+        "object_mismatch",
+        "storage_busy",
+        "storage_denied",
+        "storage_full",
+        "storage_unavailable",
+        "storage_failed",
+        "cancelled",
+        "storage_unsuitable",
+    ];
+
+    /// That `operation` (``read `a/b` ``) failed. For `Denied`, `Full`, `Unavailable` and `Failed`;
+    /// the other kinds have constructors of their own.
+    pub fn new(
+        kind: StorageErrorKind,
+        address: impl Into<String>,
+        operation: impl Into<String>,
+        problem: impl Into<String>,
+    ) -> Self {
+        let (address, subject, problem) = (address.into(), operation.into(), problem.into());
+        Self { kind, address, subject, problem }
+    }
+
+    /// An error of kind `NotFound`.
+    pub fn not_found(address: impl Into<String>, key: impl Into<String>) -> Self {
+        Self::new(StorageErrorKind::NotFound, address, key, "")
+    }
+
+    /// An error of kind `AlreadyExists`.
+    pub fn already_exists(address: impl Into<String>, key: impl Into<String>) -> Self {
+        Self::new(StorageErrorKind::AlreadyExists, address, key, "")
+    }
+
+    /// An error of kind `Locked`.
+    pub fn locked(
+        address: impl Into<String>,
+        key: impl Into<String>,
+        until: Option<DateTime<Utc>>,
+    ) -> Self {
+        Self::new(StorageErrorKind::Locked { until }, address, key, "")
+    }
+
+    /// `problem` says how the stored bytes differ from the ones that were sent.
+    pub fn mismatch(
+        address: impl Into<String>,
+        key: impl Into<String>,
+        problem: impl Into<String>,
+    ) -> Self {
+        Self::new(StorageErrorKind::Mismatch, address, key, problem)
+    }
+
+    /// `folder` may name its writer too: `a/b (process 7)`.
+    pub fn busy(address: impl Into<String>, folder: impl Into<String>) -> Self {
+        Self::new(StorageErrorKind::Busy, address, folder, "")
+    }
+
+    /// An error of kind `Failed`.
+    pub fn failed(
+        address: impl Into<String>,
+        operation: impl Into<String>,
+        problem: impl Into<String>,
+    ) -> Self {
+        Self::new(StorageErrorKind::Failed, address, operation, problem)
+    }
+
+    /// `problem` is the whole message.
+    pub fn unsuitable(problem: impl Into<String>) -> Self {
+        Self::new(StorageErrorKind::Unsuitable, "", "", problem)
+    }
+
+    /// An error of kind `Cancelled`.
+    pub fn cancelled() -> Self {
+        Self::new(StorageErrorKind::Cancelled, "", "", "")
+    }
+
+    /// For a match; for one kind there are predicates.
+    pub fn kind(&self) -> StorageErrorKind {
+        self.kind
+    }
+
+    /// The name of the kind for programs. It never changes.
+    pub fn code(&self) -> &'static str {
+        match self.kind {
+            StorageErrorKind::NotFound => "object_not_found",
+            StorageErrorKind::AlreadyExists => "object_exists",
+            StorageErrorKind::Locked { .. } => "object_locked",
+            StorageErrorKind::Mismatch => "object_mismatch",
+            StorageErrorKind::Busy => "storage_busy",
+            StorageErrorKind::Denied => "storage_denied",
+            StorageErrorKind::Full => "storage_full",
+            StorageErrorKind::Unavailable => "storage_unavailable",
+            StorageErrorKind::Failed => "storage_failed",
+            StorageErrorKind::Cancelled => "cancelled",
+            StorageErrorKind::Unsuitable => "storage_unsuitable",
+        }
+    }
+
+    /// The storage. Empty where none is concerned.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// The key, the folder, or the operation with its key.
+    pub fn subject(&self) -> &str {
+        &self.subject
+    }
+
+    /// The same failure, of another operation.
+    pub(super) fn of(self, operation: String) -> Self {
+        Self { subject: operation, ..self }
+    }
+
+    /// Whether no object has the key.
+    pub fn is_not_found(&self) -> bool {
+        self.kind == StorageErrorKind::NotFound
+    }
+
+    /// Whether another writer holds the folder.
+    pub fn is_busy(&self) -> bool {
+        self.kind == StorageErrorKind::Busy
+    }
+
+    /// Whether the credentials or the user lack permission.
+    pub fn is_denied(&self) -> bool {
+        self.kind == StorageErrorKind::Denied
+    }
+
+    /// Whether the run was cancelled.
+    pub fn is_cancelled(&self) -> bool {
+        self.kind == StorageErrorKind::Cancelled
+    }
+
+    /// Whether the credentials or a lock forbid it.
+    pub fn is_denied_or_locked(&self) -> bool {
+        matches!(self.kind, StorageErrorKind::Denied | StorageErrorKind::Locked { .. })
+    }
+
+    /// Whether the storage was not reached, so that the error tells nothing about its content.
+    pub fn is_about_reaching(&self) -> bool {
+        self.may_pass() || self.is_denied() || self.is_cancelled()
+    }
+
+    /// Whether it may succeed by itself a little later.
+    pub fn may_pass(&self) -> bool {
+        self.kind == StorageErrorKind::Unavailable
+    }
+}
+
+impl std::error::Error for StorageError {}
+
+impl fmt::Display for StorageError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kind, address, subject, problem } = self;
+        match kind {
+            StorageErrorKind::NotFound => write!(f, "`{address}` does not have `{subject}`"),
+            StorageErrorKind::AlreadyExists => {
+                write!(f, "`{address}` already has `{subject}`; it was left as it is")
+            }
+            StorageErrorKind::Locked { until: None } => {
+                write!(f, "`{address}` keeps `{subject}` locked")
+            }
+            StorageErrorKind::Locked { until: Some(until) } => {
+                write!(f, "`{address}` keeps `{subject}` locked until {}", until.to_rfc3339())
+            }
+            StorageErrorKind::Mismatch => write!(
+                f,
+                "`{address}` acknowledged `{subject}` but does not hold what was sent: {problem}"
+            ),
+            StorageErrorKind::Busy => write!(f, "Another run writes to `{subject}` in `{address}`"),
+            StorageErrorKind::Denied => {
+                write!(f, "Not permitted to {subject} in `{address}`: {problem}")
+            }
+            StorageErrorKind::Full => {
+                write!(f, "No space left to {subject} in `{address}`: {problem}")
+            }
+            StorageErrorKind::Unavailable => {
+                write!(f, "Could not {subject} in `{address}` for now: {problem}")
+            }
+            StorageErrorKind::Failed => write!(f, "Could not {subject} in `{address}`: {problem}"),
+            StorageErrorKind::Cancelled => f.write_str("Cancelled"),
+            StorageErrorKind::Unsuitable => f.write_str(problem),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_has_a_code_of_its_own() {
+        let kinds = [
+            StorageErrorKind::NotFound,
+            StorageErrorKind::AlreadyExists,
+            StorageErrorKind::Locked { until: None },
+            StorageErrorKind::Mismatch,
+            StorageErrorKind::Busy,
+            StorageErrorKind::Denied,
+            StorageErrorKind::Full,
+            StorageErrorKind::Unavailable,
+            StorageErrorKind::Failed,
+            StorageErrorKind::Cancelled,
+            StorageErrorKind::Unsuitable,
+        ];
+        let codes: Vec<&str> =
+            kinds.iter().map(|kind| StorageError::new(*kind, "", "", "").code()).collect();
+        assert_eq!(codes, StorageError::ALL);
+    }
+}
