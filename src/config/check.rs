@@ -1,4 +1,4 @@
-//! What is found wrong with a document, each with its place.
+//! The mistakes found in a document, each with its place.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,7 +12,7 @@ use super::{Code, document};
 use crate::model::Name;
 use crate::source::process::Environment;
 
-/// The mistakes of a file, and what is learned while they are looked for.
+/// The mistakes of a file, and facts that are learned while it is read.
 pub(super) struct Check<'a> {
     pub file: &'a Path,
     pub text: &'a str,
@@ -32,7 +32,7 @@ pub(super) struct Check<'a> {
     pub written: BTreeMap<String, String>,
     /// The dotted keys of secrets that are written in the file itself.
     pub bare_secrets: Vec<String>,
-    /// What works, with a drawback.
+    /// Sentences about settings that work, with a drawback.
     pub notes: Vec<String>,
     /// By their table, the names that are defined in it, wrong ones too.
     names: BTreeMap<&'static str, Vec<String>>,
@@ -113,10 +113,10 @@ impl<'a> Check<'a> {
         self.problems.iter().any(|problem| inside(&problem.key))
     }
 
-    /// Everything that is wrong, by its place; the result, where that is nothing.
+    /// The result, unless there are mistakes.
     ///
     /// # Errors
-    /// What is wrong.
+    /// Every mistake.
     pub(super) fn finish<T>(
         mut self,
         result: Result<T, serde_json::Error>,
@@ -148,7 +148,7 @@ impl<'a> Check<'a> {
         message
     }
 
-    /// Takes out what was found wrong, which is null, so that the rest can be read.
+    /// Removes values that were wrong, which are null, so that the rest can be read.
     pub(super) fn prune(&mut self, value: &mut Json, pointer: &str) {
         match value {
             Json::Object(entries) => {
@@ -176,9 +176,9 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// Reads a part that belongs to another room, so that what its type finds wrong is reported
-    /// with the place of the part, and for all parts at once. One that cannot be read is taken
-    /// out. A part that the schema does not fit is not validated.
+    /// Reads a part that belongs to another room, so that mistakes its type finds are reported with
+    /// the place of the part, and for all parts at once. A part that cannot be read becomes null.
+    /// One that does not fit the schema is not validated.
     pub(super) fn part<T: DeserializeOwned>(
         &mut self,
         tree: &mut Json,

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// Declares [`Code`] with its stable texts.
 macro_rules! codes {
     ($($(#[$about:meta])* $name:ident = $text:literal,)*) => {
-        /// What kind of mistake it is, by what the operator does about it. The texts are stable.
+        /// The kind of a mistake, by what the operator does about it. The texts are stable.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
         pub enum Code {
             $($(#[$about])* $name,)*
@@ -53,7 +53,7 @@ codes! {
     PruneOnly = "config_prune_only",
 }
 
-/// What is wrong with a value, before its place is known.
+/// A mistake in a value, before its place is known.
 #[derive(Debug)]
 pub(super) struct Wrong {
     pub code: Code,
@@ -147,7 +147,7 @@ impl fmt::Display for ConfigError {
 pub struct ConfigErrors(pub Vec<ConfigError>);
 
 impl ConfigErrors {
-    /// The code of the first: what is to be done first.
+    /// The code of the first mistake.
     pub fn code(&self) -> Code {
         self.0.first().map_or(Code::InvalidValue, |first| first.code)
     }
@@ -193,7 +193,7 @@ pub enum FindError {
 }
 
 impl FindError {
-    /// What kind of mistake it is.
+    /// The kind of mistake.
     pub fn code(&self) -> Code {
         match self {
             Self::Unknown { .. } => Code::UnknownName,

@@ -1,5 +1,5 @@
-//! The tables of a configuration file, each as one type: what is read, what the program works with,
-//! and what it shows. The comments on the fields are the user's reference: they are in the schema.
+//! The tables of a configuration file. One type serves to read a table, to work with, and to show.
+//! The comments on the fields are the user's reference: they are in the schema.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -115,7 +115,7 @@ pub struct Instance {
     /// By JSON pointer, strings as they were written that are shown so.
     #[serde(skip)]
     pub(super) written: BTreeMap<String, String>,
-    /// What works, with a drawback.
+    /// Sentences about settings that work, with a drawback.
     #[serde(skip)]
     pub(super) notes: Vec<String>,
 }

@@ -6,12 +6,12 @@
 //! part. It is the door to the environment, and looks at no system that is configured: that is
 //! `backup check`.
 //!
-//! One way through: the text becomes a tree of values and a map of their places (`document`); the
+//! One way through: the text becomes a tree of values and a map of their places (`document`). The
 //! tree is walked along the JSON Schema of the types, which puts variables and secrets in (`walk`,
-//! `format`, `values`); what is left of it is read into its types (`resolve`), and what only the
-//! whole can tell is checked on those (`whole`; what retention comes to on a schedule is in
-//! `on_schedule`). `check` collects what is found on the way. What works and is rarely meant is
-//! told by `advice`. To add a setting: a field in `file` (of a drill in `drill`), with its comment.
+//! `format`, `values`), and is read into the types (`resolve`). Checks that need more than one value
+//! run on those (`whole`; rules of retention against schedules in `on_schedule`). `check` collects
+//! the mistakes on the way. `advice` is about settings that work and are rarely meant. To add a
+//! setting: a field in `file` (of a drill in `drill`), with its comment.
 
 mod advice;
 mod check;
@@ -210,8 +210,7 @@ fn twins(instances: &[Instance]) -> Vec<ConfigError> {
     errors
 }
 
-/// What is wrong with settings of the scheduler in the file of an instance, where that is one of
-/// several.
+/// Refuses settings of the scheduler in the file of an instance, where that is one of several.
 fn process_settings(instance: &Instance) -> Vec<ConfigError> {
     let set = [
         ("listen", instance.listen.is_some()),

@@ -1,9 +1,9 @@
 //! Walks a document along the schema, and reports everything that does not fit.
 //!
-//! Only what the schemas of this program use is understood. What is not understood here passes, and
-//! is found when the value is read into its type. A value that is wrong becomes null, which
-//! has been reported and is passed over from then on; where a key must be there, an empty value
-//! stands in for it, so that the rest of the table can be read and looked at.
+//! It understands only the parts of JSON Schema that this program uses. The rest passes here, and is
+//! found when the value is read into its type. A wrong value is reported and becomes null, which is
+//! passed over from then on; an empty value stands in for a required one, so that the rest of the
+//! table can still be checked.
 
 use serde_json::{Map, Value as Json};
 

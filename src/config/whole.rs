@@ -10,7 +10,7 @@ use crate::retention::{Policy, Rule};
 use crate::schedule::Schedule;
 use crate::source::SourceConfig;
 
-/// Reports what does not fit together.
+/// Reports settings that do not fit together.
 pub(super) fn check(check: &mut Check<'_>, instance: &Instance) {
     for (name, strategy) in &instance.strategies {
         let at = format!("/strategies/{name}");
@@ -156,7 +156,7 @@ fn keeps_nothing(check: &mut Check<'_>, owner: &str, rule: Rule, words: String) 
     check.report(&pointer, Wrong::new(Code::Conflict, words).hint(hint));
 }
 
-/// What a drill names must be there.
+/// The storage and the sources that a drill names must be there.
 fn drill(check: &mut Check<'_>, instance: &Instance, at: &str, strategy: &Strategy) {
     let at = format!("{at}/drill");
     if let Some(name) = &strategy.drill.named_storage {

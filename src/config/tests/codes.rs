@@ -54,8 +54,7 @@ fn each_mistake_has_its_code() {
 }
 
 #[test]
-fn what_stands_behind_a_mistake_is_checked() {
-    // One list, one table, one strategy whose storages are missing and whose name is wrong.
+fn a_mistake_does_not_hide_the_next() {
     let found = codes("[\"files\"]", "[\"Files\", \"fil\"]");
     assert_eq!(
         found,
