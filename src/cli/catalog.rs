@@ -6,7 +6,6 @@ use serde_json::json;
 use super::Exit;
 use super::output::{Printer, count};
 use super::setup::{Setup, StorageArgs};
-use crate::engine;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum CatalogCommand {
@@ -26,7 +25,7 @@ pub(super) async fn run(
     let CatalogCommand::Rebuild = command;
     let reading = setup.reading(&StorageArgs { storage: None }, None).await?;
     reading.engine.forget_manifests().await?;
-    let listing = engine::list(&reading.engine, &reading.storages, &reading.selection).await;
+    let listing = reading.list().await;
     drop(reading);
     if printer.is_json() {
         printer.document(

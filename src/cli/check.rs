@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::Exit;
 use super::output::{BAD, BOLD, DIM, GOOD, Printer, WARN, count, local_time, setting};
 use super::run::settings_text;
-use super::setup::{IdentityArgs, Setup};
+use super::setup::{IdentityArgs, Setup, chosen};
 use crate::config::Instance;
 use crate::engine::{self, CheckReport, StrategyCheck};
 use crate::model::{Name, Span};
@@ -28,21 +28,12 @@ struct Document {
 pub(super) async fn run(setup: &Setup, args: CheckArgs, printer: &Printer) -> anyhow::Result<Exit> {
     let settings = setup.settings()?;
     let identities = args.identities.load()?;
-    let wanted = setup.global.instance.as_deref();
     let mut reports = Vec::new();
-    let chosen: Vec<&Instance> = settings
-        .instances
-        .iter()
-        .filter(|one| wanted.is_none_or(|name| name == one.name.as_str()))
-        .collect();
+    let chosen = chosen(&settings, setup.global.instance.as_deref())?;
     for instance in &chosen {
         let (engine, display) = setup.engine(&instance.state_dir);
         reports.push(engine::check(&engine, instance, &identities).await);
         drop(display);
-    }
-    if reports.is_empty() {
-        // Says which there are.
-        super::setup::pick_instance(&settings, wanted)?;
     }
     let worst = reports.iter().map(CheckReport::worst).max().unwrap_or(Level::Ok);
     if printer.is_json() {

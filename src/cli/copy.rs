@@ -5,9 +5,8 @@ use std::fmt::Write as _;
 use clap::Args;
 
 use super::output::{BAD, Cell, DIM, GOOD, Printer, Table, WARN, count};
-use super::setup::{Setup, is_address, open_storage, parse_name, pick_instance};
+use super::setup::{Setup, open_storage, parse_name};
 use super::{Exit, UsageError};
-use crate::config;
 use crate::engine::{self, CopyReport, CopyRequest, CopyState, Selection};
 use crate::model::ByteSize;
 
@@ -32,24 +31,12 @@ pub(super) struct CopyArgs {
 }
 
 pub(super) async fn run(setup: &Setup, args: CopyArgs, printer: &Printer) -> anyhow::Result<Exit> {
-    let wanted = setup.global.instance.as_deref();
+    let strategy = args.strategy.as_deref();
     // Between two addresses no configuration is needed.
-    let instance = if is_address(&args.from) && is_address(&args.to) {
-        None
-    } else {
-        let settings = setup.settings()?;
-        let instance = match &args.strategy {
-            Some(strategy) => settings.find_strategy(strategy, wanted)?.0,
-            None => pick_instance(&settings, wanted)?,
-        };
-        Some(instance.clone())
-    };
+    let (instance, engine, display) = setup.between(&[&args.from, &args.to], strategy)?;
     let selection = Selection {
-        instance: match &instance {
-            Some(instance) => Some(instance.name.clone()),
-            None => wanted.map(parse_name).transpose()?,
-        },
-        strategy: args.strategy.as_deref().map(parse_name).transpose()?,
+        instance: setup.instance_name(instance.as_ref())?,
+        strategy: strategy.map(parse_name).transpose()?,
     };
     if selection.strategy.is_some() && selection.instance.is_none() {
         return Err(UsageError(
@@ -57,11 +44,6 @@ pub(super) async fn run(setup: &Setup, args: CopyArgs, printer: &Printer) -> any
         )
         .into());
     }
-    let state_dir = match &instance {
-        Some(instance) => instance.state_dir.clone(),
-        None => config::default_state_dir(&setup.environment),
-    };
-    let (engine, display) = setup.engine(&state_dir);
     let from = open_storage(&args.from, instance.as_ref(), &engine.cancel).await?;
     let to = open_storage(&args.to, instance.as_ref(), &engine.cancel).await?;
     let request = CopyRequest {
@@ -72,11 +54,7 @@ pub(super) async fn run(setup: &Setup, args: CopyArgs, printer: &Printer) -> any
     };
     let report = engine::copy(&engine, &from, &to, &request).await?;
     drop(display);
-    if printer.is_json() {
-        printer.document(&report);
-    } else {
-        printer.text(&report_text(&report));
-    }
+    printer.show(&report, report_text);
     Ok(exit(&report))
 }
 

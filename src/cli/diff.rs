@@ -37,9 +37,9 @@ pub(super) struct DiffArgs {
 pub(super) async fn run(setup: &Setup, args: DiffArgs, printer: &Printer) -> anyhow::Result<Exit> {
     let identities = args.identities.load()?;
     let mut reading = setup.reading(&args.storage, args.strategy.as_deref()).await?;
-    let listing = engine::list(&reading.engine, &reading.storages, &reading.selection).await;
-    let before = reading.copy(&listing, &args.before)?;
-    let after = reading.copy(&listing, &args.after)?;
+    let listing = reading.list().await;
+    let before = reading.readable(&listing, &args.before)?;
+    let after = reading.readable(&listing, &args.after)?;
     reading.end_display();
     if printer.is_json() {
         let head = Map::from_iter([

@@ -4,12 +4,14 @@ use std::fmt::Write as _;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::output::{BAD, BOLD, Cell, DIM, GOOD, Printer, Table, WARN, age, count, seconds, time};
+use super::output::{
+    BAD, BOLD, Cell, DIM, GOOD, Printer, Table, WARN, age, count, or_dash, seconds, time,
+};
 use super::run::settle;
-use super::setup::{IdentityArgs, Setup, parse_name, pick_instance};
+use super::setup::{IdentityArgs, Setup, parse_name};
 use super::{Exit, UsageError};
 use crate::engine::{self, DrillRequest, EngineError};
-use crate::model::{ByteSize, Check, CheckOutcome, Span, Verdict};
+use crate::model::{ByteSize, Check, CheckOutcome, Verdict};
 use crate::report::notify::Notifiers;
 use crate::report::{DrillReport, Event, html};
 
@@ -83,11 +85,7 @@ pub(super) async fn run(setup: &Setup, args: DrillArgs, printer: &Printer) -> an
     drop(display);
     if let Ok(report) = &ended {
         notifiers.tell(&Event::of_drill(report));
-        if printer.is_json() {
-            printer.document(report);
-        } else {
-            printer.text(&text(report, false));
-        }
+        printer.show(report, |report| text(report, false));
     }
     settle(&notifiers, &setup.cancel).await;
     let report = ended?;
@@ -104,12 +102,7 @@ pub(super) async fn run(setup: &Setup, args: DrillArgs, printer: &Printer) -> an
 }
 
 async fn report(setup: &Setup, args: &ReportArgs, printer: &Printer) -> anyhow::Result<Exit> {
-    let settings = setup.settings()?;
-    let wanted = setup.global.instance.as_deref();
-    let instance = match &args.strategy {
-        Some(strategy) => settings.find_strategy(strategy, wanted)?.0,
-        None => pick_instance(&settings, wanted)?,
-    };
+    let instance = setup.instance(args.strategy.as_deref())?;
     let engine = setup.quiet_engine(&instance.state_dir);
     let records = engine::drill_reports(&engine, &instance.name).await?;
     let of_strategy = records.iter().filter(|record| {
@@ -182,8 +175,10 @@ fn text(report: &DrillReport, all: bool) -> String {
         line("restored", format!("{} to {}", target.source, target.place));
     }
     if let Some(snapshot) = &report.snapshot {
-        let objective =
-            report.rpo_seconds.map(|rpo| format!(" of at most {}", span(rpo))).unwrap_or_default();
+        let objective = report
+            .rpo_seconds
+            .map(|rpo| format!(" of at most {}", seconds(rpo)))
+            .unwrap_or_default();
         line(
             "data",
             format!(
@@ -194,7 +189,7 @@ fn text(report: &DrillReport, all: bool) -> String {
         );
     }
     let objective =
-        report.rto_seconds.map(|rto| format!(" of at most {}", span(rto))).unwrap_or_default();
+        report.rto_seconds.map(|rto| format!(" of at most {}", seconds(rto))).unwrap_or_default();
     let steps: Vec<String> = report
         .steps
         .iter()
@@ -252,14 +247,9 @@ fn text(report: &DrillReport, all: bool) -> String {
     text
 }
 
-fn span(seconds: f64) -> String {
-    Span::from(std::time::Duration::from_secs_f64(seconds.max(0.0))).to_string()
-}
-
 fn checks_text(report: &DrillReport, all: bool) -> String {
     let mut table = Table::new(&["CHECK", "SOURCE", "WHAT", "EXPECTED", "FOUND", ""]).indented(2);
-    let source =
-        |check: &Check| check.source.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string);
+    let source = |check: &Check| or_dash(check.source.as_ref());
     let row = |check: &Check| {
         let outcome = check.outcome.as_str();
         let most = if all { MOST } else { MOST / 2 };

@@ -12,7 +12,7 @@ use clap::Args;
 use super::output::Printer;
 use super::setup::{IdentityArgs, Setup, StorageArgs};
 use super::{Exit, UsageError};
-use crate::engine::{self, DumpRequest, EngineError};
+use crate::engine::{self, DumpRequest, EngineError, Side};
 use crate::model::ByteSize;
 
 #[derive(Debug, Args)]
@@ -57,30 +57,11 @@ pub(super) async fn run(setup: &Setup, args: DumpArgs, printer: &Printer) -> any
     let out = File::from(stdout.as_fd().try_clone_to_owned().context("Could not use stdout")?);
     let identities = args.identities.load()?;
     let reading = setup.reading(&args.storage, args.strategy.as_deref()).await?;
-    let listing = engine::list(&reading.engine, &reading.storages, &reading.selection).await;
-    let copies = engine::find(&listing, &args.snapshot, None)?;
-    // The first copy whose manifest can be read, in the order of the storages.
-    let snapshot = copies.iter().find(|copy| copy.manifest.is_ok()).or(copies.first());
-    let found = snapshot.and_then(|snapshot| {
-        reading
-            .storages
-            .iter()
-            .find(|storage| storage.name == snapshot.storage)
-            .map(|storage| (snapshot, storage))
-    });
-    let Some((snapshot, storage)) = found else {
-        return Err(
-            EngineError::NotFound(format!("There is no snapshot `{}`", args.snapshot)).into()
-        );
-    };
-    if args.snapshot == "latest" {
-        for doubt in listing.doubts() {
-            tracing::warn!("{doubt}");
-        }
-    }
+    let listing = reading.list().await;
+    let (Side { storage, snapshot }, _) = reading.choose(&listing, &args.snapshot, None)?;
     let request =
         DumpRequest { what: args.source, path: args.path.map(OsString::into_vec), identities };
-    let dumped = engine::dump(&reading.engine, storage, snapshot, &request, Box::new(out)).await;
+    let dumped = engine::dump(&reading.engine, &storage, &snapshot, &request, Box::new(out)).await;
     drop(reading);
     match dumped {
         Ok(report) => {

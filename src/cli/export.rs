@@ -70,8 +70,8 @@ pub(super) async fn run(
         let reading = setup.reading(&args.storage, Some(&args.strategy)).await?;
         let encryption = reading.instance.as_ref().and_then(|instance| instance.encryption.clone());
         let request = request(encryption.map(|encryption| encryption.recipients))?;
-        let listing = engine::list(&reading.engine, &reading.storages, &reading.selection).await;
-        let side = reading.copy(&listing, wanted)?;
+        let listing = reading.list().await;
+        let side = reading.readable(&listing, wanted)?;
         (Some(engine::export(&reading.engine, &side, &request).await?), None)
     } else {
         let (instance, strategy) = setup.strategy(&args.strategy)?;

@@ -65,7 +65,7 @@ pub(super) struct ForgetArgs {
 pub(super) async fn hold(setup: &Setup, args: HoldArgs, printer: &Printer) -> anyhow::Result<Exit> {
     let until = args.until.as_deref().map(parse_at).transpose().map_err(UsageError)?;
     let reading = setup.reading(&args.storage, args.strategy.as_deref()).await?;
-    let listing = engine::list(&reading.engine, &reading.storages, &reading.selection).await;
+    let listing = reading.list().await;
     let copies = engine::find(&listing, &args.snapshot, None)?;
     let mut report =
         engine::hold(&reading.engine, &reading.storages, &copies, args.reason, until).await?;
@@ -81,7 +81,7 @@ pub(super) async fn release(
     printer: &Printer,
 ) -> anyhow::Result<Exit> {
     let reading = setup.reading(&args.storage, args.strategy.as_deref()).await?;
-    let listing = engine::list(&reading.engine, &reading.storages, &reading.selection).await;
+    let listing = reading.list().await;
     let copies = engine::find(&listing, &args.snapshot, None)?;
     let report = engine::release(&reading.engine, &reading.storages, &listing, &copies).await?;
     drop(reading);

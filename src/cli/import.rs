@@ -6,8 +6,7 @@ use clap::Args;
 
 use super::Exit;
 use super::output::{BOLD, DIM, GOOD, Printer};
-use super::setup::{IdentityArgs, Setup, is_address, open_storage, parse_name, pick_instance};
-use crate::config;
+use super::setup::{IdentityArgs, Setup, open_storage};
 use crate::engine::{self, ImportReport, ImportRequest};
 use crate::model::ByteSize;
 
@@ -30,34 +29,17 @@ pub(super) async fn run(
     printer: &Printer,
 ) -> anyhow::Result<Exit> {
     let identities = args.identities.load()?;
-    let wanted = setup.global.instance.as_deref();
-    let instance = if is_address(&args.storage) {
-        None
-    } else {
-        Some(pick_instance(&setup.settings()?, wanted)?.clone())
-    };
-    let state_dir = match &instance {
-        Some(instance) => instance.state_dir.clone(),
-        None => config::default_state_dir(&setup.environment),
-    };
-    let (engine, display) = setup.engine(&state_dir);
+    let (instance, engine, display) = setup.between(&[&args.storage], None)?;
     let to = open_storage(&args.storage, instance.as_ref(), &engine.cancel).await?;
     let request = ImportRequest {
         file: args.file,
         identities,
-        instance: match &instance {
-            Some(instance) => Some(instance.name.clone()),
-            None => wanted.map(parse_name).transpose()?,
-        },
+        instance: setup.instance_name(instance.as_ref())?,
         upload_rate: instance.as_ref().and_then(|instance| instance.upload_rate),
     };
     let report = engine::import(&engine, &to, &request).await?;
     drop(display);
-    if printer.is_json() {
-        printer.document(&report);
-    } else {
-        printer.text(&text(&report));
-    }
+    printer.show(&report, text);
     Ok(Exit::Done)
 }
 

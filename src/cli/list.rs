@@ -8,7 +8,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::Exit;
-use super::output::{BAD, BOLD, Cell, DIM, GOOD, Printer, Table, WARN, age, count};
+use super::output::{BAD, BOLD, Cell, DIM, GOOD, Printer, Table, WARN, age, count, or_dash};
 use super::setup::{Setup, StorageArgs};
 use crate::config::Instance;
 use crate::engine::{self, Drilled, Hold, Listing, Retention, Snapshot, Standing};
@@ -61,7 +61,7 @@ struct Row {
 
 pub(super) async fn run(setup: &Setup, args: ListArgs, printer: &Printer) -> anyhow::Result<Exit> {
     let reading = setup.reading(&args.storage, args.strategy.as_deref()).await?;
-    let listing = engine::list(&reading.engine, &reading.storages, &reading.selection).await;
+    let listing = reading.list().await;
     let (standings, unread) =
         engine::standings(&reading.engine, &reading.storages, &listing, reading.instance.as_ref())
             .await;
@@ -190,9 +190,7 @@ fn text(rows: &[Row], now: DateTime<Utc>) -> String {
                 row.id.as_str().into(),
                 row.taken.format("%Y-%m-%d %H:%M").to_string().into(),
                 age(row.taken, now).trim_end_matches(" ago").into(),
-                row.stored_bytes
-                    .map_or_else(|| "-".to_owned(), |bytes| ByteSize(bytes).to_string())
-                    .into(),
+                or_dash(row.stored_bytes.map(ByteSize)).into(),
                 state(row),
                 storages.join(", ").into(),
             ];

@@ -5,7 +5,7 @@ use futures::future::join_all;
 use serde::Serialize;
 
 use super::output::{BAD, Cell, GOOD, Printer, Table, seconds};
-use super::setup::Setup;
+use super::setup::{Setup, chosen};
 use super::{Exit, UsageError};
 use crate::config::{FindError, Instance, Settings};
 use crate::model::{Clock, Name};
@@ -63,11 +63,7 @@ pub(super) async fn run(
         () = setup.cancel.cancelled() => anyhow::bail!("Cancelled: not every notifier was told"),
     };
     let all_well = rows.iter().all(|row| row.ok);
-    if printer.is_json() {
-        printer.document(&Document { notifiers: rows });
-    } else {
-        printer.text(&rows_text(&rows));
-    }
+    printer.show(&Document { notifiers: rows }, |document| rows_text(&document.notifiers));
     Ok(if all_well { Exit::Done } else { Exit::Failed })
 }
 
@@ -77,11 +73,7 @@ fn choose<'a>(
     instance: Option<&str>,
     name: Option<&str>,
 ) -> anyhow::Result<Vec<(&'a Instance, &'a Name, &'a Notify)>> {
-    let instances: Vec<&Instance> = match instance {
-        Some(instance) => vec![settings.find_instance(instance)?],
-        None => settings.instances.iter().collect(),
-    };
-    let all: Vec<_> = instances
+    let all: Vec<_> = chosen(settings, instance)?
         .into_iter()
         .flat_map(|instance| {
             instance.notify.iter().map(move |(name, notify)| (instance, name, notify))

@@ -59,6 +59,15 @@ impl Printer {
         self.text(&format!("{:#}\n", Value::Object(document)));
     }
 
+    /// Prints the JSON document of a command, or `text` of it for people.
+    pub(super) fn show<T: Serialize>(&self, value: &T, text: impl FnOnce(&T) -> String) {
+        if self.json {
+            self.document(value);
+        } else {
+            self.text(&text(value));
+        }
+    }
+
     /// Prints what is not data.
     pub(super) fn note(&self, text: &str) {
         let mut err = anstream::stderr().lock();
@@ -304,6 +313,11 @@ fn literal(key: &str, value: &Value) -> String {
 /// Seconds as people read them.
 pub(super) fn seconds(seconds: f64) -> String {
     Span::from(std::time::Duration::from_secs_f64(seconds.max(0.0))).to_string()
+}
+
+/// A value, or a dash where there is none.
+pub(super) fn or_dash(value: Option<impl ToString>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| value.to_string())
 }
 
 /// `1 warning`, `2 warnings`.

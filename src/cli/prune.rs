@@ -88,11 +88,7 @@ pub(super) async fn run(setup: &Setup, args: PruneArgs, printer: &Printer) -> an
     };
     let report = engine::prune(&work.engine, work.scope(), expected.as_deref(), args.force).await?;
     work.end_display();
-    if printer.is_json() {
-        printer.document(&report);
-    } else {
-        printer.text(&report_text(&report));
-    }
+    printer.show(&report, report_text);
     Ok(exit(&report.pruned))
 }
 

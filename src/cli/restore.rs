@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::output::{BAD, BOLD, DIM, GOOD, Printer, Table, WARN, count, seconds};
+use super::output::{BAD, BOLD, DIM, GOOD, Printer, Table, WARN, count, or_dash, seconds};
 use super::setup::{IdentityArgs, Reading, Setup, StorageArgs};
 use super::{Exit, UsageError};
 use crate::archive::Pattern;
-use crate::engine::{self, Destination, EngineError, RestorePlan, RestoreReport, RestoreRequest};
+use crate::engine::{
+    self, Destination, EngineError, RestorePlan, RestoreReport, RestoreRequest, Side,
+};
 use crate::model::{ByteSize, DatabaseUrl, Name};
 use crate::source::command::CommandConfig;
 use crate::source::directory::OwnerRule;
@@ -98,7 +100,7 @@ pub(super) async fn run(
 ) -> anyhow::Result<Exit> {
     let identities = args.identities.load()?;
     let reading = setup.reading(&args.storage, args.strategy.as_deref()).await?;
-    let listing = engine::list(&reading.engine, &reading.storages, &reading.selection).await;
+    let listing = reading.list().await;
     if args.strategy.is_none() && args.snapshot == "latest" {
         let mut strategies: Vec<String> = listing
             .snapshots
@@ -115,26 +117,7 @@ pub(super) async fn run(
             .into());
         }
     }
-    let copies = engine::find(&listing, &args.snapshot, args.at)?;
-    // The first copy whose manifest can be read, in the order of the storages.
-    let snapshot = copies.iter().find(|copy| copy.manifest.is_ok()).or(copies.first());
-    let found = snapshot.and_then(|snapshot| {
-        reading
-            .storages
-            .iter()
-            .find(|storage| storage.name == snapshot.storage)
-            .map(|storage| (snapshot, storage))
-    });
-    let Some((snapshot, storage)) = found else {
-        return Err(
-            EngineError::NotFound(format!("There is no snapshot `{}`", args.snapshot)).into()
-        );
-    };
-    if args.snapshot == "latest" {
-        for doubt in listing.doubts() {
-            tracing::warn!("{doubt}");
-        }
-    }
+    let (Side { storage, snapshot }, copies) = reading.choose(&listing, &args.snapshot, args.at)?;
     let instance = reading.instance.as_ref();
     let work_dir = args
         .work_dir
@@ -173,25 +156,17 @@ pub(super) async fn run(
         }
     };
     if args.dry_run {
-        let plan = engine::plan_restore(&reading.engine, storage, snapshot, &request)
+        let plan = engine::plan_restore(&reading.engine, &storage, &snapshot, &request)
             .await
             .map_err(advised)?;
         drop(reading);
-        if printer.is_json() {
-            printer.document(&plan);
-        } else {
-            printer.text(&plan_text(&plan));
-        }
+        printer.show(&plan, plan_text);
         return Ok(Exit::Done);
     }
     let report =
-        engine::restore(&reading.engine, storage, snapshot, &request).await.map_err(advised)?;
+        engine::restore(&reading.engine, &storage, &snapshot, &request).await.map_err(advised)?;
     drop(reading);
-    if printer.is_json() {
-        printer.document(&report);
-    } else {
-        printer.text(&report_text(&report));
-    }
+    printer.show(&report, report_text);
     Ok(if report.warnings.is_empty() { Exit::Done } else { Exit::Problems })
 }
 
@@ -259,16 +234,13 @@ fn plan_text(plan: &RestorePlan) -> String {
         Table::new(&["ARTIFACT", ">SIZE", ">NEW", ">REPLACED", ">REMOVED", "PLACE"]).indented(2);
     for planned in &plan.artifacts {
         let preview = planned.preview.as_ref();
-        let number = |number: Option<u64>| {
-            number.map_or_else(|| "-".to_owned(), |number| number.to_string())
-        };
         let bytes = preview.map_or(planned.plain_bytes, |preview| Some(preview.bytes));
         table.row(vec![
             planned.name.as_str().into(),
-            size(bytes).into(),
-            number(preview.map(|preview| preview.creates)).into(),
-            number(preview.map(|preview| preview.replaces)).into(),
-            number(preview.map(|preview| preview.deletes)).into(),
+            or_dash(bytes.map(ByteSize)).into(),
+            or_dash(preview.map(|preview| preview.creates)).into(),
+            or_dash(preview.map(|preview| preview.replaces)).into(),
+            or_dash(preview.map(|preview| preview.deletes)).into(),
             planned.place.as_str().into(),
         ]);
     }
@@ -300,10 +272,6 @@ fn plan_text(plan: &RestorePlan) -> String {
     text
 }
 
-fn size(bytes: Option<u64>) -> String {
-    bytes.map_or_else(|| "-".to_owned(), |bytes| ByteSize(bytes).to_string())
-}
-
 fn left_out_text(text: &mut String, left_out: &[String]) {
     for left_out in left_out {
         let _ = writeln!(text, "  {DIM}left out: {left_out}{DIM:#}");
@@ -323,7 +291,13 @@ fn report_text(report: &RestoreReport) -> String {
     for restored in &report.restored {
         table.row(vec![
             restored.name.as_str().into(),
-            size(restored.files.map_or(restored.plain_bytes, |files| Some(files.bytes))).into(),
+            or_dash(
+                restored
+                    .files
+                    .map_or(restored.plain_bytes, |files| Some(files.bytes))
+                    .map(ByteSize),
+            )
+            .into(),
             restored.place.as_str().into(),
         ]);
     }

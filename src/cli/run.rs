@@ -61,11 +61,7 @@ pub(super) async fn run(setup: &Setup, args: RunArgs, printer: &Printer) -> anyh
     if args.dry_run {
         let plan = engine::plan(&engine, &instance, &strategy).await;
         drop(display);
-        if printer.is_json() {
-            printer.document(&plan);
-        } else {
-            printer.text(&plan_text(&plan));
-        }
+        printer.show(&plan, plan_text);
         return Ok(Exit::Done);
     }
     let notifiers = Notifiers::new(&instance.notify);
@@ -86,11 +82,7 @@ pub(super) async fn run(setup: &Setup, args: RunArgs, printer: &Printer) -> anyh
         }
     }
     if let Ok(report) = &ended {
-        if printer.is_json() {
-            printer.document(report);
-        } else {
-            printer.text(&report_text(report));
-        }
+        printer.show(report, report_text);
     }
     settle(&notifiers, &setup.cancel).await;
     let report = ended?;

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use super::Exit;
 use super::output::Printer;
-use super::setup::Setup;
+use super::setup::{Setup, chosen};
 use crate::daemon::{self, Scheduled, ScheduledInstance};
 
 pub(super) async fn run(setup: &Setup) -> anyhow::Result<Exit> {
@@ -29,16 +29,9 @@ pub(super) async fn run(setup: &Setup) -> anyhow::Result<Exit> {
 
 fn load(setup: &Setup) -> anyhow::Result<Scheduled> {
     let settings = setup.settings()?;
-    let wanted = setup.global.instance.as_deref();
-    if let Some(wanted) = wanted {
-        settings.find_instance(wanted)?;
-    }
-    let chosen = settings
-        .instances
-        .iter()
-        .filter(|one| wanted.is_none_or(|wanted| wanted == one.name.as_str()));
     // No display: what a scheduler has to say is in its log.
-    let instances = chosen.map(|instance| ScheduledInstance {
+    let chosen = chosen(&settings, setup.global.instance.as_deref())?;
+    let instances = chosen.into_iter().map(|instance| ScheduledInstance {
         engine: setup.quiet_engine(&instance.state_dir),
         instance: Arc::new(instance.clone()),
     });

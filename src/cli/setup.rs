@@ -6,14 +6,17 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use chrono::{DateTime, Utc};
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use super::progress::{Display, LogWriter};
 use super::{Exit, Global, UsageError};
-use crate::config::{self, Instance, Settings, Strategy};
-use crate::engine::{self, Engine, Listing, OpenStorage, PruneScope, Selection, Side, Snapshot};
+use crate::config::{self, FindError, Instance, Settings, Strategy};
+use crate::engine::{
+    self, Engine, EngineError, Listing, OpenStorage, PruneScope, Selection, Side, Snapshot,
+};
 use crate::model::{Cancel, Name};
 use crate::pipeline::Identity;
 use crate::source::process::Environment;
@@ -146,14 +149,41 @@ impl Reading {
         self.display = None;
     }
 
-    /// The snapshot that `wanted` means, in the first storage whose manifest of it can be read.
-    pub(super) fn copy(&self, listing: &Listing, wanted: &str) -> anyhow::Result<Side> {
+    pub(super) async fn list(&self) -> Listing {
+        engine::list(&self.engine, &self.storages, &self.selection).await
+    }
+
+    /// The copy to read: the first one with a readable manifest in the order of the storages, else
+    /// the first one.
+    fn pick(&self, copies: &[Snapshot]) -> Option<Side> {
+        let copy = copies.iter().find(|copy| copy.manifest.is_ok()).or(copies.first())?;
+        let storage = self.storages.iter().find(|storage| storage.name == copy.storage)?;
+        Some(Side { storage: storage.clone(), snapshot: copy.clone() })
+    }
+
+    /// The copy to restore from, and all copies. Warns of what makes `latest` doubtful.
+    pub(super) fn choose(
+        &self,
+        listing: &Listing,
+        wanted: &str,
+        at: Option<DateTime<Utc>>,
+    ) -> anyhow::Result<(Side, Vec<Snapshot>)> {
+        let copies = engine::find(listing, wanted, at)?;
+        let Some(side) = self.pick(&copies) else {
+            return Err(EngineError::NotFound(format!("There is no snapshot `{wanted}`")).into());
+        };
+        if wanted == "latest" {
+            for doubt in listing.doubts() {
+                tracing::warn!("{doubt}");
+            }
+        }
+        Ok((side, copies))
+    }
+
+    /// A copy of the snapshot whose manifest can be read.
+    pub(super) fn readable(&self, listing: &Listing, wanted: &str) -> anyhow::Result<Side> {
         let copies = engine::find(listing, wanted, None)?;
-        let usable = copies.iter().filter(|copy| copy.manifest.is_ok()).find_map(|copy| {
-            let storage = self.storages.iter().find(|storage| storage.name == copy.storage)?;
-            Some(Side { storage: storage.clone(), snapshot: copy.clone() })
-        });
-        usable.ok_or_else(|| {
+        self.pick(&copies).filter(|side| side.snapshot.manifest.is_ok()).ok_or_else(|| {
             let problem = |copy: &Snapshot| {
                 copy.manifest.as_ref().err().map(|error| format!("in `{}`: {error}", copy.storage))
             };
@@ -246,6 +276,44 @@ impl Setup {
         Ok((instance.clone(), strategy.clone()))
     }
 
+    /// The instance of `strategy`, or the one that is named, or the only one.
+    pub(super) fn instance(&self, strategy: Option<&str>) -> anyhow::Result<Instance> {
+        let settings = self.settings()?;
+        let wanted = self.global.instance.as_deref();
+        Ok(match strategy {
+            Some(strategy) => settings.find_strategy(strategy, wanted)?.0.clone(),
+            None => pick_instance(&settings, wanted)?.clone(),
+        })
+    }
+
+    /// The instance that the commands between storages work for, none where every storage is given
+    /// by its address, and an engine for it.
+    pub(super) fn between(
+        &self,
+        storages: &[&str],
+        strategy: Option<&str>,
+    ) -> anyhow::Result<(Option<Instance>, Engine, Display)> {
+        let addresses = storages.iter().all(|storage| is_address(storage));
+        let instance = if addresses { None } else { Some(self.instance(strategy)?) };
+        let state_dir = instance.as_ref().map_or_else(
+            || config::default_state_dir(&self.environment),
+            |instance| instance.state_dir.clone(),
+        );
+        let (engine, display) = self.engine(&state_dir);
+        Ok((instance, engine, display))
+    }
+
+    /// The name of `instance`, or else the one that is given with `--instance`.
+    pub(super) fn instance_name(
+        &self,
+        instance: Option<&Instance>,
+    ) -> anyhow::Result<Option<Name>> {
+        match instance {
+            Some(instance) => Ok(Some(instance.name.clone())),
+            None => self.global.instance.as_deref().map(parse_name).transpose(),
+        }
+    }
+
     /// What a command works on that deletes: the instance that is meant, and all of its storages,
     /// opened or with the reason why not.
     pub(super) async fn deleting(
@@ -253,12 +321,7 @@ impl Setup {
         strategy: Option<&str>,
         storage: Option<&str>,
     ) -> anyhow::Result<Deleting> {
-        let settings = self.settings()?;
-        let instance = match strategy {
-            Some(strategy) => settings.find_strategy(strategy, self.global.instance.as_deref())?.0,
-            None => pick_instance(&settings, self.global.instance.as_deref())?,
-        };
-        let instance = instance.clone();
+        let instance = self.instance(strategy)?;
         let storage = storage.map(parse_name).transpose()?;
         if let Some(unknown) =
             storage.as_ref().filter(|name| !instance.storages.contains_key(*name))
@@ -284,12 +347,7 @@ impl Setup {
         if let Some(address) = storage.storage.as_deref().filter(|text| is_address(text)) {
             return self.reading_address(address, strategy).await;
         }
-        let settings = self.settings()?;
-        let instance = match strategy {
-            Some(strategy) => settings.find_strategy(strategy, self.global.instance.as_deref())?.0,
-            None => pick_instance(&settings, self.global.instance.as_deref())?,
-        };
-        let instance = instance.clone();
+        let instance = self.instance(strategy)?;
         let (engine, display) = self.engine(&instance.state_dir);
         let mut storages = Vec::new();
         for (name, config) in &instance.storages {
@@ -328,7 +386,7 @@ impl Setup {
         let display = Display::start(&engine.progress, self.shows_progress());
         let name = parse_name("storage")?;
         let storages = vec![OpenStorage::open(&name, &config, &engine.cancel).await?];
-        let instance = self.global.instance.as_deref().map(parse_name).transpose()?;
+        let instance = self.instance_name(None)?;
         let strategy = strategy.map(parse_name).transpose()?;
         if strategy.is_some() && instance.is_none() {
             return Err(UsageError(
@@ -377,7 +435,7 @@ fn no_storage(instance: &Instance, text: &str) -> UsageError {
 }
 
 /// Whether a storage is given by its address, and not by its name in the configuration.
-pub(super) fn is_address(text: &str) -> bool {
+fn is_address(text: &str) -> bool {
     text.contains('/') || text == "." || text == ".."
 }
 
@@ -385,11 +443,19 @@ pub(super) fn parse_name(text: &str) -> anyhow::Result<Name> {
     text.parse().map_err(|error: crate::model::NameError| UsageError(error.to_string()).into())
 }
 
-/// The instance that is named, or the only one.
-pub(super) fn pick_instance<'a>(
+/// The instances that are meant: the one that is named, or all.
+pub(super) fn chosen<'a>(
     settings: &'a Settings,
     wanted: Option<&str>,
-) -> anyhow::Result<&'a Instance> {
+) -> Result<Vec<&'a Instance>, FindError> {
+    match wanted {
+        Some(wanted) => Ok(vec![settings.find_instance(wanted)?]),
+        None => Ok(settings.instances.iter().collect()),
+    }
+}
+
+/// The instance that is named, or the only one.
+fn pick_instance<'a>(settings: &'a Settings, wanted: Option<&str>) -> anyhow::Result<&'a Instance> {
     if let Some(wanted) = wanted {
         return Ok(settings.find_instance(wanted)?);
     }

@@ -5,7 +5,9 @@ use std::fmt::Write as _;
 use clap::Args;
 use serde::Serialize;
 
-use super::output::{BAD, BOLD, Cell, DIM, Printer, Table, WARN, age, count, seconds, time};
+use super::output::{
+    BAD, BOLD, Cell, DIM, Printer, Table, WARN, age, count, or_dash, seconds, time,
+};
 use super::setup::{IdentityArgs, Setup, StorageArgs};
 use super::{Exit, files};
 use crate::archive::Pattern;
@@ -49,9 +51,9 @@ struct ByHand {
 pub(super) async fn run(setup: &Setup, args: ShowArgs, printer: &Printer) -> anyhow::Result<Exit> {
     let identities = args.identities.load()?;
     let reading = setup.reading(&args.storage, args.strategy.as_deref()).await?;
-    let listing = engine::list(&reading.engine, &reading.storages, &reading.selection).await;
+    let listing = reading.list().await;
     let copies = engine::find(&listing, &args.snapshot, None)?;
-    let side = reading.copy(&listing, &args.snapshot)?;
+    let side = reading.readable(&listing, &args.snapshot)?;
     if let Some(patterns) = &args.files {
         // The pattern that stands for none matches everything, and so would it together with
         // others.
@@ -126,9 +128,7 @@ fn artifacts(manifest: &Manifest, facts: Option<&Facts>) -> String {
         let keys: Vec<&str> = artifact.objects.iter().map(|object| object.key.as_str()).collect();
         table.row(vec![
             artifact.name.as_str().into(),
-            plain
-                .map_or_else(|| "-".to_owned(), |plain| ByteSize(plain.plain_bytes).to_string())
-                .into(),
+            or_dash(plain.map(|plain| ByteSize(plain.plain_bytes))).into(),
             ByteSize(artifact.stored_bytes()).to_string().into(),
             keys.join(" ").into(),
         ]);
@@ -162,10 +162,7 @@ fn facts_text(facts: Option<&Facts>) -> String {
                         let full = schema
                             .map_or_else(|| table.to_owned(), |schema| format!("{schema}.{table}"));
                         let rows = row.get("rows").filter(|rows| !rows.is_null());
-                        tables.row(vec![
-                            full.into(),
-                            rows.map_or_else(|| "-".to_owned(), ToString::to_string).into(),
-                        ]);
+                        tables.row(vec![full.into(), or_dash(rows).into()]);
                     }
                 }
                 // The version of the object, what there is none of, and what is told above.

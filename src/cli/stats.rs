@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::Exit;
-use super::output::{BAD, Cell, DIM, Printer, Table, WARN};
+use super::output::{BAD, Cell, DIM, Printer, Table, WARN, or_dash};
 use super::setup::{Setup, StorageArgs};
 use crate::engine::{self, Forecast, HORIZONS, Stats};
 use crate::model::ByteSize;
@@ -22,7 +22,7 @@ pub(super) struct StatsArgs {
 
 pub(super) async fn run(setup: &Setup, args: StatsArgs, printer: &Printer) -> anyhow::Result<Exit> {
     let reading = setup.reading(&args.storage, args.strategy.as_deref()).await?;
-    let listing = engine::list(&reading.engine, &reading.storages, &reading.selection).await;
+    let listing = reading.list().await;
     let stats =
         engine::stats(&reading.engine, &reading.storages, &listing, reading.instance.as_ref())
             .await;
@@ -64,7 +64,7 @@ fn text(stats: &Stats) -> String {
             place.oldest.format("%Y-%m-%d").to_string().into(),
             ByteSize(place.newest_bytes).to_string().into(),
             ByteSize(place.stored_bytes).to_string().into(),
-            growth.map_or_else(|| "-".to_owned(), signed).into(),
+            or_dash(growth.map(signed)).into(),
         ];
         row.extend(forecast(&place.forecast));
         places.row(row);
@@ -75,10 +75,7 @@ fn text(stats: &Stats) -> String {
         let mut row: Vec<Cell> = vec![
             storage.storage.as_str().into(),
             ByteSize(storage.stored_bytes).to_string().into(),
-            storage
-                .free_bytes
-                .map_or_else(|| "-".to_owned(), |bytes| ByteSize(bytes).to_string())
-                .into(),
+            or_dash(storage.free_bytes.map(ByteSize)).into(),
         ];
         row.extend(forecast(&storage.forecast));
         row.push(match (storage.full_in_days, storage.free_bytes, storage.forecast.is_empty()) {
@@ -103,9 +100,7 @@ fn forecast(forecast: &[Forecast]) -> impl Iterator<Item = Cell> {
     HORIZONS
         .map(|days| {
             let there = forecast.iter().find(|one| one.days == days);
-            there
-                .map_or_else(|| "-".to_owned(), |one| ByteSize(one.stored_bytes).to_string())
-                .into()
+            or_dash(there.map(|one| ByteSize(one.stored_bytes))).into()
         })
         .into_iter()
 }

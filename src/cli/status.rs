@@ -6,8 +6,10 @@ use chrono::{DateTime, Utc};
 use clap::Args;
 
 use super::Exit;
-use super::output::{BAD, BOLD, Cell, DIM, GOOD, Printer, Table, WARN, age, count, seconds};
-use super::setup::Setup;
+use super::output::{
+    BAD, BOLD, Cell, DIM, GOOD, Printer, Table, WARN, age, count, or_dash, seconds,
+};
+use super::setup::{Setup, chosen};
 use crate::engine::{self, Scheduler};
 use crate::model::{ByteSize, Verdict};
 use crate::report::{State, Status, StrategyStatus};
@@ -28,17 +30,11 @@ pub(super) async fn run(
     let wanted = setup.global.instance.as_deref();
     if let Some(strategy) = &args.strategy {
         settings.find_strategy(strategy, wanted)?;
-    } else if let Some(wanted) = wanted {
-        settings.find_instance(wanted)?;
     }
     let (mut strategies, mut problems) = (Vec::new(), Vec::new());
     let mut now = None;
     let mut schedulers = Vec::new();
-    for instance in settings
-        .instances
-        .iter()
-        .filter(|one| wanted.is_none_or(|wanted| wanted == one.name.as_str()))
-    {
+    for instance in chosen(&settings, wanted)? {
         let engine = setup.quiet_engine(&instance.state_dir);
         engine::fill_status(&engine, instance).await;
         let status = engine::status(&engine, instance).await;
@@ -92,9 +88,8 @@ fn text(status: &Status) -> String {
             state(one),
             newest.map_or_else(|| Cell::styled("none", DIM), |at| age(at, now).into()),
             last_run(one, now),
-            took.map_or_else(|| "-".to_owned(), |run| seconds(run.seconds)).into(),
-            took.map_or_else(|| "-".to_owned(), |run| ByteSize(run.stored_bytes).to_string())
-                .into(),
+            or_dash(took.map(|run| seconds(run.seconds))).into(),
+            or_dash(took.map(|run| ByteSize(run.stored_bytes))).into(),
             one.next.map_or_else(
                 || Cell::styled("-", DIM),
                 |next| next.format("%Y-%m-%d %H:%M").to_string().into(),

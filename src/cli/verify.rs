@@ -39,7 +39,7 @@ pub(super) async fn run(
 ) -> anyhow::Result<Exit> {
     let identities = args.identities.load()?;
     let reading = setup.reading(&args.storage, args.strategy.as_deref()).await?;
-    let mut listing = engine::list(&reading.engine, &reading.storages, &reading.selection).await;
+    let mut listing = reading.list().await;
     if let Some(wanted) = &args.snapshot {
         let snapshots = engine::find(&listing, wanted, None)?;
         listing = Listing { snapshots, unlisted: listing.unlisted };
@@ -53,11 +53,7 @@ pub(super) async fn run(
         engine::verify(&reading.engine, &reading.storages, &listing, read_data, &identities)
             .await?;
     drop(reading);
-    if printer.is_json() {
-        printer.document(&report);
-    } else {
-        printer.text(&report_text(&report));
-    }
+    printer.show(&report, report_text);
     Ok(match (report.is_damaged(), report.is_complete()) {
         (true, _) => Exit::Damaged,
         (false, false) => Exit::Failed,
