@@ -5,10 +5,10 @@ use futures::future::join_all;
 use serde::Serialize;
 
 use super::output::{BAD, Cell, GOOD, Printer, Table, seconds};
-use super::setup::{Setup, chosen};
+use super::setup::{Setup, chosen, clock};
 use super::{Exit, UsageError};
 use crate::config::{FindError, Instance, Settings};
-use crate::model::{Clock, Name};
+use crate::model::Name;
 use crate::report::notify::Notify;
 
 #[derive(Debug, Subcommand)]
@@ -96,7 +96,7 @@ fn choose<'a>(
 
 async fn test(instance: &Instance, name: &Name, notify: &Notify) -> Row {
     let began = tokio::time::Instant::now();
-    let error = notify.test(name, &instance.name, Clock::system().now()).await.err();
+    let error = notify.test(name, &instance.name, clock().now()).await.err();
     Row {
         instance: instance.name.clone(),
         name: name.clone(),

@@ -17,7 +17,7 @@ use crate::config::{self, FindError, Instance, Settings, Strategy};
 use crate::engine::{
     self, Engine, EngineError, Listing, OpenStorage, PruneScope, Selection, Side, Snapshot,
 };
-use crate::model::{Cancel, Name};
+use crate::model::{Cancel, Clock, Name};
 use crate::pipeline::Identity;
 use crate::source::process::Environment;
 use crate::storage::StorageConfig;
@@ -231,6 +231,11 @@ impl Deleting {
     pub(super) fn end_display(&mut self) {
         self.display = None;
     }
+}
+
+/// For commands that have no engine, which has a clock.
+pub(super) fn clock() -> Clock {
+    Clock::system()
 }
 
 /// Asks on the terminal. Where there is none the command was meant as it stands.

@@ -4,9 +4,10 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use super::output::{Cell, DIM, Printer, Table, local_time};
+use super::setup::clock;
 use super::{Exit, Global};
 use crate::config;
-use crate::model::{Clock, Name};
+use crate::model::Name;
 
 #[derive(Serialize)]
 struct Document {
@@ -29,7 +30,7 @@ struct Row {
 
 pub(super) fn run(global: &Global, printer: &Printer) -> anyhow::Result<Exit> {
     let settings = config::load(global.config.as_deref(), config::environment())?;
-    let now = Clock::system().now();
+    let now = clock().now();
     let wanted = global.instance.as_deref();
     let mut rows = Vec::new();
     for instance in

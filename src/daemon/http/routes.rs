@@ -21,11 +21,11 @@ use crate::model::Cancel;
 use crate::report::{METRICS_TYPE, Status, metrics};
 
 /// The configuration that is in force.
-pub(crate) type Current = watch::Receiver<Arc<Scheduled>>;
+pub(in crate::daemon) type Current = watch::Receiver<Arc<Scheduled>>;
 
 /// Serves until it is dropped.
-pub(crate) struct StatusPage {
-    pub(crate) address: SocketAddr,
+pub(in crate::daemon) struct StatusPage {
+    pub(in crate::daemon) address: SocketAddr,
     stop: Cancel,
 }
 
@@ -38,7 +38,10 @@ impl Drop for StatusPage {
 impl StatusPage {
     /// # Errors
     /// When the address cannot be listened on.
-    pub(crate) async fn open(address: SocketAddr, current: Current) -> Result<Self, DaemonError> {
+    pub(in crate::daemon) async fn open(
+        address: SocketAddr,
+        current: Current,
+    ) -> Result<Self, DaemonError> {
         let listener = TcpListener::bind(address)
             .await
             .map_err(|error| DaemonError::Listen { address, error })?;
