@@ -1,6 +1,7 @@
 //! The entries of an index that patterns choose.
 
 use super::entry::Kind;
+use super::error::{ArchiveError, Problem};
 use super::index::Entry;
 use super::patterns::{Choice, Filter, Pattern, PatternError};
 
@@ -26,6 +27,12 @@ impl PathSet {
         };
         let filters = patterns.iter().map(filter).collect::<Result<_, _>>()?;
         Ok(Self { filters, folder: Vec::new(), within: false })
+    }
+
+    /// Those that `patterns` match; none when there are no patterns, and so everything is chosen.
+    pub(crate) fn chosen(patterns: &[Pattern]) -> Result<Option<Self>, ArchiveError> {
+        let set = (!patterns.is_empty()).then(|| Self::new(patterns)).transpose();
+        set.map_err(|error| Problem::Unsuitable(format!("{error}. Use a smaller one")).at(b""))
     }
 
     /// Whether the entry is one of them.

@@ -16,7 +16,6 @@ use serde_json::Value;
 
 use super::drill::Drill;
 use super::hooks::Hooks;
-use super::rules::StorageRules;
 use crate::model::{Name, Rate, Span};
 use crate::pipeline::{CompressionConfig, Recipient};
 use crate::report::notify::{Notify, NotifyConfig, NotifyRules};
@@ -319,4 +318,36 @@ fn one_minute() -> Span {
 
 fn ten_minutes() -> Span {
     Duration::from_secs(600).into()
+}
+
+/// What a storage's table says of retention. The room of storages knows nothing of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StorageRules {
+    /// What is kept here of each strategy, instead of what the strategy's own `retention` says.
+    pub retention: Option<Policy>,
+    /// Whether snapshots are deleted here at all. `false` where the credentials may not delete:
+    /// another configuration prunes then.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    #[schemars(extend("default" = true))]
+    pub prune: bool,
+    /// `max_delete_percent` for this storage, instead of the strategy's.
+    #[schemars(range(min = 1, max = 100))]
+    pub max_delete_percent: Option<u8>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]
+fn is_yes(value: &bool) -> bool {
+    *value
+}
+
+impl Default for StorageRules {
+    fn default() -> Self {
+        Self { retention: None, prune: true, max_delete_percent: None }
+    }
+}
+
+impl StorageRules {
+    /// Its keys in the table of a storage.
+    pub(super) const KEYS: [&str; 3] = ["retention", "prune", "max_delete_percent"];
 }

@@ -38,9 +38,9 @@ pub use drill::{
     ShrinkCheck,
 };
 pub use error::{Code, ConfigError, ConfigErrors, FindError};
-pub use file::{Daemon, Encryption, Instance, Strategy, Verification};
+pub use file::{Daemon, Encryption, Instance, StorageRules, Strategy, Verification};
 pub use hooks::Hooks;
-pub use rules::{Rules, StorageRules};
+pub use rules::Rules;
 pub use schema::schema;
 pub use values::environment;
 

@@ -1,48 +1,9 @@
 //! What of a strategy's snapshots is kept on a storage, and what this configuration may do about
 //! the others.
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-
 use super::{Instance, Strategy};
 use crate::model::Name;
 use crate::retention::Policy;
-
-/// What a storage's table says of retention. The room of storages knows nothing of it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct StorageRules {
-    /// What is kept here of each strategy, instead of what the strategy's own `retention` says.
-    pub retention: Option<Policy>,
-    /// Whether snapshots are deleted here at all. `false` where the credentials may not delete:
-    /// another configuration prunes then.
-    #[serde(default = "yes", skip_serializing_if = "is_yes")]
-    #[schemars(extend("default" = true))]
-    pub prune: bool,
-    /// `max_delete_percent` for this storage, instead of the strategy's.
-    #[schemars(range(min = 1, max = 100))]
-    pub max_delete_percent: Option<u8>,
-}
-
-fn yes() -> bool {
-    true
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]
-fn is_yes(value: &bool) -> bool {
-    *value
-}
-
-impl Default for StorageRules {
-    fn default() -> Self {
-        Self { retention: None, prune: true, max_delete_percent: None }
-    }
-}
-
-impl StorageRules {
-    /// Its keys in the table of a storage.
-    pub(super) const KEYS: [&str; 3] = ["retention", "prune", "max_delete_percent"];
-}
 
 /// What holds for one strategy on one storage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

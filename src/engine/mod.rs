@@ -7,15 +7,17 @@
 //!
 //! | Level | Room | Knows |
 //! |---|---|---|
-//! | 0 | `state` | the state folder and its locks |
-//! | 1 | `snapshots` | listings, marks, decisions |
-//! | 2 | `read` | artifacts as streams |
-//! | 2 | `write` | outputs, heartbeats, leftovers |
-//! | 3 | `prune` | what is deleted, and deleting it |
-//! | 4 | `run` | one execution of a strategy |
-//! | 5 | `exchange` | copy, export, import |
-//! | 5 | `verbs` | restore, dump, diff, verify, check, status, stats, hold |
-//! | 6 | `drill` | rehearsed restores |
+//! | 0 | `error` | why a verb failed |
+//! | 1 | `state` | the state folder and its locks |
+//! | 2 | `context` | the engine and opened storages, which every verb is handed |
+//! | 3 | `snapshots` | listings, marks, decisions |
+//! | 4 | `read` | artifacts as streams |
+//! | 4 | `write` | outputs, heartbeats, leftovers |
+//! | 5 | `prune` | what is deleted, and deleting it |
+//! | 6 | `run` | one execution of a strategy |
+//! | 7 | `exchange` | copy, export, import |
+//! | 7 | `verbs` | restore, dump, diff, verify, check, status, stats, hold |
+//! | 8 | `drill` | rehearsed restores |
 //!
 //! A room imports lower levels; files in `verbs` do not import each other. To add a verb: a file
 //! in `verbs` that takes an [`Engine`] and returns a value that a command shows.

@@ -40,7 +40,7 @@ impl FromStr for Name {
         let fits = text.len() <= 63
             && text.bytes().next().is_some_and(plain)
             && text.bytes().all(|byte| plain(byte) || byte == b'_' || byte == b'-')
-            && text != super::MARKS_FOLDER;
+            && text != super::layout::MARKS_FOLDER;
         if fits {
             Ok(Self(text.to_owned()))
         } else {

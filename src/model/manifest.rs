@@ -10,12 +10,8 @@ use super::{Digest, Name, SnapshotId, SnapshotRef};
 pub const FORMAT: u32 = 1;
 /// What this version understands of a manifest's `requires`.
 pub const FEATURES: [&str; 4] = ["zstd", "gzip", "age", "continued"];
-/// The manifest's key within the snapshot's folder.
-pub const MANIFEST_KEY: &str = "manifest.json";
 /// Its name in the layout of a sealed document.
 const KIND: &str = "manifest";
-/// The heartbeat's key within the snapshot's folder.
-pub const RUN_KEY: &str = "run.json";
 
 /// What a snapshot consists of. A snapshot exists if and only if its manifest exists.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,12 +4,11 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::sealed::{SealError, seal, unseal};
+use super::layout::MARKS_FOLDER;
 use super::{Name, SnapshotId, SnapshotRef};
 
 /// The format of the marks that this version writes, and the newest it reads.
 pub const MARK_FORMAT: u32 = 1;
-/// The folder of the marks, beside those of the strategies.
-pub const MARKS_FOLDER: &str = "marks";
 
 /// What is said of one snapshot. It stands in every storage that has the snapshot, and holds
 /// wherever it stands.

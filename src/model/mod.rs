@@ -11,6 +11,7 @@ mod clock;
 mod digest;
 mod facts;
 mod id;
+mod layout;
 mod manifest;
 mod mark;
 mod paths;
@@ -26,12 +27,13 @@ pub use clock::Clock;
 pub use digest::{Digest, DigestError, Digester};
 pub use facts::{ArtifactFacts, FACTS_FORMAT, Facts, SourceFacts};
 pub use id::{IdError, Name, NameError, SnapshotId};
+pub use layout::{MANIFEST_KEY, MARKS_FOLDER, RUN_KEY};
 pub use manifest::{
     Artifact, ArtifactKind, Codec, Completeness, Compression, Encryption, FEATURES, FORMAT,
-    MANIFEST_KEY, Manifest, ManifestError, Program, RUN_KEY, RemoteCheck, StorageNote,
+    Manifest, ManifestError, Program, RemoteCheck, StorageNote,
     StoredObject,
 };
-pub use mark::{Evidence, MARK_FORMAT, MARKS_FOLDER, Mark, MarkError, Says, Verdict};
+pub use mark::{Evidence, MARK_FORMAT, Mark, MarkError, Says, Verdict};
 pub use paths::counted_from;
 pub use sealed::SealError;
 pub use secret::{DatabaseUrl, Secret};

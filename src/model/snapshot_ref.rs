@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use super::{MANIFEST_KEY, Name, SnapshotId};
+use super::layout::MANIFEST_KEY;
+use super::{Name, SnapshotId};
 
 /// A snapshot by instance, strategy and id. Displayed as `instance/strategy/id`; `docs/format.md`
 /// has the layout of its folder.

@@ -22,10 +22,11 @@ use rustix::fs::{CWD, Dir, Mode, OFlags, openat};
 use rustix::io::Errno;
 
 use super::meta::{Identity, Meta};
+use super::notes::Notes;
+use crate::archive::Kind;
 use crate::archive::header::PATH_LIMIT;
 use crate::archive::patterns::{Choice, Filter};
-use crate::archive::{Kind, lossy};
-use crate::model::{Cancel, Warning, Warnings};
+use crate::model::Cancel;
 use crate::source::SourceError;
 
 /// How many folders of the way down are kept open.
@@ -52,31 +53,6 @@ const FOLDER: OFlags = OFlags::RDONLY
     .union(OFlags::CLOEXEC)
     .union(OFlags::NONBLOCK)
     .union(OFlags::NOCTTY);
-
-/// What went not quite right, by path.
-#[derive(Default)]
-pub(super) struct Notes(pub(super) Warnings);
-
-impl Notes {
-    /// The snapshot is whole all the same.
-    pub(super) fn note(&mut self, path: &[u8], reason: impl Into<String>) {
-        self.push(path, reason.into(), false);
-    }
-
-    /// Content is missing because of it.
-    pub(super) fn missing(&mut self, path: &[u8], reason: impl Into<String>) {
-        self.push(path, reason.into(), true);
-    }
-
-    /// It was listed, and is there no more.
-    pub(super) fn vanished(&mut self, path: &[u8]) {
-        self.note(path, "It vanished before it was read");
-    }
-
-    fn push(&mut self, path: &[u8], reason: String, missing: bool) {
-        self.0.push(Warning { source: None, path: Some(lossy(path)), reason, missing });
-    }
-}
 
 /// Opens what `open` opens, without touching its access time where that is permitted (to its owner
 /// and to root).

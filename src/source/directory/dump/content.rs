@@ -10,13 +10,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{OFlags, SeekFrom, seek};
 use rustix::io::Errno;
 
-use super::attributes::AttributeReader;
-use super::meta::Meta;
-use super::walk::open_quietly;
 use crate::archive::Kind;
 use crate::archive::header::{Attribute, Extent};
 use crate::archive::proof::HOLES_LIMIT;
 use crate::model::{Digest, Digester};
+use crate::source::directory::attributes::AttributeReader;
+use crate::source::directory::meta::Meta;
+use crate::source::directory::walk::open_quietly;
 
 /// How much is read of a file at a time.
 pub(super) const CHUNK: usize = 64 << 10;
@@ -206,8 +206,8 @@ mod tests {
     use rustix::fs::{CWD, FileType, Mode, OFlags, SeekFrom, mknodat, openat};
     use rustix::io::Errno;
 
-    use super::super::attributes::AttributeReader;
     use super::{PIECES_LIMIT, open, pieces};
+    use crate::source::directory::attributes::AttributeReader;
 
     /// What a file may have become between a look at it and opening it.
     #[test]

@@ -3,8 +3,8 @@
 use std::collections::hash_map::Entry as Slot;
 use std::collections::{HashMap, HashSet};
 
-use super::meta::{Identity, Meta};
 use crate::archive::Time;
+use crate::source::directory::meta::{Identity, Meta};
 
 /// Bytes of names of files with several links that are remembered. A tree with more keeps every
 /// content, but those beyond it are files of their own.

@@ -7,20 +7,21 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::accounts::Accounts;
-use super::extract::{self, Manner};
+use super::DirectoryRestorer;
+use super::extract::{self, ExtractOptions};
 use super::finish::Finisher;
 use super::owner_rule::OwnerRules;
-use super::remove::{Extras, Fate};
-use super::walk::Notes;
-use super::{Directory, DirectoryConfig, DirectoryRestorer, Pattern};
-use crate::archive::PathSet;
+use super::remove::{ExtraAction, Extras};
 use crate::archive::checked_index::CheckedIndex;
 use crate::archive::cursor::IndexCursor;
 use crate::archive::entry_stream::EntryStream;
 use crate::archive::reader::TarReader;
 use crate::archive::selection::{LIMITS, Limits, Selection, Wanted, select_within};
+use crate::archive::{PathSet, Pattern};
 use crate::model::{ArtifactKind, Cancel};
+use crate::source::directory::accounts::Accounts;
+use crate::source::directory::notes::Notes;
+use crate::source::directory::{Directory, DirectoryConfig};
 use crate::source::process::Environment;
 use crate::source::{
     ArtifactSpec, Context, Output, OutputWriter, Outputs, RestoreArtifact, RestoreOptions,
@@ -143,7 +144,8 @@ impl World {
         let names = Accounts::default();
         let finisher = Finisher::new(false, OwnerRules::resolve(&[], &names).unwrap(), names);
         let (artifact, cancel) = (artifact(), &self.cancel);
-        let manner = Manner { artifact: &artifact, finisher, resumed: false, new: true, cancel };
+        let manner =
+            ExtractOptions { artifact: &artifact, finisher, resumed: false, new: true, cancel };
         extract::extract(&mut entries, place, manner, |_| Ok((0, Notes::default()))).unwrap();
     }
 }
@@ -281,7 +283,9 @@ fn in_several_passes_the_same_is_removed_as_in_one() {
             let mut tell = Vec::new();
             let mut extras = Extras::new(&dump, &place, set(), &world.cancel).in_batches_of(batch);
             extras
-                .run(Fate::Tell(&mut |path| tell.push(String::from_utf8(path.to_vec()).unwrap())))
+                .run(ExtraAction::Report(&mut |path| {
+                    tell.push(String::from_utf8(path.to_vec()).unwrap());
+                }))
                 .unwrap();
             tell.sort();
             assert_eq!(extras.count, tell.len() as u64);
@@ -293,7 +297,7 @@ fn in_several_passes_the_same_is_removed_as_in_one() {
             let before = paths(&place);
             let folder = fs::File::open(&place).unwrap();
             let mut extras = Extras::new(&dump, &place, set(), &world.cancel).in_batches_of(batch);
-            extras.run(Fate::Remove(std::os::fd::AsFd::as_fd(&folder))).unwrap();
+            extras.run(ExtraAction::Remove(std::os::fd::AsFd::as_fd(&folder))).unwrap();
             assert_eq!(extras.count, told.len() as u64, "{wanted:?}, {batch}");
             let left: BTreeSet<_> =
                 before.into_iter().filter(|path| !told.contains(path)).collect();

@@ -8,7 +8,7 @@ use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, fsync, openat, renameat, unlin
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::crew::{Placer, TEMPORARY};
+use super::file_writer::{FileWriter, TEMPORARY};
 use crate::archive::error::Problem;
 use crate::model::Clock;
 use crate::source::{RestoreArtifact, SourceError};
@@ -31,24 +31,24 @@ pub(super) struct Marker {
 }
 
 /// What a target has in it.
-pub(super) enum Standing {
+pub(super) enum TargetState {
     /// Nothing, or it is not there.
     Empty,
     /// The same restore, interrupted.
     Interrupted,
     /// Another restore, interrupted.
-    Another(Marker),
+    OtherRestore(Marker),
     /// Something.
-    Full,
+    Occupied,
 }
 
 /// Looks into the target.
 pub(super) fn standing(
     place: &Path,
     artifact: &RestoreArtifact,
-) -> Result<Standing, std::io::Error> {
+) -> Result<TargetState, std::io::Error> {
     if std::fs::read_dir(place)?.next().is_none() {
-        return Ok(Standing::Empty);
+        return Ok(TargetState::Empty);
     }
     let folder =
         openat(CWD, place, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
@@ -56,10 +56,10 @@ pub(super) fn standing(
         Some(marker)
             if marker.snapshot == artifact.snapshot && marker.artifact == artifact.name =>
         {
-            Standing::Interrupted
+            TargetState::Interrupted
         }
-        Some(marker) => Standing::Another(marker),
-        None => Standing::Full,
+        Some(marker) => TargetState::OtherRestore(marker),
+        None => TargetState::Occupied,
     })
 }
 
@@ -86,7 +86,7 @@ pub(super) fn refuse_another(place: &Path, marker: &Marker) -> SourceError {
 
 /// Puts the mark into the folder, on disk before anything else is written.
 pub(super) fn put(
-    placer: &Placer<'_>,
+    writer: &FileWriter<'_>,
     folder: BorrowedFd<'_>,
     artifact: &RestoreArtifact,
 ) -> Result<(), Problem> {
@@ -98,7 +98,7 @@ pub(super) fn put(
     };
     let mut line = serde_json::to_vec(&marker).unwrap_or_default();
     line.push(b'\n');
-    let (file, temporary) = placer.create_temporary(folder)?;
+    let (file, temporary) = writer.create_temporary(folder)?;
     let mut file = std::fs::File::from(file);
     let written = file.write_all(&line).and_then(|()| file.sync_all());
     written.map_err(|error| system(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;

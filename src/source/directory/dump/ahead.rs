@@ -15,11 +15,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use rustix::io::Errno;
 
-use super::attributes::AttributeReader;
 use super::content::{self, CHUNK, Opened, Outcome};
 use crate::archive::header::Extent;
 use crate::model::Cancel;
 use crate::source::SourceError;
+use crate::source::directory::attributes::AttributeReader;
 
 /// How many threads read.
 const READERS: usize = 4;

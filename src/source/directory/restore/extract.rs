@@ -6,12 +6,11 @@
 //! permissions and time, it gets when the tarball has left it and its last file is written; a
 //! tarball in another order than a walk's may come back to it, so it is remembered how it was.
 
-use std::collections::HashSet;
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use rustix::fs::{
     AtFlags, CWD, FileType, Mode, OFlags, fchmod, fsync, linkat, makedev, mkdirat, mknodat, openat,
@@ -19,12 +18,12 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::crew::{Closing, Crew, File, Filling, Open, Placer, SMALL, THREADS};
 use super::errors::restore_error;
+use super::file_writer::{ContentWriter, FileJob, FileWriter, OpenFolder};
 use super::finish::{Finish, Finisher};
+use super::folders::{EntryError, FOLDER, Folder, Folders, PRIVATE, c_name, through_link};
 use super::marker::{self, MARKER};
-use super::meta::{Identity, Meta};
-use super::walk::Notes;
+use super::write_pool::{ClosePool, SMALL, THREADS, WritePool};
 use crate::archive::checked_index::components;
 use crate::archive::entry_stream::{EntryStream, NextEntry};
 use crate::archive::error::{ArchiveError, Problem};
@@ -32,30 +31,15 @@ use crate::archive::proof::{Content, Proof, read_content, read_entry};
 use crate::archive::reader::{TarEntry, TarReader};
 use crate::archive::{Kind, lossy};
 use crate::model::{Cancel, Warnings};
+use crate::source::directory::meta::Meta;
+use crate::source::directory::notes::Notes;
 use crate::source::{RestoreArtifact, RestoredFiles, SourceError};
 
 /// How much is written at a time.
 const BUFFER: usize = 256 << 10;
-/// How many folders of the way down are kept open.
-const OPEN: usize = 128;
-
-const FOLDER: OFlags = OFlags::RDONLY
-    .union(OFlags::DIRECTORY)
-    .union(OFlags::NOFOLLOW)
-    .union(OFlags::CLOEXEC)
-    .union(OFlags::NOCTTY);
-const PRIVATE: Mode = Mode::RWXU;
-
-struct Level {
-    name: Vec<u8>,
-    identity: Identity,
-    /// None while it is closed because many are open beneath it. That on top is open.
-    open: Option<Arc<Open>>,
-    finish: Finish,
-}
 
 /// How an [`extract`] is done.
-pub(super) struct Manner<'a> {
+pub(super) struct ExtractOptions<'a> {
     pub(super) artifact: &'a RestoreArtifact,
     pub(super) finisher: Finisher,
     /// The same restore was begun before: its mark and its incomplete files are there.
@@ -73,7 +57,7 @@ pub(super) struct Manner<'a> {
 pub(super) fn extract(
     entries: &mut EntryStream<'_>,
     place: &Path,
-    manner: Manner<'_>,
+    manner: ExtractOptions<'_>,
     after: impl FnOnce(BorrowedFd<'_>) -> Result<(u64, Notes), SourceError>,
 ) -> Result<(Warnings, RestoredFiles), SourceError> {
     let text = place.display().to_string();
@@ -94,19 +78,19 @@ pub(super) fn extract(
     fchmod(&folder, PRIVATE).map_err(|error| system("make private", error))?;
     let mut finish = Finish { mtime: None, ..Finish::as_is(&meta) };
     finish.keep_default_list(folder.as_fd());
-    let root = Level {
+    let root = Folder {
         name: Vec::new(),
         identity: meta.identity,
-        open: Some(Open::new(folder, meta.identity)),
+        open: Some(OpenFolder::new(folder, meta.identity)),
         finish,
     };
-    let placer = Placer::new(manner.finisher, manner.cancel, manner.new);
-    let result = restore(entries, root, made, &placer, manner.artifact, manner.resumed, after);
+    let writer = FileWriter::new(manner.finisher, manner.cancel, manner.new);
+    let result = restore(entries, root, made, &writer, manner.artifact, manner.resumed, after);
     let (files, mut notes) = result.map_err(|stop| match stop {
         Stop::ArchiveError(failure) => restore_error(failure, &text),
         Stop::After(error) => error,
     })?;
-    placer.finisher.tell(&mut notes);
+    writer.finisher.tell(&mut notes);
     Ok((notes.0, files))
 }
 
@@ -123,9 +107,9 @@ impl From<ArchiveError> for Stop {
 
 fn restore(
     entries: &mut EntryStream<'_>,
-    root: Level,
+    root: Folder,
     made: bool,
-    placer: &Placer<'_>,
+    writer: &FileWriter<'_>,
     artifact: &RestoreArtifact,
     resumed: bool,
     after: impl FnOnce(BorrowedFd<'_>) -> Result<(u64, Notes), SourceError>,
@@ -140,29 +124,28 @@ fn restore(
         marker::remove_stale(folder)
             .map_err(|error| Problem::System("remove incomplete files from", error).at(b""))?;
     } else {
-        marker::put(placer, folder, artifact).map_err(|problem| problem.at(b""))?;
+        marker::put(writer, folder, artifact).map_err(|problem| problem.at(b""))?;
     }
-    let crew = Crew::new(placer);
+    let pool = WritePool::new(writer);
     std::thread::scope(|scope| {
-        let _closing = Closing(&crew);
+        let _closing = ClosePool(&pool);
         for _ in 0..THREADS {
             std::thread::Builder::new()
                 .name("restore".to_owned())
-                .spawn_scoped(scope, || crew.work())
+                .spawn_scoped(scope, || pool.work())
                 .map_err(|error| {
                     let error = Errno::from_io_error(&error).unwrap_or(Errno::AGAIN);
                     Problem::System("start the threads that write to", error).at(b"")
                 })?;
         }
         let mut extractor = Extractor {
-            cancel: placer.cancel,
-            placer,
-            crew: &crew,
+            cancel: writer.cancel,
+            writer,
+            pool: &pool,
             resumed,
             made,
             marked: true,
-            early: HashSet::new(),
-            stack: vec![root],
+            folders: Folders::new(root, writer, &pool),
             buffer: vec![0; BUFFER],
             files: RestoredFiles::default(),
         };
@@ -173,59 +156,24 @@ fn restore(
 
 struct Extractor<'a> {
     cancel: &'a Cancel,
-    placer: &'a Placer<'a>,
-    crew: &'a Crew<'a>,
+    writer: &'a FileWriter<'a>,
+    pool: &'a WritePool<'a>,
     resumed: bool,
     /// Whether the target was made just now.
     made: bool,
     /// Whether the mark of the restore is still there: an entry may have its name.
     marked: bool,
-    /// Folders that were made for an entry which came before them.
-    early: HashSet<Vec<u8>>,
-    /// The root and the folders that lead to where the tarball is.
-    stack: Vec<Level>,
+    folders: Folders<'a>,
     buffer: Vec<u8>,
     files: RestoredFiles,
-}
-
-fn c_name(name: &[u8]) -> Result<CString, Problem> {
-    CString::new(name).map_err(|_| Problem::Refused("has a zero byte in its name".to_owned()))
-}
-
-fn through_link(error: Errno, folder: &[u8]) -> Problem {
-    match error {
-        Errno::LOOP | Errno::NOTDIR => Problem::Refused(format!(
-            "leads through `{}`, which is no folder but a link or a file",
-            lossy(folder)
-        )),
-        error => Problem::System("open the folder of", error),
-    }
-}
-
-/// Problem with the entry at hand, or a failure that names its own.
-enum Wrong {
-    Here(Problem),
-    There(ArchiveError),
-}
-
-impl From<Problem> for Wrong {
-    fn from(problem: Problem) -> Self {
-        Self::Here(problem)
-    }
-}
-
-impl From<ArchiveError> for Wrong {
-    fn from(failure: ArchiveError) -> Self {
-        Self::There(failure)
-    }
 }
 
 impl Extractor<'_> {
     fn run(&mut self, entries: &mut EntryStream<'_>) -> Result<(), ArchiveError> {
         let mut path = Vec::new();
         let at = |wrong, path: &[u8]| match wrong {
-            Wrong::Here(problem) => problem.at(path),
-            Wrong::There(failure) => failure,
+            EntryError::Here(problem) => problem.at(path),
+            EntryError::There(failure) => failure,
         };
         while let Some(mut next) = entries.next(&mut path)? {
             if self.cancel.is_cancelled() {
@@ -239,38 +187,41 @@ impl Extractor<'_> {
             }
         }
         path.clear();
-        while self.stack.len() > 1 {
-            self.leave().map_err(|wrong| at(wrong, &path))?;
-        }
-        self.crew.wait_for_all()
+        self.folders.leave_all().map_err(|wrong| at(wrong, &path))?;
+        self.pool.wait_for_all()
     }
 
     /// Everything is written: the rest is done, and the root gets what it is told last.
     fn end(
-        mut self,
+        self,
         after: impl FnOnce(BorrowedFd<'_>) -> Result<(u64, Notes), SourceError>,
     ) -> Result<(RestoredFiles, Notes), Stop> {
-        let root = self.stack.pop().and_then(|root| root.open.map(|open| (open, root.finish)));
+        let Self { writer, marked, mut files, folders, .. } = self;
+        let root = folders.into_root().and_then(|root| root.open.map(|open| (open, root.finish)));
         let (open, finish) =
             root.ok_or(Problem::System("open", Errno::BADF)).map_err(|problem| problem.at(b""))?;
         let folder = open.folder.as_fd();
         let (deleted, notes) = after(folder).map_err(Stop::After)?;
-        self.files.deleted = deleted;
+        files.deleted = deleted;
         let done = || -> Result<(), Problem> {
             syncfs(folder).map_err(|error| Problem::System("write to disk", error))?;
-            if self.marked {
+            if marked {
                 marker::remove(folder)?;
             }
-            self.placer.finisher.finish(folder, &finish, b".")?;
+            writer.finisher.finish(folder, &finish, b".")?;
             fsync(folder).map_err(|error| Problem::System("write to disk", error))
         };
         done().map_err(|problem| problem.at(b""))?;
-        Ok((self.files, notes))
+        Ok((files, notes))
     }
 
     /// Restores an entry. False when it is a folder that was there and only leads to what was asked
     /// for: it stays as it was.
-    fn entry(&mut self, next: &mut NextEntry, reader: &mut TarReader<'_>) -> Result<bool, Wrong> {
+    fn entry(
+        &mut self,
+        next: &mut NextEntry,
+        reader: &mut TarReader<'_>,
+    ) -> Result<bool, EntryError> {
         let entry = &mut next.incoming;
         let path = std::mem::take(&mut entry.path);
         let parts = components(&path)?;
@@ -280,23 +231,21 @@ impl Extractor<'_> {
             if entry.kind != Kind::Directory {
                 return Err(Problem::Refused("would replace the target itself".to_owned()).into());
             }
-            while self.stack.len() > 1 {
-                self.leave()?;
-            }
+            let root = self.folders.leave_all()?;
             if next.leads && !self.made && !self.resumed {
                 return Ok(false);
             }
-            if let Some(root) = self.stack.last_mut() {
-                root.finish = self.placer.finisher.of(entry);
+            if let Some(root) = root {
+                root.finish = self.writer.finisher.of(entry);
             }
             return Ok(true);
         };
         // The same path may come again, and only the last counts.
-        self.crew.wait_for(&entry.path)?;
-        self.go_to(folders, next.early)?;
+        self.pool.wait_for(&entry.path)?;
+        self.folders.go_to(folders, next.early)?;
         if self.marked && folders.is_empty() && *name == MARKER.as_bytes() {
             // Rare, and right: from here on an interrupted restore is not known as one.
-            marker::remove(self.top()?)?;
+            marker::remove(self.folders.top()?)?;
             self.marked = false;
         }
         match entry.kind {
@@ -309,154 +258,39 @@ impl Extractor<'_> {
         Ok(true)
     }
 
-    /// Makes the folder with these names the one on top of the stack. Folders that the tarball did
-    /// not name are made.
-    fn go_to(&mut self, folders: &[&[u8]], early: bool) -> Result<(), Wrong> {
-        let known = self
-            .stack
-            .iter()
-            .skip(1)
-            .zip(folders)
-            .take_while(|(level, name)| level.name == **name)
-            .count();
-        while self.stack.len() > known + 1 {
-            self.leave()?;
-        }
-        for name in folders.iter().skip(known) {
-            let key = c_name(name)?;
-            // It may be a file that is still written.
-            self.crew.wait_for(&self.path_of(name))?;
-            let made = match mkdirat(self.top()?, &key, PRIVATE) {
-                Ok(()) => true,
-                Err(Errno::EXIST) => false,
-                Err(error) => return Err(Problem::System("make the folder of", error).into()),
-            };
-            let folder = openat(self.top()?, &key, FOLDER, Mode::empty())
-                .map_err(|error| through_link(error, name))?;
-            let meta = self.meta_of(folder.as_fd(), made)?;
-            let mut finish = Finish::as_is(&meta);
-            if made {
-                finish = Finish { mode: 0o755, mtime: None, only_these_rights: true, ..finish };
-            }
-            if made && early {
-                let path = self.path_of(name);
-                self.early.insert(path);
-            }
-            self.enter(name, folder, &meta, finish)?;
-        }
-        Ok(())
-    }
-
-    /// What the system says of a folder. Files that are still written into one that is come back to
-    /// are waited for: then it gets what it was told last, and that is remembered.
-    fn meta_of(&self, folder: BorrowedFd<'_>, made: bool) -> Result<Meta, Wrong> {
-        let look = |error| Problem::System("look at the folder of", error);
-        let meta = Meta::of(folder).map_err(look)?;
-        if made || !self.crew.wait_for_folder(meta.identity)? {
-            return Ok(meta);
-        }
-        Ok(Meta::of(folder).map_err(look)?)
-    }
-
-    fn top(&self) -> Result<BorrowedFd<'_>, Problem> {
-        self.top_open().map(|open| open.folder.as_fd())
-    }
-
-    fn top_open(&self) -> Result<&Arc<Open>, Problem> {
-        let open = self.stack.last().and_then(|level| level.open.as_ref());
-        open.ok_or(Problem::System("open the folder of", Errno::BADF))
-    }
-
-    fn enter(
-        &mut self,
-        name: &[u8],
-        folder: OwnedFd,
-        meta: &Meta,
-        mut finish: Finish,
-    ) -> Result<(), Wrong> {
-        finish.keep_default_list(folder.as_fd());
-        if meta.mode & 0o700 != 0o700 {
-            // A folder that its owner may not write to still has to be filled.
-            fchmod(&folder, PRIVATE)
-                .map_err(|error| Problem::System("make writable the folder of", error))?;
-        }
-        let open = Some(Open::new(folder, meta.identity));
-        self.stack.push(Level { name: name.to_vec(), identity: meta.identity, open, finish });
-        let far = self.stack.len().checked_sub(OPEN + 1).filter(|far| *far > 0);
-        if let Some(level) =
-            far.and_then(|far| self.stack.get_mut(far)).filter(|level| level.open.is_some())
-        {
-            // Nobody else has it then, and it is not yet told what it gets: so it is closed, and
-            // not finished.
-            self.crew.wait_for_folder(level.identity)?;
-            level.open = None;
-        }
-        Ok(())
-    }
-
-    /// Goes back up from the folder on top. It is finished when its last file is written.
-    fn leave(&mut self) -> Result<(), Wrong> {
-        let Some(level) = self.stack.pop() else { return Ok(()) };
-        let moved =
-            || Problem::Refused("is in a folder that was moved away during the restore".to_owned());
-        let open = level.open.ok_or_else(moved)?;
-        if self.stack.last().is_some_and(|parent| parent.open.is_none()) {
-            let up = openat(&open.folder, c"..", FOLDER, Mode::empty())
-                .map_err(|error| Problem::System("open the folder of", error))?;
-            let identity = Meta::of(up.as_fd())
-                .map_err(|error| Problem::System("look at the folder of", error))?
-                .identity;
-            let parent = self
-                .stack
-                .last_mut()
-                .filter(|parent| parent.identity == identity)
-                .ok_or_else(moved)?;
-            parent.open = Some(Open::new(up, identity));
-        }
-        let path = self.path_of(&level.name);
-        *open.last.lock().unwrap_or_else(PoisonError::into_inner) = Some((level.finish, path));
-        Ok(self.placer.let_go(open)?)
-    }
-
-    /// The path of an entry in the folder on top.
-    fn path_of(&self, name: &[u8]) -> Vec<u8> {
-        let mut path = Vec::new();
-        for level in self.stack.iter().skip(1) {
-            path.extend_from_slice(&level.name);
-            path.push(b'/');
-        }
-        path.extend_from_slice(name);
-        path
-    }
-
     /// Makes a folder, or enters the one that is there. With `leads` that one stays as it is; false
     /// then.
-    fn folder(&mut self, name: &[u8], entry: &mut TarEntry, leads: bool) -> Result<bool, Wrong> {
+    fn folder(
+        &mut self,
+        name: &[u8],
+        entry: &mut TarEntry,
+        leads: bool,
+    ) -> Result<bool, EntryError> {
         let key = c_name(name)?;
-        let early = self.early.remove(&self.path_of(name));
+        let early = self.folders.was_early(&self.folders.path_of(name));
         let mut opened = None;
         for _ in 0..2 {
-            let made = match mkdirat(self.top()?, &key, PRIVATE) {
+            let made = match mkdirat(self.folders.top()?, &key, PRIVATE) {
                 Ok(()) => true,
-                Err(Errno::EXIST) if self.placer.new && !early => return Err(Problem::Taken.into()),
+                Err(Errno::EXIST) if self.writer.new && !early => return Err(Problem::Taken.into()),
                 Err(Errno::EXIST) => false,
                 Err(error) => return Err(Problem::System("make the folder", error).into()),
             };
-            match openat(self.top()?, &key, FOLDER, Mode::empty()) {
+            match openat(self.folders.top()?, &key, FOLDER, Mode::empty()) {
                 Ok(folder) => {
                     opened = Some((folder, made));
                     break;
                 }
                 // Something else has its name: it is replaced.
                 Err(Errno::LOOP | Errno::NOTDIR) => {
-                    unlinkat(self.top()?, &key, AtFlags::empty())
+                    unlinkat(self.folders.top()?, &key, AtFlags::empty())
                         .map_err(|error| Problem::System("replace", error))?;
                 }
                 Err(error) => return Err(Problem::System("open the folder", error).into()),
             }
         }
         let (folder, made) = opened.ok_or(Problem::System("open the folder", Errno::NOTDIR))?;
-        let meta = self.meta_of(folder.as_fd(), made)?;
+        let meta = self.folders.meta_of(folder.as_fd(), made)?;
         if self.resumed && !made {
             marker::remove_stale(folder.as_fd())
                 .map_err(|error| Problem::System("remove incomplete files from", error))?;
@@ -466,9 +300,9 @@ impl Extractor<'_> {
         let finish = if stays {
             Finish { mtime: None, ..Finish::as_is(&meta) }
         } else {
-            self.placer.finisher.of(entry)
+            self.writer.finisher.of(entry)
         };
-        self.enter(name, folder, &meta, finish)?;
+        self.folders.enter(name, folder, &meta, finish)?;
         Ok(!stays)
     }
 
@@ -478,9 +312,9 @@ impl Extractor<'_> {
         entry: &mut TarEntry,
         proof: Option<Proof>,
         reader: &mut TarReader<'_>,
-    ) -> Result<(), Wrong> {
+    ) -> Result<(), EntryError> {
         let key = c_name(name)?;
-        let finish = self.placer.finisher.of(entry);
+        let finish = self.writer.finisher.of(entry);
         let stored: u64 = entry.pieces().map(|(_, length)| length).sum();
         let pieces = entry.extents.as_ref().map_or(1, Vec::len);
         let beside: usize =
@@ -511,10 +345,10 @@ impl Extractor<'_> {
                     Ok(())
                 },
             )?;
-            let folder = Arc::clone(self.top_open()?);
+            let folder = Arc::clone(self.folders.top_open()?);
             let (path, size) = (std::mem::take(&mut entry.path), entry.size);
             let pieces = entry.extents.take().unwrap_or_else(|| vec![(0, size)]);
-            return Ok(self.crew.submit(File {
+            return Ok(self.pool.submit(FileJob {
                 folder,
                 name: key,
                 path,
@@ -525,9 +359,9 @@ impl Extractor<'_> {
                 finish,
             })?);
         }
-        let folder = Arc::clone(self.top_open()?);
-        Ok(self.placer.place(folder.folder.as_fd(), &key, &entry.path, &finish, |file| {
-            let mut filling = Filling::new(file);
+        let folder = Arc::clone(self.folders.top_open()?);
+        Ok(self.writer.write(folder.folder.as_fd(), &key, &entry.path, &finish, |file| {
+            let mut filling = ContentWriter::new(file);
             read_entry(reader, entry, proof, self.cancel, &mut self.buffer, |piece| {
                 filling.take(&piece)
             })?;
@@ -542,9 +376,9 @@ impl Extractor<'_> {
         attempt: &'static str,
         make: impl Fn(BorrowedFd<'_>) -> Result<(), Errno>,
     ) -> Result<(), Problem> {
-        let folder = self.top()?;
+        let folder = self.folders.top()?;
         let result = match make(folder) {
-            Err(Errno::EXIST) if self.placer.new => return Err(Problem::Taken),
+            Err(Errno::EXIST) if self.writer.new => return Err(Problem::Taken),
             Err(Errno::EXIST) => unlinkat(folder, name, AtFlags::empty())
                 .or_else(|error| match error {
                     Errno::ISDIR => unlinkat(folder, name, AtFlags::REMOVEDIR),
@@ -556,15 +390,21 @@ impl Extractor<'_> {
         result.map_err(|error| Problem::System(attempt, error))
     }
 
-    fn symlink(&mut self, name: &[u8], entry: &mut TarEntry) -> Result<(), Wrong> {
+    fn symlink(&mut self, name: &[u8], entry: &mut TarEntry) -> Result<(), EntryError> {
         let key = c_name(name)?;
         let target = c_name(&entry.target)?;
-        let finish = self.placer.finisher.of(entry);
+        let finish = self.writer.finisher.of(entry);
         self.make(&key, "make the link", |folder| symlinkat(&target, folder, &key))?;
-        Ok(self.placer.finisher.finish_at(self.top()?, &key, entry.kind, &finish, &entry.path)?)
+        Ok(self.writer.finisher.finish_at(
+            self.folders.top()?,
+            &key,
+            entry.kind,
+            &finish,
+            &entry.path,
+        )?)
     }
 
-    fn hardlink(&mut self, name: &[u8], entry: &TarEntry) -> Result<(), Wrong> {
+    fn hardlink(&mut self, name: &[u8], entry: &TarEntry) -> Result<(), EntryError> {
         let key = c_name(name)?;
         let of_target = |problem: Problem| match problem {
             Problem::Refused(problem) => Problem::Refused(format!(
@@ -577,7 +417,7 @@ impl Extractor<'_> {
         let Some((target, folders)) = parts.split_last() else {
             return Err(Problem::Refused("is a hard link to the target itself".to_owned()).into());
         };
-        self.crew.wait_for(&parts.join(&b'/'))?;
+        self.pool.wait_for(&parts.join(&b'/'))?;
         let there = self.find(folders).map_err(of_target)?;
         let target = c_name(target)?;
         if Meta::at(there.as_fd(), &target) == Err(Errno::NOENT) {
@@ -595,9 +435,9 @@ impl Extractor<'_> {
 
     /// Opens the folder with these names.
     fn find(&self, folders: &[&[u8]]) -> Result<OwnedFd, Problem> {
-        let root = self.stack.first().and_then(|root| root.open.as_ref());
-        let root = root.ok_or(Problem::System("open the folder of", Errno::BADF))?;
-        let mut folder = root
+        let mut folder = self
+            .folders
+            .root()?
             .folder
             .try_clone()
             .map_err(|_| Problem::System("open the folder of", Errno::MFILE))?;
@@ -613,20 +453,20 @@ impl Extractor<'_> {
         Ok(folder)
     }
 
-    fn special(&mut self, name: &[u8], entry: &mut TarEntry) -> Result<(), Wrong> {
+    fn special(&mut self, name: &[u8], entry: &mut TarEntry) -> Result<(), EntryError> {
         let key = c_name(name)?;
         let (kind, device) = match entry.kind {
             Kind::Char => (FileType::CharacterDevice, makedev(entry.rdev.0, entry.rdev.1)),
             Kind::Block => (FileType::BlockDevice, makedev(entry.rdev.0, entry.rdev.1)),
             _ => (FileType::Fifo, 0),
         };
-        let finish = self.placer.finisher.of(entry);
+        let finish = self.writer.finisher.of(entry);
         let made = self.make(&key, "make", |folder| {
             mknodat(folder, &key, kind, Mode::RUSR | Mode::WUSR, device)
         });
         match made {
-            Ok(()) => Ok(self.placer.finisher.finish_at(
-                self.top()?,
+            Ok(()) => Ok(self.writer.finisher.finish_at(
+                self.folders.top()?,
                 &key,
                 entry.kind,
                 &finish,
@@ -636,7 +476,7 @@ impl Extractor<'_> {
                 _,
                 error @ (Errno::PERM | Errno::ACCESS | Errno::NOTSUP | Errno::INVAL),
             )) => {
-                self.placer.finisher.special_refused(&entry.path, error);
+                self.writer.finisher.special_refused(&entry.path, error);
                 Ok(())
             }
             Err(problem) => Err(problem.into()),

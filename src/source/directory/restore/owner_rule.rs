@@ -3,11 +3,11 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::accounts::Accounts;
 use crate::archive::Kind;
 use crate::archive::access_list::IdLookup as _;
 use crate::archive::reader::TarEntry;
 use crate::source::SourceError;
+use crate::source::directory::accounts::Accounts;
 
 /// A rule of `--owner`: `USER[:GROUP]` for every entry, or `OLD=NEW` for those of an owner, each
 /// side `USER`, `USER:GROUP` or `:GROUP`. Users and groups are numbers, or names: those of the

@@ -6,14 +6,13 @@ use std::path::Path;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
 
-use super::meta::Meta;
-use super::path_set;
-use super::remove::{Extras, Fate, apart, open_down};
+use super::remove::{ExtraAction, Extras, apart, open_down};
 use crate::archive::checked_index::CheckedIndex;
 use crate::archive::error::{ArchiveError, Problem};
 use crate::archive::selection::{Wanted, no_index, select};
-use crate::archive::{Kind, lossy};
+use crate::archive::{Kind, PathSet, lossy};
 use crate::model::Cancel;
+use crate::source::directory::meta::Meta;
 use crate::source::{Action, Change, Preview, RestoreOptions, SourceError, Streams};
 
 /// How many changes are listed.
@@ -33,8 +32,8 @@ pub(super) fn preview(
     let mut listed: [Vec<Change>; 3] = Default::default();
     if options.delete {
         let [deletes, _, _] = &mut listed;
-        let mut extras = Extras::new(streams, place, path_set(options)?, cancel);
-        extras.run(Fate::Tell(&mut |path| list(deletes, path, Action::Delete)))?;
+        let mut extras = Extras::new(streams, place, PathSet::chosen(&options.paths)?, cancel);
+        extras.run(ExtraAction::Report(&mut |path| list(deletes, path, Action::Delete)))?;
         preview.deletes = extras.count;
     }
     entries(streams, place, options, cancel, &mut preview, &mut listed)?;
@@ -56,7 +55,7 @@ fn entries(
     preview: &mut Preview,
     [_, replaces, creates]: &mut [Vec<Change>; 3],
 ) -> Result<(), ArchiveError> {
-    let patterns = path_set(options)?;
+    let patterns = PathSet::chosen(&options.paths)?;
     let selection =
         patterns.map(|patterns| select(streams, Wanted::Patterns(patterns), cancel)).transpose()?;
     let mut index = CheckedIndex::open(streams)?.ok_or_else(no_index)?;

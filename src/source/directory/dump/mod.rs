@@ -1,5 +1,9 @@
 //! A walk written as a tarball and its index, side by side.
 
+mod ahead;
+mod content;
+mod links;
+
 use std::collections::VecDeque;
 use std::ffi::{CStr, CString};
 use std::io::Write;
@@ -9,19 +13,20 @@ use std::sync::Arc;
 use rustix::fs::readlinkat;
 use rustix::io::Errno;
 
-use super::accounts::Accounts;
-use super::ahead::{FILE_AHEAD, Readers, Reading, with_readers};
-use super::attributes::AttributeReader;
-use super::content::{self, Opened, Outcome, data_bytes};
-use super::links::Links;
-use super::meta::Meta;
-use super::walk::{Found, Late, Notes, Walk, is_gone, is_replaced};
+use self::ahead::{FILE_AHEAD, Readers, Reading, with_readers};
+use self::content::{Opened, Outcome, data_bytes};
+use self::links::Links;
 use crate::archive::Kind;
 use crate::archive::header::{Attribute, END, EntryHeader, padding, sparse_map};
 use crate::archive::index::{Entry, IndexWriter};
 use crate::archive::patterns::Choice;
 use crate::archive::selection::lies_in;
 use crate::model::Cancel;
+use crate::source::directory::accounts::Accounts;
+use crate::source::directory::attributes::AttributeReader;
+use crate::source::directory::meta::Meta;
+use crate::source::directory::notes::Notes;
+use crate::source::directory::walk::{Found, Late, Walk, is_gone, is_replaced};
 use crate::source::{Output, SourceError};
 
 /// How many entries the walk is ahead of what is written.

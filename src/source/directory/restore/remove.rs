@@ -15,8 +15,6 @@ use rustix::io::Errno;
 
 use super::finish::times;
 use super::marker::MARKER;
-use super::meta::Meta;
-use super::walk::{Found, Notes, Scope, Walk};
 use crate::archive::PathSet;
 use crate::archive::checked_index::CheckedIndex;
 use crate::archive::error::{ArchiveError, Problem};
@@ -24,6 +22,9 @@ use crate::archive::patterns::Filter;
 use crate::archive::selection::{lies_in, no_index};
 use crate::archive::{Kind, lossy};
 use crate::model::Cancel;
+use crate::source::directory::meta::Meta;
+use crate::source::directory::notes::Notes;
+use crate::source::directory::walk::{Found, Scope, Walk};
 use crate::source::{SourceError, Streams};
 
 /// How many hashes are kept at a time.
@@ -38,9 +39,9 @@ const FOLDER: OFlags = OFlags::RDONLY
     .union(OFlags::NOCTTY);
 
 /// What becomes of what the snapshot does not have.
-pub(super) enum Fate<'a> {
+pub(super) enum ExtraAction<'a> {
     /// It is told of, one path at a time.
-    Tell(&'a mut dyn FnMut(&[u8])),
+    Report(&'a mut dyn FnMut(&[u8])),
     /// It is removed from this folder, which is the target.
     Remove(BorrowedFd<'a>),
 }
@@ -107,11 +108,11 @@ impl<'a> Extras<'a> {
     /// # Errors
     /// When the index or the target cannot be read to its end, or something cannot be removed; what
     /// was removed until then is gone.
-    pub(super) fn run(&mut self, mut fate: Fate<'_>) -> Result<(), SourceError> {
+    pub(super) fn run(&mut self, mut action: ExtraAction<'_>) -> Result<(), SourceError> {
         let all = 0..=u64::MAX;
         let (known, count) = self.read(all)?;
         if count <= self.batch {
-            return self.sweep(&known, &mut fate);
+            return self.sweep(&known, &mut action);
         }
         drop(known);
         let parts = u64::try_from(count / self.batch).unwrap_or_default() + 1;
@@ -119,7 +120,7 @@ impl<'a> Extras<'a> {
         for part in 0..parts {
             let end = if part + 1 == parts { u64::MAX } else { step * (part + 1) - 1 };
             let (known, _) = self.read(step * part..=end)?;
-            self.sweep(&known, &mut fate)?;
+            self.sweep(&known, &mut action)?;
         }
         Ok(())
     }
@@ -195,7 +196,7 @@ impl<'a> Extras<'a> {
         !folder.is_empty() && self.covered
     }
 
-    fn sweep(&mut self, known: &Known, fate: &mut Fate<'_>) -> Result<(), SourceError> {
+    fn sweep(&mut self, known: &Known, action: &mut ExtraAction<'_>) -> Result<(), SourceError> {
         let place = self.place.display().to_string();
         let filter =
             Filter::new(&[], &[]).map_err(|error| SourceError::Unsuitable(error.to_string()))?;
@@ -210,7 +211,7 @@ impl<'a> Extras<'a> {
             walk => walk.map_err(failed)?,
         };
         let (_, root) = walk.root();
-        if let Fate::Remove(folder) = fate
+        if let ExtraAction::Remove(folder) = action
             && Meta::of(*folder).map_err(failed)?.identity != root.identity
         {
             return Err(SourceError::Unsuitable(format!(
@@ -220,15 +221,15 @@ impl<'a> Extras<'a> {
         }
         walk.start().map_err(failed)?;
         let mut notes = Notes::default();
-        let mut remover = match fate {
-            Fate::Remove(root) => Some(Remover {
+        let mut remover = match action {
+            ExtraAction::Remove(root) => Some(Remover {
                 place: &place,
                 root: *root,
                 kept: Vec::new(),
                 doomed: Vec::new(),
                 count: 0,
             }),
-            Fate::Tell(_) => None,
+            ExtraAction::Report(_) => None,
         };
         while let Some(found) = walk.next(&mut notes)? {
             let path = walk.path();
@@ -253,8 +254,8 @@ impl<'a> Extras<'a> {
                 }
                 continue;
             }
-            match (fate as &mut Fate<'_>, &mut remover) {
-                (Fate::Tell(tell), _) if extra => {
+            match (action as &mut ExtraAction<'_>, &mut remover) {
+                (ExtraAction::Report(tell), _) if extra => {
                     self.count += 1;
                     tell(path);
                 }

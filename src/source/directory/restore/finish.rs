@@ -10,16 +10,16 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::accounts::Accounts;
-use super::attributes::{self, Turn};
-use super::meta::Meta;
 use super::owner_rule::OwnerRules;
-use super::walk::Notes;
 use crate::archive::access_list;
 use crate::archive::error::Problem;
 use crate::archive::header::Attribute;
 use crate::archive::reader::TarEntry;
 use crate::archive::{Kind, Time};
+use crate::source::directory::accounts::Accounts;
+use crate::source::directory::attributes::{self, Turn};
+use crate::source::directory::meta::Meta;
+use crate::source::directory::notes::Notes;
 
 /// What an entry gets when its content is there.
 pub(super) struct Finish {
