@@ -159,7 +159,6 @@ fn line_of(difference: &Difference) -> String {
     }
 }
 
-/// What an entry of a folder takes, or what it is.
 fn size(state: &FileState) -> String {
     match state.kind {
         Kind::File => ByteSize(state.size).to_string(),

@@ -14,7 +14,6 @@ use crate::engine::{self, Side};
 use crate::model::Name;
 use crate::pipeline::Identity;
 
-/// Lists the entries that `patterns` match.
 pub(super) async fn run(
     mut reading: Reading,
     side: &Side,
@@ -104,7 +103,6 @@ fn kind_letter(kind: Kind) -> char {
     }
 }
 
-/// What people call an entry of that kind.
 pub(super) fn kind_name(kind: Kind) -> &'static str {
     match kind {
         Kind::File => "file",

@@ -28,7 +28,6 @@ pub(super) struct ListArgs {
 struct Document {
     snapshots: Vec<Row>,
     unlisted: Vec<Unlisted>,
-    /// Storages of which some marks could not be read.
     unread_marks: Vec<Unlisted>,
 }
 
@@ -38,7 +37,6 @@ struct Unlisted {
     error: String,
 }
 
-/// One snapshot, with all its copies.
 #[derive(Serialize)]
 struct Row {
     instance: Name,

@@ -18,7 +18,6 @@ pub(super) const GOOD: Style = AnsiColor::Green.on_default();
 pub(super) const WARN: Style = AnsiColor::Yellow.on_default();
 pub(super) const BAD: Style = AnsiColor::Red.on_default().bold();
 
-/// Writes what a command has to say.
 pub(super) struct Printer {
     json: bool,
 }
@@ -34,7 +33,6 @@ impl Printer {
         Self { json }
     }
 
-    /// Whether one JSON document is wanted on stdout.
     pub(super) fn is_json(&self) -> bool {
         self.json
     }
@@ -45,7 +43,6 @@ impl Printer {
         let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     }
 
-    /// Prints the JSON document of a command.
     pub(super) fn document(&self, value: &impl Serialize) {
         let body = match serde_json::to_value(value) {
             Ok(Value::Object(fields)) => fields,
@@ -68,13 +65,12 @@ impl Printer {
         }
     }
 
-    /// Prints what is not data.
+    /// Prints on stderr.
     pub(super) fn note(&self, text: &str) {
         let mut err = anstream::stderr().lock();
         let _ = writeln!(err, "{}", text.trim_end());
     }
 
-    /// Prints why a command failed.
     pub(super) fn error(&self, error: &anyhow::Error, exit: Exit) {
         let text = chain(error);
         if self.json {
@@ -122,7 +118,6 @@ pub(super) struct LongDocument {
 }
 
 impl LongDocument {
-    /// Begins it with the members of `head`, then the list of that name.
     pub(super) fn begin(head: serde_json::Map<String, Value>, list: &str) -> Self {
         let mut stream = Stream::stdout();
         let mut text = "{\n  \"format\": 1,\n".to_owned();
@@ -143,7 +138,6 @@ impl LongDocument {
         }
     }
 
-    /// Ends the list and the document, with the members of `tail`.
     pub(super) fn end(mut self, tail: serde_json::Map<String, Value>) {
         let mut text = if self.empty { "]".to_owned() } else { "\n  ]".to_owned() };
         for (key, value) in tail {
@@ -177,7 +171,6 @@ pub(super) struct Table {
     indent: usize,
 }
 
-/// One cell: a text and how it is shown.
 pub(super) struct Cell {
     text: String,
     style: Style,
@@ -251,7 +244,6 @@ impl Table {
     }
 }
 
-/// A time as people read it.
 pub(super) fn time(time: DateTime<Utc>) -> String {
     time.format("%Y-%m-%d %H:%M:%S UTC").to_string()
 }
@@ -310,7 +302,6 @@ fn literal(key: &str, value: &Value) -> String {
     }
 }
 
-/// Seconds as people read them.
 pub(super) fn seconds(seconds: f64) -> String {
     Span::from(std::time::Duration::from_secs_f64(seconds.max(0.0))).to_string()
 }

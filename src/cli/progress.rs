@@ -9,7 +9,6 @@ use tokio::task::JoinHandle;
 
 use crate::report::Progress;
 
-/// How often the display looks at the counters.
 const TICK: Duration = Duration::from_millis(120);
 
 /// The bar, if there is one, so that log lines go above it.
@@ -40,14 +39,13 @@ impl Display {
                     shown = Some(stage.number);
                     if !stage.goes_on {
                         // A line of 80 columns is enough for all of it; the bar takes what is left.
-                        let template = match stage.expected_bytes {
-                            Some(expected) if expected > 0 => {
-                                bar.set_length(expected);
+                        let expected = stage.expected_bytes.filter(|expected| *expected > 0);
+                        let template = match expected {
+                            Some(_) => {
                                 "{spinner} {msg:16!} [{wide_bar}] {binary_bytes:>10} of \
                                  ~{binary_total_bytes} {binary_bytes_per_sec:>12} {eta:>4} left"
                             }
-                            _ => {
-                                bar.unset_length();
+                            None => {
                                 "{spinner} {msg:24} {binary_bytes:>10} {binary_bytes_per_sec:>12} \
                                  {elapsed:>4}"
                             }
@@ -57,6 +55,11 @@ impl Display {
                                 .unwrap_or_else(|_| ProgressStyle::default_bar())
                                 .progress_chars("=> "),
                         );
+                        // A new length is drawn at once, so the style comes first.
+                        match expected {
+                            Some(expected) => bar.set_length(expected),
+                            None => bar.unset_length(),
+                        }
                         bar.reset();
                     } else {
                         // The next part has a speed of its own.
@@ -88,7 +91,6 @@ impl Drop for Display {
     }
 }
 
-/// Where log lines go: to stderr, above the bar.
 pub(super) struct LogWriter;
 
 impl io::Write for LogWriter {

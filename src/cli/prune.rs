@@ -92,7 +92,6 @@ pub(super) async fn run(setup: &Setup, args: PruneArgs, printer: &Printer) -> an
     Ok(exit(&report.pruned))
 }
 
-/// How it ended, by what came of each place.
 pub(super) fn exit(pruned: &[Pruned]) -> Exit {
     let deleted = pruned.iter().any(|pruned| !pruned.deleted.is_empty());
     match (pruned.iter().any(|pruned| pruned.problem.is_some()), deleted) {
@@ -190,7 +189,6 @@ fn report_text(report: &PruneReport) -> String {
     if text.is_empty() { "There is nothing to prune.\n".to_owned() } else { text }
 }
 
-/// What came of one place, on a line.
 pub(super) fn pruned_text(pruned: &Pruned) -> String {
     let place = format!("{BOLD}{}{BOLD:#} in {BOLD}{}{BOLD:#}", pruned.strategy, pruned.storage);
     let deleted = count(pruned.deleted.len() as u64, "snapshot");

@@ -22,7 +22,6 @@ use crate::pipeline::Identity;
 use crate::source::process::Environment;
 use crate::storage::StorageConfig;
 
-/// What a command is given.
 pub(super) struct Setup {
     pub(super) global: Global,
     pub(super) environment: Environment,
@@ -133,12 +132,10 @@ impl IdentityArgs {
     }
 }
 
-/// What a reading command works on.
 pub(super) struct Reading {
     pub(super) engine: Engine,
     pub(super) storages: Vec<OpenStorage>,
     pub(super) selection: Selection,
-    /// The configuration, when there is one.
     pub(super) instance: Option<Instance>,
     display: Option<Display>,
 }
@@ -196,7 +193,6 @@ impl Reading {
     }
 }
 
-/// What a command works on that deletes.
 pub(super) struct Deleting {
     pub(super) engine: Engine,
     pub(super) instance: Instance,

@@ -193,7 +193,6 @@ fn facts_text(facts: Option<&Facts>) -> String {
     text
 }
 
-/// One fact as people read it.
 fn fact(name: &str, value: &serde_json::Value) -> String {
     match value {
         serde_json::Value::String(text) => text.clone(),

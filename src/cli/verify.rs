@@ -108,7 +108,6 @@ fn report_text(report: &VerifyReport) -> String {
     text
 }
 
-/// What the word in the last column stands for.
 fn what_was_looked_at(report: &VerifyReport) -> Option<String> {
     let sound = || report.snapshots.iter().filter(|verdict| verdict.problems.is_empty());
     let (all, read) = (sound().count(), sound().filter(|verdict| verdict.read).count());

@@ -312,8 +312,8 @@ async fn look_after(worker: Arc<Worker>, work: Work, earlier: Option<JoinHandle<
     .await;
 }
 
-/// Awaits `work` and starts it again after a panic: a scheduler that lives and does not run is worse
-/// than none. Like after a restart of the process, the catalog says what is due.
+/// Awaits `work` and starts it again after a panic: a scheduler that lives and does not run is
+/// worse than none. Like after a restart of the process, the catalog says what is due.
 async fn restart_on_panic(
     name: &str,
     retire: Cancel,

@@ -17,8 +17,8 @@ use crate::report::notify::Notifiers;
 use crate::report::{Event, EventKind, Outcome, RunReport};
 use crate::schedule::{Due, Missed, Schedule, jitter};
 
-/// A run that another one of the strategy keeps from beginning is tried again after this time, which
-/// doubles up to the second one.
+/// A run that another one of the strategy keeps from beginning is tried again after this time,
+/// which doubles up to the second one.
 const LOOK_AGAIN: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(30)];
 
 /// How long a look into the storages before a run may take. One that hangs must not keep the run

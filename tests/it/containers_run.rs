@@ -7,7 +7,10 @@ use crate::support::container::{Project, listing, texts, user};
 use crate::support::postgres::{Database, Server};
 use crate::support::site::Site;
 use crate::support::stores::{Server as Store, fresh, setting};
-use crate::support::{age_key, is_root, repository, sh};
+use crate::support::{age_key, needs_root, repository, sh};
+
+/// Why these tests need root.
+const OTHER_USERS: &str = "a service runs as another user, on files of other users";
 
 /// An example, ready to be run: its secrets and folders made, the database it names on a real
 /// server, its files with their owners.
@@ -124,30 +127,25 @@ fn comes_back(variant: &str, owners: &[&str]) {
 
 #[test]
 fn root_with_one_capability_backs_up_files_of_others_and_they_come_back_with_their_owners() {
-    if is_root() {
-        comes_back("local", &["10001:10001", "33:10001", "0:0"]);
-    }
+    needs_root(OTHER_USERS);
+    comes_back("local", &["10001:10001", "33:10001", "0:0"]);
 }
 
 #[test]
 fn the_same_to_a_bucket_encrypted() {
-    if is_root() {
-        comes_back("s3", &["10001:10001"]);
-    }
+    needs_root(OTHER_USERS);
+    comes_back("s3", &["10001:10001"]);
 }
 
 #[test]
 fn an_ordinary_user_backs_up_files_of_its_own_and_they_come_back() {
-    if is_root() {
-        comes_back("non-root", &["1000:1000"]);
-    }
+    needs_root(OTHER_USERS);
+    comes_back("non-root", &["1000:1000"]);
 }
 
 #[test]
 fn without_its_capability_root_cannot_read_what_belongs_to_others() {
-    if !is_root() {
-        return;
-    }
+    needs_root(OTHER_USERS);
     let shop = Shop::new("local");
     plant(&shop.uploads(), &["10001:10001"]);
     let command = ["backup", "--strategy", "daily", "--json"];
@@ -162,9 +160,7 @@ fn without_its_capability_root_cannot_read_what_belongs_to_others() {
 
 #[test]
 fn the_services_can_write_to_their_volumes_and_nowhere_else() {
-    if !is_root() {
-        return;
-    }
+    needs_root(OTHER_USERS);
     for variant in ["local", "non-root"] {
         let shop = Shop::new(variant);
         let try_write = "for place in / /etc /etc/backup /usr /var/lib /run/secrets /data/uploads \
@@ -194,9 +190,7 @@ fn the_services_can_write_to_their_volumes_and_nowhere_else() {
 
 #[test]
 fn the_user_of_the_units_reads_what_belongs_to_others() {
-    if !is_root() {
-        return;
-    }
+    needs_root(OTHER_USERS);
     for unit in ["holdfast.service", "backup@.service"] {
         let text =
             std::fs::read_to_string(repository().join("examples/systemd").join(unit)).unwrap();

@@ -39,6 +39,7 @@ mod parts;
 mod permissions;
 mod postgres;
 mod process;
+mod progress;
 mod prune;
 mod prune_doubts;
 mod prune_only;

@@ -56,7 +56,8 @@ impl Pruned {
             assert!(said.out().contains(says), "{says}: {said}");
         }
         let ran = self.site.backup(["--strategy", "daily", "--json"]).run();
-        assert_ne!(ran.code(), Some(0), "a run says it too: {ran}");
+        assert_ne!(ran.code(), Some(0), "a run reports it: {ran}");
+        assert!(ran.out().contains(says), "{says}: {ran}");
         let after = files(&self.site.path("store"));
         assert!(before.keys().all(|file| after.contains_key(file)), "nothing was deleted");
     }

@@ -86,6 +86,12 @@ pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
+/// A promise that cannot be tested without root fails there, and says why.
+#[track_caller]
+pub fn needs_root(why: &str) {
+    assert!(is_root(), "run this test as root: {why}");
+}
+
 /// How long a program may take in a test. A test that needs more says so.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
