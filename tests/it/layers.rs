@@ -419,7 +419,7 @@ fn breaches(file: &File, modules: &BTreeSet<Vec<String>>) -> Vec<String> {
             let ends = thing[0].starts_with(char::is_uppercase)
                 && used.path.iter().rev().zip(thing.iter().rev()).all(|(a, b)| a == b)
                 && used.path.len() >= thing.len();
-            // A name alone is a variable or a field, unless it is a macro or imported. The import of
+            // A name alone is a variable or a field, unless it is a macro or imported. An import of
             // a whole crate gives all that is in it, under any name.
             let counts = ends
                 || begins && (used.path.len() > 1 || used.import || thing[0].ends_with('!'))
@@ -466,8 +466,8 @@ fn engine_breach(file: &File, inside: &[String]) -> Option<String> {
     }
 }
 
-/// Circles of files that import each other, each sorted. Imports of a `mod.rs` above the file do not
-/// count; what a `mod.rs` gives out counts as an import of the file that it comes from.
+/// Circles of files that import each other, each sorted. Imports of a `mod.rs` above the file do
+/// not count; what a `mod.rs` gives out counts as an import of the file that it comes from.
 fn circles(files: &[File]) -> Vec<Vec<&str>> {
     let by_module: BTreeMap<&[String], &File> =
         files.iter().map(|file| (file.module.as_slice(), file)).collect();
