@@ -6,9 +6,8 @@ use std::ops::Range;
 
 use serde::Deserialize;
 
-use super::Block;
 use super::decode::damage;
-use super::encode::MAX_BLOCK_BYTES;
+use super::object::{Block, MAX_BLOCK_BYTES};
 use super::stored::seek_table_bytes;
 use crate::model::Compression;
 

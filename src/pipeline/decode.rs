@@ -5,8 +5,8 @@ use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::Identity;
-use super::encode::MAX_BLOCK_BYTES;
+use super::crypt::Identity;
+use super::object::MAX_BLOCK_BYTES;
 use super::stopwatch::{Clocked, Step, Stopwatch};
 use crate::model::{Codec, Compression, Digest, Digester, Encryption, StoredObject};
 

@@ -14,6 +14,7 @@ mod compress;
 mod crypt;
 mod decode;
 mod encode;
+mod object;
 mod parts;
 mod stopwatch;
 mod stored;
@@ -25,10 +26,8 @@ pub use blocks::{BlockList, BlockSpan};
 pub use compress::{Algorithm, CompressionConfig, CompressionError};
 pub use crypt::{CryptError, Identity, Recipient};
 pub use decode::{DecodeError, Expected, Verified, decoder, timed_decoder};
-pub use encode::{
-    Block, EncodeSettings, Encoded, EncodedObject, Encoder, MAX_BLOCK_BYTES, ObjectSink,
-    WORKER_BYTES,
-};
+pub use encode::{Encoded, Encoder, WORKER_BYTES};
+pub use object::{Block, EncodeSettings, EncodedObject, MAX_BLOCK_BYTES, ObjectSink};
 pub use parts::{Fetch, parts};
 pub use stopwatch::{Clocked, Step, Stopwatch};
 pub use throttle::Throttle;

@@ -13,8 +13,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::blocks::BlockSpan;
-use super::decode::{Headed, Layer, MAX_HEADER_BYTES, damage, decrypted};
-use super::{DecodeError, Identity};
+use super::crypt::Identity;
+use super::decode::{DecodeError, Headed, Layer, MAX_HEADER_BYTES, damage, decrypted};
 use crate::model::{Artifact, Compression, Encryption, StoredObject};
 
 /// Up to this many bytes between two blocks are read over: asking anew takes about as long.

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::belt::Belt;
 use super::buffers::{Buffer, Buffers};
 use super::compress::Algorithm;
-use super::encode::{Block, EncodeSettings, EncodedObject, ObjectSink};
+use super::object::{Block, EncodeSettings, EncodedObject, ObjectSink};
 use crate::model::Digester;
 
 /// Stored bytes are handed to the sink in chunks of this size.
