@@ -159,9 +159,9 @@ pub(in crate::engine) async fn not_twice(
     open: &OpenStorage,
     ours: impl Iterator<Item = &OpenStorage>,
 ) -> Result<(), EngineError> {
-    let Ok(path) = tokio::fs::canonicalize(open.storage.address()).await else { return Ok(()) };
+    let Some(path) = real_path(open).await else { return Ok(()) };
     for other in ours {
-        if tokio::fs::canonicalize(other.storage.address()).await.is_ok_and(|other| other == path) {
+        if real_path(other).await.as_ref() == Some(&path) {
             return Err(EngineError::Request(format!(
                 "The storages `{}` and `{}` are the same place, `{}`: two names for one place are \
                  no second copy. Remove one of them",
@@ -172,6 +172,10 @@ pub(in crate::engine) async fn not_twice(
         }
     }
     Ok(())
+}
+
+async fn real_path(open: &OpenStorage) -> Option<PathBuf> {
+    tokio::fs::canonicalize(open.storage.local_path()?).await.ok()
 }
 
 /// Runs `work` on a thread that may block, and what it logs belongs to what the caller's does. A

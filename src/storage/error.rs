@@ -39,7 +39,7 @@ pub enum StorageErrorKind {
 pub struct StorageError {
     kind: StorageErrorKind,
     address: String,
-    /// The key or folder, where the kind says the rest; otherwise the operation too: ``read `a/b` ``.
+    /// The key or folder; for kinds that do not say what was attempted, the operation with it.
     subject: String,
     problem: String,
 }

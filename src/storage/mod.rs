@@ -83,6 +83,14 @@ impl StorageConfig {
         }
     }
 
+    /// Its folder, where it is one that this machine can open.
+    pub fn local_path(&self) -> Option<&Path> {
+        match self {
+            Self::Local(config) => Some(&config.path),
+            Self::S3(_) => None,
+        }
+    }
+
     /// Makes relative paths absolute, counted from `base`: the folder of the configuration file.
     pub fn resolve(&mut self, base: &Path) {
         match self {
@@ -162,6 +170,11 @@ pub trait Storage: Send + Sync {
     /// What tells it from every other place, where the address alone does not. Never a secret.
     fn place(&self) -> String {
         self.address()
+    }
+
+    /// Its folder, where it is one that this machine can open.
+    fn local_path(&self) -> Option<&Path> {
+        None
     }
 
     /// Begins an object. Nothing is visible under `key`, nor counted by [`Storage::list`], before

@@ -38,7 +38,6 @@ use crate::source::scratch::{ScratchPlace, refuse_overlap};
 use crate::source::{
     Context, ScratchConfig, SourceConfig, SourceError, refuse_dumped, refuse_sources, sweep_scratch,
 };
-use crate::storage::StorageConfig;
 
 /// What is to be drilled, and how.
 #[derive(Clone)]
@@ -290,13 +289,12 @@ impl Drill<'_> {
         let name = place.folder.file_name().unwrap_or_default();
         let folders = [place.folder.clone(), place.shared_folder.join(name)];
         for (name, storage) in &self.instance.storages {
-            let StorageConfig::Local(config) = storage else { continue };
+            let Some(path) = storage.local_path() else { continue };
             for folder in &folders {
                 // What begins with a dot is not of the storage: no instance has such a name.
-                let apart =
-                    folder.strip_prefix(&config.path).ok().and_then(|rest| rest.iter().next());
+                let apart = folder.strip_prefix(path).ok().and_then(|rest| rest.iter().next());
                 if !apart.is_some_and(|first| first.as_encoded_bytes().starts_with(b".")) {
-                    refuse_overlap(folder, &config.path, &format!("the storage `{name}`"))
+                    refuse_overlap(folder, path, &format!("the storage `{name}`"))
                         .map_err(refused)?;
                 }
             }

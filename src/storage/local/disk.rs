@@ -55,6 +55,10 @@ impl Disk {
         Self { root }
     }
 
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
     pub(super) fn address(&self) -> String {
         self.root.display().to_string()
     }

@@ -101,6 +101,10 @@ impl Storage for Local {
         self.disk.address()
     }
 
+    fn local_path(&self) -> Option<&Path> {
+        Some(self.disk.root())
+    }
+
     async fn create(
         &self,
         key: &str,
