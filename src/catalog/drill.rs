@@ -4,8 +4,8 @@ use chrono::{DateTime, Utc};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Connection as _, Row as _};
 
-use super::{Catalog, CatalogError, parsed};
-use crate::model::{Name, SnapshotId};
+use super::{Catalog, CatalogError, parsed, word};
+use crate::model::{Name, SnapshotId, Verdict};
 
 /// How many drills of a strategy are remembered, besides the last that passed and the last that
 /// failed.
@@ -29,8 +29,8 @@ pub struct DrillRecord {
     pub started: DateTime<Utc>,
     /// When it ended.
     pub finished: DateTime<Utc>,
-    /// `passed`, `failed`, `inconclusive`.
-    pub verdict: String,
+    /// How it judged the snapshot.
+    pub verdict: Verdict,
     /// The whole report, as JSON.
     pub report: String,
 }
@@ -44,7 +44,7 @@ fn record(row: &SqliteRow) -> Result<DrillRecord, sqlx::Error> {
         snapshot: snapshot.map(|_| parsed(row, "snapshot")).transpose()?,
         started: parsed(row, "started")?,
         finished: parsed(row, "finished")?,
-        verdict: row.try_get("verdict")?,
+        verdict: word(row, "verdict")?,
         report: row.try_get("report")?,
     })
 }
@@ -68,7 +68,7 @@ impl Catalog {
             .bind(drill.snapshot.as_ref().map(SnapshotId::as_str))
             .bind(drill.started.to_rfc3339())
             .bind(drill.finished.to_rfc3339())
-            .bind(&drill.verdict)
+            .bind(drill.verdict.as_str())
             .bind(&drill.report)
             .execute(&mut *transaction)
             .await?;
@@ -98,7 +98,7 @@ impl Catalog {
         &self,
         instance: &Name,
         strategy: &Name,
-        verdicts: &[&str],
+        verdicts: &[Verdict],
     ) -> Result<Option<DrillRecord>, CatalogError> {
         let sql = format!(
             "{COLUMNS} WHERE instance = ? AND strategy = ? AND (? OR verdict IN (SELECT value FROM \
@@ -131,33 +131,33 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let catalog = Catalog::open(folder.path()).await.unwrap();
         let (shop, daily): (Name, Name) = ("shop".parse().unwrap(), "daily".parse().unwrap());
-        let drill = |number: u32, verdict: &str| {
+        let drill = |number: u32, verdict: Verdict| {
             let at = DateTime::UNIX_EPOCH + chrono::TimeDelta::seconds(i64::from(number));
             DrillRecord {
                 id: SnapshotId::new(at, [0, (number >> 8) as u8, number as u8]),
                 instance: shop.clone(),
                 strategy: daily.clone(),
-                snapshot: (verdict != "inconclusive")
+                snapshot: (verdict != Verdict::Inconclusive)
                     .then(|| SnapshotId::new(DateTime::UNIX_EPOCH, [0; 3])),
                 started: at,
                 finished: at,
-                verdict: verdict.to_owned(),
+                verdict,
                 report: "{}".to_owned(),
             }
         };
-        catalog.record_drill(&drill(0, "passed")).await.unwrap();
+        catalog.record_drill(&drill(0, Verdict::Passed)).await.unwrap();
         for number in 1..250 {
-            catalog.record_drill(&drill(number, "inconclusive")).await.unwrap();
+            catalog.record_drill(&drill(number, Verdict::Inconclusive)).await.unwrap();
         }
         assert_eq!(
-            catalog.last_drill(&shop, &daily, &["passed"]).await.unwrap(),
-            Some(drill(0, "passed"))
+            catalog.last_drill(&shop, &daily, &[Verdict::Passed]).await.unwrap(),
+            Some(drill(0, Verdict::Passed))
         );
         assert_eq!(
             catalog.last_drill(&shop, &daily, &[]).await.unwrap(),
-            Some(drill(249, "inconclusive"))
+            Some(drill(249, Verdict::Inconclusive))
         );
-        assert_eq!(catalog.last_drill(&shop, &daily, &["failed"]).await.unwrap(), None);
+        assert_eq!(catalog.last_drill(&shop, &daily, &[Verdict::Failed]).await.unwrap(), None);
         assert_eq!(catalog.last_drill(&shop, &shop, &[]).await.unwrap(), None);
         assert_eq!(catalog.drills(&shop).await.unwrap().len(), 201);
     }

@@ -17,6 +17,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use serde::de::value::Error as WordError;
+use serde::de::{DeserializeOwned, IntoDeserializer as _};
 use sqlx::query::Query;
 use sqlx::sqlite::{
     SqliteArguments, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteRow,
@@ -29,7 +31,7 @@ pub use cached::{CachedManifest, CachedMark};
 pub use drill::DrillRecord;
 pub use watch::{VerificationRecord, Watched};
 
-use crate::model::{Name, SnapshotId};
+use crate::model::{Name, Outcome, SnapshotId};
 
 /// The file in the state folder.
 pub const FILE: &str = "catalog.db";
@@ -182,8 +184,8 @@ pub struct RunRecord {
     pub started: DateTime<Utc>,
     /// When it ended.
     pub finished: DateTime<Utc>,
-    /// `success`, `problems`, `failed`, `cancelled`.
-    pub outcome: String,
+    /// How it ended.
+    pub outcome: Outcome,
     /// Bytes read from the sources.
     pub plain_bytes: u64,
     /// Bytes stored.
@@ -308,7 +310,7 @@ impl Catalog {
             .bind(run.strategy.as_str())
             .bind(run.started.to_rfc3339())
             .bind(run.finished.to_rfc3339())
-            .bind(&run.outcome)
+            .bind(run.outcome.as_str())
             .bind(i64::try_from(run.plain_bytes).unwrap_or(i64::MAX))
             .bind(i64::try_from(run.stored_bytes).unwrap_or(i64::MAX))
             .bind(&run.report)
@@ -320,7 +322,7 @@ impl Catalog {
             )
             .bind(run.instance.as_str())
             .bind(run.strategy.as_str())
-            .bind(&run.outcome)
+            .bind(run.outcome.as_str())
             .execute(&mut *transaction)
             .await?;
             sqlx::query(
@@ -365,7 +367,7 @@ impl Catalog {
                 strategy: strategy.clone(),
                 started: parsed(row, "started")?,
                 finished: parsed(row, "finished")?,
-                outcome: row.try_get("outcome")?,
+                outcome: word(row, "outcome")?,
                 plain_bytes: row.try_get::<i64, _>("plain_bytes")?.unsigned_abs(),
                 stored_bytes: row.try_get::<i64, _>("stored_bytes")?.unsigned_abs(),
                 report: row.try_get("report")?,
@@ -391,6 +393,13 @@ where
     text.parse().map_err(|error: T::Err| sqlx::Error::Decode(Box::new(error)))
 }
 
+/// A column that holds the stored word of an enum.
+fn word<T: DeserializeOwned>(row: &SqliteRow, column: &str) -> Result<T, sqlx::Error> {
+    let text: String = row.try_get(column)?;
+    T::deserialize(text.into_deserializer())
+        .map_err(|error: WordError| sqlx::Error::Decode(Box::new(error)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -407,25 +416,25 @@ mod tests {
     async fn the_last_committed_run_is_not_the_last_run_when_that_failed() {
         let folder = tempfile::tempdir().unwrap();
         let catalog = Catalog::open(folder.path()).await.unwrap();
-        let run = |salt, outcome: &str| RunRecord {
+        let run = |salt, outcome| RunRecord {
             id: id(salt),
             instance: name("ella"),
             strategy: name("daily"),
             started: DateTime::UNIX_EPOCH,
             finished: DateTime::UNIX_EPOCH,
-            outcome: outcome.to_owned(),
+            outcome,
             plain_bytes: 5,
             stored_bytes: 3,
             report: "{}".to_owned(),
         };
-        for run in [run(1, "success"), run(2, "problems"), run(3, "failed")] {
+        for run in [run(1, Outcome::Success), run(2, Outcome::Problems), run(3, Outcome::Failed)] {
             catalog.record_run(&run).await.unwrap();
         }
         let (instance, strategy) = (name("ella"), name("daily"));
         let committed = catalog.last_run(&instance, &strategy, true).await.unwrap();
-        assert_eq!(committed, Some(run(2, "problems")));
+        assert_eq!(committed, Some(run(2, Outcome::Problems)));
         let any = catalog.last_run(&instance, &strategy, false).await.unwrap();
-        assert_eq!(any, Some(run(3, "failed")));
+        assert_eq!(any, Some(run(3, Outcome::Failed)));
     }
 
     #[tokio::test]

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use sqlx::Row as _;
 
-use super::{Catalog, CatalogError, parsed};
-use crate::model::Name;
+use super::{Catalog, CatalogError, parsed, word};
+use crate::model::{Name, Outcome, VerificationOutcome};
 
 /// A strategy as it is looked after.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,8 +29,8 @@ pub struct VerificationRecord {
     pub started: DateTime<Utc>,
     /// When it ended.
     pub finished: DateTime<Utc>,
-    /// `sound`, `damaged`, `failed`.
-    pub outcome: String,
+    /// How it ended.
+    pub outcome: VerificationOutcome,
     /// Copies of snapshots that were looked at.
     pub snapshots: u64,
     /// Bytes that were read and held against their digests.
@@ -144,13 +144,13 @@ impl Catalog {
         &self,
         instance: &Name,
         strategy: &Name,
-    ) -> Result<BTreeMap<String, u64>, CatalogError> {
+    ) -> Result<BTreeMap<Outcome, u64>, CatalogError> {
         let query =
             sqlx::query("SELECT outcome, runs FROM tally WHERE instance = ? AND strategy = ?")
                 .bind(instance.as_str())
                 .bind(strategy.as_str());
         self.all(query, |row| {
-            Ok((row.try_get("outcome")?, row.try_get::<i64, _>("runs")?.unsigned_abs()))
+            Ok((word(row, "outcome")?, row.try_get::<i64, _>("runs")?.unsigned_abs()))
         })
         .await
     }
@@ -242,7 +242,7 @@ impl Catalog {
             .bind(verification.strategy.as_str())
             .bind(verification.started.to_rfc3339())
             .bind(verification.finished.to_rfc3339())
-            .bind(&verification.outcome)
+            .bind(verification.outcome.as_str())
             .bind(i64::try_from(verification.snapshots).unwrap_or(i64::MAX))
             .bind(i64::try_from(verification.read_bytes).unwrap_or(i64::MAX))
             .bind(&verification.problem)
@@ -285,7 +285,7 @@ impl Catalog {
                 strategy: strategy.clone(),
                 started: parsed(row, "started")?,
                 finished: parsed(row, "finished")?,
-                outcome: row.try_get("outcome")?,
+                outcome: word(row, "outcome")?,
                 snapshots: row.try_get::<i64, _>("snapshots")?.unsigned_abs(),
                 read_bytes: row.try_get::<i64, _>("read_bytes")?.unsigned_abs(),
                 problem: row.try_get("problem")?,
@@ -338,14 +338,14 @@ mod tests {
         let (shop, daily) = (name("shop"), name("daily"));
         let runs = i64::try_from(REMEMBERED_RUNS).unwrap() + 50;
         for number in 0..runs {
-            let outcome = if number == 3 { "problems" } else { "failed" };
+            let outcome = if number == 3 { Outcome::Problems } else { Outcome::Failed };
             let run = RunRecord {
                 id: SnapshotId::new(at(number), [0; 3]),
                 instance: shop.clone(),
                 strategy: daily.clone(),
                 started: at(number),
                 finished: at(number),
-                outcome: outcome.to_owned(),
+                outcome,
                 plain_bytes: 0,
                 stored_bytes: 0,
                 report: String::new(),
@@ -355,7 +355,7 @@ mod tests {
         let tally = catalog.tally(&shop, &daily).await.unwrap();
         assert_eq!(
             tally,
-            BTreeMap::from([("failed".to_owned(), runs as u64 - 1), ("problems".to_owned(), 1)])
+            BTreeMap::from([(Outcome::Failed, runs as u64 - 1), (Outcome::Problems, 1)])
         );
         let good = catalog.last_run(&shop, &daily, true).await.unwrap().unwrap();
         assert_eq!(good.started, at(3), "however long ago it was");
@@ -368,10 +368,10 @@ mod tests {
         let (_folder, catalog) = catalog().await;
         let (shop, daily) = (name("shop"), name("daily"));
         for (number, outcome, report) in [
-            (1, "success", "{}"),
-            (2, "failed", "{\"may_pass\":false}"),
-            (3, "failed", "{\"may_pass\":true}"),
-            (4, "cancelled", "{\"may_pass\":false}"),
+            (1, Outcome::Success, "{}"),
+            (2, Outcome::Failed, "{\"may_pass\":false}"),
+            (3, Outcome::Failed, "{\"may_pass\":true}"),
+            (4, Outcome::Cancelled, "{\"may_pass\":false}"),
         ] {
             let run = RunRecord {
                 id: SnapshotId::new(at(number), [0; 3]),
@@ -379,7 +379,7 @@ mod tests {
                 strategy: daily.clone(),
                 started: at(number),
                 finished: at(number),
-                outcome: outcome.to_owned(),
+                outcome,
                 plain_bytes: 0,
                 stored_bytes: 0,
                 report: report.to_owned(),
@@ -398,29 +398,29 @@ mod tests {
     #[tokio::test]
     async fn the_last_verification_is_remembered() {
         let (_folder, catalog) = catalog().await;
-        let record = |number, outcome: &str| VerificationRecord {
+        let record = |number, outcome| VerificationRecord {
             instance: name("shop"),
             strategy: name("daily"),
             started: at(number),
             finished: at(number + 1),
-            outcome: outcome.to_owned(),
+            outcome,
             snapshots: 5,
             read_bytes: 7,
-            problem: (outcome == "damaged").then(|| "a bit".to_owned()),
+            problem: (outcome == VerificationOutcome::Damaged).then(|| "a bit".to_owned()),
         };
         let (shop, daily) = (name("shop"), name("daily"));
         for number in 0..150 {
-            catalog.record_verification(&record(number, "sound")).await.unwrap();
+            catalog.record_verification(&record(number, VerificationOutcome::Sound)).await.unwrap();
         }
-        catalog.record_verification(&record(150, "damaged")).await.unwrap();
+        catalog.record_verification(&record(150, VerificationOutcome::Damaged)).await.unwrap();
         let last = catalog.last_verification(&name("shop"), &name("daily"), false).await.unwrap();
-        assert_eq!(last, Some(record(150, "damaged")));
-        catalog.record_verification(&record(151, "failed")).await.unwrap();
+        assert_eq!(last, Some(record(150, VerificationOutcome::Damaged)));
+        catalog.record_verification(&record(151, VerificationOutcome::Failed)).await.unwrap();
         let last = |concluded| catalog.last_verification(&shop, &daily, concluded);
-        assert_eq!(last(false).await.unwrap(), Some(record(151, "failed")));
+        assert_eq!(last(false).await.unwrap(), Some(record(151, VerificationOutcome::Failed)));
         assert_eq!(
             last(true).await.unwrap(),
-            Some(record(150, "damaged")),
+            Some(record(150, VerificationOutcome::Damaged)),
             "damage is not forgotten over it"
         );
     }

@@ -173,7 +173,7 @@ pub(super) fn report_text(report: &RunReport) -> String {
         for source in &report.sources {
             table.row(vec![
                 source.name.as_str().into(),
-                source.kind.into(),
+                source.kind.as_str().into(),
                 ByteSize(source.plain_bytes).to_string().into(),
                 ByteSize(source.stored_bytes).to_string().into(),
                 seconds(source.seconds).into(),

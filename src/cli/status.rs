@@ -11,7 +11,7 @@ use super::output::{
 };
 use super::setup::{Setup, chosen};
 use crate::engine::{self, Scheduler};
-use crate::model::{ByteSize, Verdict};
+use crate::model::{ByteSize, Outcome, Verdict, VerificationOutcome};
 use crate::report::{State, Status, StrategyStatus};
 
 #[derive(Debug, Args)]
@@ -112,7 +112,7 @@ fn text(status: &Status) -> String {
             );
         }
         if let Some(verified) =
-            one.verified.as_ref().filter(|verified| verified.outcome == "failed")
+            one.verified.as_ref().filter(|verified| verified.outcome == VerificationOutcome::Failed)
         {
             let problem = verified.problem.as_deref().unwrap_or_default();
             let _ = writeln!(text, "{WARN}{name}:{WARN:#} the last verification failed: {problem}");
@@ -126,7 +126,7 @@ fn text(status: &Status) -> String {
             .next
             .map(|next| format!(", next {}", next.format("%Y-%m-%d %H:%M")))
             .unwrap_or_default();
-        let of_passed = drills.last.as_ref().filter(|last| last.verdict == "passed");
+        let of_passed = drills.last.as_ref().filter(|last| last.verdict == Verdict::Passed);
         let took = of_passed.and_then(|last| last.recovery_seconds).map(seconds);
         let took = took.map(|took| format!(", recovery in {took}")).unwrap_or_default();
         let failed =
@@ -164,10 +164,10 @@ fn state(one: &StrategyStatus) -> Cell {
 
 fn last_run(one: &StrategyStatus, now: DateTime<Utc>) -> Cell {
     let Some(run) = &one.last_run else { return Cell::styled("never", DIM) };
-    let style = match run.outcome.as_str() {
-        "success" => GOOD,
-        "problems" => WARN,
-        _ => BAD,
+    let style = match run.outcome {
+        Outcome::Success => GOOD,
+        Outcome::Problems => WARN,
+        Outcome::Failed | Outcome::Cancelled => BAD,
     };
     Cell::styled(format!("{}, {}", run.outcome, age(run.started, now)), style)
 }

@@ -14,6 +14,7 @@ mod id;
 mod layout;
 mod manifest;
 mod mark;
+mod outcome;
 mod paths;
 mod sealed;
 mod secret;
@@ -34,6 +35,7 @@ pub use manifest::{
     StoredObject,
 };
 pub use mark::{Evidence, MARK_FORMAT, Mark, MarkError, Says, Verdict};
+pub use outcome::{Outcome, VerificationOutcome};
 pub use paths::counted_from;
 pub use sealed::SealError;
 pub use secret::{DatabaseUrl, Secret};

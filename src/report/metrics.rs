@@ -10,7 +10,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use super::status::{State, Status, StrategyStatus};
-use crate::model::Verdict;
+use crate::model::{Outcome, Verdict, VerificationOutcome};
 
 /// The media type of [`metrics`].
 pub const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -93,7 +93,7 @@ pub fn metrics(status: &Status) -> String {
         }
         if let Some(run) = &strategy.last_run {
             set(&last_run, seconds(run.started));
-            set(&last_ok, flag(matches!(run.outcome.as_str(), "success" | "problems")));
+            set(&last_ok, flag(run.outcome.is_committed()));
         }
         if let Some(run) = &strategy.last_committed {
             set(&committed, seconds(run.started));
@@ -103,7 +103,7 @@ pub fn metrics(status: &Status) -> String {
         }
         if let Some(verification) = &strategy.verified {
             set(&verified, seconds(verification.started));
-            set(&sound, flag(verification.outcome == "sound"));
+            set(&sound, flag(verification.outcome == VerificationOutcome::Sound));
             set(&verified_bytes, verification.read_bytes as f64);
         }
         if let Some(drills) = &strategy.drills {
@@ -114,7 +114,7 @@ pub fn metrics(status: &Status) -> String {
                 set(&judged, seconds(at));
                 set(&drilled_well, flag(verdict == Verdict::Passed));
             }
-            let last = drills.last.as_ref().filter(|last| last.verdict != "inconclusive");
+            let last = drills.last.as_ref().filter(|last| last.verdict != Verdict::Inconclusive);
             for (family, value) in [
                 (&recovery, last.and_then(|last| last.recovery_seconds)),
                 (&recovery_point, last.and_then(|last| last.recovery_point_seconds)),
@@ -125,10 +125,10 @@ pub fn metrics(status: &Status) -> String {
             }
         }
         // Each outcome from the start, so that the first failure is seen as an increase.
-        for outcome in ["success", "problems", "failed", "cancelled"] {
+        for outcome in Outcome::ALL {
             let mut of = of.clone();
-            of.push(("outcome", outcome.to_owned()));
-            runs.get_or_create(&of).inc_by(strategy.runs.get(outcome).copied().unwrap_or(0));
+            of.push(("outcome", outcome.to_string()));
+            runs.get_or_create(&of).inc_by(strategy.runs.get(&outcome).copied().unwrap_or(0));
         }
         for storage in &strategy.storages {
             let mut of = of.clone();

@@ -16,10 +16,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use chrono::{DateTime, Utc};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::model::{Completeness, Name, SnapshotId, Warnings};
 
+pub use crate::model::Outcome;
 pub use drill::{DrillReport, DrillStep, DrillTarget, DrilledArtifact, DrilledSnapshot, html};
 pub use event::{Event, EventKind};
 pub use metrics::{METRICS_TYPE, metrics};
@@ -101,33 +102,8 @@ impl fmt::Debug for Progress {
     }
 }
 
-/// How a run ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Outcome {
-    /// Committed everywhere, nothing to say.
-    Success,
-    /// Committed, with warnings or not in every storage.
-    Problems,
-    /// Nothing was committed.
-    Failed,
-    /// It was asked to stop; nothing was committed.
-    Cancelled,
-}
-
-impl fmt::Display for Outcome {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Success => "success",
-            Self::Problems => "problems",
-            Self::Failed => "failed",
-            Self::Cancelled => "cancelled",
-        })
-    }
-}
-
 /// A run that ended, as it is shown and recorded.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RunReport {
     /// The application.
     pub instance: Name,
@@ -163,13 +139,13 @@ pub struct RunReport {
 }
 
 /// What one source gave.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SourceReport {
     /// Its name.
     pub name: Name,
     /// Its type.
     #[serde(rename = "type")]
-    pub kind: &'static str,
+    pub kind: String,
     /// Bytes read from it, all its artifacts together.
     pub plain_bytes: u64,
     /// Bytes stored of it.
@@ -179,7 +155,7 @@ pub struct SourceReport {
 }
 
 /// How one storage fared.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct StorageReport {
     /// Its name.
     pub name: Name,
@@ -196,7 +172,7 @@ pub struct StorageReport {
 }
 
 /// What retention did with the snapshots of a strategy in one storage.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Pruned {
     /// The strategy.
     pub strategy: Name,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use crate::model::{Name, SnapshotId, Verdict};
+use crate::model::{Name, Outcome, SnapshotId, Verdict, VerificationOutcome};
 
 /// How all strategies fare at one moment.
 #[derive(Debug, Clone, Serialize)]
@@ -99,7 +99,7 @@ pub struct StrategyStatus {
     /// Runs that failed since then.
     pub failures_in_a_row: u64,
     /// Runs so far, by outcome.
-    pub runs: BTreeMap<String, u64>,
+    pub runs: BTreeMap<Outcome, u64>,
     /// Each of its storages.
     pub storages: Vec<StorageStatus>,
     /// The last time that what is stored was looked at again, on schedule.
@@ -133,8 +133,8 @@ pub struct LastDrill {
     pub id: SnapshotId,
     /// The snapshot, where there was one.
     pub snapshot: Option<SnapshotId>,
-    /// `passed`, `failed`, `inconclusive`.
-    pub verdict: String,
+    /// How it judged the snapshot.
+    pub verdict: Verdict,
     /// When it began.
     pub started: DateTime<Utc>,
     /// When it ended.
@@ -152,8 +152,8 @@ pub struct LastDrill {
 pub struct LastRun {
     /// Its id.
     pub id: SnapshotId,
-    /// `success`, `problems`, `failed`, `cancelled`.
-    pub outcome: String,
+    /// How it ended.
+    pub outcome: Outcome,
     /// When it began.
     pub started: DateTime<Utc>,
     /// When it ended.
@@ -186,8 +186,8 @@ pub struct StorageStatus {
 /// A verification that ended.
 #[derive(Debug, Clone, Serialize)]
 pub struct LastVerification {
-    /// `sound`, `damaged`, `failed`.
-    pub outcome: String,
+    /// How it ended.
+    pub outcome: VerificationOutcome,
     /// When it began.
     pub started: DateTime<Utc>,
     /// When it ended.

@@ -55,7 +55,7 @@ pub(in crate::engine) async fn record(
         snapshot: report.snapshot.as_ref().map(|snapshot| snapshot.id.clone()),
         started: report.started,
         finished: report.finished,
-        verdict: report.verdict.to_string(),
+        verdict: report.verdict,
         report: serde_json::to_string(report).unwrap_or_default(),
     };
     if let Err(error) = catalog.record_drill(&record).await {

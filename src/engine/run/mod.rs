@@ -380,7 +380,7 @@ impl Run<'_> {
             self.warnings.extend(name.as_str(), taken.warnings);
             self.reports.push(SourceReport {
                 name: name.clone(),
-                kind: config.kind(),
+                kind: config.kind().to_owned(),
                 plain_bytes,
                 stored_bytes,
                 seconds,
@@ -546,7 +546,7 @@ impl Run<'_> {
             strategy: report.strategy.clone(),
             started: report.started,
             finished: report.finished,
-            outcome: report.outcome.to_string(),
+            outcome: report.outcome,
             plain_bytes: report.plain_bytes,
             stored_bytes: report.stored_bytes,
             report: serde_json::to_string(report).unwrap_or_default(),

@@ -14,7 +14,7 @@ use crate::engine::write::outputs::Member;
 use crate::engine::write::{leftovers, writer};
 use crate::model::{Cancel, Name, RUN_KEY};
 use crate::pipeline::Throttle;
-use crate::report::StorageReport;
+use crate::report::{RunReport, StorageReport};
 use crate::storage::{Storage, StorageError, StorageErrorKind};
 
 /// Room that must be left on a storage beyond what the last snapshot took.
@@ -179,10 +179,6 @@ impl Run<'_> {
 
 /// Whether a recorded run committed to the storage of that name.
 fn has_committed(run: &RunRecord, storage: &Name) -> bool {
-    let report: serde_json::Value = serde_json::from_str(&run.report).unwrap_or_default();
-    let storages = report.get("storages").and_then(serde_json::Value::as_array);
-    storages.into_iter().flatten().any(|place| {
-        place.get("name").and_then(serde_json::Value::as_str) == Some(storage.as_str())
-            && place.get("committed").and_then(serde_json::Value::as_bool) == Some(true)
-    })
+    serde_json::from_str::<RunReport>(&run.report)
+        .is_ok_and(|run| run.storages.iter().any(|one| one.name == *storage && one.committed))
 }

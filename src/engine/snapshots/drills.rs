@@ -20,7 +20,7 @@ pub async fn last_drilled(
     match engine
         .catalog()
         .await?
-        .last_drill(&instance.name, &strategy.name, &["passed", "failed"])
+        .last_drill(&instance.name, &strategy.name, &[Verdict::Passed, Verdict::Failed])
         .await
     {
         Ok(last) => last.map(|last| last.started),
@@ -79,8 +79,8 @@ pub async fn last_drills(
     let Some(catalog) = engine.catalog().await else { return Ok(LastDrills::default()) };
     let (of, name) = (&instance.name, &strategy.name);
     let mut known: Vec<(DateTime<Utc>, Verdict)> = Vec::new();
-    for (word, verdict) in [("passed", Verdict::Passed), ("failed", Verdict::Failed)] {
-        let last = catalog.last_drill(of, name, &[word]).await?;
+    for verdict in [Verdict::Passed, Verdict::Failed] {
+        let last = catalog.last_drill(of, name, &[verdict]).await?;
         known.extend(last.map(|last| (last.finished, verdict)));
     }
     for storage in instance.storages.values() {

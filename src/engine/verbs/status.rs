@@ -7,12 +7,13 @@ use crate::catalog::{Catalog, CatalogError, RunRecord};
 use crate::config::{Instance, Strategy};
 use crate::engine::context::Engine;
 use crate::engine::error::EngineError;
-use crate::engine::snapshots::drills::last_drills;
+use crate::engine::snapshots::drills::{last_drills, to_report};
 use crate::engine::snapshots::list::{Snapshot, list_side_by_side};
 use crate::engine::state::locks::is_running;
-use crate::model::{Completeness, Manifest, Name, Verdict};
+use crate::model::{Completeness, Manifest, Name, Verdict, VerificationOutcome};
 use crate::report::{
-    Drills, LastDrill, LastRun, LastVerification, State, Status, StorageStatus, StrategyStatus,
+    Drills, LastDrill, LastRun, LastVerification, RunReport, State, Status, StorageStatus,
+    StrategyStatus,
 };
 use crate::schedule::{Allowance, Missed, jitter};
 
@@ -55,10 +56,9 @@ async fn drills(
         return Ok((None, None));
     }
     let last = known.last.as_ref();
-    let report: serde_json::Value =
-        last.and_then(|last| serde_json::from_str(&last.report).ok()).unwrap_or_default();
-    let number = |key: &str| report.get(key).and_then(serde_json::Value::as_f64);
-    let problem = report.get("problem").and_then(serde_json::Value::as_str).map(str::to_owned);
+    let report = last.and_then(|last| to_report(last).ok());
+    let report = report.as_ref();
+    let problem = report.and_then(|report| report.problem.clone());
     let took = last.map(|last| took((last.finished - last.started).num_seconds() as f64));
     let allowance = Allowance { jitter: TimeDelta::zero(), stale_after: None, last_took: took };
     let from = known.passed.or(since).map(|from| from.min(now));
@@ -69,13 +69,14 @@ async fn drills(
         (Some((at, Verdict::Failed)), _) => {
             let why = problem
                 .as_deref()
-                .filter(|_| last.is_some_and(|last| last.verdict == "failed"))
+                .filter(|_| last.is_some_and(|last| last.verdict == Verdict::Failed))
                 .unwrap_or("see `backup drill report`");
             Some(format!("the drill of {} failed: {why}", at.to_rfc3339()))
         }
         (_, Some(overdue)) => {
             let passed = known.passed.map_or_else(|| "none".to_owned(), |at| at.to_rfc3339());
-            let why = last.filter(|last| last.verdict == "inconclusive").and(problem.as_deref());
+            let why =
+                last.filter(|last| last.verdict == Verdict::Inconclusive).and(problem.as_deref());
             let why =
                 why.map(|why| format!("; the last could not judge: {why}")).unwrap_or_default();
             Some(format!(
@@ -97,11 +98,11 @@ async fn drills(
         last: last.map(|last| LastDrill {
             id: last.id.clone(),
             snapshot: last.snapshot.clone(),
-            verdict: last.verdict.clone(),
+            verdict: last.verdict,
             started: last.started,
             finished: last.finished,
-            recovery_seconds: number("recovery_seconds"),
-            recovery_point_seconds: number("recovery_point_seconds"),
+            recovery_seconds: report.map(|report| report.recovery_seconds),
+            recovery_point_seconds: report.and_then(|report| report.recovery_point_seconds),
             problem: problem.clone(),
         }),
     };
@@ -253,7 +254,9 @@ async fn strategy_status(
             lacking.storage
         );
         (State::Stale, Some(words))
-    } else if let Some(damaged) = judged.as_ref().filter(|judged| judged.outcome == "damaged") {
+    } else if let Some(damaged) =
+        judged.as_ref().filter(|judged| judged.outcome == VerificationOutcome::Damaged)
+    {
         let problem = damaged.problem.as_deref().unwrap_or_default();
         (
             State::Damaged,
@@ -342,16 +345,16 @@ fn took(seconds: f64) -> TimeDelta {
 }
 
 fn told(run: RunRecord) -> LastRun {
-    let report: serde_json::Value = serde_json::from_str(&run.report).unwrap_or_default();
+    let report = serde_json::from_str::<RunReport>(&run.report).ok();
     let seconds = (run.finished - run.started).num_seconds() as f64;
     LastRun {
         id: run.id,
         outcome: run.outcome,
         started: run.started,
         finished: run.finished,
-        seconds: report.get("seconds").and_then(serde_json::Value::as_f64).unwrap_or(seconds),
+        seconds: report.as_ref().map_or(seconds, |report| report.seconds),
         plain_bytes: run.plain_bytes,
         stored_bytes: run.stored_bytes,
-        error: report.get("error").and_then(serde_json::Value::as_str).map(str::to_owned),
+        error: report.and_then(|report| report.error),
     }
 }

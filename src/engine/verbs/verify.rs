@@ -13,7 +13,7 @@ use crate::engine::read::fetch::read_facts;
 use crate::engine::read::whole::read_through;
 use crate::engine::snapshots::list::{Listing, Selection, Snapshot, list, read_whole};
 use crate::engine::state::locks::ReadLock;
-use crate::model::{Manifest, Name, SnapshotId};
+use crate::model::{Manifest, Name, SnapshotId, VerificationOutcome};
 use crate::pipeline::Identity;
 
 /// What a verification found.
@@ -92,14 +92,14 @@ pub async fn verify_strategy(
         strategy: strategy.name.clone(),
         started,
         finished: started,
-        outcome: String::new(),
+        outcome: VerificationOutcome::Failed,
         snapshots: 0,
         read_bytes: 0,
         problem: None,
     };
     let (outcome, problem) = match look_through(engine, instance, strategy, percent).await {
         Err(EngineError::Locked { .. }) => return None,
-        Err(error) => ("failed", Some(chain(&error))),
+        Err(error) => (VerificationOutcome::Failed, Some(chain(&error))),
         Ok(report) => {
             let read = |verdict: &&SnapshotVerdict| verdict.read;
             record.snapshots = report.snapshots.len() as u64;
@@ -117,14 +117,14 @@ pub async fn verify_strategy(
                 .first()
                 .map(|(name, error)| format!("`{name}` could not be listed: {error}"));
             match (damage, unlisted.or(unread)) {
-                (Some(damage), _) => ("damaged", Some(damage)),
-                (None, Some(problem)) => ("failed", Some(problem)),
-                (None, None) => ("sound", None),
+                (Some(damage), _) => (VerificationOutcome::Damaged, Some(damage)),
+                (None, Some(problem)) => (VerificationOutcome::Failed, Some(problem)),
+                (None, None) => (VerificationOutcome::Sound, None),
             }
         }
     };
     record.finished = engine.clock.now_seconds();
-    outcome.clone_into(&mut record.outcome);
+    record.outcome = outcome;
     record.problem = problem;
     // One that was asked to stop is no verification.
     if let Some(catalog) = engine.catalog().await.filter(|_| !engine.cancel.is_cancelled())
@@ -138,7 +138,7 @@ pub async fn verify_strategy(
 async fn is_known_to_be_damaged(engine: &Engine, instance: &Instance, strategy: &Strategy) -> bool {
     let Some(catalog) = engine.catalog().await else { return false };
     let last = catalog.last_verification(&instance.name, &strategy.name, true).await;
-    matches!(last, Ok(Some(last)) if last.outcome == "damaged")
+    matches!(last, Ok(Some(last)) if last.outcome == VerificationOutcome::Damaged)
 }
 
 async fn look_through(
