@@ -7,7 +7,7 @@ use serde_json::{Map, Value as Json, json};
 
 use super::check::Check;
 use super::error::Wrong;
-use super::rules::StorageRules;
+use super::file::StorageRules;
 use super::{
     Code, ConfigError, ConfigErrors, Daemon, DrillCheck, Hooks, Instance, default_state_dir,
     schema, whole,

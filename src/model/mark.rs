@@ -3,8 +3,8 @@
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::sealed::{SealError, seal, unseal};
 use super::layout::MARKS_FOLDER;
+use super::sealed::{SealError, seal, unseal};
 use super::{Name, SnapshotId, SnapshotRef};
 
 /// The format of the marks that this version writes, and the newest it reads.

@@ -31,8 +31,7 @@ pub use id::{IdError, Name, NameError, SnapshotId};
 pub use layout::{MANIFEST_KEY, MARKS_FOLDER, RUN_KEY};
 pub use manifest::{
     Artifact, ArtifactKind, Codec, Completeness, Compression, Encryption, FEATURES, FORMAT,
-    Manifest, ManifestError, Program, RemoteCheck, StorageNote,
-    StoredObject,
+    Manifest, ManifestError, Program, RemoteCheck, StorageNote, StoredObject,
 };
 pub use mark::{Evidence, MARK_FORMAT, Mark, MarkError, Says, Verdict};
 pub use outcome::{Outcome, VerificationOutcome};
