@@ -1,9 +1,9 @@
 //! Walks a document along the schema, and reports everything that does not fit.
 //!
-//! It understands only the parts of JSON Schema that this program uses. The rest passes here, and is
-//! found when the value is read into its type. A wrong value is reported and becomes null, which is
-//! passed over from then on; an empty value stands in for a required one, so that the rest of the
-//! table can still be checked.
+//! It understands only the parts of JSON Schema that this program uses. The rest passes here, and
+//! is found when the value is read into its type. A wrong value is reported and becomes null, which
+//! is passed over from then on; an empty value stands in for a required one, so that the rest of
+//! the table can still be checked.
 
 use serde_json::{Map, Value as Json};
 
