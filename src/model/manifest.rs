@@ -125,6 +125,23 @@ pub enum ArtifactKind {
     Facts,
 }
 
+impl ArtifactKind {
+    /// Whether it is the bulk of its source, which the source's name stands for.
+    pub fn is_main(self) -> bool {
+        matches!(self, Self::PgDump | Self::Sqlite | Self::Tar | Self::Stream)
+    }
+
+    /// Whether it is restored into a database.
+    pub fn is_database(self) -> bool {
+        matches!(self, Self::PgDump | Self::Sqlite)
+    }
+
+    /// Whether it is a tarball of files, of which parts can be restored.
+    pub fn is_files(self) -> bool {
+        self == Self::Tar
+    }
+}
+
 /// How a plain stream is encoded: compressed first, encrypted after.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Codec {

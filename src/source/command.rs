@@ -274,6 +274,10 @@ impl Restorer for CommandRestorer {
         }))
     }
 
+    fn describe(&self, facts: &serde_json::Value) -> Option<String> {
+        Some(format!("the command `{}`", facts.get("program")?.as_str()?))
+    }
+
     fn by_hand(&self, artifact: &RestoreArtifact) -> String {
         format!("cat > {}", artifact.name)
     }

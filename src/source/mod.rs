@@ -10,6 +10,7 @@
 
 pub mod command;
 pub mod directory;
+mod error;
 mod place;
 pub mod postgres;
 pub mod process;
@@ -23,7 +24,8 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use self::scratch::{Scratch, ScratchPlace, refuse_overlap, remove_folder, remove_folders};
+pub use self::error::SourceError;
+use self::scratch::{Scratch, ScratchPlace, ScratchProvider, remove_folder, remove_folders};
 pub use crate::archive::Streams;
 use crate::model::{ArtifactKind, Cancel, DatabaseUrl, Name, Warnings};
 
@@ -106,6 +108,11 @@ pub struct ScratchConfig {
     pub postgres: postgres::ScratchServer,
 }
 
+/// The kinds of sources whose scratch targets need more than a folder.
+fn scratch_providers() -> [(&'static str, &'static dyn ScratchProvider); 1] {
+    [("postgres", &postgres::ScratchDatabases)]
+}
+
 /// Refuses scratch targets that are one of `sources`, or in a folder of one, before anything is
 /// written.
 ///
@@ -117,19 +124,9 @@ pub fn refuse_sources(
     folder: &Path,
     sources: &[(&Name, &SourceConfig)],
 ) -> Result<(), SourceError> {
-    for (name, source) in sources {
-        let path = match source {
-            SourceConfig::Directory(config) => &config.path,
-            SourceConfig::Sqlite(config) => &config.path,
-            SourceConfig::Postgres(database) => {
-                postgres::refuse_source(cx, &config.postgres, name, database)?;
-                continue;
-            }
-            SourceConfig::Command(_) => continue,
-        };
-        refuse_overlap(folder, path, &format!("the source `{name}`"))?;
-    }
-    Ok(())
+    sources
+        .iter()
+        .try_for_each(|(name, source)| source.source().refuse_scratch(cx, config, folder, name))
 }
 
 /// Refuses scratch targets that the source `name` was dumped from, by its facts in a snapshot.
@@ -143,10 +140,11 @@ pub fn refuse_dumped(
     name: &Name,
     facts: &serde_json::Value,
 ) -> Result<(), SourceError> {
-    match facts.get("type").and_then(serde_json::Value::as_str) {
-        Some("postgres") => postgres::refuse_dumped(cx, &config.postgres, name, facts),
-        _ => Ok(()),
-    }
+    let dumped = facts.get("type").and_then(serde_json::Value::as_str);
+    scratch_providers()
+        .iter()
+        .filter(|(kind, _)| Some(*kind) == dumped)
+        .try_for_each(|(_, provider)| provider.refuse_dumped(cx, config, name, facts))
 }
 
 /// Looks whether the scratch targets for `sources` could be made.
@@ -155,15 +153,15 @@ pub fn check_scratch(
     config: &ScratchConfig,
     sources: &[&SourceConfig],
 ) -> Vec<Finding> {
-    let postgres = sources.iter().any(|source| matches!(source, SourceConfig::Postgres(_)));
-    let found = (postgres || config.postgres.url.is_some())
-        .then(|| postgres::check_scratch(cx, &config.postgres));
-    found.into_iter().collect()
+    let check = |(kind, provider): &(&str, &dyn ScratchProvider)| {
+        provider.check(cx, config, sources.iter().any(|source| source.kind() == *kind))
+    };
+    scratch_providers().iter().filter_map(check).collect()
 }
 
-/// Removes what drills made and did not remove: everything whose name begins with `prefix`, in
-/// `folders` and on servers, other than what is to stay. What was removed, and what could not be,
-/// in words.
+/// Removes the leavings of drills: everything whose name begins with `prefix`, in `folders` and on
+/// servers, except what is marked as kept. Returns what was removed and what could not be, in
+/// words.
 pub fn sweep_scratch(
     cx: &Context,
     config: &ScratchConfig,
@@ -172,14 +170,16 @@ pub fn sweep_scratch(
 ) -> (Vec<String>, Vec<String>) {
     let (mut removed, mut failed) = (Vec::new(), Vec::new());
     for folder in folders {
-        match remove_folders(folder, prefix, postgres::stop_clusters) {
+        match remove_folders(folder, prefix, stop_in) {
             Ok(paths) => removed.extend(paths.iter().map(|path| format!("`{}`", path.display()))),
             Err(error) => failed.push(error.to_string()),
         }
     }
-    match postgres::sweep(cx, &config.postgres, prefix) {
-        Ok(databases) => removed.extend(databases),
-        Err(error) => failed.push(error.to_string()),
+    for (_, provider) in scratch_providers() {
+        match provider.sweep(cx, config, prefix) {
+            Ok(targets) => removed.extend(targets),
+            Err(error) => failed.push(error.to_string()),
+        }
     }
     (removed, failed)
 }
@@ -189,7 +189,11 @@ pub fn sweep_scratch(
 /// # Errors
 /// When something is left.
 pub fn remove_scratch_folder(folder: &Path) -> Result<(), SourceError> {
-    remove_folder(folder, postgres::stop_clusters)
+    remove_folder(folder, stop_in)
+}
+
+fn stop_in(folder: &Path) -> Result<(), SourceError> {
+    scratch_providers().iter().try_for_each(|(_, provider)| provider.stop(folder))
 }
 
 /// What a source or restorer is given of the run it belongs to.
@@ -225,6 +229,20 @@ pub trait Source: Send + Sync {
     /// Looks whether a dump could begin: tools and versions, reachability, permissions. Reads only,
     /// and quickly.
     fn check(&self, cx: &Context) -> Vec<Finding>;
+
+    /// Refuses scratch targets, on servers or in `folder`, that are this source, or lie in it.
+    ///
+    /// # Errors
+    /// [`SourceError::Unsuitable`].
+    fn refuse_scratch(
+        &self,
+        _cx: &Context,
+        _config: &ScratchConfig,
+        _folder: &Path,
+        _name: &Name,
+    ) -> Result<(), SourceError> {
+        Ok(())
+    }
 }
 
 /// Takes the streams of one source.
@@ -375,6 +393,10 @@ pub trait Restorer {
         artifact: &RestoreArtifact,
         place: &ScratchPlace,
     ) -> Result<Box<dyn Scratch>, SourceError>;
+
+    /// The source that was dumped, in words, by the `facts` it reported; none where they do not
+    /// say.
+    fn describe(&self, facts: &serde_json::Value) -> Option<String>;
 
     /// The ordinary commands that restore the plain stream of `artifact` from standard input
     /// (`… | <this>`), without this program.
@@ -531,72 +553,5 @@ impl Finding {
     /// A finding.
     pub fn new(level: Level, subject: impl Into<String>, message: impl Into<String>) -> Self {
         Self { level, subject: subject.into(), message: message.into() }
-    }
-}
-
-/// Why a source could not be dumped or restored.
-#[derive(Debug, thiserror::Error)]
-pub enum SourceError {
-    /// The run was cancelled.
-    #[error("Cancelled")]
-    Cancelled,
-    /// A child did not do its work.
-    #[error(transparent)]
-    Process(#[from] process::ProcessError),
-    /// The database refused or could not be reached.
-    #[error("Could not {attempt} on `{target}`: {problem}")]
-    Database {
-        /// What was attempted: `count the rows of "a"."b"`.
-        attempt: String,
-        /// The masked address.
-        target: String,
-        /// What the server or client said.
-        problem: String,
-        /// Whether trying again later may help (network, server starting).
-        transient: bool,
-    },
-    /// What is needed is not there, or is not as it must be.
-    #[error("{0}")]
-    Unsuitable(String),
-    /// The target has something in it.
-    #[error(
-        "`{0}` is not empty. Pass `--overwrite` to replace what is there, or choose another target"
-    )]
-    NotEmpty(String),
-    /// A file or folder could not be used.
-    #[error("Could not {attempt} `{path}`: {error}")]
-    Io {
-        /// What was attempted: `read`, `create`.
-        attempt: &'static str,
-        /// On what.
-        path: String,
-        /// What the system said.
-        error: std::io::Error,
-    },
-    /// What was read is not what was backed up.
-    #[error("{0}")]
-    Damaged(String),
-    /// The stream could not be written on, or could not be read: the fault is behind it.
-    #[error(transparent)]
-    Stream(std::io::Error),
-}
-
-impl SourceError {
-    /// Whether it may succeed by itself a little later. Of a program that ended with an error
-    /// nobody can tell, and another try costs little.
-    pub fn may_pass(&self) -> bool {
-        use process::ProcessError;
-        match self {
-            Self::Database { transient, .. } => *transient,
-            Self::Process(error) => matches!(
-                error,
-                ProcessError::Exit { .. }
-                    | ProcessError::Signal { .. }
-                    | ProcessError::Hung { .. }
-                    | ProcessError::HeldOpen { .. }
-                    | ProcessError::Pipe { .. }
-            ),
-            _ => false,
-        }
     }
 }

@@ -18,7 +18,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::{
-    Context, RestoreArtifact, RestoreOptions, ScratchConfig, SourceError, Streams, Target,
+    Context, Finding, RestoreArtifact, RestoreOptions, ScratchConfig, SourceError, Streams, Target,
 };
 use crate::model::{Check, Name};
 
@@ -147,6 +147,33 @@ pub trait Scratch: Send {
     fn remove(&mut self, _cx: &Context) -> Result<(), SourceError> {
         Ok(())
     }
+}
+
+/// Guards and clears the scratch targets of one kind of source, where they are more than folders.
+pub(super) trait ScratchProvider: Sync {
+    /// Refuses scratch targets that the source `name` was dumped from, by its facts.
+    fn refuse_dumped(
+        &self,
+        cx: &Context,
+        config: &ScratchConfig,
+        name: &Name,
+        facts: &serde_json::Value,
+    ) -> Result<(), SourceError>;
+
+    /// Looks whether a target could be made; nothing where none is configured or `needed`.
+    fn check(&self, cx: &Context, config: &ScratchConfig, needed: bool) -> Option<Finding>;
+
+    /// Stops what runs in a scratch folder.
+    fn stop(&self, folder: &Path) -> Result<(), SourceError>;
+
+    /// Removes targets outside of folders whose name begins with `prefix`, unless they are marked as
+    /// kept. Returns what was removed, in words.
+    fn sweep(
+        &self,
+        cx: &Context,
+        config: &ScratchConfig,
+        prefix: &str,
+    ) -> Result<Vec<String>, SourceError>;
 }
 
 /// The answer of what is no database.

@@ -28,8 +28,11 @@ use serde_json::json;
 use sqlx::sqlite::{Sqlite as Driver, SqliteConnectOptions, SqliteConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Decode, Row as _, Type};
 
-use super::{ArtifactSpec, Context, Dumped, Finding, Level, Outputs, Source, SourceError};
-use crate::model::{ArtifactKind, ByteSize, Span, Warning, Warnings};
+use super::scratch::refuse_overlap;
+use super::{
+    ArtifactSpec, Context, Dumped, Finding, Level, Outputs, ScratchConfig, Source, SourceError,
+};
+use crate::model::{ArtifactKind, ByteSize, Name, Span, Warning, Warnings};
 
 pub use restore::SqliteRestorer;
 
@@ -206,6 +209,16 @@ impl Source for Sqlite {
                 findings
             }
         }
+    }
+
+    fn refuse_scratch(
+        &self,
+        _cx: &Context,
+        _config: &ScratchConfig,
+        folder: &Path,
+        name: &Name,
+    ) -> Result<(), SourceError> {
+        refuse_overlap(folder, &self.config.path, &format!("the source `{name}`"))
     }
 }
 

@@ -221,7 +221,7 @@ impl Rehearsal {
                     rehearsed.targets.push(DrillTarget {
                         source: source.clone(),
                         place: scratch.description(),
-                        dumped_from: dumped_from(&wanted),
+                        dumped_from: restorer.describe(&wanted.facts),
                     });
                     target = Some(Restored { scratch, is_whole: true, folder: None });
                 }
@@ -468,18 +468,4 @@ impl Rehearsal {
             note(format!("`{}`: {}", folder.display(), chain(&error)));
         }
     }
-}
-
-/// What the source was, by the facts.
-fn dumped_from(artifact: &RestoreArtifact) -> Option<String> {
-    let text = |key: &str| artifact.facts.get(key).and_then(serde_json::Value::as_str);
-    Some(match text("type")? {
-        "postgres" => format!("PostgreSQL {}, `{}`", text("server_version")?, text("database")?),
-        "sqlite" => {
-            format!("SQLite {}, `{}`", text("sqlite_version")?, text("file").unwrap_or_default())
-        }
-        "directory" => format!("the folder `{}`", text("path")?),
-        "command" => format!("the command `{}`", text("program")?),
-        other => other.to_owned(),
-    })
 }

@@ -8,11 +8,8 @@ use crate::engine::error::{EngineError, chain};
 use crate::engine::read::fetch::read_facts;
 use crate::engine::snapshots::list::Snapshot;
 use crate::engine::snapshots::marks::{Marks, read_marks};
-use crate::model::{
-    ArtifactKind, ByteSize, Check, CheckOutcome, Facts, Manifest, Name, SnapshotId, Verdict,
-};
+use crate::model::{ByteSize, Check, CheckOutcome, Facts, Manifest, Name, SnapshotId, Verdict};
 use crate::pipeline::Identity;
-use crate::source::restorer;
 
 /// Makes the checks of the strategy's drill that compare with an earlier snapshot.
 pub(in crate::engine) async fn checks(
@@ -202,11 +199,10 @@ fn files(facts: &Facts, source: &Name) -> Option<u64> {
 
 /// The plain bytes of what was dumped of the source.
 fn bytes(facts: &Facts, manifest: &Manifest, source: &Name) -> Option<u64> {
-    let dumped = manifest.artifacts.iter().filter(|artifact| {
-        artifact.source.as_ref() == Some(source)
-            && restorer(artifact.kind).is_some()
-            && artifact.kind != ArtifactKind::PgGlobals
-    });
+    let dumped = manifest
+        .artifacts
+        .iter()
+        .filter(|artifact| artifact.source.as_ref() == Some(source) && artifact.kind.is_main());
     let bytes = dumped.map(|artifact| {
         facts
             .artifacts

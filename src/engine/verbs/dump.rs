@@ -65,7 +65,7 @@ pub async fn dump(
     let fetched_before = storage.fetched_bytes();
     let manifest = usable_manifest(storage, snapshot, &request.identities)?;
     let artifact = find_artifact(manifest, &request.what)?.clone();
-    if request.path.is_some() && artifact.kind != ArtifactKind::Tar {
+    if request.path.is_some() && !artifact.kind.is_files() {
         return Err(EngineError::Request(format!(
             "`{}` is no folder of files, so there is no path in it: leave the path out",
             artifact.name
@@ -112,14 +112,8 @@ pub async fn dump(
 
 /// The artifact with that name, or the main one of the source with that name.
 fn find_artifact<'a>(manifest: &'a Manifest, what: &str) -> Result<&'a Artifact, EngineError> {
-    let is_main = |kind| {
-        matches!(
-            kind,
-            ArtifactKind::PgDump | ArtifactKind::Sqlite | ArtifactKind::Tar | ArtifactKind::Stream
-        )
-    };
     let main = |artifact: &&Artifact| {
-        artifact.source.as_ref().map(Name::as_str) == Some(what) && is_main(artifact.kind)
+        artifact.source.as_ref().map(Name::as_str) == Some(what) && artifact.kind.is_main()
     };
     let artifacts = &manifest.artifacts;
     let found = artifacts

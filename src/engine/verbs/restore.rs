@@ -175,7 +175,7 @@ fn make_plan(
         {
             continue;
         }
-        if some_files && artifact.kind != ArtifactKind::Tar {
+        if some_files && !artifact.kind.is_files() {
             if request.sources.contains(source) {
                 return Err(EngineError::Request(format!(
                     "`--path` is for folders of files, and the source `{source}` is none: leave \
@@ -189,7 +189,7 @@ fn make_plan(
         let target = match &request.destination {
             Destination::Folder(folder) => Target::Folder(folder.join(source.as_str())),
             Destination::Database(url) => match artifact.kind {
-                ArtifactKind::PgDump | ArtifactKind::Sqlite => Target::Database(url.clone()),
+                kind if kind.is_database() => Target::Database(url.clone()),
                 ArtifactKind::PgGlobals => {
                     plan.left_out.push(format!(
                         "`{}` (roles of the whole server): restore it with `--to`, look at it, and \
@@ -320,7 +320,7 @@ pub async fn plan_restore(
             facts.as_ref(),
             &engine.progress,
         );
-        let is_folder = artifact.kind == ArtifactKind::Tar;
+        let is_folder = artifact.kind.is_files();
         let preview = blocking(move || match restorer(artifact.kind) {
             Some(restorer) => restorer.preview(&context, &restore, &streams, &target, &options),
             None => Ok(Preview::default()),
@@ -442,7 +442,7 @@ fn needed(
 
 /// The options for one artifact: what is for folders of files goes to those only.
 fn options(request: &RestoreRequest, artifact: &Artifact) -> RestoreOptions {
-    let delete = request.options.delete && artifact.kind == ArtifactKind::Tar;
+    let delete = request.options.delete && artifact.kind.is_files();
     RestoreOptions { delete, ..request.options.clone() }
 }
 

@@ -24,10 +24,13 @@ pub use restore::{DirectoryRestorer, OwnerRule, OwnerRuleError};
 
 use self::dump::Dumper;
 use self::walk::{Scope, Walk};
-use super::{ArtifactSpec, Context, Dumped, Finding, Level, Outputs, Source, SourceError};
+use super::scratch::refuse_overlap;
+use super::{
+    ArtifactSpec, Context, Dumped, Finding, Level, Outputs, ScratchConfig, Source, SourceError,
+};
 use crate::archive::patterns::Filter;
 use crate::archive::{Exclusion, Pattern};
-use crate::model::ArtifactKind;
+use crate::model::{ArtifactKind, Name};
 
 /// How consistent a tarball of a live folder is: each file as it was while it was read, not all of
 /// one instant.
@@ -167,6 +170,16 @@ impl Source for Directory {
             Ok(_) => Finding::new(Level::Ok, "path", "The folder can be read"),
             Err(problem) => Finding::new(Level::Error, "path", problem),
         }]
+    }
+
+    fn refuse_scratch(
+        &self,
+        _cx: &Context,
+        _config: &ScratchConfig,
+        folder: &Path,
+        name: &Name,
+    ) -> Result<(), SourceError> {
+        refuse_overlap(folder, &self.config.path, &format!("the source `{name}`"))
     }
 }
 

@@ -202,120 +202,59 @@ const TABLES: &str = concat!(
     " OR EXISTS (SELECT 1 FROM pg_extension e WHERE c.oid = ANY (e.extconfig))) ORDER BY 1, 2"
 );
 
-/// What else is counted, by the name it has in the facts.
-const COUNTS: [(&str, &str); 12] = [
-    (
-        "indexes",
-        concat!(
-            "SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE \
-             c.relkind IN ('i', 'I') AND ",
-            user_schema!("n"),
-            " AND ",
-            own!("pg_class", "c.oid")
-        ),
-    ),
-    (
-        "sequences",
-        concat!(
-            "SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE \
-             c.relkind = 'S' AND c.relpersistence <> 't' AND ",
-            user_schema!("n"),
-            " AND ",
-            own!("pg_class", "c.oid")
-        ),
-    ),
-    (
-        "views",
-        concat!(
-            "SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE \
-             c.relkind = 'v' AND ",
-            user_schema!("n"),
-            " AND ",
-            own!("pg_class", "c.oid")
-        ),
-    ),
-    (
-        "materialized_views",
-        concat!(
-            "SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE \
-             c.relkind = 'm' AND ",
-            user_schema!("n"),
-            " AND ",
-            own!("pg_class", "c.oid")
-        ),
-    ),
-    (
-        "partitioned_tables",
-        concat!(
-            "SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE \
-             c.relkind = 'p' AND ",
-            user_schema!("n"),
-            " AND ",
-            own!("pg_class", "c.oid")
-        ),
-    ),
-    (
-        "foreign_tables",
-        concat!(
-            "SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE \
-             c.relkind = 'f' AND ",
-            user_schema!("n"),
-            " AND ",
-            own!("pg_class", "c.oid")
-        ),
-    ),
+const RELATIONS: &str = "pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace";
+
+/// Objects that are counted: the name in the facts, the catalog with its alias and the way to the
+/// schema `n`, and the condition. Members of extensions and system schemas do not count.
+const COUNTS: [(&str, &str, &str); 11] = [
+    ("indexes", RELATIONS, "c.relkind IN ('i', 'I')"),
+    ("sequences", RELATIONS, "c.relkind = 'S' AND c.relpersistence <> 't'"),
+    ("views", RELATIONS, "c.relkind = 'v'"),
+    ("materialized_views", RELATIONS, "c.relkind = 'm'"),
+    ("partitioned_tables", RELATIONS, "c.relkind = 'p'"),
+    ("foreign_tables", RELATIONS, "c.relkind = 'f'"),
     // Since 18 each NOT NULL is a constraint too: left out, so that the numbers mean the same on
     // every server.
     (
         "constraints",
-        concat!(
-            "SELECT count(*) FROM pg_constraint c JOIN pg_namespace n ON n.oid = c.connamespace \
-             WHERE c.contype <> 'n' AND ",
-            user_schema!("n"),
-            " AND ",
-            own!("pg_constraint", "c.oid")
-        ),
+        "pg_constraint c JOIN pg_namespace n ON n.oid = c.connamespace",
+        "c.contype <> 'n'",
     ),
     (
         "triggers",
-        concat!(
-            "SELECT count(*) FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN \
-             pg_namespace n ON n.oid = c.relnamespace WHERE NOT t.tgisinternal AND ",
-            user_schema!("n"),
-            " AND ",
-            own!("pg_trigger", "t.oid")
-        ),
+        "pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = \
+         c.relnamespace",
+        "NOT t.tgisinternal",
     ),
-    (
-        "functions",
-        concat!(
-            "SELECT count(*) FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE ",
-            user_schema!("n"),
-            " AND ",
-            own!("pg_proc", "p.oid")
-        ),
-    ),
-    (
-        "enums",
-        concat!(
-            "SELECT count(*) FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace WHERE \
-             t.typtype = 'e' AND ",
-            user_schema!("n"),
-            " AND ",
-            own!("pg_type", "t.oid")
-        ),
-    ),
-    (
-        "schemas",
-        concat!(
-            "SELECT count(*) FROM pg_namespace n WHERE ",
-            user_schema!("n"),
-            " AND ",
-            own!("pg_namespace", "n.oid")
-        ),
-    ),
-    ("large_objects", "SELECT count(*) FROM pg_largeobject_metadata"),
+    ("functions", "pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace", "true"),
+    ("enums", "pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace", "t.typtype = 'e'"),
+    ("schemas", "pg_namespace n", "true"),
 ];
+
+/// The query of all [`COUNTS`], a column each.
+fn counts_query() -> String {
+    let mut sql = "SELECT ".to_owned();
+    for (name, catalog, condition) in COUNTS {
+        let mut words = catalog.split(' ');
+        let (class, alias) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+        sql.push_str(&format!(
+            concat!(
+                "(SELECT count(*) FROM {catalog} WHERE {condition} AND ",
+                user_schema!("n"),
+                " AND ",
+                own!("{class}", "{alias}.oid"),
+                ") AS {name}, "
+            ),
+            catalog = catalog,
+            condition = condition,
+            class = class,
+            alias = alias,
+            name = name,
+        ));
+    }
+    sql.push_str("(SELECT count(*) FROM pg_largeobject_metadata) AS large_objects");
+    sql
+}
 
 /// Anything of a user's in a database. A new database has the schema `public` and nothing in it.
 pub(super) const ANYTHING: &str = concat!(
@@ -361,10 +300,12 @@ pub(super) async fn take(session: &mut Session, rows: bool) -> Census {
 }
 
 async fn list(session: &mut Session, census: &mut Census) -> Result<(), sqlx::Error> {
-    for (name, sql) in COUNTS {
-        let count: i64 =
-            sqlx::query_scalar(sql).persistent(false).fetch_one(&mut session.connection).await?;
-        census.counts.insert(name.to_owned(), count.into());
+    let counts = sqlx::query(AssertSqlSafe(counts_query()))
+        .persistent(false)
+        .fetch_one(&mut session.connection)
+        .await?;
+    for name in COUNTS.iter().map(|(name, _, _)| *name).chain(["large_objects"]) {
+        census.counts.insert(name.to_owned(), counts.try_get::<i64, _>(name)?.into());
     }
     let sql = "SELECT extname::text AS name, extversion AS version FROM pg_extension ORDER BY 1";
     for row in sqlx::query(sql).persistent(false).fetch_all(&mut session.connection).await? {

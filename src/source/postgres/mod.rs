@@ -21,12 +21,15 @@ use sqlx::Row;
 use self::address::{Address, dbname_argument};
 use self::census::{Census, Session};
 use self::client::Client;
-pub(super) use self::cluster::stop_clusters;
 pub use self::restore::PostgresRestorer;
+pub(super) use self::scratch::ScratchDatabases;
 pub use self::scratch::ScratchServer;
-pub(super) use self::scratch::{check_scratch, refuse_dumped, refuse_source, sweep};
-use super::{ArtifactSpec, Context, Dumped, Finding, Level, Output, Outputs, Source, SourceError};
-use crate::model::{ArtifactKind, DatabaseUrl, Secret, Span, Warning, Warnings};
+use self::scratch::refuse_source;
+use super::{
+    ArtifactSpec, Context, Dumped, Finding, Level, Output, Outputs, ScratchConfig, Source,
+    SourceError,
+};
+use crate::model::{ArtifactKind, DatabaseUrl, Name, Secret, Span, Warning, Warnings};
 
 /// A PostgreSQL database.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -312,6 +315,16 @@ impl Source for Postgres {
             }
         }
         findings
+    }
+
+    fn refuse_scratch(
+        &self,
+        cx: &Context,
+        config: &ScratchConfig,
+        _folder: &Path,
+        name: &Name,
+    ) -> Result<(), SourceError> {
+        refuse_source(cx, &config.postgres, name, &self.config)
     }
 }
 

@@ -407,6 +407,11 @@ impl Restorer for PostgresRestorer {
         Ok(Box::new(ScratchDatabase::create(cx, artifact, place)?))
     }
 
+    fn describe(&self, facts: &serde_json::Value) -> Option<String> {
+        let text = |key: &str| facts.get(key).and_then(serde_json::Value::as_str);
+        Some(format!("PostgreSQL {}, `{}`", text("server_version")?, text("database")?))
+    }
+
     fn by_hand(&self, artifact: &RestoreArtifact) -> String {
         match artifact.kind {
             ArtifactKind::PgGlobals => "psql -X -d \"$DATABASE\"".to_owned(),

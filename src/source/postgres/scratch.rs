@@ -24,7 +24,7 @@ use crate::source::{Context, RestoreArtifact, RestoreOptions, SourceError, Strea
 use compare::{compare, public_is_empty};
 pub use server::ScratchServer;
 use server::drop_database;
-pub(in crate::source) use server::{check_scratch, refuse_dumped, refuse_source, sweep};
+pub(in crate::source) use server::{ScratchDatabases, refuse_source};
 
 /// Bytes of a row of an answer, as JSON, that are taken at most.
 const LARGEST_ROW: usize = 1 << 20;

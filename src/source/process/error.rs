@@ -106,6 +106,25 @@ pub enum ProcessError {
     },
 }
 
+impl ProcessError {
+    /// Every code that [`ProcessError::code`] returns. Codes are stable.
+    pub const ALL: &[&str] = &["tool_failed", "tool_missing", "tool_timed_out"];
+
+    /// The stable code of the error, by what the operator does about it.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::NotFound { .. } => "tool_missing",
+            Self::Hung { .. } => "tool_timed_out",
+            Self::Start { .. }
+            | Self::Exit { .. }
+            | Self::Signal { .. }
+            | Self::HeldOpen { .. }
+            | Self::TooMuch { .. }
+            | Self::Pipe { .. } => "tool_failed",
+        }
+    }
+}
+
 /// What a child said before it ended.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Said {

@@ -119,6 +119,11 @@ impl Restorer for SqliteRestorer {
         Ok(Box::new(ScratchDatabase::new(&cx.name, place)))
     }
 
+    fn describe(&self, facts: &serde_json::Value) -> Option<String> {
+        let text = |key: &str| facts.get(key).and_then(serde_json::Value::as_str);
+        Some(format!("SQLite {}, `{}`", text("sqlite_version")?, text("file").unwrap_or_default()))
+    }
+
     fn by_hand(&self, artifact: &RestoreArtifact) -> String {
         let name = original_name(artifact).unwrap_or_else(|| artifact.name.clone());
         let plain = name.chars().all(|c| c.is_ascii_alphanumeric() || "._-+=@%,".contains(c))

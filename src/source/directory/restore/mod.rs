@@ -225,6 +225,10 @@ impl Restorer for DirectoryRestorer {
         Ok(Box::new(ScratchFolder::new(&cx.name, place)))
     }
 
+    fn describe(&self, facts: &serde_json::Value) -> Option<String> {
+        Some(format!("the folder `{}`", facts.get("path")?.as_str()?))
+    }
+
     fn by_hand(&self, _artifact: &RestoreArtifact) -> String {
         "tar -xpf - --numeric-owner --xattrs --xattrs-include='*' -C \"$DIR\"".to_owned()
     }

@@ -1,7 +1,7 @@
 //! The server that scratch databases are made on, where the configuration names one: that it is no
 //! source, and what earlier drills left there.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use schemars::JsonSchema;
@@ -13,8 +13,10 @@ use crate::model::{DatabaseUrl, Name, Secret};
 use crate::source::postgres::address::Address;
 use crate::source::postgres::census::{Server, quoted};
 use crate::source::postgres::client::{Client, Major};
+use crate::source::postgres::cluster::stop_clusters;
 use crate::source::postgres::{PostgresConfig, block};
-use crate::source::{Context, Finding, Level, SourceError};
+use crate::source::scratch::ScratchProvider;
+use crate::source::{Context, Finding, Level, ScratchConfig, SourceError};
 
 /// How long to wait before looking again whether the sessions of a drill that was killed have
 /// ended.
@@ -51,7 +53,7 @@ impl ScratchServer {
     }
 
     /// Makes relative paths absolute.
-    pub fn resolve(&mut self, base: &std::path::Path) {
+    pub fn resolve(&mut self, base: &Path) {
         if let Some(folder) = &mut self.server_dir {
             *folder = crate::model::counted_from(base, folder);
         }
@@ -83,8 +85,40 @@ impl ScratchServer {
     }
 }
 
+/// Scratch databases on a server, or in throwaway clusters in folders.
+pub(in crate::source) struct ScratchDatabases;
+
+impl ScratchProvider for ScratchDatabases {
+    fn refuse_dumped(
+        &self,
+        cx: &Context,
+        config: &ScratchConfig,
+        name: &Name,
+        facts: &Value,
+    ) -> Result<(), SourceError> {
+        refuse_dumped(cx, &config.postgres, name, facts)
+    }
+
+    fn check(&self, cx: &Context, config: &ScratchConfig, needed: bool) -> Option<Finding> {
+        (needed || config.postgres.url.is_some()).then(|| check_scratch(cx, &config.postgres))
+    }
+
+    fn stop(&self, folder: &Path) -> Result<(), SourceError> {
+        stop_clusters(folder)
+    }
+
+    fn sweep(
+        &self,
+        cx: &Context,
+        config: &ScratchConfig,
+        prefix: &str,
+    ) -> Result<Vec<String>, SourceError> {
+        sweep(cx, &config.postgres, prefix)
+    }
+}
+
 /// Looks whether scratch databases could be made.
-pub(in crate::source) fn check_scratch(cx: &Context, config: &ScratchServer) -> Finding {
+fn check_scratch(cx: &Context, config: &ScratchServer) -> Finding {
     let subject = "postgres";
     let asked = config.address().and_then(|address| {
         let Some(address) = address else { return Ok(None) };
@@ -197,7 +231,7 @@ pub(in crate::source) fn refuse_source(
 }
 
 /// Refuses a scratch server that is the one a snapshot was dumped from, by its facts.
-pub(in crate::source) fn refuse_dumped(
+fn refuse_dumped(
     cx: &Context,
     config: &ScratchServer,
     name: &Name,
@@ -240,11 +274,7 @@ pub(in crate::source) fn refuse_dumped(
 
 /// Drops the databases that drills with this prefix left on the server, other than those that are
 /// to stay.
-pub(in crate::source) fn sweep(
-    cx: &Context,
-    config: &ScratchServer,
-    prefix: &str,
-) -> Result<Vec<String>, SourceError> {
+fn sweep(cx: &Context, config: &ScratchServer, prefix: &str) -> Result<Vec<String>, SourceError> {
     let Some(address) = config.address()? else { return Ok(Vec::new()) };
     let attempt = "look for databases that an earlier drill left";
     let left = block(cx, async {
