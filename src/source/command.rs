@@ -14,8 +14,8 @@ use super::place::{file_in, refuse_existing, write_private};
 use super::process::Call;
 use super::scratch::{Each, Scratch, ScratchPlace, no_database as no_database_here};
 use super::{
-    ArtifactSpec, Context, Dumped, Finding, Level, Outputs, RestoreArtifact, RestoreOptions,
-    Restored, Restorer, Source, SourceError, Streams, Target,
+    ArtifactSpec, Context, Dumped, Finding, Level, Outputs, RestoreArtifact, RestoreJob, Restored,
+    Restorer, Source, SourceError, Streams, Target,
 };
 use crate::model::{ArtifactKind, Check, Name, Secret, Warning, Warnings};
 
@@ -215,15 +215,9 @@ impl Source for Command {
 pub struct CommandRestorer;
 
 impl Restorer for CommandRestorer {
-    fn restore(
-        &self,
-        cx: &Context,
-        artifact: &RestoreArtifact,
-        input: &mut dyn Read,
-        target: &Target,
-        options: &RestoreOptions,
-    ) -> Result<Restored, SourceError> {
-        self.prepare(cx, artifact, target, options)?;
+    fn restore(&self, job: RestoreJob<'_>, input: &mut dyn Read) -> Result<Restored, SourceError> {
+        let RestoreJob { cx, artifact, target, options } = job;
+        self.prepare(job)?;
         if let Some(file) = file_in(target, &artifact.name)? {
             write_private(&file, input, options.overwrite)?;
             return Ok(Restored { place: file.display().to_string(), ..Restored::default() });
@@ -240,13 +234,8 @@ impl Restorer for CommandRestorer {
         Ok(Restored { place: format!("the command `{program}`"), warnings, files: None })
     }
 
-    fn prepare(
-        &self,
-        cx: &Context,
-        artifact: &RestoreArtifact,
-        target: &Target,
-        options: &RestoreOptions,
-    ) -> Result<(), SourceError> {
+    fn prepare(&self, job: RestoreJob<'_>) -> Result<(), SourceError> {
+        let RestoreJob { cx, artifact, target, options } = job;
         if let Some(file) = file_in(target, &artifact.name)? {
             return refuse_existing(&file, options.overwrite);
         }

@@ -5,8 +5,10 @@
 //! of its own. Its files import this one for the trait, `scratch` for that of what a drill
 //! restores, and `process`, the only place that starts a child, but not one another.
 //!
-//! To add a source: a file here with its configuration, its [`Source`], its [`Restorer`] and its
-//! [`Scratch`]; then a variant of [`SourceConfig`] and a line in each of the functions below it.
+//! To add a source: a folder here with its configuration, its [`Source`], its [`Restorer`] and its
+//! [`Scratch`]; a variant of [`SourceConfig`] with a line in each of its methods, in [`restorer`]
+//! and, where scratch targets are more than folders, in `scratch_providers`; and its artifacts in
+//! [`ArtifactKind`].
 
 pub mod command;
 pub mod directory;
@@ -325,14 +327,7 @@ pub trait Restorer {
     /// # Errors
     /// When the target is not empty and `overwrite` is not set (before anything is touched), or
     /// anything fails.
-    fn restore(
-        &self,
-        cx: &Context,
-        artifact: &RestoreArtifact,
-        input: &mut dyn Read,
-        target: &Target,
-        options: &RestoreOptions,
-    ) -> Result<Restored, SourceError>;
+    fn restore(&self, job: RestoreJob<'_>, input: &mut dyn Read) -> Result<Restored, SourceError>;
 
     /// Restores one artifact as [`Restorer::restore`] does, from the streams of a snapshot: for
     /// what reads more than the one stream, or only parts of it.
@@ -342,31 +337,21 @@ pub trait Restorer {
     /// have (`paths`, `delete`).
     fn restore_from(
         &self,
-        cx: &Context,
-        artifact: &RestoreArtifact,
+        job: RestoreJob<'_>,
         streams: &dyn Streams,
-        target: &Target,
-        options: &RestoreOptions,
     ) -> Result<Restored, SourceError> {
-        options.refuse_files_only(&artifact.name)?;
+        job.options.refuse_files_only(&job.artifact.name)?;
         let mut input = streams.whole().map_err(SourceError::Stream)?;
-        self.restore(cx, artifact, &mut input, target, options)
+        self.restore(job, &mut input)
     }
 
     /// What [`Restorer::restore_from`] would do to `target`, which is not touched.
     ///
     /// # Errors
     /// When it would be refused.
-    fn preview(
-        &self,
-        cx: &Context,
-        artifact: &RestoreArtifact,
-        _streams: &dyn Streams,
-        target: &Target,
-        options: &RestoreOptions,
-    ) -> Result<Preview, SourceError> {
-        options.refuse_files_only(&artifact.name)?;
-        self.prepare(cx, artifact, target, options)?;
+    fn preview(&self, job: RestoreJob<'_>, _streams: &dyn Streams) -> Result<Preview, SourceError> {
+        job.options.refuse_files_only(&job.artifact.name)?;
+        self.prepare(job)?;
         Ok(Preview::default())
     }
 
@@ -375,13 +360,7 @@ pub trait Restorer {
     ///
     /// # Errors
     /// When a restore would be refused or could not begin.
-    fn prepare(
-        &self,
-        cx: &Context,
-        artifact: &RestoreArtifact,
-        target: &Target,
-        options: &RestoreOptions,
-    ) -> Result<(), SourceError>;
+    fn prepare(&self, job: RestoreJob<'_>) -> Result<(), SourceError>;
 
     /// Makes a scratch target for the artifacts of the source that `artifact` is of.
     ///
@@ -428,6 +407,19 @@ pub enum Target {
     Database(DatabaseUrl),
     /// The `restore_command` of a source, which reads the stream on its standard input.
     Command(Box<command::CommandConfig>),
+}
+
+/// One restore of one artifact.
+#[derive(Clone, Copy)]
+pub struct RestoreJob<'a> {
+    /// The run it belongs to.
+    pub cx: &'a Context,
+    /// The artifact that is restored.
+    pub artifact: &'a RestoreArtifact,
+    /// Where it goes.
+    pub target: &'a Target,
+    /// How it is done.
+    pub options: &'a RestoreOptions,
 }
 
 /// How a restore is done.

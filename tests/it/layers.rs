@@ -377,7 +377,8 @@ fn breaches(file: &File, modules: &BTreeSet<Vec<String>>) -> Vec<String> {
         {
             let target = inside.first().map(String::as_str).unwrap_or_default();
             match (layers.get(own), layers.get(target)) {
-                (None, _) => {} // lib.rs and main.rs: the map of all
+                (None, _) => {}              // lib.rs and main.rs: the map of all
+                _ if inside.is_empty() => {} // `pub(crate)`
                 (Some(_), None) => {
                     say(used, format!("`{target}` is not a room in the table of layers"));
                 }
@@ -704,6 +705,7 @@ fn breaches_are_found_in_every_form_they_can_be_written_in() {
         "// use crate::storage::X; \"crate::storage::X\"",
         "#[cfg(test)] mod tests { use crate::storage::X; fn f() { println!(); todo!() } }",
         "use std::process::{Child, ExitStatus}; use std::time::SystemTime;",
+        "pub(crate) fn f() {}",
     ] {
         assert_eq!(count("source/postgres.rs", right), 0, "{right}");
     }

@@ -10,7 +10,8 @@ use holdfast::model::{ArtifactKind, DatabaseUrl, Secret, Span};
 use holdfast::source::postgres::{Postgres, PostgresConfig, PostgresRestorer, RowCounts};
 use holdfast::source::process::{Call, ProcessError};
 use holdfast::source::{
-    Dumped, Level, RestoreArtifact, RestoreOptions, Restorer, Source, SourceError, Target,
+    Dumped, Level, RestoreArtifact, RestoreJob, RestoreOptions, Restorer, Source, SourceError,
+    Target,
 };
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
@@ -241,15 +242,22 @@ fn a_database_comes_back_as_it_was_on_every_major() {
             let artifact =
                 RestoreArtifact { plain_bytes: Some(stream.len() as u64), ..artifact(&dumped) };
             PostgresRestorer
-                .prepare(&server.bench.cx, &artifact, &target.target(), &options)
+                .prepare(RestoreJob {
+                    cx: &server.bench.cx,
+                    artifact: &artifact,
+                    target: &target.target(),
+                    options: &options,
+                })
                 .unwrap();
             let restored = PostgresRestorer
                 .restore(
-                    &server.bench.cx,
-                    &artifact,
+                    RestoreJob {
+                        cx: &server.bench.cx,
+                        artifact: &artifact,
+                        target: &target.target(),
+                        options: &options,
+                    },
                     &mut stream.as_slice(),
-                    &target.target(),
-                    &options,
                 )
                 .unwrap();
             assert!(
@@ -267,12 +275,12 @@ fn a_database_comes_back_as_it_was_on_every_major() {
         assert!(left.is_empty(), "{left:?}");
 
         // What is there is refused, and replaced only on request.
-        let refused = PostgresRestorer.prepare(
-            &server.bench.cx,
-            &artifact(&dumped),
-            &copy.target(),
-            &RestoreOptions::default(),
-        );
+        let refused = PostgresRestorer.prepare(RestoreJob {
+            cx: &server.bench.cx,
+            artifact: &artifact(&dumped),
+            target: &copy.target(),
+            options: &RestoreOptions::default(),
+        });
         assert!(
             matches!(&refused, Err(SourceError::NotEmpty(place)) if place.contains("***")),
             "{refused:?}"
@@ -282,11 +290,13 @@ fn a_database_comes_back_as_it_was_on_every_major() {
             RestoreOptions { overwrite: true, no_owner: true, ..RestoreOptions::default() };
         let restored = PostgresRestorer
             .restore(
-                &server.bench.cx,
-                &artifact(&dumped),
+                RestoreJob {
+                    cx: &server.bench.cx,
+                    artifact: &artifact(&dumped),
+                    target: &copy.target(),
+                    options: &options,
+                },
                 &mut stream.as_slice(),
-                &copy.target(),
-                &options,
             )
             .unwrap();
         assert!(
@@ -327,11 +337,13 @@ fn the_rows_in_the_facts_are_those_in_the_dump_while_others_write() {
     let options = RestoreOptions::default();
     PostgresRestorer
         .restore(
-            &server.bench.cx,
-            &artifact(&dumped),
+            RestoreJob {
+                cx: &server.bench.cx,
+                artifact: &artifact(&dumped),
+                target: &copy.target(),
+                options: &options,
+            },
             &mut outputs.bytes("pgdump").as_slice(),
-            &copy.target(),
-            &options,
         )
         .unwrap();
     for table in ["a", "b"] {
@@ -408,7 +420,12 @@ fn a_dump_of_a_newer_client_is_refused_for_an_old_server_before_it_is_touched() 
     let config = PostgresConfig { client_dir: Some(Server::client_dir(18)), ..original.config() };
     let dumped = Postgres::new(config).dump(&server.bench.cx, &Kept::default()).unwrap();
     let error = PostgresRestorer
-        .prepare(&server.bench.cx, &artifact(&dumped), &copy.target(), &RestoreOptions::default())
+        .prepare(RestoreJob {
+            cx: &server.bench.cx,
+            artifact: &artifact(&dumped),
+            target: &copy.target(),
+            options: &RestoreOptions::default(),
+        })
         .unwrap_err()
         .to_string();
     assert!(error.contains("transaction_timeout"), "{error}");
@@ -502,11 +519,13 @@ fn a_cut_or_damaged_stream_leaves_the_target_as_it_was() {
             let mut damaged = Damaged(&stream[..kept]);
             let error = PostgresRestorer
                 .restore(
-                    &server.bench.cx,
-                    &artifact(&dumped),
+                    RestoreJob {
+                        cx: &server.bench.cx,
+                        artifact: &artifact(&dumped),
+                        target: &copy.target(),
+                        options: &options,
+                    },
                     &mut damaged,
-                    &copy.target(),
-                    &options,
                 )
                 .unwrap_err();
             // pg_restore itself may be quicker to see that a dump of five bytes is none.
@@ -517,11 +536,13 @@ fn a_cut_or_damaged_stream_leaves_the_target_as_it_was() {
     let mut cut = &stream[..stream.len() - 1];
     let error = PostgresRestorer
         .restore(
-            &server.bench.cx,
-            &artifact(&dumped),
+            RestoreJob {
+                cx: &server.bench.cx,
+                artifact: &artifact(&dumped),
+                target: &copy.target(),
+                options: &RestoreOptions::default(),
+            },
             &mut cut,
-            &copy.target(),
-            &RestoreOptions::default(),
         )
         .unwrap_err();
     assert!(error.to_string().contains("hint: The stream ended too early"), "{error}");
@@ -541,11 +562,13 @@ fn a_restore_that_fails_says_why_and_leaves_nothing() {
         let options = RestoreOptions { jobs, no_owner, ..RestoreOptions::default() };
         let stream = outputs.bytes("pgdump");
         PostgresRestorer.restore(
-            &server.bench.cx,
-            &artifact(&dumped),
+            RestoreJob {
+                cx: &server.bench.cx,
+                artifact: &artifact(&dumped),
+                target: &copy.target(),
+                options: &options,
+            },
             &mut stream.as_slice(),
-            &copy.target(),
-            &options,
         )
     };
     let error = restore(1, false).unwrap_err().to_string();
@@ -583,7 +606,15 @@ fn roles_go_out_and_back_and_those_that_are_there_stay_as_they_are() {
     let script = outputs.bytes("globals.sql");
     let options = RestoreOptions::default();
     let restored = PostgresRestorer
-        .restore(&other.bench.cx, &artifact, &mut script.as_slice(), &original.target(), &options)
+        .restore(
+            RestoreJob {
+                cx: &other.bench.cx,
+                artifact: &artifact,
+                target: &original.target(),
+                options: &options,
+            },
+            &mut script.as_slice(),
+        )
         .unwrap();
     assert!(
         restored.warnings.kept().iter().any(|found| found.reason.contains(&old)),
@@ -616,11 +647,13 @@ fn roles_go_out_and_back_and_those_that_are_there_stay_as_they_are() {
     // A damaged script is not begun.
     original.run(&format!("DROP ROLE \"{quoted}\""));
     let damaged = PostgresRestorer.restore(
-        &other.bench.cx,
-        &artifact,
+        RestoreJob {
+            cx: &other.bench.cx,
+            artifact: &artifact,
+            target: &original.target(),
+            options: &options,
+        },
         &mut Damaged(&script),
-        &original.target(),
-        &options,
     );
     assert!(matches!(damaged, Err(SourceError::Stream(_))));
     assert_eq!(count(format!("SELECT count(*) FROM pg_authid WHERE rolname = '{plain}'")), 0);
@@ -775,7 +808,12 @@ fn a_target_that_takes_no_writes_is_refused_before_it_is_touched() {
     );
     let options = RestoreOptions::default();
     let error = PostgresRestorer
-        .prepare(&server.bench.cx, &artifact(&dumped), &copy.target(), &options)
+        .prepare(RestoreJob {
+            cx: &server.bench.cx,
+            artifact: &artifact(&dumped),
+            target: &copy.target(),
+            options: &options,
+        })
         .unwrap_err();
     assert!(error.to_string().contains("takes no writes"), "{error}");
 }
@@ -827,7 +865,15 @@ fn a_restore_with_several_jobs_is_refused_where_there_is_no_space_for_it() {
     let options = RestoreOptions { jobs: 2, ..RestoreOptions::default() };
     let stream = outputs.bytes("pgdump");
     let error = PostgresRestorer
-        .restore(&server.bench.cx, &artifact, &mut stream.as_slice(), &copy.target(), &options)
+        .restore(
+            RestoreJob {
+                cx: &server.bench.cx,
+                artifact: &artifact,
+                target: &copy.target(),
+                options: &options,
+            },
+            &mut stream.as_slice(),
+        )
         .unwrap_err();
     assert!(error.to_string().contains("restore with one job"), "{error}");
 }
@@ -853,7 +899,15 @@ fn a_dump_is_put_into_a_folder_as_a_file_that_the_ordinary_tool_reads() {
     let stream = outputs.bytes("pgdump");
     let options = RestoreOptions::default();
     PostgresRestorer
-        .restore(&server.bench.cx, &artifact(&dumped), &mut stream.as_slice(), &target, &options)
+        .restore(
+            RestoreJob {
+                cx: &server.bench.cx,
+                artifact: &artifact(&dumped),
+                target: &target,
+                options: &options,
+            },
+            &mut stream.as_slice(),
+        )
         .unwrap();
     let file = server.bench.path("to/src.pgdump");
     let listed = Call::new(&server.bench.cx, Server::client_dir(16).join("pg_restore"), "list")

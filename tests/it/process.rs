@@ -13,7 +13,7 @@ use holdfast::model::{ArtifactKind, Secret};
 use holdfast::source::command::{Command, CommandConfig, CommandRestorer};
 use holdfast::source::process::{Call, Environment, MemoryFile, ProcessError};
 use holdfast::source::{
-    Level, RestoreArtifact, RestoreOptions, Restorer, Source, SourceError, Target,
+    Level, RestoreArtifact, RestoreJob, RestoreOptions, Restorer, Source, SourceError, Target,
 };
 
 use crate::support::sources::{Bench, Damaged, Kept};
@@ -356,21 +356,38 @@ fn the_output_of_a_command_goes_out_and_back() {
     let stream = outputs.bytes("out");
     let folder = Target::Folder(bench.path("to/src"));
     CommandRestorer
-        .restore(&bench.cx, &artifact, &mut stream.as_slice(), &folder, &options)
+        .restore(
+            RestoreJob { cx: &bench.cx, artifact: &artifact, target: &folder, options: &options },
+            &mut stream.as_slice(),
+        )
         .unwrap();
     assert_eq!(std::fs::read(bench.path("to/src/src.out")).unwrap(), b"a\nb");
-    let again =
-        CommandRestorer.restore(&bench.cx, &artifact, &mut stream.as_slice(), &folder, &options);
+    let again = CommandRestorer.restore(
+        RestoreJob { cx: &bench.cx, artifact: &artifact, target: &folder, options: &options },
+        &mut stream.as_slice(),
+    );
     assert!(matches!(again, Err(SourceError::NotEmpty(_))));
 
     let copy = bench.path("copy").display().to_string();
     let command = to_command(&["tee", &copy]);
     CommandRestorer
-        .restore(&bench.cx, &artifact, &mut stream.as_slice(), &command, &options)
+        .restore(
+            RestoreJob { cx: &bench.cx, artifact: &artifact, target: &command, options: &options },
+            &mut stream.as_slice(),
+        )
         .unwrap();
     assert_eq!(std::fs::read(copy).unwrap(), b"a\nb");
     let missing = to_command(&["no-such-tool"]);
-    assert!(CommandRestorer.prepare(&bench.cx, &artifact, &missing, &options).is_err());
+    assert!(
+        CommandRestorer
+            .prepare(RestoreJob {
+                cx: &bench.cx,
+                artifact: &artifact,
+                target: &missing,
+                options: &options
+            })
+            .is_err()
+    );
 }
 
 #[test]

@@ -26,7 +26,7 @@ use crate::report::{DrillTarget, DrilledArtifact};
 use crate::source::postgres::ScratchServer;
 use crate::source::scratch::{Scratch, ScratchPlace, keep_folder};
 use crate::source::{
-    Context, RestoreArtifact, Restorer, SourceError, remove_scratch_folder, restorer,
+    Context, RestoreArtifact, RestoreJob, Restorer, SourceError, remove_scratch_folder, restorer,
 };
 
 /// Room that a fresh cluster takes, and a database beyond its dump, in bytes.
@@ -330,7 +330,10 @@ impl Rehearsal {
             &self.engine.progress,
         );
         let options = target.scratch.options(wanted);
-        match restorer.restore_from(cx, wanted, &streams, &place, &options) {
+        match restorer.restore_from(
+            RestoreJob { cx, artifact: wanted, target: &place, options: &options },
+            &streams,
+        ) {
             Ok(done) => {
                 let source = artifact.source.as_ref().map(Name::as_str).unwrap_or_default();
                 rehearsed.warnings.extend(source, done.warnings);

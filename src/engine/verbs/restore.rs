@@ -26,7 +26,8 @@ use crate::model::{
 use crate::pipeline::Identity;
 use crate::source::command::CommandConfig;
 use crate::source::{
-    Context, Preview, RestoreArtifact, RestoreOptions, RestoredFiles, SourceError, Target, restorer,
+    Context, Preview, RestoreArtifact, RestoreJob, RestoreOptions, RestoredFiles, SourceError,
+    Target, restorer,
 };
 
 /// Where a restore goes.
@@ -322,7 +323,10 @@ pub async fn plan_restore(
         );
         let is_folder = artifact.kind.is_files();
         let preview = blocking(move || match restorer(artifact.kind) {
-            Some(restorer) => restorer.preview(&context, &restore, &streams, &target, &options),
+            Some(restorer) => restorer.preview(
+                RestoreJob { cx: &context, artifact: &restore, target: &target, options: &options },
+                &streams,
+            ),
             None => Ok(Preview::default()),
         })
         .await?
@@ -353,7 +357,12 @@ pub async fn restore(
         let (context, work) = (context(engine, planned, request), planned.work.clone());
         let options = options(request, &work.artifact);
         blocking(move || match restorer(work.artifact.kind) {
-            Some(restorer) => restorer.prepare(&context, &work.restore, &work.target, &options),
+            Some(restorer) => restorer.prepare(RestoreJob {
+                cx: &context,
+                artifact: &work.restore,
+                target: &work.target,
+                options: &options,
+            }),
             None => Ok(()),
         })
         .await?
@@ -382,9 +391,10 @@ pub async fn restore(
             &engine.progress,
         );
         let done = blocking(move || match restorer(artifact.kind) {
-            Some(restorer) => {
-                restorer.restore_from(&context, &restore, &streams, &target, &options)
-            }
+            Some(restorer) => restorer.restore_from(
+                RestoreJob { cx: &context, artifact: &restore, target: &target, options: &options },
+                &streams,
+            ),
             None => Err(SourceError::Unsuitable(format!("`{}` has no restorer", artifact.name))),
         })
         .await?;

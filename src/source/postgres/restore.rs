@@ -19,7 +19,7 @@ use crate::source::place::{file_in, refuse_existing, write_nameless, write_priva
 use crate::source::process::{Call, MemoryFile, ProcessError, path_for_children};
 use crate::source::scratch::{Scratch, ScratchPlace};
 use crate::source::{
-    Context, RestoreArtifact, RestoreOptions, Restored, Restorer, SourceError, Target,
+    Context, RestoreArtifact, RestoreJob, RestoreOptions, Restored, Restorer, SourceError, Target,
 };
 
 /// Roles and tablespaces are a short script; more than this is not one.
@@ -340,14 +340,8 @@ fn explain_restore(said: &str) -> Option<String> {
 }
 
 impl Restorer for PostgresRestorer {
-    fn restore(
-        &self,
-        cx: &Context,
-        artifact: &RestoreArtifact,
-        input: &mut dyn Read,
-        target: &Target,
-        options: &RestoreOptions,
-    ) -> Result<Restored, SourceError> {
+    fn restore(&self, job: RestoreJob<'_>, input: &mut dyn Read) -> Result<Restored, SourceError> {
+        let RestoreJob { cx, artifact, target, options } = job;
         if let Some(file) = file_in(target, &artifact.name)? {
             write_private(&file, input, options.overwrite)?;
             return Ok(Restored { place: file.display().to_string(), ..Restored::default() });
@@ -385,13 +379,8 @@ impl Restorer for PostgresRestorer {
         Ok(Restored { place: prepared.address.masked, warnings, files: None })
     }
 
-    fn prepare(
-        &self,
-        cx: &Context,
-        artifact: &RestoreArtifact,
-        target: &Target,
-        options: &RestoreOptions,
-    ) -> Result<(), SourceError> {
+    fn prepare(&self, job: RestoreJob<'_>) -> Result<(), SourceError> {
+        let RestoreJob { cx, artifact, target, options } = job;
         match file_in(target, &artifact.name)? {
             Some(file) => refuse_existing(&file, options.overwrite),
             None => Self::prepare_database(cx, artifact, target, options).map(|_| ()),

@@ -11,9 +11,7 @@ use sqlx::sqlite::SqliteConnectOptions;
 use url::Url;
 
 use super::super::scratch::{Scratch, ScratchPlace};
-use super::super::{
-    Context, RestoreArtifact, RestoreOptions, Restored, Restorer, SourceError, Target,
-};
+use super::super::{Context, RestoreArtifact, RestoreJob, Restored, Restorer, SourceError, Target};
 use super::scratch::ScratchDatabase;
 use super::{
     BUSY_TIMEOUT, Fault, PrivateFile, SQLITE_ERROR, Session, free_bytes, primary_code, quoted,
@@ -32,15 +30,9 @@ const SHOWN_PROBLEMS: usize = 5;
 pub struct SqliteRestorer;
 
 impl Restorer for SqliteRestorer {
-    fn restore(
-        &self,
-        cx: &Context,
-        artifact: &RestoreArtifact,
-        input: &mut dyn Read,
-        target: &Target,
-        options: &RestoreOptions,
-    ) -> Result<Restored, SourceError> {
-        self.prepare(cx, artifact, target, options)?;
+    fn restore(&self, job: RestoreJob<'_>, input: &mut dyn Read) -> Result<Restored, SourceError> {
+        let RestoreJob { cx, artifact, target, options } = job;
+        self.prepare(job)?;
         let place = place(cx, artifact, target)?;
         let folder = parent(&place);
         let make = DirBuilder::new().recursive(true).mode(0o700).create(folder);
@@ -64,13 +56,8 @@ impl Restorer for SqliteRestorer {
         Ok(restored)
     }
 
-    fn prepare(
-        &self,
-        cx: &Context,
-        artifact: &RestoreArtifact,
-        target: &Target,
-        options: &RestoreOptions,
-    ) -> Result<(), SourceError> {
+    fn prepare(&self, job: RestoreJob<'_>) -> Result<(), SourceError> {
+        let RestoreJob { cx, artifact, target, options } = job;
         let place = place(cx, artifact, target)?;
         if place.is_dir() {
             return Err(SourceError::Unsuitable(format!(

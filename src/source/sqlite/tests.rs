@@ -15,7 +15,7 @@ use crate::model::{ArtifactKind, Cancel, DatabaseUrl};
 use crate::source::process::Environment;
 use crate::source::{
     ArtifactSpec, Context, Dumped, Level, Output, OutputWriter, Outputs, RestoreArtifact,
-    RestoreOptions, Restored, Restorer as _, Source as _, SourceError, Target,
+    RestoreJob, RestoreOptions, Restored, Restorer as _, Source as _, SourceError, Target,
 };
 
 mod restoring;
@@ -130,11 +130,13 @@ impl Place {
     ) -> Result<Restored, SourceError> {
         let options = RestoreOptions { overwrite, ..RestoreOptions::default() };
         SqliteRestorer.restore(
-            &self.context(),
-            &artifact(image, facts),
+            RestoreJob {
+                cx: &self.context(),
+                artifact: &artifact(image, facts),
+                target,
+                options: &options,
+            },
             &mut &*image,
-            target,
-            &options,
         )
     }
 

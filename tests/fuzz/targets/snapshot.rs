@@ -11,7 +11,7 @@ use std::ops::Range;
 use holdfast::archive::index::IndexReader;
 use holdfast::archive::{Pattern, write_folder};
 use holdfast::source::directory::DirectoryRestorer;
-use holdfast::source::{RestoreOptions, Restorer, Streams, Target};
+use holdfast::source::{RestoreJob, RestoreOptions, Restorer, Streams, Target};
 use libfuzzer_sys::fuzz_target;
 
 /// A snapshot's streams: a tarball in which every header has the right sum, so that what it says is
@@ -86,14 +86,15 @@ fuzz_target!(|bytes: &[u8]| {
         std::os::unix::fs::symlink("../outside", place.join("b")).expect("a link");
     }
     let target = Target::Folder(place.clone());
+    let (cx, artifact, target, options) = (&context, &artifact, &target, &options);
+    let job = RestoreJob { cx, artifact, target, options };
     if flags & 8 != 0 {
-        let _ = DirectoryRestorer.preview(&context, &artifact, &snapshot, &target, &options);
+        let _ = DirectoryRestorer.preview(job, &snapshot);
     }
     if flags & 16 != 0 {
         let _ = write_folder(&snapshot, b"a", &mut std::io::sink(), &context.cancel);
     }
-    let restored = DirectoryRestorer.restore_from(&context, &artifact, &snapshot, &target,
-        &options);
+    let restored = DirectoryRestorer.restore_from(job, &snapshot);
     if let Some(files) = restored.ok().and_then(|restored| restored.files) {
         assert!(snapshot.promised().is_some_and(|promised| files.bytes <= promised), "more than \
             the index says");

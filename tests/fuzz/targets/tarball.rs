@@ -5,13 +5,14 @@
 mod support;
 
 use holdfast::source::directory::DirectoryRestorer;
-use holdfast::source::{RestoreOptions, Restorer, Target};
+use holdfast::source::{RestoreJob, RestoreOptions, Restorer, Target};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
     let target = Target::Folder(support::place());
     let options = RestoreOptions::default();
-    let _ = DirectoryRestorer.restore(&support::context(), &support::artifact(), &mut &*bytes,
-        &target, &options);
+    let (cx, artifact) = (&support::context(), &support::artifact());
+    let job = RestoreJob { cx, artifact, target: &target, options: &options };
+    let _ = DirectoryRestorer.restore(job, &mut &*bytes);
     support::clear();
 });

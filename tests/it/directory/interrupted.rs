@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use holdfast::source::directory::DirectoryRestorer;
-use holdfast::source::{RestoreArtifact, RestoreOptions, Restorer, SourceError, Target};
+use holdfast::source::{
+    RestoreArtifact, RestoreJob, RestoreOptions, Restorer, SourceError, Target,
+};
 
 use super::world::{Backup, World, artifact, assert_same, config, listing, world_in_memory, write};
 
@@ -88,7 +90,12 @@ fn only_the_restore_that_was_interrupted_goes_on() {
     let target = Target::Folder(place.clone());
     let again = world_in_memory();
     let prepare = |artifact: &RestoreArtifact, options: &RestoreOptions| {
-        DirectoryRestorer.prepare(&again.context(), artifact, &target, options)
+        DirectoryRestorer.prepare(RestoreJob {
+            cx: &again.context(),
+            artifact,
+            target: &target,
+            options,
+        })
     };
     let error = prepare(&other, &RestoreOptions::default()).err().unwrap();
     let text = error.to_string();

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
 
 use holdfast::source::directory::DirectoryRestorer;
-use holdfast::source::{RestoreOptions, Restorer, SourceError, Target};
+use holdfast::source::{RestoreJob, RestoreOptions, Restorer, SourceError, Target};
 
 use super::changes::as_ordinary_user;
 use super::world::{artifact, assert_same, config, is_root, listing, mode, owner, world, write};
@@ -34,12 +34,24 @@ fn a_target_that_is_not_empty_is_refused_before_anything_is_touched() {
     assert!(matches!(error, SourceError::NotEmpty(_)), "{error}");
     assert_eq!(listing(&place, &[]), before);
     let file = Target::Folder(place.join("mine"));
-    let error =
-        DirectoryRestorer.prepare(&world.context(), &artifact(), &file, &OVERWRITE).err().unwrap();
+    let error = DirectoryRestorer
+        .prepare(RestoreJob {
+            cx: &world.context(),
+            artifact: &artifact(),
+            target: &file,
+            options: &OVERWRITE,
+        })
+        .err()
+        .unwrap();
     assert!(error.to_string().contains("is not a folder, or lies"), "{error}");
     let beneath = Target::Folder(place.join("mine/deeper"));
     let error = DirectoryRestorer
-        .prepare(&world.context(), &artifact(), &beneath, &OVERWRITE)
+        .prepare(RestoreJob {
+            cx: &world.context(),
+            artifact: &artifact(),
+            target: &beneath,
+            options: &OVERWRITE,
+        })
         .err()
         .unwrap();
     assert!(error.to_string().contains("is not a folder, or lies"), "{error}");
@@ -47,12 +59,27 @@ fn a_target_that_is_not_empty_is_refused_before_anything_is_touched() {
     mode(world.scratch.path(), 0o755);
     let closed = Target::Folder(place.join("new/er"));
     let error = as_ordinary_user(|| {
-        DirectoryRestorer.prepare(&world.context(), &artifact(), &closed, &OVERWRITE).err().unwrap()
+        DirectoryRestorer
+            .prepare(RestoreJob {
+                cx: &world.context(),
+                artifact: &artifact(),
+                target: &closed,
+                options: &OVERWRITE,
+            })
+            .err()
+            .unwrap()
     });
     assert!(error.to_string().contains("Could not write to the folder"), "{error}");
     let database = Target::Database("sqlite:///file".to_owned().try_into().unwrap());
     assert!(
-        DirectoryRestorer.prepare(&world.context(), &artifact(), &database, &OVERWRITE).is_err()
+        DirectoryRestorer
+            .prepare(RestoreJob {
+                cx: &world.context(),
+                artifact: &artifact(),
+                target: &database,
+                options: &OVERWRITE
+            })
+            .is_err()
     );
 }
 

@@ -16,8 +16,8 @@ use holdfast::model::{ArtifactKind, Cancel, Warnings};
 use holdfast::source::directory::{Directory, DirectoryConfig, DirectoryRestorer};
 use holdfast::source::process::Environment;
 use holdfast::source::{
-    ArtifactSpec, Context, Output, OutputWriter, Outputs, RestoreArtifact, RestoreOptions,
-    Restored, Restorer, Source, SourceError, Target,
+    ArtifactSpec, Context, Output, OutputWriter, Outputs, RestoreArtifact, RestoreJob,
+    RestoreOptions, Restored, Restorer, Source, SourceError, Target,
 };
 
 /// A context, and the runtime that its handle belongs to.
@@ -252,11 +252,13 @@ impl World {
         options: &RestoreOptions,
     ) -> Result<Restored, SourceError> {
         DirectoryRestorer.restore(
-            &self.context(),
-            &artifact(),
+            RestoreJob {
+                cx: &self.context(),
+                artifact: &artifact(),
+                target: &Target::Folder(place.to_owned()),
+                options,
+            },
             input,
-            &Target::Folder(place.to_owned()),
-            options,
         )
     }
 }
@@ -482,11 +484,13 @@ impl World {
         options: &RestoreOptions,
     ) -> Result<Restored, SourceError> {
         DirectoryRestorer.restore_from(
-            &self.context(),
-            &artifact(),
+            RestoreJob {
+                cx: &self.context(),
+                artifact: &artifact(),
+                target: &Target::Folder(place.to_owned()),
+                options,
+            },
             streams,
-            &Target::Folder(place.to_owned()),
-            options,
         )
     }
 
@@ -497,11 +501,13 @@ impl World {
         options: &RestoreOptions,
     ) -> Result<holdfast::source::Preview, SourceError> {
         DirectoryRestorer.preview(
-            &self.context(),
-            &artifact(),
+            RestoreJob {
+                cx: &self.context(),
+                artifact: &artifact(),
+                target: &Target::Folder(place.to_owned()),
+                options,
+            },
             streams,
-            &Target::Folder(place.to_owned()),
-            options,
         )
     }
 }

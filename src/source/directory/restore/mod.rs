@@ -41,8 +41,8 @@ use crate::archive::selection::{Wanted, no_index, select};
 use crate::archive::{ArchiveError, PathSet};
 use crate::source::scratch::{Scratch, ScratchPlace};
 use crate::source::{
-    Context, Preview, RestoreArtifact, RestoreOptions, Restored, Restorer, SourceError, Streams,
-    Target,
+    Context, Preview, RestoreArtifact, RestoreJob, RestoreOptions, Restored, Restorer, SourceError,
+    Streams, Target,
 };
 
 /// Puts a tarball back into a folder.
@@ -125,15 +125,9 @@ impl DirectoryRestorer {
 }
 
 impl Restorer for DirectoryRestorer {
-    fn restore(
-        &self,
-        cx: &Context,
-        artifact: &RestoreArtifact,
-        input: &mut dyn Read,
-        target: &Target,
-        options: &RestoreOptions,
-    ) -> Result<Restored, SourceError> {
-        self.prepare(cx, artifact, target, options)?;
+    fn restore(&self, job: RestoreJob<'_>, input: &mut dyn Read) -> Result<Restored, SourceError> {
+        let RestoreJob { cx, artifact, target, options } = job;
+        self.prepare(job)?;
         if !options.paths.is_empty() || options.delete {
             return Err(no_index().into());
         }
@@ -143,17 +137,15 @@ impl Restorer for DirectoryRestorer {
 
     fn restore_from(
         &self,
-        cx: &Context,
-        artifact: &RestoreArtifact,
+        job: RestoreJob<'_>,
         streams: &dyn Streams,
-        target: &Target,
-        options: &RestoreOptions,
     ) -> Result<Restored, SourceError> {
-        self.prepare(cx, artifact, target, options)?;
+        let RestoreJob { cx, artifact, target, options } = job;
+        self.prepare(job)?;
         let read = |error: ArchiveError| cancelled(cx, error.into());
         let Some(index) = CheckedIndex::open(streams).map_err(read)? else {
             let mut input = streams.whole().map_err(SourceError::Stream)?;
-            return self.restore(cx, artifact, &mut input, target, options);
+            return self.restore(job, &mut input);
         };
         let place = folder(target)?;
         let patterns = || PathSet::chosen(&options.paths);
@@ -177,26 +169,15 @@ impl Restorer for DirectoryRestorer {
         })
     }
 
-    fn preview(
-        &self,
-        cx: &Context,
-        artifact: &RestoreArtifact,
-        streams: &dyn Streams,
-        target: &Target,
-        options: &RestoreOptions,
-    ) -> Result<Preview, SourceError> {
-        self.prepare(cx, artifact, target, options)?;
+    fn preview(&self, job: RestoreJob<'_>, streams: &dyn Streams) -> Result<Preview, SourceError> {
+        let RestoreJob { cx, target, options, .. } = job;
+        self.prepare(job)?;
         preview::preview(streams, folder(target)?, options, &cx.cancel)
             .map_err(|error| cancelled(cx, error))
     }
 
-    fn prepare(
-        &self,
-        _cx: &Context,
-        artifact: &RestoreArtifact,
-        target: &Target,
-        options: &RestoreOptions,
-    ) -> Result<(), SourceError> {
+    fn prepare(&self, job: RestoreJob<'_>) -> Result<(), SourceError> {
+        let RestoreJob { artifact, target, options, .. } = job;
         let place = folder(target)?;
         Self::finisher(options)?;
         // What is missing is made, in the nearest folder that is there.

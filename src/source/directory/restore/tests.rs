@@ -24,8 +24,8 @@ use crate::source::directory::notes::Notes;
 use crate::source::directory::{Directory, DirectoryConfig};
 use crate::source::process::Environment;
 use crate::source::{
-    ArtifactSpec, Context, Output, OutputWriter, Outputs, RestoreArtifact, RestoreOptions,
-    Restorer, Source, SourceError, Streams, Target,
+    ArtifactSpec, Context, Output, OutputWriter, Outputs, RestoreArtifact, RestoreJob,
+    RestoreOptions, Restorer, Source, SourceError, Streams, Target,
 };
 
 struct Memory(Vec<u8>);
@@ -265,7 +265,15 @@ fn in_several_passes_the_same_is_removed_as_in_one() {
         let overwrite = RestoreOptions { overwrite: true, ..RestoreOptions::default() };
         let target = Target::Folder(place.to_owned());
         DirectoryRestorer
-            .restore_from(&world.context(), &artifact(), &dump, &target, &overwrite)
+            .restore_from(
+                RestoreJob {
+                    cx: &world.context(),
+                    artifact: &artifact(),
+                    target: &target,
+                    options: &overwrite,
+                },
+                &dump,
+            )
             .unwrap();
         for folder in ["a/x/y/z", "a/b/c/x", "d/x", "x/y", "e/1 x"] {
             fs::create_dir_all(place.join(folder)).unwrap();
@@ -360,7 +368,15 @@ fn a_drill_sees_every_way_in_which_a_restored_folder_is_not_what_was_backed_up()
         let target = scratch.target(&artifact).unwrap();
         fs::create_dir_all(&place.folder).unwrap();
         DirectoryRestorer
-            .restore_from(&cx, &artifact, &dump, &target, &RestoreOptions::default())
+            .restore_from(
+                RestoreJob {
+                    cx: &cx,
+                    artifact: &artifact,
+                    target: &target,
+                    options: &RestoreOptions::default(),
+                },
+                &dump,
+            )
             .unwrap();
         let Target::Folder(restored) = target else { panic!("a folder") };
         tamper(&restored);

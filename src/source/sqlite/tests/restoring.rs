@@ -8,7 +8,7 @@ use sqlx::sqlite::SqliteJournalMode;
 
 use super::super::SqliteRestorer;
 use super::{Application, Place, SCHEMA, address, artifact};
-use crate::source::{RestoreOptions, Restorer as _, SourceError, Target};
+use crate::source::{RestoreJob, RestoreOptions, Restorer as _, SourceError, Target};
 
 #[test]
 fn a_damaged_database_is_found_at_the_latest_before_it_replaces_anything() {
@@ -72,11 +72,13 @@ fn a_stream_that_breaks_leaves_the_target_as_it_was() {
         let options = RestoreOptions { overwrite, ..RestoreOptions::default() };
         let context = place.context();
         let result = SqliteRestorer.restore(
-            &context,
-            &artifact(&image, &dumped.facts),
+            RestoreJob {
+                cx: &context,
+                artifact: &artifact(&image, &dumped.facts),
+                target: &target,
+                options: &options,
+            },
             &mut Broken(&image),
-            &target,
-            &options,
         );
         assert!(matches!(result.err(), Some(SourceError::Stream(_))));
     }
@@ -93,12 +95,12 @@ fn what_is_there_is_replaced_only_when_asked_and_then_with_all_that_belongs_to_i
     place.run(&mut connection, SCHEMA);
     let (image, dumped) = place.dump(&path).unwrap();
     let refused = |target: &Target| {
-        let prepared = SqliteRestorer.prepare(
-            &place.context(),
-            &artifact(&image, &dumped.facts),
+        let prepared = SqliteRestorer.prepare(RestoreJob {
+            cx: &place.context(),
+            artifact: &artifact(&image, &dumped.facts),
             target,
-            &RestoreOptions::default(),
-        );
+            options: &RestoreOptions::default(),
+        });
         assert!(matches!(prepared, Err(SourceError::NotEmpty(_))), "{prepared:?}");
         let restored = place.restore(&image, &dumped.facts, target, false).err();
         assert!(matches!(restored, Some(SourceError::NotEmpty(_))), "{restored:?}");
