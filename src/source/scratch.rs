@@ -166,8 +166,8 @@ pub(super) trait ScratchProvider: Sync {
     /// Stops what runs in a scratch folder.
     fn stop(&self, folder: &Path) -> Result<(), SourceError>;
 
-    /// Removes targets outside of folders whose name begins with `prefix`, unless they are marked as
-    /// kept. Returns what was removed, in words.
+    /// Removes targets outside of folders whose name begins with `prefix`, unless they are marked
+    /// as kept. Returns what was removed, in words.
     fn sweep(
         &self,
         cx: &Context,
