@@ -27,11 +27,11 @@ use sqlx::sqlite::{
 use sqlx::{ConnectOptions, Connection, Row, Sqlite};
 use tokio::sync::Mutex;
 
+use crate::model::{ErrorCode, Name, Outcome, SnapshotId};
+
 pub use cached::{CachedManifest, CachedMark};
 pub use drill::DrillRecord;
 pub use watch::{VerificationRecord, Watched};
-
-use crate::model::{Name, Outcome, SnapshotId};
 
 /// The file in the state folder.
 pub const FILE: &str = "catalog.db";
@@ -159,14 +159,11 @@ pub enum CatalogError {
 }
 
 impl CatalogError {
-    /// Every code that [`CatalogError::code`] returns.
-    pub const ALL: &[&str] = &["catalog_failed", "catalog_newer"];
-
     /// The name of the kind for programs. It never changes.
-    pub fn code(&self) -> &'static str {
+    pub fn code(&self) -> ErrorCode {
         match self {
-            Self::Failed { .. } => "catalog_failed",
-            Self::Newer { .. } => "catalog_newer",
+            Self::Failed { .. } => ErrorCode::CatalogFailed,
+            Self::Newer { .. } => ErrorCode::CatalogNewer,
         }
     }
 }

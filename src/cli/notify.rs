@@ -8,8 +8,9 @@ use super::output::{BAD, Cell, GOOD, Printer, Table, seconds};
 use super::setup::{Setup, chosen, clock};
 use super::{Exit, UsageError};
 use crate::config::{FindError, Instance, Settings};
-use crate::model::Name;
-use crate::report::notify::Notify;
+use crate::engine::EngineError;
+use crate::model::{ErrorCode, Name};
+use crate::report::notify::{Notify, NotifyError};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum NotifyCommand {
@@ -45,6 +46,8 @@ struct Row {
     /// Whether the other side took the message.
     ok: bool,
     error: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    code: Option<ErrorCode>,
     seconds: f64,
 }
 
@@ -60,7 +63,10 @@ pub(super) async fn run(
         join_all(chosen.into_iter().map(|(instance, name, notify)| test(instance, name, notify)));
     let rows = tokio::select! {
         rows = tests => rows,
-        () = setup.cancel.cancelled() => anyhow::bail!("Cancelled: not every notifier was told"),
+        () = setup.cancel.cancelled() => {
+            let told = "Cancelled: not every notifier was told";
+            return Err(anyhow::Error::from(EngineError::Cancelled).context(told));
+        },
     };
     let all_well = rows.iter().all(|row| row.ok);
     printer.show(&Document { notifiers: rows }, |document| rows_text(&document.notifiers));
@@ -102,6 +108,7 @@ async fn test(instance: &Instance, name: &Name, notify: &Notify) -> Row {
         name: name.clone(),
         kind: notify.config.kind(),
         ok: error.is_none(),
+        code: error.as_ref().map(NotifyError::code),
         error: error.map(|error| error.to_string()),
         seconds: began.elapsed().as_secs_f64(),
     }

@@ -9,8 +9,15 @@ use chrono::{DateTime, TimeZone, Utc};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{Color, Exit};
-use crate::model::{ByteSize, Span};
+use super::{Color, Exit, UsageError};
+use crate::catalog::CatalogError;
+use crate::config::{ConfigErrors, FindError};
+use crate::daemon::DaemonError;
+use crate::engine::EngineError;
+use crate::model::{ByteSize, ErrorCode, Span};
+use crate::pipeline::CryptError;
+use crate::source::SourceError;
+use crate::storage::StorageError;
 
 pub(super) const BOLD: Style = Style::new().bold();
 pub(super) const DIM: Style = Style::new().dimmed();
@@ -75,7 +82,8 @@ impl Printer {
         let text = chain(error);
         if self.json {
             let document = serde_json::json!({
-                "format": 1, "error": { "message": text, "exit": exit as u8 },
+                "format": 1,
+                "error": { "code": code_of(error), "message": text, "exit": exit as u8 },
             });
             self.note(&document.to_string());
         } else {
@@ -146,6 +154,23 @@ impl LongDocument {
         text.push_str("\n}\n");
         let _ = self.stream.put(&text);
     }
+}
+
+/// The code of the first error in the chain that has one.
+fn code_of(error: &anyhow::Error) -> ErrorCode {
+    let of = |cause: &(dyn std::error::Error + 'static)| {
+        None.or_else(|| cause.downcast_ref().map(EngineError::code))
+            .or_else(|| cause.downcast_ref().map(DaemonError::code))
+            .or_else(|| cause.downcast_ref().map(ConfigErrors::code))
+            .or_else(|| cause.downcast_ref().map(FindError::code))
+            .or_else(|| cause.downcast_ref().map(StorageError::code))
+            .or_else(|| cause.downcast_ref().map(SourceError::code))
+            .or_else(|| cause.downcast_ref().map(CatalogError::code))
+            .or_else(|| cause.is::<UsageError>().then_some(ErrorCode::InvalidRequest))
+            .or_else(|| cause.is::<CryptError>().then_some(ErrorCode::FileFailed))
+            .or_else(|| cause.is::<std::io::Error>().then_some(ErrorCode::FileFailed))
+    };
+    error.chain().find_map(of).unwrap_or(ErrorCode::Internal)
 }
 
 /// An error and its causes, leaving out a cause that its effect already tells.

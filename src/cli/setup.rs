@@ -185,10 +185,9 @@ impl Reading {
                 copy.manifest.as_ref().err().map(|error| format!("in `{}`: {error}", copy.storage))
             };
             let problems: Vec<String> = copies.iter().filter_map(problem).collect();
-            anyhow::anyhow!(
-                "No copy of `{wanted}` has a readable manifest: {}",
-                problems.join("; ")
-            )
+            let problems = problems.join("; ");
+            let message = format!("No copy of `{wanted}` has a readable manifest: {problems}");
+            EngineError::NotFound(message).into()
         })
     }
 }

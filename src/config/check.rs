@@ -6,10 +6,9 @@ use std::path::Path;
 use serde::de::DeserializeOwned;
 use serde_json::Value as Json;
 
-use super::document::{Places, child};
+use super::document::{self, Places, child};
 use super::error::{ConfigError, ConfigErrors, Wrong, suggest};
-use super::{Code, document};
-use crate::model::Name;
+use crate::model::{ErrorCode, Name};
 use crate::source::process::Environment;
 
 /// The mistakes of a file, and facts that are learned while it is read.
@@ -229,7 +228,7 @@ impl<'a> Check<'a> {
         };
         let hint = suggest(name.as_str(), known.iter().map(String::as_str));
         let message = format!("There is no {what} `{name}`");
-        self.report(pointer, Wrong::new(Code::UnknownName, message).hint(hint));
+        self.report(pointer, Wrong::new(ErrorCode::ConfigUnknownName, message).hint(hint));
     }
 
     /// Notes that every user of this machine can read the secrets in the configuration file itself.

@@ -7,7 +7,8 @@ use serde_json::{Map, Value as Json};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::error::{Code, ConfigError, ConfigErrors};
+use super::error::{ConfigError, ConfigErrors};
+use crate::model::ErrorCode;
 
 /// Where a value stands.
 #[derive(Debug, Clone, Default)]
@@ -149,7 +150,7 @@ pub(super) fn parse(file: &Path, text: &str) -> Result<(Json, Places), ConfigErr
     let located = errors.into_iter().map(|error| {
         // Only the message: the error's own print repeats the line, which may hold a secret.
         let message = format!("Not TOML: {}", error.message().trim_end_matches('.'));
-        let mut wrong = ConfigError::of_file(file, Code::Syntax, message, None);
+        let mut wrong = ConfigError::of_file(file, ErrorCode::ConfigSyntax, message, None);
         wrong.locate(text, error.span().map(|span| span.start));
         wrong
     });

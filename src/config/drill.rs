@@ -8,9 +8,9 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::error::{Code, Wrong};
+use super::error::Wrong;
 use crate::archive::Pattern;
-use crate::model::{ByteSize, Name, Span};
+use crate::model::{ByteSize, ErrorCode, Name, Span};
 use crate::schedule::Schedule;
 use crate::source::postgres::ScratchServer;
 
@@ -125,8 +125,9 @@ impl DrillCheck {
     /// Everything in it because of which it could never fail, or never pass; each at its key, or at
     /// the whole where the key is empty.
     pub(super) fn unusable(&self) -> Vec<(&'static str, Wrong)> {
-        let conflict =
-            |message: &str, hint: &str| ("", Wrong::new(Code::Conflict, message).hint(hint));
+        let conflict = |message: &str, hint: &str| {
+            ("", Wrong::new(ErrorCode::ConfigConflict, message).hint(hint))
+        };
         let mut wrong = Vec::new();
         match self {
             Self::Query(check) => {

@@ -3,71 +3,23 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// Declares [`Code`] with its stable texts.
-macro_rules! codes {
-    ($($(#[$about:meta])* $name:ident = $text:literal,)*) => {
-        /// The kind of a mistake, by what the operator does about it. The texts are stable.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-        pub enum Code {
-            $($(#[$about])* $name,)*
-        }
-
-        impl Code {
-            /// Every code.
-            pub const ALL: &'static [Self] = &[$(Self::$name),*];
-
-            /// The stable text.
-            pub fn as_str(self) -> &'static str {
-                match self {
-                    $(Self::$name => $text,)*
-                }
-            }
-        }
-    };
-}
-
-codes! {
-    /// There is no configuration where it was looked for: write one, or name another place.
-    NotFound = "config_not_found",
-    /// A file or folder exists and cannot be read, or is not text: fix its permissions or encoding.
-    Unreadable = "config_unreadable",
-    /// The text is not TOML.
-    Syntax = "config_syntax",
-    /// A key that no setting has, or that is set in the wrong file or table: correct or move it.
-    UnknownKey = "config_unknown_key",
-    /// A key that must be set is not.
-    MissingKey = "config_missing_key",
-    /// A value of the wrong type or form, or one that cannot be used.
-    InvalidValue = "config_invalid_value",
-    /// A `${NAME}` that cannot be replaced: set the environment variable.
-    UnresolvedVariable = "config_unresolved_variable",
-    /// A name of an instance, source, storage, strategy or notifier that is not configured.
-    UnknownName = "config_unknown_name",
-    /// Settings that are right by themselves and contradict each other.
-    Conflict = "config_conflict",
-    /// The file of a secret cannot be read, or holds none.
-    SecretUnreadable = "config_secret_unreadable",
-    /// Several instances have a strategy of this name: name the instance too.
-    AmbiguousStrategy = "config_ambiguous_strategy",
-    /// The strategy has no sources in this configuration, so it cannot be run here.
-    PruneOnly = "config_prune_only",
-}
+use crate::model::ErrorCode;
 
 /// A mistake in a value, before its place is known.
 #[derive(Debug)]
 pub(super) struct Wrong {
-    pub code: Code,
+    pub code: ErrorCode,
     pub message: String,
     pub hint: Option<String>,
 }
 
 impl Wrong {
-    pub(super) fn new(code: Code, message: impl Into<String>) -> Self {
+    pub(super) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         Self { code, message: message.into(), hint: None }
     }
 
     pub(super) fn value(message: impl Into<String>) -> Self {
-        Self::new(Code::InvalidValue, message)
+        Self::new(ErrorCode::ConfigInvalidValue, message)
     }
 
     pub(super) fn hint(mut self, hint: impl Into<String>) -> Self {
@@ -89,7 +41,7 @@ pub struct ConfigError {
     /// whole.
     pub key: String,
     /// The kind of mistake.
-    pub code: Code,
+    pub code: ErrorCode,
     /// It never repeats a secret.
     pub message: String,
     /// What to do.
@@ -100,7 +52,7 @@ impl ConfigError {
     /// About a file or folder as a whole.
     pub(super) fn of_file(
         file: &Path,
-        code: Code,
+        code: ErrorCode,
         message: impl Into<String>,
         hint: Option<&str>,
     ) -> Self {
@@ -148,8 +100,8 @@ pub struct ConfigErrors(pub Vec<ConfigError>);
 
 impl ConfigErrors {
     /// The code of the first mistake.
-    pub fn code(&self) -> Code {
-        self.0.first().map_or(Code::InvalidValue, |first| first.code)
+    pub fn code(&self) -> ErrorCode {
+        self.0.first().map_or(ErrorCode::ConfigInvalidValue, |first| first.code)
     }
 }
 
@@ -194,11 +146,11 @@ pub enum FindError {
 
 impl FindError {
     /// The kind of mistake.
-    pub fn code(&self) -> Code {
+    pub fn code(&self) -> ErrorCode {
         match self {
-            Self::Unknown { .. } => Code::UnknownName,
-            Self::Ambiguous { .. } => Code::AmbiguousStrategy,
-            Self::PruneOnly { .. } => Code::PruneOnly,
+            Self::Unknown { .. } => ErrorCode::ConfigUnknownName,
+            Self::Ambiguous { .. } => ErrorCode::ConfigAmbiguousStrategy,
+            Self::PruneOnly { .. } => ErrorCode::ConfigPruneOnly,
         }
     }
 }

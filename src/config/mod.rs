@@ -33,19 +33,19 @@ mod whole;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use crate::model::{ErrorCode, Name};
+use crate::source::process::Environment;
+
 pub use drill::{
     CommandCheck, Drill, DrillCheck, FileCheck, Measure, Parses, QueryCheck, ReferencesCheck,
     ShrinkCheck,
 };
-pub use error::{Code, ConfigError, ConfigErrors, FindError};
+pub use error::{ConfigError, ConfigErrors, FindError};
 pub use file::{Daemon, Encryption, Instance, StorageRules, Strategy, Verification};
 pub use hooks::Hooks;
 pub use rules::Rules;
 pub use schema::schema;
 pub use values::environment;
-
-use crate::model::Name;
-use crate::source::process::Environment;
 
 /// All that is configured.
 #[derive(Clone)]
@@ -146,7 +146,7 @@ impl Locations {
                     format!("There is no configuration here, nor in `{}`", self.folder.display());
                 let hint =
                     "write one, or name it with `--config FILE` or the variable `BACKUP_CONFIG`";
-                let code = Code::NotFound;
+                let code = ErrorCode::ConfigNotFound;
                 return Err(ConfigError::of_file(&self.file, code, message, Some(hint)).into());
             }
         };
@@ -155,7 +155,7 @@ impl Locations {
         }
         let unreadable = |error: std::io::Error| {
             let message = format!("Could not read the folder: {error}");
-            ConfigError::of_file(chosen, Code::Unreadable, message, None)
+            ConfigError::of_file(chosen, ErrorCode::ConfigUnreadable, message, None)
         };
         let mut files = Vec::new();
         for entry in std::fs::read_dir(chosen).map_err(unreadable)? {
@@ -169,7 +169,9 @@ impl Locations {
         files.sort();
         if files.is_empty() {
             let message = "There is no `*.toml` in this folder";
-            return Err(ConfigError::of_file(chosen, Code::NotFound, message, None).into());
+            return Err(
+                ConfigError::of_file(chosen, ErrorCode::ConfigNotFound, message, None).into()
+            );
         }
         Ok(files)
     }
@@ -179,10 +181,11 @@ impl Locations {
 fn read(file: &Path) -> Result<String, ConfigErrors> {
     let (code, message) = match std::fs::read(file).map(String::from_utf8) {
         Ok(Ok(text)) => return Ok(text),
-        Ok(Err(_)) => (Code::Unreadable, "Not UTF-8, which TOML must be".to_owned()),
+        Ok(Err(_)) => (ErrorCode::ConfigUnreadable, "Not UTF-8, which TOML must be".to_owned()),
         Err(error) => {
             let is_there = error.kind() != std::io::ErrorKind::NotFound;
-            let code = if is_there { Code::Unreadable } else { Code::NotFound };
+            let code =
+                if is_there { ErrorCode::ConfigUnreadable } else { ErrorCode::ConfigNotFound };
             (code, format!("Could not read it: {error}"))
         }
     };
@@ -195,7 +198,7 @@ fn twins(instances: &[Instance]) -> Vec<ConfigError> {
     let twin = |instance: &'_ Instance, first: &Path| {
         let message = format!("`{}` is described by `{}` already", instance.name, first.display());
         let hint = "give each instance a name of its own, or describe it in one file";
-        let code = Code::Conflict;
+        let code = ErrorCode::ConfigConflict;
         ConfigError {
             key: "instance".to_owned(),
             ..ConfigError::of_file(&instance.file, code, message, Some(hint))
@@ -221,7 +224,12 @@ fn process_settings(instance: &Instance) -> Vec<ConfigError> {
         let hint = format!("set it in the file `{DAEMON_FILE}` of the folder");
         ConfigError {
             key: key.to_owned(),
-            ..ConfigError::of_file(&instance.file, Code::UnknownKey, message, Some(&hint))
+            ..ConfigError::of_file(
+                &instance.file,
+                ErrorCode::ConfigUnknownKey,
+                message,
+                Some(&hint),
+            )
         }
     };
     set.into_iter().filter(|(_, is_set)| *is_set).map(|(key, _)| wrong(key)).collect()

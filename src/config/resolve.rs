@@ -9,10 +9,10 @@ use super::check::Check;
 use super::error::Wrong;
 use super::file::StorageRules;
 use super::{
-    Code, ConfigError, ConfigErrors, Daemon, DrillCheck, Hooks, Instance, default_state_dir,
-    schema, whole,
+    ConfigError, ConfigErrors, Daemon, DrillCheck, Hooks, Instance, default_state_dir, schema,
+    whole,
 };
-use crate::model::counted_from;
+use crate::model::{ErrorCode, counted_from};
 use crate::pipeline::CompressionConfig;
 use crate::report::notify::{Notify, NotifyRules};
 use crate::source::SourceConfig;
@@ -27,7 +27,7 @@ pub(super) fn instance(
 ) -> Result<Instance, ConfigErrors> {
     let absolute = std::path::absolute(file).map_err(|error| {
         let message = format!("Could not make out its folder: {error}");
-        ConfigError::of_file(file, Code::Unreadable, message, None)
+        ConfigError::of_file(file, ErrorCode::ConfigUnreadable, message, None)
     })?;
     let base = absolute.parent().unwrap_or(&absolute);
     // Without links, as `counted_from` wants it.

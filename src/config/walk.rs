@@ -9,11 +9,11 @@ use serde_json::{Map, Value as Json};
 
 use super::check::Check;
 use super::document::child;
-use super::error::{Code, Wrong, nearest, suggest};
+use super::error::{Wrong, nearest, suggest};
 use super::format;
 use super::schema::{definition, file_key, is_secret};
 use super::values::{expand, read_secret};
-use crate::model::{DatabaseUrl, Name};
+use crate::model::{DatabaseUrl, ErrorCode, Name};
 
 /// Stands in for a name that is missing or wrong.
 const UNNAMED: &str = "unnamed";
@@ -31,7 +31,10 @@ impl<'a> Check<'a> {
                 }
                 Err(errors) => {
                     for error in errors {
-                        self.report(pointer, Wrong::new(Code::UnresolvedVariable, error));
+                        self.report(
+                            pointer,
+                            Wrong::new(ErrorCode::ConfigUnresolvedVariable, error),
+                        );
                     }
                     *value = Json::Null;
                 }
@@ -122,7 +125,7 @@ impl<'a> Check<'a> {
             Some(other) => self.wrong_type(other, &["string"], &tag_at),
             None => {
                 let list = kinds.collect::<Vec<_>>().join("`, `");
-                let wrong = Wrong::new(Code::MissingKey, format!("Missing key `{tag}`"));
+                let wrong = Wrong::new(ErrorCode::ConfigMissingKey, format!("Missing key `{tag}`"));
                 self.report(pointer, wrong.hint(format!("expected one of `{list}`")));
             }
         }
@@ -243,7 +246,7 @@ impl<'a> Check<'a> {
             for (index, item) in items.iter().enumerate() {
                 let Some(text) = item.as_str() else { continue };
                 if seen.contains(&text) {
-                    let wrong = Wrong::new(Code::Conflict, "Listed twice");
+                    let wrong = Wrong::new(ErrorCode::ConfigConflict, "Listed twice");
                     self.report(&format!("{pointer}/{index}"), wrong);
                 }
                 seen.push(text);
@@ -274,7 +277,7 @@ impl<'a> Check<'a> {
         let required = schema.get("required").and_then(Json::as_array);
         let required: Vec<&str> = required.into_iter().flatten().filter_map(Json::as_str).collect();
         for key in required.iter().filter(|key| !entries.contains_key(**key)) {
-            let mut wrong = Wrong::new(Code::MissingKey, format!("Missing key `{key}`"));
+            let mut wrong = Wrong::new(ErrorCode::ConfigMissingKey, format!("Missing key `{key}`"));
             if properties.get(*key).is_some_and(is_secret) {
                 let file = file_key(key);
                 wrong = wrong.hint(format!("set it, or `{file}` to read it from a file"));
@@ -334,7 +337,7 @@ impl<'a> Check<'a> {
         let files: Vec<String> = secrets.map(|(name, _)| file_key(name)).collect();
         let known = properties.keys().map(String::as_str).chain(files.iter().map(String::as_str));
         let hint = elsewhere(key).map_or_else(|| suggest(key, known), str::to_owned);
-        self.report_key(pointer, Wrong::new(Code::UnknownKey, "Unknown key").hint(hint));
+        self.report_key(pointer, Wrong::new(ErrorCode::ConfigUnknownKey, "Unknown key").hint(hint));
     }
 
     /// Puts each secret in the place of the name of its file.
@@ -356,7 +359,7 @@ impl<'a> Check<'a> {
                 }
                 Json::String(name) => read_secret(&self.base.join(name))
                     .map(|content| (self.base.join(name), content))
-                    .map_err(|error| Some(Wrong::new(Code::SecretUnreadable, error))),
+                    .map_err(|error| Some(Wrong::new(ErrorCode::ConfigSecretUnreadable, error))),
                 other => {
                     self.wrong_type(other, &["string"], &from);
                     Err(None)
@@ -378,7 +381,8 @@ impl<'a> Check<'a> {
             entries.shift_remove(&key);
             if entries.contains_key(secret) {
                 let message = format!("Both `{secret}` and `{key}` are set");
-                let wrong = Wrong::new(Code::Conflict, message).hint("remove one of them");
+                let wrong =
+                    Wrong::new(ErrorCode::ConfigConflict, message).hint("remove one of them");
                 self.report_key(&from, wrong);
                 continue;
             }

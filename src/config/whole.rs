@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use super::check::Check;
 use super::error::{Wrong, suggest};
-use super::{Code, DrillCheck, Instance, Strategy, on_schedule};
-use crate::model::{Name, Span};
+use super::{DrillCheck, Instance, Strategy, on_schedule};
+use crate::model::{ErrorCode, Name, Span};
 use crate::retention::{Policy, Rule};
 use crate::schedule::Schedule;
 use crate::source::SourceConfig;
@@ -94,13 +94,16 @@ fn without_sources(check: &mut Check<'_>, at: &str, strategy: &Strategy) {
     {
         let hint = "list what is backed up; or, to prune or drill what another configuration backs \
             up, set `retention` or `drill`";
-        check.report(at, Wrong::new(Code::MissingKey, "Missing key `sources`").hint(hint));
+        check.report(
+            at,
+            Wrong::new(ErrorCode::ConfigMissingKey, "Missing key `sources`").hint(hint),
+        );
     } else if has(check, schedule.clone()) {
         let hint = "list `sources`; or remove `schedule`, and start `backup prune` with a timer of \
             the system";
         let message =
             "Nothing can be run: the strategy has no `sources`, so that it only prunes and drills";
-        check.report(&schedule, Wrong::new(Code::Conflict, message).hint(hint));
+        check.report(&schedule, Wrong::new(ErrorCode::ConfigConflict, message).hint(hint));
     }
 }
 
@@ -123,7 +126,10 @@ fn on_time(check: &mut Check<'_>, at: &str, strategy: &Strategy) {
             schedule.line
         );
         let hint = "make it shorter than the time from one run to the next";
-        check.report(&format!("{at}/jitter"), Wrong::new(Code::Conflict, message).hint(hint));
+        check.report(
+            &format!("{at}/jitter"),
+            Wrong::new(ErrorCode::ConfigConflict, message).hint(hint),
+        );
     }
     if let Some(policy) = &strategy.retention {
         for (rule, words) in on_schedule::never(policy, schedule) {
@@ -153,7 +159,7 @@ fn keeps_for_any(check: &mut Check<'_>, instance: &Instance, name: &Name, policy
 fn keeps_nothing(check: &mut Check<'_>, owner: &str, rule: Rule, words: String) {
     let hint = "make it longer than the time from one run to the next, or remove it";
     let pointer = format!("{owner}/retention/{}", rule.name);
-    check.report(&pointer, Wrong::new(Code::Conflict, words).hint(hint));
+    check.report(&pointer, Wrong::new(ErrorCode::ConfigConflict, words).hint(hint));
 }
 
 /// The storage and the sources that a drill names must be there.
@@ -189,7 +195,8 @@ fn drill(check: &mut Check<'_>, instance: &Instance, at: &str, strategy: &Strate
             if !strategy.sources.contains(name) {
                 let hint = suggest(name.as_str(), strategy.sources.iter().map(Name::as_str));
                 let message = format!("The strategy has no source `{name}`");
-                check.report(&pointer, Wrong::new(Code::UnknownName, message).hint(hint));
+                check
+                    .report(&pointer, Wrong::new(ErrorCode::ConfigUnknownName, message).hint(hint));
             } else if let Some(kind) = kind
                 && !(wanted.is_empty() || wanted.contains(&kind))
             {
@@ -215,7 +222,7 @@ fn one_place_each(check: &mut Check<'_>, instance: &Instance) {
     for (name, storage) in storages {
         if let Some(other) = known.get(&storage.place()) {
             let message = format!("This is the same place as `storages.{other}`");
-            let wrong = Wrong::new(Code::Conflict, message);
+            let wrong = Wrong::new(ErrorCode::ConfigConflict, message);
             check.report(&pointer(name), wrong.hint("use one of them in its stead"));
         } else {
             known.insert(storage.place(), name);

@@ -21,18 +21,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::{Current, StatusPage};
+use timer::Timer;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::JoinHandle;
+use watch::Watch;
+use work::{Work, Worker};
 
 use crate::config::{self, Instance};
 use crate::engine::{self, Engine, EngineError, SchedulerLock};
-use crate::model::Cancel;
+use crate::model::{Cancel, ErrorCode};
 use crate::report::notify::Notifiers;
-use http::{Current, StatusPage};
-use timer::Timer;
-use watch::Watch;
-use work::{Work, Worker};
 
 /// The end waits so long for notifications that are still being sent.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -87,6 +87,20 @@ pub enum DaemonError {
     #[error("No scheduler is running with the state folder `{}`. `backup schedule` starts one",
         .0.display())]
     NotRunning(PathBuf),
+}
+
+impl DaemonError {
+    /// The name of the error for programs.
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::Nothing => ErrorCode::NothingScheduled,
+            Self::Timer(_) | Self::Signal { .. } => ErrorCode::SchedulerFailed,
+            Self::Listen { .. } => ErrorCode::ListenFailed,
+            Self::State(error) => error.code(),
+            Self::Elsewhere { .. } => ErrorCode::SchedulerElsewhere,
+            Self::NotRunning(_) => ErrorCode::SchedulerNotRunning,
+        }
+    }
 }
 
 /// Everything to run, from one reading of the configuration.

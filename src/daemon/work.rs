@@ -12,7 +12,7 @@ use tokio::task::JoinError;
 use super::timer::Timer;
 use crate::config::{Instance, Strategy};
 use crate::engine::{self, DrillRequest, Engine, EngineError};
-use crate::model::{Cancel, Verdict};
+use crate::model::{Cancel, ErrorCode, Verdict};
 use crate::report::notify::Notifiers;
 use crate::report::{Event, EventKind, Outcome, RunReport};
 use crate::schedule::{Due, Missed, Schedule, jitter};
@@ -327,8 +327,8 @@ impl Worker {
                 Attempt::Locked
             }
             Ok(Err(error)) => {
-                let error = engine::chain(&error);
-                tracing::error!(strategy = name, "not run: {error}");
+                let (code, error) = (error.code().as_str(), engine::chain(&error));
+                tracing::error!(strategy = name, code, "not run: {error}");
                 // The local state could not be used. A disk that is full may have room again.
                 Attempt::MayPass(not_run(error))
             }
@@ -410,8 +410,8 @@ impl Worker {
             }
             Ok(Err(EngineError::Cancelled)) => return Attempt::Stopped,
             Ok(Err(error)) => {
-                let error = engine::chain(&error);
-                tracing::error!(strategy = name, "not drilled: {error}");
+                let (code, error) = (error.code().as_str(), engine::chain(&error));
+                tracing::error!(strategy = name, code, "not drilled: {error}");
                 Event::not_drilled(of, which, now, error)
             }
             Err(error) => {
@@ -476,12 +476,15 @@ fn log(name: &str, report: &RunReport) {
             let error = report.error.as_deref().unwrap_or_default();
             for storage in &report.storages {
                 if let Some(error) = &storage.error {
-                    tracing::error!(strategy = name, id, storage = %storage.name, "{error}");
+                    let code = storage.code.map(ErrorCode::as_str);
+                    tracing::error!(strategy = name, id, storage = %storage.name, code, "{error}");
                 }
             }
+            let code = report.code.map(ErrorCode::as_str);
             tracing::error!(
                 strategy = name,
                 id,
+                code,
                 "run {}, nothing was committed: {error}",
                 report.outcome
             );

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::catalog::CatalogError;
-use crate::model::Name;
+use crate::model::{ErrorCode, Name};
 use crate::source::SourceError;
 use crate::storage::StorageError;
 
@@ -153,6 +153,31 @@ impl EngineError {
 
     pub(in crate::engine) fn source(name: &Name, error: SourceError) -> Self {
         Self::Source { name: name.clone(), error: Box::new(error) }
+    }
+
+    /// The name of the error for programs: that of the cause, where a source or storage failed.
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::Locked { .. } => ErrorCode::RunLocked,
+            Self::Scheduled { .. } => ErrorCode::SchedulerRunning,
+            Self::Source { error, .. } | Self::Restore { error, .. } => error.code(),
+            Self::Hook { .. } => ErrorCode::HookFailed,
+            Self::Storage { error, .. } => error.code(),
+            Self::NoStorage(_) => ErrorCode::NoStorageLeft,
+            Self::Cancelled => ErrorCode::Cancelled,
+            Self::Interrupted { .. } => ErrorCode::RestoreIncomplete,
+            Self::Output(_) => ErrorCode::OutputFailed,
+            Self::TimedOut(_) => ErrorCode::TimedOut,
+            Self::State { .. } => ErrorCode::StateFailed,
+            Self::File { .. } => ErrorCode::FileFailed,
+            Self::BadFile { .. } => ErrorCode::ExportDamaged,
+            Self::Catalog(error) => error.code(),
+            Self::NotFound(_) => ErrorCode::SnapshotNotFound,
+            Self::Undrilled(_) => ErrorCode::NotDrilled,
+            Self::Damaged { .. } => ErrorCode::SnapshotDamaged,
+            Self::Request(_) => ErrorCode::InvalidRequest,
+            Self::Internal(_) => ErrorCode::Internal,
+        }
     }
 
     /// Whether what failed may succeed by itself a little later: the network, a busy or starting

@@ -77,18 +77,6 @@ pub enum CompressionError {
     NoLevels,
 }
 
-impl CompressionError {
-    /// Every code that [`CompressionError::code`] returns.
-    pub const ALL: &[&str] = &["compression_level_invalid"];
-
-    /// The name of the kind for programs. It never changes.
-    pub fn code(&self) -> &'static str {
-        match self {
-            Self::Level { .. } | Self::NoLevels => "compression_level_invalid",
-        }
-    }
-}
-
 /// The configuration as it was written, not yet held against itself.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]

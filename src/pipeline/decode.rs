@@ -189,19 +189,6 @@ pub enum DecodeError {
     Io(#[from] io::Error),
 }
 
-impl DecodeError {
-    /// Every code that [`DecodeError::code`] returns.
-    pub const ALL: &[&str] = &["no_matching_identity", "artifact_unreadable"];
-
-    /// The name of the kind for programs. It never changes.
-    pub fn code(&self) -> &'static str {
-        match self {
-            Self::Locked(_) => "no_matching_identity",
-            Self::Io(_) => "artifact_unreadable",
-        }
-    }
-}
-
 /// What is inside an age file.
 pub(super) fn decrypted<R: Read>(
     stored: R,

@@ -421,6 +421,7 @@ mod tests {
             stored_bytes: 1024,
             warnings: all,
             error: None,
+            code: None,
             may_pass: false,
         }
     }
@@ -474,6 +475,7 @@ mod tests {
                 address: String::new(),
                 committed: false,
                 error: Some("x".repeat(10_000)),
+                code: None,
                 notes: Vec::new(),
                 pruned: None,
             })

@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Completeness, Name, SnapshotId, Warnings};
+use crate::model::{Completeness, ErrorCode, Name, SnapshotId, Warnings};
 
 pub use crate::model::Outcome;
 pub use drill::{DrillReport, DrillStep, DrillTarget, DrilledArtifact, DrilledSnapshot, html};
@@ -133,6 +133,9 @@ pub struct RunReport {
     pub warnings: Warnings,
     /// Why it failed.
     pub error: Option<String>,
+    /// The code of `error`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<ErrorCode>,
     /// Whether it failed for a reason that may pass by itself: the network, a server that is
     /// starting.
     pub may_pass: bool,
@@ -165,6 +168,9 @@ pub struct StorageReport {
     pub committed: bool,
     /// Why not.
     pub error: Option<String>,
+    /// The code of `error`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<ErrorCode>,
     /// What the operator should know all the same.
     pub notes: Vec<String>,
     /// What retention did there after the commit, where it was its turn.

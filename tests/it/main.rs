@@ -24,6 +24,7 @@ mod drill_checks;
 mod drill_damage;
 mod drill_targets;
 mod dump;
+mod errors;
 mod examples;
 mod export;
 mod faults;

@@ -1,13 +1,13 @@
 //! The codes of mistakes, which scripts read.
 
-use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::{SMALL, env, parse};
-use crate::config::{Code, ConfigErrors, Locations, Settings};
+use crate::config::{ConfigErrors, Locations, Settings};
+use crate::model::ErrorCode;
 
 /// The key and code of each mistake of [`SMALL`] with `from` replaced.
-fn codes(from: &str, to: &str) -> Vec<(String, Code)> {
+fn codes(from: &str, to: &str) -> Vec<(String, ErrorCode)> {
     let text = SMALL.replacen(from, to, 1);
     assert_ne!(text, SMALL, "{from}");
     let errors = parse(Path::new("a.toml"), &text, &env(&[])).err().unwrap();
@@ -16,37 +16,37 @@ fn codes(from: &str, to: &str) -> Vec<(String, Code)> {
 }
 
 #[test]
-fn every_code_is_stable_text_of_its_own() {
-    let texts: BTreeSet<&str> = Code::ALL.iter().map(|code| code.as_str()).collect();
-    assert_eq!(texts.len(), Code::ALL.len());
-    for text in texts {
-        assert!(text.starts_with("config_"), "{text}");
-        assert!(text.chars().all(|c| c.is_ascii_lowercase() || c == '_'), "{text}");
-    }
-}
-
-#[test]
 fn each_mistake_has_its_code() {
     for (from, to, key, code) in [
-        ("path = \"data\"", "path = \"data\"\nx = 1", "sources.files.x", Code::UnknownKey),
-        ("path = \"data\"\n", "", "sources.files", Code::MissingKey),
-        ("path = \"data\"", "path = 1", "sources.files.path", Code::InvalidValue),
-        ("\"directory\"", "2026-11-21", "sources.files.type", Code::InvalidValue),
-        ("path = \"data\"", "path = ", "", Code::Syntax),
-        ("\"data\"", "\"${NO}\"", "sources.files.path", Code::UnresolvedVariable),
-        ("[\"files\"]", "[\"fil\"]", "strategies.daily.sources[0]", Code::UnknownName),
-        ("[\"here\"]", "[\"here\", \"here\"]", "strategies.daily.storages[1]", Code::Conflict),
+        (
+            "path = \"data\"",
+            "path = \"data\"\nx = 1",
+            "sources.files.x",
+            ErrorCode::ConfigUnknownKey,
+        ),
+        ("path = \"data\"\n", "", "sources.files", ErrorCode::ConfigMissingKey),
+        ("path = \"data\"", "path = 1", "sources.files.path", ErrorCode::ConfigInvalidValue),
+        ("\"directory\"", "2026-11-21", "sources.files.type", ErrorCode::ConfigInvalidValue),
+        ("path = \"data\"", "path = ", "", ErrorCode::ConfigSyntax),
+        ("\"data\"", "\"${NO}\"", "sources.files.path", ErrorCode::ConfigUnresolvedVariable),
+        ("[\"files\"]", "[\"fil\"]", "strategies.daily.sources[0]", ErrorCode::ConfigUnknownName),
+        (
+            "[\"here\"]",
+            "[\"here\", \"here\"]",
+            "strategies.daily.storages[1]",
+            ErrorCode::ConfigConflict,
+        ),
         (
             "type = \"directory\"\npath = \"data\"",
             "type = \"postgres\"\nurl = \"postgresql://h/d\"\npassword_file = \"/nowhere/x\"",
             "sources.files.password_file",
-            Code::SecretUnreadable,
+            ErrorCode::ConfigSecretUnreadable,
         ),
         (
             "type = \"directory\"\npath = \"data\"",
             "type = \"postgres\"\nurl = \"postgresql://h/d\"\npassword_file = 2026-11-21",
             "sources.files.password_file",
-            Code::InvalidValue,
+            ErrorCode::ConfigInvalidValue,
         ),
     ] {
         assert_eq!(codes(from, to), [(key.to_owned(), code)], "{to}");
@@ -59,8 +59,8 @@ fn a_mistake_does_not_hide_the_next() {
     assert_eq!(
         found,
         [
-            ("strategies.daily.sources[0]".to_owned(), Code::InvalidValue),
-            ("strategies.daily.sources[1]".to_owned(), Code::UnknownName),
+            ("strategies.daily.sources[0]".to_owned(), ErrorCode::ConfigInvalidValue),
+            ("strategies.daily.sources[1]".to_owned(), ErrorCode::ConfigUnknownName),
         ]
     );
     let found = codes(
@@ -70,15 +70,15 @@ fn a_mistake_does_not_hide_the_next() {
          { type = \"query\", source = \"files\", query = \"a\" }]",
     );
     let expected = [
-        ("", Code::MissingKey),
-        (".timeout", Code::InvalidValue),
-        (".notify", Code::UnknownKey),
-        (".drill.storage", Code::UnknownName),
-        (".drill.checks[0]", Code::MissingKey),
-        (".drill.checks[0]", Code::MissingKey),
-        (".drill.checks[1].source", Code::UnknownName),
-        (".drill.checks[2]", Code::Conflict),
-        (".drill.checks[2].source", Code::InvalidValue),
+        ("", ErrorCode::ConfigMissingKey),
+        (".timeout", ErrorCode::ConfigInvalidValue),
+        (".notify", ErrorCode::ConfigUnknownKey),
+        (".drill.storage", ErrorCode::ConfigUnknownName),
+        (".drill.checks[0]", ErrorCode::ConfigMissingKey),
+        (".drill.checks[0]", ErrorCode::ConfigMissingKey),
+        (".drill.checks[1].source", ErrorCode::ConfigUnknownName),
+        (".drill.checks[2]", ErrorCode::ConfigConflict),
+        (".drill.checks[2].source", ErrorCode::ConfigInvalidValue),
     ];
     assert_eq!(found, expected.map(|(key, code)| (format!("strategies.daily{key}"), code)));
     let found = codes("[strategies.daily]", "[strategies.Daily]\ntimeout = \"0s\"");
@@ -96,14 +96,14 @@ fn load(folder: &Path, files: &[(&str, &str)]) -> Result<Settings, ConfigErrors>
 fn names_and_files_have_codes() {
     let folder = tempfile::tempdir().unwrap();
     let code = |files: &[(&str, &str)]| load(folder.path(), files).err().unwrap().code();
-    assert_eq!(code(&[]), Code::NotFound);
+    assert_eq!(code(&[]), ErrorCode::ConfigNotFound);
     let other = SMALL.replace("small", "other");
     let settings = load(folder.path(), &[("a.toml", SMALL), ("b.toml", &other)]);
     let settings = settings.unwrap_or_else(|errors| panic!("{errors}"));
     let find = |name: &str| settings.find_strategy(name, None).map(drop).unwrap_err().code();
-    assert_eq!(find("daily"), Code::AmbiguousStrategy);
-    assert_eq!(find("dayly"), Code::UnknownName);
-    assert_eq!(code(&[("b.toml", SMALL)]), Code::Conflict);
+    assert_eq!(find("daily"), ErrorCode::ConfigAmbiguousStrategy);
+    assert_eq!(find("dayly"), ErrorCode::ConfigUnknownName);
+    assert_eq!(code(&[("b.toml", SMALL)]), ErrorCode::ConfigConflict);
     std::fs::write(folder.path().join("b.toml"), b"\xe9").unwrap();
-    assert_eq!(code(&[]), Code::Unreadable);
+    assert_eq!(code(&[]), ErrorCode::ConfigUnreadable);
 }

@@ -478,12 +478,14 @@ impl Run<'_> {
             let failure = place.member.take_failure();
             storage_may_pass |=
                 failure.as_ref().is_some_and(crate::storage::StorageError::may_pass);
+            let code = failure.as_ref().map(crate::storage::StorageError::code);
             let error = failure.map(|error| chain(&error));
             storages.push(StorageReport {
                 name: place.member.open.name.clone(),
                 address: place.member.open.storage.address(),
                 committed: place.committed,
                 error,
+                code,
                 notes: place.notes,
                 pruned: place.pruned,
             });
@@ -512,6 +514,7 @@ impl Run<'_> {
             Err(EngineError::NoStorage(_)) => storage_may_pass,
             Err(error) => error.may_pass(),
         };
+        let code = result.as_ref().err().map(EngineError::code);
         let (outcome, completeness, error) = match result {
             Ok(completeness) if well => (Outcome::Success, Some(completeness), None),
             Ok(completeness) => (Outcome::Problems, Some(completeness), None),
@@ -533,6 +536,7 @@ impl Run<'_> {
             storages,
             warnings: std::mem::take(&mut self.warnings),
             error,
+            code,
             may_pass,
         }
     }

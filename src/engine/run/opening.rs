@@ -38,13 +38,14 @@ impl Run<'_> {
             let open = match OpenStorage::open(name, config, cancel).await {
                 Ok(open) => open,
                 Err(error) => {
-                    let error = chain(&error);
-                    tracing::error!(storage = %name, "{error}");
+                    let (code, error) = (error.code(), chain(&error));
+                    tracing::error!(storage = %name, code = code.as_str(), "{error}");
                     self.unopened.push(StorageReport {
                         name: name.clone(),
                         address: String::new(),
                         committed: false,
                         error: Some(error),
+                        code: Some(code),
                         notes: Vec::new(),
                         pruned: None,
                     });

@@ -28,7 +28,7 @@ use serde::Deserialize;
 use tokio::sync::{mpsc, watch};
 
 use super::{Event, EventKind};
-use crate::model::Name;
+use crate::model::{ErrorCode, Name};
 
 pub use mail::{MailConfig, MailTls};
 pub use ping::{Counted, PingConfig, PingMethod};
@@ -124,14 +124,11 @@ pub enum NotifyError {
 }
 
 impl NotifyError {
-    /// Every code that [`NotifyError::code`] returns.
-    pub const ALL: &[&str] = &["notify_unavailable", "notify_failed"];
-
     /// The name of the kind for programs. It never changes.
-    pub fn code(&self) -> &'static str {
+    pub fn code(&self) -> ErrorCode {
         match self {
-            Self::Passing(_) => "notify_unavailable",
-            Self::Lasting(_) => "notify_failed",
+            Self::Passing(_) => ErrorCode::NotifyUnavailable,
+            Self::Lasting(_) => ErrorCode::NotifyFailed,
         }
     }
 }
@@ -219,7 +216,7 @@ async fn deliver(name: &Name, notifier: &dyn Notifier, event: &Event) -> Result<
             ended => return ended,
         };
         let Some(wait) = backoff.next() else {
-            return Err(NotifyError::Lasting(format!(
+            return Err(NotifyError::Passing(format!(
                 "{error}. It was tried {} times",
                 BACKOFF.len() + 1
             )));

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::model::Span;
+use crate::model::{ErrorCode, Span};
 
 /// How many lines of what a child said are shown in an error.
 const SHOWN_LINES: usize = 20;
@@ -107,20 +107,17 @@ pub enum ProcessError {
 }
 
 impl ProcessError {
-    /// Every code that [`ProcessError::code`] returns. Codes are stable.
-    pub const ALL: &[&str] = &["tool_failed", "tool_missing", "tool_timed_out"];
-
     /// The stable code of the error, by what the operator does about it.
-    pub fn code(&self) -> &'static str {
+    pub fn code(&self) -> ErrorCode {
         match self {
-            Self::NotFound { .. } => "tool_missing",
-            Self::Hung { .. } => "tool_timed_out",
+            Self::NotFound { .. } => ErrorCode::ToolMissing,
+            Self::Hung { .. } => ErrorCode::ToolTimedOut,
             Self::Start { .. }
             | Self::Exit { .. }
             | Self::Signal { .. }
             | Self::HeldOpen { .. }
             | Self::TooMuch { .. }
-            | Self::Pipe { .. } => "tool_failed",
+            | Self::Pipe { .. } => ErrorCode::ToolFailed,
         }
     }
 }
