@@ -32,7 +32,6 @@ pub enum Kind {
 pub struct Time {
     /// Whole seconds, rounded down.
     pub seconds: i64,
-    /// 0 to 999,999,999.
     pub nanos: u32,
 }
 

@@ -32,7 +32,6 @@ const LINE_LIMIT: u64 = 16 << 20;
 pub struct Entry {
     /// Relative to the source; `.` is its root.
     pub path: Vec<u8>,
-    /// What it is.
     pub kind: Kind,
     /// Bytes of the content as one reads it; 0 for all but files.
     pub size: u64,
@@ -40,9 +39,7 @@ pub struct Entry {
     pub mtime: Time,
     /// Permissions with the setuid, setgid and sticky bits.
     pub mode: u32,
-    /// Owner.
     pub uid: u32,
-    /// Group.
     pub gid: u32,
     /// The owner's name where the system knew it.
     pub uname: Option<String>,
@@ -264,7 +261,6 @@ pub enum IndexError {
     Malformed {
         /// Counted from 1.
         line: u64,
-        /// In words.
         problem: String,
     },
     /// A later version wrote it.
@@ -280,11 +276,9 @@ pub enum IndexError {
     #[error("The index has {found_entries} entries of {found_bytes} bytes, and its footer says {} \
         of {}", .footer.entries, .footer.bytes)]
     Counts {
-        /// Entries read.
         found_entries: u64,
         /// Bytes of them.
         found_bytes: u64,
-        /// What was promised.
         footer: Footer,
     },
 }

@@ -11,30 +11,24 @@ use crate::model::{Name, SnapshotId, SnapshotRef};
 /// A manifest as it was read from a storage, with what tells whether it still is the same object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CachedManifest {
-    /// The application.
     pub instance: Name,
-    /// The strategy.
     pub strategy: Name,
-    /// The snapshot.
     pub id: SnapshotId,
     /// Size of the object, in bytes.
     pub size: u64,
     /// When the storage says it was written.
     pub modified: DateTime<Utc>,
-    /// The object.
     pub body: Vec<u8>,
 }
 
 /// A mark as it was read from a storage, with what tells whether it still is the same object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CachedMark {
-    /// Where it stands.
     pub key: String,
     /// Size of the object, in bytes.
     pub size: u64,
     /// When the storage says it was written.
     pub modified: DateTime<Utc>,
-    /// The object.
     pub body: Vec<u8>,
 }
 

@@ -19,13 +19,10 @@ const COLUMNS: &str =
 pub struct DrillRecord {
     /// The drill's own id.
     pub id: SnapshotId,
-    /// The application.
     pub instance: Name,
-    /// The strategy.
     pub strategy: Name,
     /// The snapshot, where there was one.
     pub snapshot: Option<SnapshotId>,
-    /// When it began.
     pub started: DateTime<Utc>,
     /// When it ended.
     pub finished: DateTime<Utc>,

@@ -137,21 +137,12 @@ pub enum CatalogError {
     /// SQLite said no.
     #[error("Could not {attempt} the catalog `{}`: {problem}. It is a cache: move it away and run \
         `backup catalog rebuild`", .path.display())]
-    Failed {
-        /// What was attempted.
-        attempt: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// What SQLite said.
-        problem: String,
-    },
+    Failed { attempt: &'static str, path: PathBuf, problem: String },
     /// A later version of the program wrote it.
     #[error("The catalog `{}` was written by a newer version of the program (schema {found}, known \
         {known}). Use that version, or move the file away: it is a cache", .path.display())]
     Newer {
-        /// The file.
         path: PathBuf,
-        /// Its schema.
         found: usize,
         /// The newest schema that this version knows.
         known: usize,
@@ -173,11 +164,8 @@ impl CatalogError {
 pub struct RunRecord {
     /// The id of the run.
     pub id: SnapshotId,
-    /// The application.
     pub instance: Name,
-    /// The strategy.
     pub strategy: Name,
-    /// When it began.
     pub started: DateTime<Utc>,
     /// When it ended.
     pub finished: DateTime<Utc>,

@@ -21,11 +21,8 @@ pub struct Watched {
 /// A verification that ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VerificationRecord {
-    /// The application.
     pub instance: Name,
-    /// The strategy.
     pub strategy: Name,
-    /// When it began.
     pub started: DateTime<Utc>,
     /// When it ended.
     pub finished: DateTime<Utc>,

@@ -44,7 +44,6 @@ pub struct ConfigError {
     pub code: ErrorCode,
     /// It never repeats a secret.
     pub message: String,
-    /// What to do.
     pub hint: Option<String>,
 }
 
@@ -121,7 +120,6 @@ pub enum FindError {
         what: &'static str,
         /// What was asked for.
         name: String,
-        /// What there is.
         known: Vec<String>,
     },
     /// More than one instance has it.

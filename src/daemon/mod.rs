@@ -58,7 +58,6 @@ pub enum DaemonError {
          port, or set `listen` to another"
     )]
     Listen {
-        /// The address.
         address: SocketAddr,
         /// What the system said.
         error: std::io::Error,
@@ -70,7 +69,6 @@ pub enum DaemonError {
     #[error("The scheduler of `{}` (process {pid}) runs in another container: run `backup reload` \
         in that one", .state_dir.display())]
     Elsewhere {
-        /// Its state folder.
         state_dir: PathBuf,
         /// Its number there.
         pid: u32,
@@ -123,7 +121,6 @@ impl Scheduled {
 
 /// An instance, and the engine with its state.
 pub struct ScheduledInstance {
-    /// The instance.
     pub instance: Arc<Instance>,
     /// Its cancellation is that of the scheduler.
     pub engine: Engine,

@@ -119,7 +119,6 @@ impl Engine {
 pub struct OpenStorage {
     /// The name in the configuration; `storage` for one that was given by its address.
     pub name: Name,
-    /// The storage.
     pub storage: Arc<dyn Storage>,
     pub(in crate::engine) fetched: Arc<AtomicU64>,
     /// Counts the time that reading from it takes, by step, where somebody wants to know.

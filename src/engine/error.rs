@@ -12,50 +12,35 @@ use crate::storage::StorageError;
 pub enum EngineError {
     /// Another run holds the lock.
     #[error("Another run of `{strategy}` is under way: {holder}. Wait for it to end")]
-    Locked {
-        /// The strategy.
-        strategy: Name,
-        /// Who holds it.
-        holder: String,
-    },
+    Locked { strategy: Name, holder: String },
     /// Another scheduler looks after the same state folder.
     #[error("Another scheduler is running: it holds `{}`. Stop it first; to read a changed \
         configuration, run `backup reload`", .path.display())]
-    Scheduled {
-        /// Its lock.
-        path: PathBuf,
-    },
+    Scheduled { path: PathBuf },
     /// A source failed.
     #[error("The source `{name}` failed")]
     Source {
-        /// Its name.
         name: Name,
-        /// Why.
         #[source]
         error: Box<SourceError>,
     },
     /// An artifact could not be put where it should go.
     #[error("Could not restore `{artifact}`")]
     Restore {
-        /// Its name.
         artifact: String,
-        /// Why.
         #[source]
         error: Box<SourceError>,
     },
     /// A program of the operator failed that was to be run before a source was dumped.
     #[error("A hook failed, so nothing was dumped")]
     Hook {
-        /// Which, and why.
         #[source]
         error: Box<SourceError>,
     },
     /// A storage failed.
     #[error("The storage `{name}` failed")]
     Storage {
-        /// Its name.
         name: Name,
-        /// Why.
         #[source]
         error: Box<StorageError>,
     },
@@ -93,9 +78,7 @@ pub enum EngineError {
     #[error("Could not {attempt} `{}`: {error}. The state folder is set by `state_dir`",
         .path.display())]
     State {
-        /// What was attempted.
         attempt: &'static str,
-        /// On what.
         path: PathBuf,
         /// What the system said.
         error: std::io::Error,
@@ -103,9 +86,7 @@ pub enum EngineError {
     /// A file that was named could not be used.
     #[error("Could not {attempt} `{}`: {error}", .path.display())]
     File {
-        /// What was attempted.
         attempt: &'static str,
-        /// On what.
         path: PathBuf,
         /// What the system said.
         error: std::io::Error,
@@ -113,12 +94,7 @@ pub enum EngineError {
     /// A file that was named is not what it should be.
     #[error("`{}` is damaged, or no exported snapshot: {problem}. Nothing was committed",
         .path.display())]
-    BadFile {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        problem: String,
-    },
+    BadFile { path: PathBuf, problem: String },
     /// The catalog could not be used.
     #[error(transparent)]
     Catalog(#[from] CatalogError),
@@ -130,14 +106,7 @@ pub enum EngineError {
     Undrilled(String),
     /// A snapshot is damaged.
     #[error("The snapshot `{snapshot}` is damaged in `{storage}`: {problem}")]
-    Damaged {
-        /// Its id.
-        snapshot: String,
-        /// The storage's name.
-        storage: Name,
-        /// What is wrong.
-        problem: String,
-    },
+    Damaged { snapshot: String, storage: Name, problem: String },
     /// The request cannot be carried out as it stands.
     #[error("{0}")]
     Request(String),

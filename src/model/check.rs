@@ -25,7 +25,6 @@ pub struct Check {
     /// What should be there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected: Option<String>,
-    /// What is there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub found: Option<String>,
     /// Differences by name, the first [`TOLD_DIFFERENCES`]; or why it could not be looked at.

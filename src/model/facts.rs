@@ -13,11 +13,8 @@ pub const FACTS_FORMAT: u32 = 1;
 pub struct Facts {
     /// [`FACTS_FORMAT`] of the writer.
     pub format: u32,
-    /// The application.
     pub instance: Name,
-    /// The strategy.
     pub strategy: Name,
-    /// The snapshot.
     pub id: SnapshotId,
     /// The strategy as it was resolved, secrets masked.
     pub configuration: serde_json::Value,
@@ -43,7 +40,6 @@ pub struct ArtifactFacts {
 /// What one source reported.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SourceFacts {
-    /// The source's name.
     pub name: Name,
     /// `snapshot` when everything is of one instant of the source; other words, with their meaning,
     /// are in `docs/format.md`.

@@ -30,7 +30,6 @@ pub struct Manifest {
     pub started: DateTime<Utc>,
     /// When every artifact was complete and checked.
     pub finished: DateTime<Utc>,
-    /// What wrote it.
     pub program: Program,
     /// Whether content is missing.
     pub completeness: Completeness,
@@ -45,7 +44,6 @@ pub struct Manifest {
 pub struct Program {
     /// `holdfast`.
     pub name: String,
-    /// Its version.
     pub version: String,
 }
 
@@ -64,7 +62,6 @@ pub enum Completeness {
 pub struct StorageNote {
     /// The storage's name in the configuration.
     pub name: Name,
-    /// What was compared.
     pub remote_check: RemoteCheck,
 }
 
@@ -145,9 +142,7 @@ impl ArtifactKind {
 /// How a plain stream is encoded: compressed first, encrypted after.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Codec {
-    /// The compression.
     pub compression: Compression,
-    /// The encryption.
     pub encryption: Encryption,
 }
 

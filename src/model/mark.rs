@@ -16,15 +16,11 @@ pub const MARK_FORMAT: u32 = 1;
 pub struct Mark {
     /// [`MARK_FORMAT`] of the writer.
     pub format: u32,
-    /// The application.
     pub instance: Name,
-    /// The strategy.
     pub strategy: Name,
-    /// The snapshot.
     pub id: SnapshotId,
     /// When it was said.
     pub made: DateTime<Utc>,
-    /// What is said.
     #[serde(flatten)]
     pub says: Says,
 }
@@ -35,7 +31,6 @@ pub struct Mark {
 pub enum Says {
     /// The snapshot must not be deleted.
     Hold {
-        /// Why.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         reason: Option<String>,
         /// Until when; until it is released, where none is given.
@@ -68,14 +63,12 @@ pub struct Evidence {
     pub storage: Name,
     /// Whole seconds that getting everything back took.
     pub recovery_seconds: u64,
-    /// Checks that passed.
     pub passed: u64,
     /// Checks that did not.
     pub not_passed: u64,
     /// Whether it failed only because the snapshot has much less than the last good one.
     #[serde(default)]
     pub suspect: bool,
-    /// The program's version.
     pub version: String,
 }
 
@@ -119,10 +112,7 @@ pub enum MarkError {
     Unknown(String),
     /// It is of another snapshot than its key says.
     #[error("It belongs under `{belongs}`: it was moved or planted there")]
-    Misplaced {
-        /// Where it belongs.
-        belongs: String,
-    },
+    Misplaced { belongs: String },
 }
 
 impl Mark {

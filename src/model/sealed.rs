@@ -19,7 +19,6 @@ pub enum SealError {
     /// Its digest does not match.
     #[error("It is damaged: its digest is {found}, and it says {stated}")]
     Damaged {
-        /// As computed.
         found: Digest,
         /// As stated in it.
         stated: Digest,

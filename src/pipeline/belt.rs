@@ -52,7 +52,6 @@ struct State {
 pub(super) struct Packed {
     /// Bytes before compression.
     pub(super) plain_bytes: u64,
-    /// After.
     pub(super) bytes: Buffer,
 }
 

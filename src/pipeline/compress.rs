@@ -63,9 +63,7 @@ pub enum CompressionError {
     /// It is out of range.
     #[error("`level = {level}` is not a level of `{algorithm}`: expected {least} to {most}")]
     Level {
-        /// As stated.
         level: u8,
-        /// Of which algorithm.
         algorithm: &'static str,
         /// The least there is.
         least: u8,

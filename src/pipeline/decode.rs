@@ -103,7 +103,6 @@ impl<R: Read> Read for Verified<R> {
 pub struct Expected {
     /// Bytes.
     pub plain_bytes: u64,
-    /// Their digest.
     pub plain_digest: Digest,
 }
 

@@ -222,7 +222,6 @@ pub struct Encoded {
     pub codec: Codec,
     /// Bytes before compression.
     pub plain_bytes: u64,
-    /// Their digest.
     pub plain_digest: Digest,
     /// Bytes between compression and encryption.
     pub compressed_bytes: u64,

@@ -58,7 +58,6 @@ pub trait ObjectSink: Send {
 pub struct EncodedObject {
     /// Bytes.
     pub size: u64,
-    /// Their digest.
     pub digest: Digest,
 }
 

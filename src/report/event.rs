@@ -77,13 +77,10 @@ impl EventKind {
 /// the `snapshot`, the `verdict`, and `recovery_seconds` and `recovery_point_seconds`.
 #[derive(Debug, Clone)]
 pub struct Event {
-    /// What happened.
     pub kind: EventKind,
-    /// The application.
     pub instance: Name,
     /// The strategy, where it is about one.
     pub strategy: Option<Name>,
-    /// When it happened.
     pub at: DateTime<Utc>,
     /// The run that ended.
     pub run: Option<Arc<RunReport>>,
@@ -105,7 +102,6 @@ enum Of {
 /// What a message says of a drill.
 #[derive(Debug, Clone, Serialize)]
 pub struct Drilled {
-    /// Its id.
     pub id: SnapshotId,
     /// The snapshot, where there was one.
     pub snapshot: Option<SnapshotId>,

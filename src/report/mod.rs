@@ -105,9 +105,7 @@ impl fmt::Debug for Progress {
 /// A run that ended, as it is shown and recorded.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RunReport {
-    /// The application.
     pub instance: Name,
-    /// The strategy.
     pub strategy: Name,
     /// The id of the run, and of its snapshot when one was committed.
     pub id: SnapshotId,
@@ -115,7 +113,6 @@ pub struct RunReport {
     pub outcome: Outcome,
     /// Whether content is missing; only when committed.
     pub completeness: Option<Completeness>,
-    /// When it began.
     pub started: DateTime<Utc>,
     /// When it ended.
     pub finished: DateTime<Utc>,
@@ -131,7 +128,6 @@ pub struct RunReport {
     pub stored_bytes: u64,
     /// What went not quite right.
     pub warnings: Warnings,
-    /// Why it failed.
     pub error: Option<String>,
     /// The code of `error`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -144,9 +140,7 @@ pub struct RunReport {
 /// What one source gave.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SourceReport {
-    /// Its name.
     pub name: Name,
-    /// Its type.
     #[serde(rename = "type")]
     pub kind: String,
     /// Bytes read from it, all its artifacts together.
@@ -160,13 +154,10 @@ pub struct SourceReport {
 /// How one storage fared.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct StorageReport {
-    /// Its name.
     pub name: Name,
-    /// Where it is.
     pub address: String,
     /// Whether the snapshot is committed there.
     pub committed: bool,
-    /// Why not.
     pub error: Option<String>,
     /// The code of `error`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -180,9 +171,7 @@ pub struct StorageReport {
 /// What retention did with the snapshots of a strategy in one storage.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Pruned {
-    /// The strategy.
     pub strategy: Name,
-    /// The storage's name.
     pub storage: Name,
     /// The snapshots that were deleted, in this order.
     pub deleted: Vec<SnapshotId>,

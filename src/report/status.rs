@@ -10,7 +10,6 @@ use crate::model::{Name, Outcome, SnapshotId, Verdict, VerificationOutcome};
 /// How all strategies fare at one moment.
 #[derive(Debug, Clone, Serialize)]
 pub struct Status {
-    /// The moment.
     pub at: DateTime<Utc>,
     /// Whether every strategy has what its schedule promises. What is manual or inactive promises
     /// nothing.
@@ -74,17 +73,13 @@ impl std::fmt::Display for State {
 /// One strategy.
 #[derive(Debug, Clone, Serialize)]
 pub struct StrategyStatus {
-    /// The application.
     pub instance: Name,
-    /// The strategy.
     pub strategy: Name,
-    /// How it fares.
     pub state: State,
     /// Why it is not well.
     pub reason: Option<String>,
     /// Since when it is stale.
     pub stale_since: Option<DateTime<Utc>>,
-    /// Its cron line.
     pub schedule: Option<String>,
     /// The zone of it.
     pub timezone: String,
@@ -120,7 +115,6 @@ pub struct Drills {
     pub last_passed: Option<DateTime<Utc>>,
     /// When the last that came to a verdict ended.
     pub last_judged: Option<DateTime<Utc>>,
-    /// Its verdict.
     pub verdict: Option<Verdict>,
     /// The last of this machine, however it ended.
     pub last: Option<LastDrill>,
@@ -129,13 +123,11 @@ pub struct Drills {
 /// A drill of this machine that ended.
 #[derive(Debug, Clone, Serialize)]
 pub struct LastDrill {
-    /// Its id.
     pub id: SnapshotId,
     /// The snapshot, where there was one.
     pub snapshot: Option<SnapshotId>,
     /// How it judged the snapshot.
     pub verdict: Verdict,
-    /// When it began.
     pub started: DateTime<Utc>,
     /// When it ended.
     pub finished: DateTime<Utc>,
@@ -150,11 +142,9 @@ pub struct LastDrill {
 /// A run that ended.
 #[derive(Debug, Clone, Serialize)]
 pub struct LastRun {
-    /// Its id.
     pub id: SnapshotId,
     /// How it ended.
     pub outcome: Outcome,
-    /// When it began.
     pub started: DateTime<Utc>,
     /// When it ended.
     pub finished: DateTime<Utc>,
@@ -164,14 +154,12 @@ pub struct LastRun {
     pub plain_bytes: u64,
     /// Bytes stored, in each storage.
     pub stored_bytes: u64,
-    /// Why it failed.
     pub error: Option<String>,
 }
 
 /// What a storage has of a strategy.
 #[derive(Debug, Clone, Serialize)]
 pub struct StorageStatus {
-    /// The storage's name.
     pub storage: Name,
     /// When the newest whole snapshot was begun.
     pub newest_whole: Option<DateTime<Utc>>,
@@ -188,7 +176,6 @@ pub struct StorageStatus {
 pub struct LastVerification {
     /// How it ended.
     pub outcome: VerificationOutcome,
-    /// When it began.
     pub started: DateTime<Utc>,
     /// When it ended.
     pub finished: DateTime<Utc>,
@@ -196,6 +183,5 @@ pub struct LastVerification {
     pub snapshots: u64,
     /// Bytes that were read and held against their digests.
     pub read_bytes: u64,
-    /// What is wrong.
     pub problem: Option<String>,
 }

@@ -14,7 +14,6 @@ use crate::model::SnapshotId;
 /// A snapshot, as far as a decision depends on it. Its time is that of its id: when its run began.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
-    /// The snapshot.
     pub id: SnapshotId,
     /// Whether no content is missing from it.
     pub whole: bool,
@@ -23,7 +22,6 @@ pub struct Snapshot {
 /// What becomes of a snapshot, and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Decision {
-    /// The snapshot.
     pub id: SnapshotId,
     /// Whether it is kept; else it may be deleted.
     pub keep: bool,

@@ -172,9 +172,7 @@ impl JsonSchema for Count {
 pub struct Period {
     /// Years and months, in months.
     pub months: u32,
-    /// Days.
     pub days: u32,
-    /// Hours.
     pub hours: u32,
 }
 

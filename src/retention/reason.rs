@@ -22,10 +22,7 @@ pub enum Reason {
         until: Option<DateTime<Utc>>,
     },
     /// Kept: no newer one has passed a drill.
-    Drilled {
-        /// When it passed.
-        at: DateTime<Utc>,
-    },
+    Drilled { at: DateTime<Utc> },
     /// Kept: no newer one is known to be good.
     LastGood,
     /// Kept: its time is later than the present. A clock was wrong, and nobody can say what it is.

@@ -17,7 +17,6 @@ pub struct Rule {
     pub name: &'static str,
     /// Of the snapshots of one such period, the newest is kept.
     pub calendar: Calendar,
-    /// How far back.
     pub reach: Reach,
 }
 

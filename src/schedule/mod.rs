@@ -59,12 +59,7 @@ enum ClockChanges {
 pub enum ScheduleError {
     /// It cannot be read.
     #[error("`{line}` is not a cron line: {problem}")]
-    Line {
-        /// What was written.
-        line: String,
-        /// What is wrong.
-        problem: String,
-    },
+    Line { line: String, problem: String },
     /// Nothing could be backed up then that a schedule should decide on.
     #[error("`@reboot` is not a time; a schedule says when a strategy is due by the clock")]
     Reboot,

@@ -37,7 +37,6 @@ pub enum SourceError {
     Io {
         /// What was attempted: `read`, `create`.
         attempt: &'static str,
-        /// On what.
         path: String,
         /// What the system said.
         error: std::io::Error,

@@ -106,7 +106,6 @@ pub fn restorer(kind: ArtifactKind) -> Option<Box<dyn Restorer>> {
 /// Where drills restore to, as it is configured, for sources that need to be told.
 #[derive(Debug, Clone, Default)]
 pub struct ScratchConfig {
-    /// PostgreSQL databases.
     pub postgres: postgres::ScratchServer,
 }
 
@@ -201,7 +200,6 @@ fn stop_in(folder: &Path) -> Result<(), SourceError> {
 /// What a source or restorer is given of the run it belongs to.
 #[derive(Clone)]
 pub struct Context {
-    /// The source's name.
     pub name: Name,
     /// Watched throughout; cancelled, the call ends with [`SourceError::Cancelled`], its children
     /// killed and reaped.
@@ -258,7 +256,6 @@ pub trait Outputs: Sync {
 
 /// One stream of a source, while it is written. Dropping it gives it up.
 pub struct Output {
-    /// What it is.
     pub spec: ArtifactSpec,
     writer: Box<dyn OutputWriter>,
 }
@@ -416,7 +413,6 @@ pub struct RestoreJob<'a> {
     pub cx: &'a Context,
     /// The artifact that is restored.
     pub artifact: &'a RestoreArtifact,
-    /// Where it goes.
     pub target: &'a Target,
     /// How it is done.
     pub options: &'a RestoreOptions,

@@ -37,7 +37,6 @@ pub struct ScratchPlace {
     /// What the names begin with of all that the drills of this strategy make outside of folders of
     /// their own: lower-case letters, digits and `_`.
     pub prefix: String,
-    /// Settings.
     pub config: ScratchConfig,
 }
 

@@ -19,6 +19,7 @@ mod containers_run;
 mod copy;
 mod diff;
 mod directory;
+mod docs;
 mod drill;
 mod drill_checks;
 mod drill_damage;

@@ -39,11 +39,9 @@ pub struct CopyRequest {
 pub struct CopyReport {
     /// The storage that was read from.
     pub from: Name,
-    /// Where that is.
     pub from_address: String,
     /// The storage that was written to.
     pub to: Name,
-    /// Where that is.
     pub to_address: String,
     /// Whether nothing was done.
     pub dry_run: bool,
@@ -63,11 +61,8 @@ impl CopyReport {
 /// How one snapshot fared.
 #[derive(Debug, Clone, Serialize)]
 pub struct CopiedSnapshot {
-    /// The application.
     pub instance: Name,
-    /// The strategy.
     pub strategy: Name,
-    /// The snapshot.
     pub id: SnapshotId,
     /// What became of it.
     pub state: CopyState,

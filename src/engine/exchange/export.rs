@@ -41,7 +41,6 @@ const BUFFER_BYTES: usize = 1 << 20;
 /// Where an export goes.
 #[derive(Debug, Clone)]
 pub struct ExportRequest {
-    /// The file.
     pub output: PathBuf,
     /// Whether a file of that name is replaced.
     pub overwrite: bool,
@@ -53,17 +52,12 @@ pub struct ExportRequest {
 /// What was exported.
 #[derive(Debug, Clone, Serialize)]
 pub struct ExportReport {
-    /// The application.
     pub instance: Name,
-    /// The strategy.
     pub strategy: Name,
-    /// The snapshot.
     pub id: SnapshotId,
     /// Whether content is missing.
     pub completeness: Completeness,
-    /// The file.
     pub output: PathBuf,
-    /// Its size.
     pub bytes: u64,
     /// Whether the file is encrypted as a whole.
     pub sealed: bool,

@@ -39,7 +39,6 @@ const AGE: &[u8] = b"age-encryption.org/v1";
 /// What is to be imported.
 #[derive(Debug, Clone)]
 pub struct ImportRequest {
-    /// The file.
     pub file: PathBuf,
     /// What opens it, when it is encrypted as a whole.
     pub identities: Vec<Identity>,
@@ -52,15 +51,11 @@ pub struct ImportRequest {
 /// What was imported.
 #[derive(Debug, Clone, Serialize)]
 pub struct ImportReport {
-    /// The application.
     pub instance: Name,
-    /// The strategy.
     pub strategy: Name,
-    /// The snapshot.
     pub id: SnapshotId,
     /// The storage that has it now.
     pub storage: Name,
-    /// Where that is.
     pub address: String,
     /// Bytes of its objects.
     pub stored_bytes: u64,

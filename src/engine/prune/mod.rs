@@ -30,7 +30,6 @@ pub use refusal::Refusal;
 /// What is to be pruned.
 #[derive(Clone, Copy)]
 pub struct PruneScope<'a> {
-    /// The instance.
     pub instance: &'a Instance,
     /// Its storages, each opened or with the reason why it could not be. All of them: what is held
     /// in one is held in the others too.
@@ -54,11 +53,8 @@ pub struct PrunePlan {
 /// What a pruning would do with the snapshots of one strategy on one storage.
 #[derive(Debug, Clone, Serialize)]
 pub struct PlacePlan {
-    /// The strategy.
     pub strategy: Name,
-    /// The storage's name.
     pub storage: Name,
-    /// Where it is.
     pub address: String,
     /// Why nothing is pruned here, where that is as it was configured.
     pub rests: Option<String>,

@@ -12,54 +12,31 @@ use crate::model::{Name, SnapshotId};
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Refusal {
     /// It could not be listed, or not be asked.
-    Unreachable {
-        /// What happened.
-        problem: String,
-    },
+    Unreachable { problem: String },
     /// A manifest cannot be read: nobody knows what the snapshot is.
-    Manifest {
-        /// The snapshot.
-        id: SnapshotId,
-        /// Why not.
-        problem: String,
-    },
+    Manifest { id: SnapshotId, problem: String },
     /// An object that a manifest names is missing or cut.
-    Damaged {
-        /// The snapshot.
-        id: SnapshotId,
-        /// Which, and how.
-        problem: String,
-    },
+    Damaged { id: SnapshotId, problem: String },
     /// A mark cannot be read: nobody knows what it protects.
     Mark {
-        /// In this storage.
         storage: Name,
         /// Which, and why not.
         problem: String,
     },
     /// The clock of this machine is before the newest snapshot.
     Clock {
-        /// The newest snapshot.
         newest: SnapshotId,
         /// The time by this machine.
         now: DateTime<Utc>,
     },
     /// Snapshots are gone that this host did not delete, and that retention would have kept.
-    Shrunk {
-        /// Which.
-        gone: Vec<SnapshotId>,
-    },
+    Shrunk { gone: Vec<SnapshotId> },
     /// A drill found that a snapshot has much less than the last good one, and nobody has looked at
     /// it since.
-    Suspect {
-        /// The snapshot.
-        id: SnapshotId,
-    },
+    Suspect { id: SnapshotId },
     /// More would be deleted than one pruning may.
     TooMany {
-        /// How many.
         delete: usize,
-        /// Of how many.
         of: usize,
         /// How many percent are allowed.
         percent: u8,

@@ -16,7 +16,6 @@ use crate::storage::{StorageError, StorageErrorKind};
 #[derive(Debug, thiserror::Error)]
 #[error("{problem}")]
 pub(in crate::engine) struct Fault {
-    /// The artifact.
     pub(in crate::engine) artifact: String,
     /// Whether nothing is wrong with the snapshot: it cannot be read in the way that was asked for.
     pub(in crate::engine) is_refusal: bool,

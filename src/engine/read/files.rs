@@ -20,7 +20,6 @@ use crate::pipeline::{DecodeError, Identity};
 pub struct Side {
     /// Where it is read from.
     pub storage: OpenStorage,
-    /// Which it is.
     pub snapshot: Snapshot,
 }
 

@@ -45,9 +45,7 @@ const BLOCK_BYTES: usize = 1 << 20;
 /// What a run would do, as `--dry-run` prints it.
 #[derive(Debug, Clone, Serialize)]
 pub struct RunPlan {
-    /// The application.
     pub instance: Name,
-    /// The strategy.
     pub strategy: Name,
     /// The strategy with its sources and storages, resolved, secrets masked.
     pub configuration: serde_json::Value,

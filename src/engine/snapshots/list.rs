@@ -31,7 +31,6 @@ pub struct Selection {
 /// A snapshot as one storage has it.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
-    /// The storage's name.
     pub storage: Name,
     /// The application, by the folder it lies in.
     pub instance: Name,

@@ -37,7 +37,6 @@ pub struct Hold {
 /// The last drill that judged a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Drilled {
-    /// When.
     pub at: DateTime<Utc>,
     /// How it was judged.
     pub verdict: Verdict,

@@ -30,11 +30,8 @@ const FIRES: usize = 3;
 /// What a check of one instance found.
 #[derive(Debug, Clone, Serialize)]
 pub struct CheckReport {
-    /// The application.
     pub instance: Name,
-    /// Its configuration file.
     pub file: String,
-    /// Each strategy, resolved.
     pub strategies: Vec<StrategyCheck>,
     /// What was found of each source.
     pub sources: Vec<SourceCheck>,
@@ -62,7 +59,6 @@ impl CheckReport {
 /// A strategy as it was resolved.
 #[derive(Debug, Clone, Serialize)]
 pub struct StrategyCheck {
-    /// Its name.
     pub name: Name,
     /// Whether it runs by itself at all.
     pub active: bool,
@@ -74,30 +70,23 @@ pub struct StrategyCheck {
     pub next_drill: Option<DateTime<Utc>>,
     /// The strategy with its sources and storages, secrets masked.
     pub configuration: serde_json::Value,
-    /// Advice.
     pub findings: Vec<Finding>,
 }
 
 /// What was found of one source.
 #[derive(Debug, Clone, Serialize)]
 pub struct SourceCheck {
-    /// Its name.
     pub name: Name,
-    /// Its type.
     #[serde(rename = "type")]
     pub kind: &'static str,
-    /// What was found.
     pub findings: Vec<Finding>,
 }
 
 /// What was found of one storage.
 #[derive(Debug, Clone, Serialize)]
 pub struct StorageCheck {
-    /// Its name.
     pub name: Name,
-    /// Where it is.
     pub address: String,
-    /// What was found.
     pub findings: Vec<Finding>,
 }
 

@@ -57,19 +57,15 @@ pub enum Aspect {
 /// An entry as one of the snapshots has it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct FileState {
-    /// What it is.
     pub kind: Kind,
     /// Bytes of the content.
     pub size: u64,
-    /// Of the content.
     pub digest: Option<Digest>,
     /// When it was last written.
     pub mtime: Time,
     /// Permissions with the setuid, setgid and sticky bits.
     pub mode: u32,
-    /// Owner.
     pub uid: u32,
-    /// Group.
     pub gid: u32,
     /// Of a link; bytes that are not UTF-8 replaced.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -130,7 +126,6 @@ pub enum Difference {
     File(Box<FileDifference>),
     /// A table whose rows were counted.
     Table {
-        /// The source.
         source: Name,
         /// `schema.name`, or `name`.
         table: String,
@@ -141,7 +136,6 @@ pub enum Difference {
     },
     /// A stream that is not a folder's, with its plain bytes.
     Stream {
-        /// The artifact.
         artifact: String,
         /// Bytes in the older snapshot; none where it has no such artifact.
         before: Option<u64>,
@@ -153,7 +147,6 @@ pub enum Difference {
 /// An entry of a folder that differs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileDifference {
-    /// The source.
     pub source: Name,
     /// Relative to the source.
     pub path: Vec<u8>,
@@ -312,7 +305,6 @@ impl Share {
 struct Comparison<F> {
     metadata: bool,
     each: F,
-    /// Nobody wants more.
     ended: bool,
     /// Entries of the older snapshot that are held at a time.
     held: usize,

@@ -41,7 +41,6 @@ pub struct DumpRequest {
 /// What was given out.
 #[derive(Debug, Clone, Serialize)]
 pub struct DumpReport {
-    /// The artifact.
     pub artifact: String,
     /// Bytes that were written.
     pub bytes: u64,

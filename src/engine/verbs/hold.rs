@@ -15,11 +15,8 @@ use crate::storage::StorageError;
 /// What was done about a mark in each storage.
 #[derive(Debug, Clone, Serialize)]
 pub struct MarkReport {
-    /// The application.
     pub instance: Name,
-    /// The strategy.
     pub strategy: Name,
-    /// The snapshot.
     pub id: SnapshotId,
     /// Storages where it was done.
     pub done: Vec<Name>,

@@ -46,9 +46,7 @@ pub enum Destination {
 pub struct RestoreRequest {
     /// Only these sources; all when empty.
     pub sources: Vec<Name>,
-    /// Where to.
     pub destination: Destination,
-    /// How.
     pub options: RestoreOptions,
     /// What opens it, when it is encrypted.
     pub identities: Vec<Identity>,
@@ -61,11 +59,8 @@ pub struct RestoreRequest {
 /// What a restore will do. Nothing was touched.
 #[derive(Debug, Clone, Serialize)]
 pub struct RestorePlan {
-    /// The application.
     pub instance: Name,
-    /// The strategy.
     pub strategy: Name,
-    /// The snapshot.
     pub id: SnapshotId,
     /// The storage it is read from.
     pub storage: Name,
@@ -80,7 +75,6 @@ pub struct RestorePlan {
 /// One artifact of a plan.
 #[derive(Debug, Clone, Serialize)]
 pub struct PlannedArtifact {
-    /// Its name.
     pub name: String,
     /// The source it came from.
     pub source: Name,
@@ -105,11 +99,8 @@ struct Work {
 /// A restore that succeeded.
 #[derive(Debug, Clone, Serialize)]
 pub struct RestoreReport {
-    /// The application.
     pub instance: Name,
-    /// The strategy.
     pub strategy: Name,
-    /// The snapshot.
     pub id: SnapshotId,
     /// The storage it was read from.
     pub storage: Name,
@@ -128,7 +119,6 @@ pub struct RestoreReport {
 /// One artifact that was restored.
 #[derive(Debug, Clone, Serialize)]
 pub struct RestoredArtifact {
-    /// Its name.
     pub name: String,
     /// The source it came from.
     pub source: Name,

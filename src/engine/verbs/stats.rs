@@ -27,7 +27,6 @@ pub struct Standing {
 pub struct Retention {
     /// Whether it is kept by the next pruning.
     pub keep: bool,
-    /// Why.
     pub reasons: Vec<Reason>,
 }
 
@@ -106,16 +105,13 @@ const TREND: usize = 60;
 pub struct Stats {
     /// Each strategy in each storage that has snapshots of it.
     pub places: Vec<PlaceStats>,
-    /// Each storage.
     pub storages: Vec<StorageStats>,
 }
 
 /// The snapshots of one strategy in one storage.
 #[derive(Debug, Clone, Serialize)]
 pub struct PlaceStats {
-    /// The strategy.
     pub strategy: Name,
-    /// The storage's name.
     pub storage: Name,
     /// How many there are.
     pub snapshots: usize,
@@ -147,7 +143,6 @@ pub struct Forecast {
 /// One storage, all strategies together.
 #[derive(Debug, Clone, Serialize)]
 pub struct StorageStats {
-    /// Its name.
     pub storage: Name,
     /// Bytes that the snapshots take.
     pub stored_bytes: u64,

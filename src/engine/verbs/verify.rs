@@ -40,15 +40,10 @@ impl VerifyReport {
 /// What was found of one snapshot in one storage.
 #[derive(Debug, Clone, Serialize)]
 pub struct SnapshotVerdict {
-    /// The storage's name.
     pub storage: Name,
-    /// The application.
     pub instance: Name,
-    /// The strategy.
     pub strategy: Name,
-    /// The snapshot.
     pub id: SnapshotId,
-    /// Objects looked at.
     pub objects: u64,
     /// Bytes stored, by the manifest.
     pub stored_bytes: u64,

@@ -17,9 +17,7 @@ pub use html::html;
 pub struct DrillReport {
     /// The drill's own id.
     pub id: SnapshotId,
-    /// The application.
     pub instance: Name,
-    /// The strategy.
     pub strategy: Name,
     /// How the snapshot was judged.
     pub verdict: Verdict,
@@ -32,13 +30,11 @@ pub struct DrillReport {
     pub snapshot: Option<DrilledSnapshot>,
     /// The storage that was read.
     pub storage: Name,
-    /// Where it is.
     pub address: String,
     /// The machine that the drill ran on.
     pub host: String,
     /// The program that drilled.
     pub program: Program,
-    /// When it began.
     pub started: DateTime<Utc>,
     /// When it ended.
     pub finished: DateTime<Utc>,
@@ -76,13 +72,11 @@ pub struct DrillReport {
 /// The snapshot that was drilled.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct DrilledSnapshot {
-    /// Its id.
     pub id: SnapshotId,
     /// When its run began: the moment that the data is of.
     pub taken: DateTime<Utc>,
     /// Whether content is missing, by its manifest.
     pub completeness: Option<Completeness>,
-    /// What wrote it.
     pub program: Option<Program>,
     /// Whether it is encrypted.
     pub encrypted: bool,
@@ -95,7 +89,6 @@ pub struct DrilledSnapshot {
 /// What one step took.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct DrillStep {
-    /// Its name.
     pub name: String,
     /// Seconds.
     pub seconds: f64,
@@ -115,7 +108,6 @@ pub struct DrillTarget {
 /// An artifact that was read.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct DrilledArtifact {
-    /// Its name.
     pub name: String,
     /// Bytes stored.
     pub stored_bytes: u64,

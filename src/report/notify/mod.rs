@@ -89,9 +89,7 @@ impl NotifyRules {
 /// A notifier as it is configured: the way, and what is told.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Notify {
-    /// The way.
     pub config: NotifyConfig,
-    /// What is told.
     pub rules: NotifyRules,
 }
 
@@ -102,7 +100,6 @@ pub struct Unusable {
     pub key: &'static str,
     /// What is wrong with it. It repeats no secret.
     pub message: String,
-    /// What to do.
     pub hint: Option<String>,
 }
 

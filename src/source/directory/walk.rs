@@ -91,7 +91,6 @@ struct Frame {
     folder: Option<Arc<OwnedFd>>,
     /// The rest of a folder that has more names than one batch.
     stream: Option<Dir>,
-    /// Last one first.
     names: Vec<CString>,
     held: usize,
     /// How much of the walk's path is this folder's.

@@ -23,35 +23,21 @@ pub enum ProcessError {
     /// The system refused to start it.
     #[error("Could not {attempt}: the program `{program}` could not be started: {error}")]
     Start {
-        /// What was attempted.
         attempt: String,
-        /// The program.
         program: String,
         /// What the system said.
         error: std::io::Error,
     },
     /// It ended with an exit status other than 0.
     #[error("Could not {attempt}: `{program}` ended with exit status {status}{said}")]
-    Exit {
-        /// What was attempted.
-        attempt: String,
-        /// The program.
-        program: String,
-        /// The exit status.
-        status: i32,
-        /// What it said.
-        said: Said,
-    },
+    Exit { attempt: String, program: String, status: i32, said: Said },
     /// A signal that we did not send ended it.
     #[error("Could not {attempt}: `{program}` was ended by {signal}{said}")]
     Signal {
-        /// What was attempted.
         attempt: String,
-        /// The program.
         program: String,
         /// The signal's name, with what it usually means.
         signal: String,
-        /// What it said.
         said: Said,
     },
     /// It neither wrote, read nor ended for too long, and was killed.
@@ -60,46 +46,21 @@ pub enum ProcessError {
          killed. If it may be silent \
          for that long, raise `no_progress_timeout`{said}"
     )]
-    Hung {
-        /// What was attempted.
-        attempt: String,
-        /// The program.
-        program: String,
-        /// For how long.
-        after: Span,
-        /// What it said.
-        said: Said,
-    },
+    Hung { attempt: String, program: String, after: Span, said: Said },
     /// It ended, but its output did not: whether that is complete cannot be known.
     #[error(
         "Could not {attempt}: `{program}` ended, but a process that it left behind keeps its \
          output open, so that the \
          output cannot be known to be complete{said}"
     )]
-    HeldOpen {
-        /// What was attempted.
-        attempt: String,
-        /// The program.
-        program: String,
-        /// What it said.
-        said: Said,
-    },
+    HeldOpen { attempt: String, program: String, said: Said },
     /// Its output is longer than it can sensibly be.
     #[error("Could not {attempt}: `{program}` wrote more than {limit} bytes")]
-    TooMuch {
-        /// What was attempted.
-        attempt: String,
-        /// The program.
-        program: String,
-        /// What is accepted.
-        limit: usize,
-    },
+    TooMuch { attempt: String, program: String, limit: usize },
     /// The system failed between it and us.
     #[error("Could not {attempt}: the pipe to `{program}` failed: {error}")]
     Pipe {
-        /// What was attempted.
         attempt: String,
-        /// The program.
         program: String,
         /// What the system said.
         error: std::io::Error,

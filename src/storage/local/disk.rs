@@ -34,7 +34,6 @@ pub(super) struct Disk {
 pub(super) struct Draft {
     /// The object it will be.
     pub(super) key: String,
-    /// Open for writing.
     pub(super) file: File,
     temporary: PathBuf,
     target: PathBuf,

@@ -37,7 +37,6 @@ pub(super) struct Folder {
 pub(super) struct Folders<'a> {
     writer: &'a FileWriter<'a>,
     pool: &'a WritePool<'a>,
-    /// The root first.
     stack: Vec<Folder>,
     /// Folders that were made for an entry which came before them.
     early: HashSet<Vec<u8>>,

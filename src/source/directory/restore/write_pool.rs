@@ -30,7 +30,6 @@ pub(super) struct WritePool<'a> {
     state: Mutex<State>,
     /// There is something to do.
     work: Condvar,
-    /// Something was done.
     done: Condvar,
 }
 
