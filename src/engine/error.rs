@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::catalog::CatalogError;
-use crate::model::{ErrorCode, Name};
+use crate::model::{ErrorCode, Name, SnapshotId};
 use crate::source::SourceError;
 use crate::storage::StorageError;
 
@@ -122,6 +122,15 @@ impl EngineError {
 
     pub(in crate::engine) fn source(name: &Name, error: SourceError) -> Self {
         Self::Source { name: name.clone(), error: Box::new(error) }
+    }
+
+    pub(in crate::engine) fn damaged(
+        snapshot: &SnapshotId,
+        storage: &Name,
+        problem: impl Into<String>,
+    ) -> Self {
+        let (snapshot, storage) = (snapshot.to_string(), storage.clone());
+        Self::Damaged { snapshot, storage, problem: problem.into() }
     }
 
     /// The name of the error for programs: that of the cause, where a source or storage failed.

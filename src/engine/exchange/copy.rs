@@ -4,22 +4,18 @@
 //! with a note of the storage that it is in now. So a copy is as good as what a run leaves, or it
 //! is nothing.
 
-use bytes::Bytes;
-use futures::TryStreamExt as _;
 use serde::Serialize;
-use tokio::sync::mpsc;
+use tokio::runtime::Handle;
 
 use crate::engine::context::{Engine, OpenStorage};
 use crate::engine::error::{EngineError, chain};
+use crate::engine::read::fetch::read_ahead;
 use crate::engine::snapshots::find::find;
 use crate::engine::snapshots::list::{Listing, Selection, Snapshot, list_one, read_whole};
 use crate::engine::write::snapshot_writer::{Arrival, Gate, Incoming, check_keys, objects};
 use crate::model::{MANIFEST_KEY, Manifest, Name, Rate, SnapshotId, StoredObject};
 use crate::pipeline::Throttle;
 use crate::storage::{StorageError, StorageErrorKind};
-
-/// Chunks that wait between the two storages.
-const QUEUE: usize = 2;
 
 /// What is to be copied.
 #[derive(Debug, Clone)]
@@ -312,24 +308,7 @@ impl Copy<'_> {
         object: &StoredObject,
     ) -> Result<(), Failure> {
         let key = format!("{}{}", snapshot.folder(), object.key);
-        let storage = std::sync::Arc::clone(&self.from.storage);
-        let (sender, mut chunks) = mpsc::channel::<Result<Bytes, StorageError>>(QUEUE);
-        // It reads on while what came before is written. It ends when nobody takes the chunks any
-        // more.
-        tokio::spawn(async move {
-            let read = async {
-                let mut stream = storage.read(&key, None).await?;
-                while let Some(chunk) = stream.try_next().await? {
-                    if sender.send(Ok(chunk)).await.is_err() {
-                        break;
-                    }
-                }
-                Ok(())
-            };
-            if let Err(error) = read.await {
-                let _ = sender.send(Err(error)).await;
-            }
-        });
+        let mut chunks = read_ahead(self.from, vec![(key, None)], &Handle::current());
         while let Some(chunk) = chunks.recv().await {
             let chunk = match chunk {
                 Ok(chunk) => chunk,
@@ -358,11 +337,7 @@ impl Copy<'_> {
     }
 
     fn damaged(&self, snapshot: &Snapshot, problem: String) -> Failure {
-        let error = EngineError::Damaged {
-            snapshot: snapshot.id.to_string(),
-            storage: self.from.name.clone(),
-            problem,
-        };
+        let error = EngineError::damaged(&snapshot.id, &self.from.name, problem);
         Failure { state: CopyState::Damaged, error, gone: false, keep: false }
     }
 

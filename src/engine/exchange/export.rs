@@ -143,11 +143,7 @@ async fn pack_into(
     staging: Staging,
 ) -> Result<ExportReport, EngineError> {
     let Side { storage, snapshot } = side;
-    let damaged = |problem: String| EngineError::Damaged {
-        snapshot: snapshot.id.to_string(),
-        storage: storage.name.clone(),
-        problem,
-    };
+    let damaged = |problem: String| EngineError::damaged(&snapshot.id, &storage.name, problem);
     // The one that is stored: what the catalog remembers of it proves nothing.
     let key = snapshot.manifest_key();
     let body = read_whole(storage.storage.as_ref(), &key)

@@ -178,31 +178,50 @@ pub(in crate::engine) async fn carry_out(
     if let Err(error) = accept_gone(engine, instance, open, place).await {
         tracing::warn!("{error}");
     }
-    let count = place.to_delete().count();
-    for (number, snapshot) in place.to_delete().enumerate() {
+    let going: Vec<(SnapshotId, u64)> = place
+        .to_delete()
+        .map(|snapshot| (snapshot.decision.id.clone(), snapshot.stored_bytes))
+        .collect();
+    delete_each(engine, instance, open, &going, node, &mut pruned).await;
+    pruned
+}
+
+/// Deletes snapshots, each given with the bytes that it takes, in this order, until the first that
+/// cannot be deleted. `pruned` says what came of it.
+pub(in crate::engine) async fn delete_each(
+    engine: &Engine,
+    instance: &Name,
+    open: &OpenStorage,
+    going: &[(SnapshotId, u64)],
+    node: &str,
+    pruned: &mut Pruned,
+) {
+    let count = going.len();
+    for (number, (id, bytes)) in going.iter().enumerate() {
         if engine.cancel.is_cancelled() {
             pruned.problem = Some(format!(
-                "Cancelled after {number} of {count} snapshots; the next pruning goes on"
+                "Cancelled after {number} of {count} snapshots; the others were kept"
             ));
             break;
         }
-        engine.progress.begin(format!("pruning {}, {} of {count}", open.name, number + 1), None);
-        match delete(engine, instance, &place.strategy, open, &snapshot.decision.id, node).await {
+        engine
+            .progress
+            .begin(format!("deleting in {}, {} of {count}", open.name, number + 1), None);
+        match delete(engine, instance, &pruned.strategy, open, id, node).await {
             Ok(()) => {
-                tracing::info!(storage = %open.name, snapshot = %snapshot.decision.id, "deleted");
-                pruned.deleted.push(snapshot.decision.id.clone());
-                pruned.freed_bytes += snapshot.stored_bytes;
+                tracing::info!(storage = %open.name, snapshot = %id, "deleted");
+                pruned.deleted.push(id.clone());
+                pruned.freed_bytes += bytes;
             }
             Err(error) => {
                 if error.is_gone() {
-                    pruned.deleted.push(snapshot.decision.id.clone());
+                    pruned.deleted.push(id.clone());
                 }
-                pruned.problem = Some(format!("`{}` {error}", snapshot.decision.id));
+                pruned.problem = Some(format!("`{id}` {error}"));
                 break;
             }
         }
     }
-    pruned
 }
 
 /// What is gone from a place is as it should be from now on: it was explained, or the operator

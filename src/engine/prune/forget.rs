@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::engine::context::{Engine, OpenStorage};
 use crate::engine::error::EngineError;
-use crate::engine::prune::deleting::{delete, exclude};
+use crate::engine::prune::deleting::{delete_each, exclude};
 use crate::engine::prune::{PruneScope, locked};
 use crate::engine::snapshots::decisions::is_good;
 use crate::engine::snapshots::list::{Selection, Snapshot, list};
@@ -142,26 +142,9 @@ pub async fn forget(
     let mut report = Vec::new();
     for (strategy, open, going) in deleting {
         let mut pruned = Pruned::refused(strategy.clone(), open.name.clone(), None);
-        for snapshot in going {
-            if engine.cancel.is_cancelled() {
-                pruned.problem = Some("Cancelled".to_owned());
-                break;
-            }
-            engine.progress.begin(format!("deleting {} in {}", snapshot.id, open.name), None);
-            match delete(engine, instance, strategy, open, &snapshot.id, &locks.node).await {
-                Ok(()) => {
-                    pruned.deleted.push(snapshot.id);
-                    pruned.freed_bytes += snapshot.listed_bytes;
-                }
-                Err(error) => {
-                    pruned.problem = Some(format!("`{}` {error}", snapshot.id));
-                    if error.is_gone() {
-                        pruned.deleted.push(snapshot.id);
-                    }
-                    break;
-                }
-            }
-        }
+        let going: Vec<(SnapshotId, u64)> =
+            going.into_iter().map(|snapshot| (snapshot.id, snapshot.listed_bytes)).collect();
+        delete_each(engine, instance, open, &going, &locks.node, &mut pruned).await;
         if pruned.problem.is_some() || !pruned.deleted.is_empty() {
             report.push(pruned);
         }

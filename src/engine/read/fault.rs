@@ -76,11 +76,7 @@ pub(in crate::engine) fn reading_failed(
         );
         return EngineError::storage(&storage.name, error);
     }
-    EngineError::Damaged {
-        snapshot: id.to_string(),
-        storage: storage.name.clone(),
-        problem: format!("`{what}`: {}", chain(error)),
-    }
+    EngineError::damaged(id, &storage.name, format!("`{what}`: {}", chain(error)))
 }
 
 /// The manifest of a snapshot that can be read with `identities`, as far as can be told without
@@ -90,10 +86,8 @@ pub(in crate::engine) fn usable_manifest<'a>(
     snapshot: &'a Snapshot,
     identities: &[Identity],
 ) -> Result<&'a Manifest, EngineError> {
-    let manifest = snapshot.manifest.as_ref().map_err(|problem| EngineError::Damaged {
-        snapshot: snapshot.id.to_string(),
-        storage: storage.name.clone(),
-        problem: format!("`manifest.json`: {problem}"),
+    let manifest = snapshot.manifest.as_ref().map_err(|problem| {
+        EngineError::damaged(&snapshot.id, &storage.name, format!("`manifest.json`: {problem}"))
     })?;
     let encrypted =
         manifest.artifacts.iter().any(|artifact| artifact.codec.encryption == Encryption::Age);

@@ -24,50 +24,48 @@ const QUEUE: usize = 2;
 /// Facts that are larger are not ours.
 const LARGEST_FACTS: u64 = 256 << 20;
 
+/// An object by its key, and the part of it that is read; all of it where none is given.
+type StoredRange = (String, Option<Range<u64>>);
+
+/// Reads objects one after the other into a short queue, while the receiver works on what came
+/// before. It ends with the first error, or when the receiver is dropped.
+pub(in crate::engine) fn read_ahead(
+    storage: &OpenStorage,
+    pieces: Vec<StoredRange>,
+    runtime: &Handle,
+) -> mpsc::Receiver<Result<Bytes, StorageError>> {
+    let (sender, chunks) = mpsc::channel(QUEUE);
+    let (fetched, storage) = (Arc::clone(&storage.fetched), Arc::clone(&storage.storage));
+    runtime.spawn(async move {
+        let read = async {
+            for (key, range) in pieces {
+                let mut stream = storage.read(&key, range).await?;
+                while let Some(chunk) = stream.try_next().await? {
+                    fetched.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+                    if sender.send(Ok(chunk)).await.is_err() {
+                        return Ok(());
+                    }
+                }
+            }
+            Ok(())
+        };
+        if let Err(error) = read.await {
+            // A dropped receiver wants no error either.
+            let _ = sender.send(Err(error)).await;
+        }
+    });
+    chunks
+}
+
 /// Objects, or ranges of them, joined, for a thread that may block. Dropping it ends the transfer.
 struct StoredReader {
-    chunks: mpsc::Receiver<io::Result<Bytes>>,
+    chunks: mpsc::Receiver<Result<Bytes, StorageError>>,
     current: Bytes,
 }
 
 impl StoredReader {
-    fn open(
-        storage: &OpenStorage,
-        pieces: Vec<(String, Option<Range<u64>>)>,
-        runtime: &Handle,
-    ) -> Self {
-        let (sender, chunks) = mpsc::channel(QUEUE);
-        let (fetched, storage) = (Arc::clone(&storage.fetched), Arc::clone(&storage.storage));
-        runtime.spawn(async move {
-            for (key, range) in pieces {
-                let transfer = async {
-                    let mut stream = storage.read(&key, range).await?;
-                    while let Some(chunk) = stream.try_next().await? {
-                        fetched.fetch_add(chunk.len() as u64, Ordering::Relaxed);
-                        if sender.send(Ok(chunk)).await.is_err() {
-                            return Ok(false);
-                        }
-                    }
-                    Ok(true)
-                };
-                match transfer.await {
-                    Ok(true) => {}
-                    Ok(false) => return,
-                    Err(error) => {
-                        let error: StorageError = error;
-                        let kind = if error.is_about_reaching() {
-                            UNREACHED
-                        } else {
-                            io::ErrorKind::InvalidData
-                        };
-                        // Nobody to tell means nobody reads any more.
-                        let _ = sender.send(Err(io::Error::new(kind, error))).await;
-                        return;
-                    }
-                }
-            }
-        });
-        Self { chunks, current: Bytes::new() }
+    fn open(storage: &OpenStorage, pieces: Vec<StoredRange>, runtime: &Handle) -> Self {
+        Self { chunks: read_ahead(storage, pieces, runtime), current: Bytes::new() }
     }
 }
 
@@ -75,7 +73,13 @@ impl Read for StoredReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while self.current.is_empty() {
             match self.chunks.blocking_recv() {
-                Some(chunk) => self.current = chunk?,
+                Some(Ok(chunk)) => self.current = chunk,
+                Some(Err(error)) if error.is_about_reaching() => {
+                    return Err(io::Error::new(UNREACHED, error));
+                }
+                Some(Err(error)) => {
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+                }
                 None => return Ok(0),
             }
         }
@@ -142,11 +146,7 @@ pub async fn read_facts(
     manifest: &Manifest,
     identities: &[Identity],
 ) -> Result<Option<Facts>, EngineError> {
-    let damaged = |problem: String| EngineError::Damaged {
-        snapshot: manifest.id.to_string(),
-        storage: storage.name.clone(),
-        problem,
-    };
+    let damaged = |problem: String| EngineError::damaged(&manifest.id, &storage.name, problem);
     let artifact = manifest
         .artifact("facts.json")
         .ok_or_else(|| damaged("The manifest lists no facts".to_owned()))?

@@ -8,11 +8,11 @@ use crate::archive::index::{Entry, IndexError, IndexReader};
 use crate::archive::{PathSet, Pattern};
 use crate::engine::context::{Engine, OpenStorage, blocking};
 use crate::engine::error::EngineError;
-use crate::engine::read::fault::reading_failed;
+use crate::engine::read::fault::{reading_failed, usable_manifest};
 use crate::engine::read::fetch::{read_facts, read_plain};
 use crate::engine::snapshots::list::Snapshot;
 use crate::engine::state::locks::ReadLock;
-use crate::model::{Artifact, ArtifactKind, Encryption, Facts, Manifest, Name};
+use crate::model::{Artifact, ArtifactKind, Facts, Manifest, Name};
 use crate::pipeline::{DecodeError, Identity};
 
 /// A snapshot in a storage that has it.
@@ -42,20 +42,7 @@ impl Opened {
         side: &Side,
         identities: &[Identity],
     ) -> Result<Self, EngineError> {
-        let manifest = side.snapshot.manifest.as_ref().map_err(|problem| EngineError::Damaged {
-            snapshot: side.snapshot.id.to_string(),
-            storage: side.storage.name.clone(),
-            problem: format!("`manifest.json`: {problem}"),
-        })?;
-        let encrypted =
-            manifest.artifacts.iter().any(|artifact| artifact.codec.encryption == Encryption::Age);
-        if encrypted && identities.is_empty() {
-            return Err(EngineError::Request(format!(
-                "The snapshot `{}` is encrypted: name the file of a key that opens it with \
-                 `--identity-file`",
-                side.snapshot.id
-            )));
-        }
+        let manifest = usable_manifest(&side.storage, &side.snapshot, identities)?;
         let lock =
             ReadLock::share(&engine.state_dir, &side.snapshot.instance, &side.snapshot.strategy)?;
         let facts = read_facts(engine, &side.storage, manifest, identities).await?;
@@ -95,11 +82,11 @@ impl Opened {
         };
         let damaged = |error: IndexError| match error {
             IndexError::Stream(error) => failed(&error),
-            error => EngineError::Damaged {
-                snapshot: self.manifest.id.to_string(),
-                storage: self.storage.name.clone(),
-                problem: format!("`{}`: {error}", index.name),
-            },
+            error => EngineError::damaged(
+                &self.manifest.id,
+                &self.storage.name,
+                format!("`{}`: {error}", index.name),
+            ),
         };
         self.engine.progress.begin(format!("reading {} of {}", index.name, self.manifest.id), None);
         let facts = self.facts.as_ref();

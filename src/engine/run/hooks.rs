@@ -1,14 +1,12 @@
 //! The programs of the operator that are started around a run and around each of its sources.
 
-use tokio::runtime::Handle;
-
 use crate::config::Hooks;
 use crate::engine::context::blocking;
 use crate::engine::error::{EngineError, chain};
 use crate::engine::run::Run;
 use crate::model::{Cancel, Completeness, Name, Warning};
+use crate::source::SourceError;
 use crate::source::process::Call;
-use crate::source::{Context, SourceError};
 
 /// What a hook belongs to.
 #[derive(Clone, Copy)]
@@ -82,14 +80,7 @@ impl Run<'_> {
             Around::Run => ("strategy", &self.strategy.name),
             Around::Source(name) => ("source", name),
         };
-        let context = Context {
-            name: name.clone(),
-            cancel: cancel.clone(),
-            runtime: Handle::current(),
-            no_progress_timeout: self.strategy.no_progress_timeout.duration(),
-            work_dir: self.instance.work_dir.clone(),
-            environment: self.engine.environment.clone(),
-        };
+        let context = self.context(name, cancel);
         let mut call =
             Call::new(&context, program, format!("run the hook `{hook}` of the {of} `{name}`"))
                 .args(args)

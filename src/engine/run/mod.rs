@@ -417,6 +417,18 @@ impl Run<'_> {
         Ok((artifacts, completeness))
     }
 
+    /// What a source, or a hook around it, is handed.
+    fn context(&self, name: &Name, cancel: &Cancel) -> Context {
+        Context {
+            name: name.clone(),
+            cancel: cancel.clone(),
+            runtime: Handle::current(),
+            no_progress_timeout: self.strategy.no_progress_timeout.duration(),
+            work_dir: self.instance.work_dir.clone(),
+            environment: self.engine.environment.clone(),
+        }
+    }
+
     async fn dump_source(
         &self,
         name: &Name,
@@ -424,14 +436,7 @@ impl Run<'_> {
         outlet: &Outlet,
         cancel: &Cancel,
     ) -> Result<Taken, EngineError> {
-        let context = Context {
-            name: name.clone(),
-            cancel: cancel.clone(),
-            runtime: Handle::current(),
-            no_progress_timeout: self.strategy.no_progress_timeout.duration(),
-            work_dir: self.instance.work_dir.clone(),
-            environment: self.engine.environment.clone(),
-        };
+        let context = self.context(name, cancel);
         let source = config.source();
         let outputs = SourceOutputs::new(outlet.clone(), Some(name.clone()));
         let taken = blocking(move || -> Result<Taken, SourceError> {

@@ -12,7 +12,8 @@ use crate::storage::{Storage, StorageError};
 /// `own` is not judged.
 ///
 /// # Errors
-/// [`StorageErrorKind::Busy`] when somebody may be writing there right now.
+/// [`StorageErrorKind::Busy`](crate::storage::StorageErrorKind::Busy) when somebody may be writing
+/// there right now.
 pub(in crate::engine) async fn look(
     storage: &dyn Storage,
     folder: &str,
@@ -39,8 +40,8 @@ pub(in crate::engine) fn holder(error: &StorageError) -> String {
 /// Leaves the heartbeat of a writer of `own`, and finds out what the storage understands.
 ///
 /// # Errors
-/// [`StorageErrorKind::Busy`] when another began at the same moment; then the heartbeat is taken
-/// away again.
+/// [`StorageErrorKind::Busy`](crate::storage::StorageErrorKind::Busy) when another began at the
+/// same moment; then the heartbeat is taken away again.
 pub(in crate::engine) async fn enter(
     storage: &dyn Storage,
     folder: &str,

@@ -236,7 +236,7 @@ impl S3Config {
     /// Refuses what could never work.
     ///
     /// # Errors
-    /// [`StorageErrorKind::Unsuitable`].
+    /// [`StorageErrorKind::Unsuitable`](crate::storage::StorageErrorKind::Unsuitable).
     pub fn check(&self) -> Result<(), StorageError> {
         let unsuitable = |problem: String| {
             Err(StorageError::unsuitable(format!(
