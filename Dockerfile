@@ -32,7 +32,8 @@ LABEL org.opencontainers.image.title="Holdfast" \
     org.opencontainers.image.licenses="MIT OR Apache-2.0"
 
 # Certificates come first: the packages of the PostgreSQL project are fetched over TLS. Versions are
-# those of the day, with the security fixes that this stable release gets. hadolint ignore=DL3008
+# those of the day, with the security fixes that this stable release gets.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates \
     && rm -rf /var/lib/apt/lists/*
@@ -45,7 +46,8 @@ RUN apt-get update \
 COPY --from=build /src/target/release/backup /usr/local/bin/backup
 
 # An image in which a tool is missing must not be built: nobody would notice before the first backup
-# that needs it. hadolint ignore=SC2086
+# that needs it.
+# hadolint ignore=SC2086
 RUN set -eu; \
     for major in $PG_VERSIONS; do \
         for tool in pg_dump pg_dumpall pg_restore psql; do \
