@@ -277,7 +277,8 @@ fn schedulers_and_notifiers_provoke_their_codes() {
     site.configure(&listen.replace("@yearly", "0 0 1 1 *"));
     provokes("listen_failed", 1, schedule());
     site.configure(&scheduled.replace("@yearly", "0 0 1 1 *"));
-    let daemon = Daemon::start(&site);
+    let mut daemon = Daemon::start(&site);
+    daemon.next("daily");
     provokes("scheduler_running", 5, schedule());
     daemon.stop();
 

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::archive::Pattern;
 use crate::config::{CommandCheck, DrillCheck, FileCheck, Parses, QueryCheck, ReferencesCheck};
-use crate::engine::drill::rehearsal::{Rehearsal, Restored, Targets};
+use crate::engine::drill::targets::{Rehearsal, Restored, Targets};
 use crate::engine::error::{EngineError, chain};
 use crate::model::{
     Cancel, Check, CheckOutcome, Digest, Digester, Name, Secret, Span, TOLD_DIFFERENCES,

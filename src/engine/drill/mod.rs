@@ -10,12 +10,14 @@ mod record;
 mod rehearsal;
 mod shrink;
 mod subject;
+mod targets;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rehearsal::{Rehearsal, Rehearsed};
+use rehearsal::Rehearsed;
+use targets::Rehearsal;
 use tokio::runtime::Handle;
 use tracing::Instrument as _;
 

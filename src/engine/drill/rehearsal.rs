@@ -1,52 +1,27 @@
 //! The rehearsal proper: every artifact is read, what can be restored is, and what was restored is
 //! looked at. On one thread, which may block.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
-use std::sync::Arc;
-
-use tokio::runtime::Handle;
-
-use crate::config::Strategy;
-use crate::engine::context::{Engine, OpenStorage};
+use crate::engine::context::Engine;
 use crate::engine::drill::checks;
 use crate::engine::drill::subject::Subject;
+use crate::engine::drill::targets::{Rehearsal, Restored, Targets};
 use crate::engine::error::{EngineError, chain};
 use crate::engine::read::by_hand::restore_artifact;
 use crate::engine::read::fault::reading_failed;
 use crate::engine::read::streams::ArtifactStreams;
 use crate::engine::read::whole::read_through;
 use crate::engine::state::private::make_private_folder;
-use crate::model::{
-    Artifact, ArtifactKind, Cancel, Check, CheckOutcome, Facts, Manifest, Name, SnapshotId,
-    Warnings,
-};
-use crate::pipeline::{Identity, Step, Stopwatch};
+use crate::model::{Artifact, ArtifactKind, Cancel, Check, CheckOutcome, Facts, Name, Warnings};
+use crate::pipeline::{Identity, Step};
 use crate::report::{DrillTarget, DrilledArtifact};
 use crate::source::postgres::ScratchServer;
-use crate::source::scratch::{Scratch, ScratchPlace, keep_folder};
+use crate::source::scratch::keep_folder;
 use crate::source::{
     Context, RestoreArtifact, RestoreJob, Restorer, SourceError, remove_scratch_folder, restorer,
 };
 
 /// Room that a fresh cluster takes, and a database beyond its dump, in bytes.
 const CLUSTER: u64 = 96 << 20;
-
-/// What a rehearsal is done with.
-pub(in crate::engine) struct Rehearsal {
-    pub(super) engine: Engine,
-    pub(super) strategy: Strategy,
-    pub(super) manifest: Manifest,
-    pub(super) storage: OpenStorage,
-    /// None when they are damaged.
-    pub(super) facts: Option<Arc<Facts>>,
-    pub(super) identities: Vec<Identity>,
-    pub(super) place: ScratchPlace,
-    pub(super) watch: Stopwatch,
-    pub(super) keep: bool,
-    pub(super) drill: SnapshotId,
-    pub(super) runtime: Handle,
-}
 
 /// What came of it.
 pub(super) struct Rehearsed {
@@ -57,18 +32,6 @@ pub(super) struct Rehearsed {
     pub(super) artifacts: Vec<DrilledArtifact>,
     pub(super) warnings: Warnings,
     pub(super) left: Vec<String>,
-}
-
-/// What was restored of each source.
-pub(in crate::engine) type Targets = BTreeMap<Name, Restored>;
-
-/// What was restored of one source.
-pub(in crate::engine) struct Restored {
-    pub(super) scratch: Box<dyn Scratch>,
-    /// Whether all that it should have was restored to it.
-    pub(super) is_whole: bool,
-    /// The folder that its files are in, when it is one.
-    pub(super) folder: Option<PathBuf>,
 }
 
 /// Room that restoring takes, in bytes.

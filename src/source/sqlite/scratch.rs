@@ -10,7 +10,7 @@ use sqlx::{AssertSqlSafe, Column as _, Row as _, TypeInfo as _, ValueRef as _};
 
 use super::super::scratch::{Each, Row, Scratch, ScratchPlace};
 use super::super::{Context, RestoreArtifact, SourceError, Streams, Target};
-use super::restore::place;
+use super::target::place;
 use super::{BUSY_TIMEOUT, Fault, RowCounts, SQLITE_ERROR, Session, primary_code, quoted, wait};
 use crate::model::{Check, CheckOutcome, Name, TOLD_DIFFERENCES, Warnings};
 

@@ -182,7 +182,7 @@ fn addresses_are_those_of_sqlite() {
     let place = Place::new();
     let context = place.context();
     let file = |text: &str| {
-        super::super::restore::place(&context, &artifact(b"", &Value::Null), &address(text))
+        super::super::target::place(&context, &artifact(b"", &Value::Null), &address(text))
             .map(|path| path.display().to_string())
             .ok()
     };

@@ -12,6 +12,7 @@
 
 mod restore;
 mod scratch;
+mod target;
 #[cfg(test)]
 mod tests;
 
