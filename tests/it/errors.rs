@@ -277,8 +277,12 @@ fn schedulers_and_notifiers_provoke_their_codes() {
     site.configure(&listen.replace("@yearly", "0 0 1 1 *"));
     provokes("listen_failed", 1, schedule());
     site.configure(&scheduled.replace("@yearly", "0 0 1 1 *"));
-    let mut daemon = Daemon::start(&site);
-    daemon.next("daily");
+    let daemon = Daemon::start(&site);
+    let holder = format!("{} ", daemon.pid());
+    until("the scheduler holds its lock", || {
+        std::fs::read_to_string(site.path("state/scheduler.lock"))
+            .is_ok_and(|text| text.starts_with(&holder))
+    });
     provokes("scheduler_running", 5, schedule());
     daemon.stop();
 

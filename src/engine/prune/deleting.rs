@@ -183,6 +183,9 @@ pub(in crate::engine) async fn carry_out(
         .map(|snapshot| (snapshot.decision.id.clone(), snapshot.stored_bytes))
         .collect();
     delete_each(engine, instance, open, &going, node, &mut pruned).await;
+    for id in &pruned.deleted {
+        tracing::info!(storage = %open.name, snapshot = %id, "deleted");
+    }
     pruned
 }
 
@@ -209,7 +212,6 @@ pub(in crate::engine) async fn delete_each(
             .begin(format!("deleting in {}, {} of {count}", open.name, number + 1), None);
         match delete(engine, instance, &pruned.strategy, open, id, node).await {
             Ok(()) => {
-                tracing::info!(storage = %open.name, snapshot = %id, "deleted");
                 pruned.deleted.push(id.clone());
                 pruned.freed_bytes += bytes;
             }
