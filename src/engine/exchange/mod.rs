@@ -1,6 +1,7 @@
-//! A snapshot as one ordinary tar file, for a person, another machine, or a shelf.
+//! Snapshots that travel: copied from one storage to another, exported as one ordinary tar file,
+//! and imported from it.
 //!
-//! The members are named as the keys of a storage, so the extracted file is a storage:
+//! The members of the file are named as the keys of a storage, so the extracted file is a storage:
 //! `<instance>/<strategy>/<id>/<object>`, the manifest last, after a `README.txt` that says how to
 //! read it by hand. Headers are plain ustar, and sizes of 8 GiB and more in base 256. The whole may
 //! be encrypted with age besides.
