@@ -145,14 +145,28 @@ fn an_error_of_the_stream_says_that_the_same_command_can_be_run_again() {
 }
 
 #[test]
-fn a_snapshot_that_has_the_name_of_the_mark_is_restored_whole() {
+fn a_snapshot_that_has_the_names_of_incomplete_files_is_restored_whole() {
     let world = world_in_memory();
     let root = world.path("root");
     fs::create_dir_all(root.join("folder")).unwrap();
-    for name in
-        [MARKER, ".holdfast-restore.3", "folder/.holdfast-restore.0", "folder/.holdfast-restore"]
-    {
-        write(&root.join(name), name);
+    // So many ordinary files come first that incomplete ones are written under numbers that are a
+    // little ahead: just those of the entries that follow.
+    for (folder, ordinary, numbers) in [("", 112, 100..300), ("folder/", 30, 300..500)] {
+        write(&root.join(format!("{folder}{MARKER}")), MARKER);
+        for number in 0..ordinary {
+            write(&root.join(format!("{folder}!{number:03}")), "ordinary");
+        }
+        for number in numbers {
+            let name = format!("{folder}{MARKER}.{number}");
+            let path = root.join(&name);
+            match number % 20 {
+                7 => fs::create_dir(path).unwrap(),
+                11 => std::os::unix::fs::symlink("nowhere", path).unwrap(),
+                13 => write(&path, name.repeat(20_000)),
+                17 => fs::hard_link(root.join(format!("{folder}{MARKER}")), path).unwrap(),
+                _ => write(&path, name),
+            }
+        }
     }
     let backup = world.dump(config(&root)).unwrap();
     for (name, overwrite) in [("new", false), ("new", true)] {

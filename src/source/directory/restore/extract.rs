@@ -19,7 +19,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::errors::restore_error;
-use super::file_writer::{ContentWriter, FileJob, FileWriter, OpenFolder};
+use super::file_writer::{ContentWriter, FileJob, FileWriter, OpenFolder, is_temporary};
 use super::finish::{Finish, Finisher};
 use super::folders::{EntryError, FOLDER, Folder, Folders, PRIVATE, c_name, through_link};
 use super::marker::{self, MARKER};
@@ -240,8 +240,12 @@ impl Extractor<'_> {
             }
             return Ok(true);
         };
-        // The same path may come again, and only the last counts.
-        self.pool.wait_for(&entry.path)?;
+        if parts.iter().any(|part| is_temporary(part)) {
+            self.pool.wait_for_all()?;
+        } else {
+            // The same path may come again, and only the last counts.
+            self.pool.wait_for(&entry.path)?;
+        }
         self.folders.go_to(folders, next.early)?;
         if self.marked && folders.is_empty() && *name == MARKER.as_bytes() {
             // Rare, and right: from here on an interrupted restore is not known as one.
@@ -329,7 +333,7 @@ impl Extractor<'_> {
                 .content(buffer)
                 .map_err(|error| if indexed { Problem::damaged(error) } else { error.into() })
         };
-        if memory <= SMALL {
+        if memory <= SMALL && !is_temporary(name) {
             let mut content = Vec::with_capacity(usize::try_from(stored).unwrap_or_default());
             read_content(
                 |buffer| read(reader, buffer),

@@ -22,6 +22,13 @@ pub(super) const TEMPORARY: &str = ".holdfast-restore";
 /// How many names of that kind are tried: the tarball itself may have some.
 const TEMPORARY_TRIES: u32 = 1_000;
 
+/// Whether an incomplete file may have this name. An entry of such a name is restored while no
+/// other file is being written: each would take the other's name.
+pub(super) fn is_temporary(name: &[u8]) -> bool {
+    let number = name.strip_prefix(TEMPORARY.as_bytes()).and_then(|rest| rest.strip_prefix(b"."));
+    number.is_some_and(|digits| !digits.is_empty() && digits.iter().all(u8::is_ascii_digit))
+}
+
 /// A folder that is being filled. Whoever lets go of it last finishes it.
 pub(super) struct OpenFolder {
     pub(super) folder: OwnedFd,
@@ -81,7 +88,7 @@ impl<'a> FileWriter<'a> {
         finish: &Finish,
         fill: impl FnOnce(BorrowedFd<'_>) -> Result<(), Problem>,
     ) -> Result<(), Problem> {
-        let (file, temporary) = self.create_temporary(folder)?;
+        let (file, temporary) = self.create_temporary(folder, name)?;
         let result = fill(file.as_fd())
             .and_then(|()| self.finisher.finish(file.as_fd(), finish, path))
             .and_then(|()| self.rename_into_place(folder, &temporary, name));
@@ -92,16 +99,20 @@ impl<'a> FileWriter<'a> {
         result
     }
 
-    /// Makes an empty file that only its owner can use.
+    /// Makes an empty file that only its owner can use, under another name than `besides`.
     pub(super) fn create_temporary(
         &self,
         folder: BorrowedFd<'_>,
+        besides: &CStr,
     ) -> Result<(OwnedFd, CString), Problem> {
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         for _ in 0..TEMPORARY_TRIES {
             let number = self.counter.fetch_add(1, Ordering::Relaxed);
             let Ok(name) = CString::new(format!("{TEMPORARY}.{number}")) else { break };
+            if name.as_c_str() == besides {
+                continue;
+            }
             match openat(folder, &name, flags, Mode::RUSR | Mode::WUSR) {
                 Ok(file) => return Ok((file, name)),
                 Err(Errno::EXIST) => {}

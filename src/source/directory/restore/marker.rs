@@ -8,7 +8,7 @@ use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, fsync, openat, renameat, unlin
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::file_writer::{FileWriter, TEMPORARY};
+use super::file_writer::{FileWriter, TEMPORARY, is_temporary};
 use crate::archive::error::Problem;
 use crate::model::Clock;
 use crate::source::{RestoreArtifact, SourceError};
@@ -98,7 +98,7 @@ pub(super) fn put(
     };
     let mut line = serde_json::to_vec(&marker).unwrap_or_default();
     line.push(b'\n');
-    let (file, temporary) = writer.create_temporary(folder)?;
+    let (file, temporary) = writer.create_temporary(folder, c"")?;
     let mut file = std::fs::File::from(file);
     let written = file.write_all(&line).and_then(|()| file.sync_all());
     written.map_err(|error| system(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;
@@ -126,9 +126,7 @@ pub(super) fn remove(folder: BorrowedFd<'_>) -> Result<(), Problem> {
 pub(super) fn remove_stale(folder: BorrowedFd<'_>) -> Result<(), Errno> {
     for entry in Dir::read_from(folder)? {
         let entry = entry?;
-        let number = entry.file_name().to_bytes().strip_prefix(TEMPORARY.as_bytes());
-        let number = number.and_then(|rest| rest.strip_prefix(b".")).unwrap_or_default();
-        if !number.is_empty() && number.iter().all(u8::is_ascii_digit) {
+        if is_temporary(entry.file_name().to_bytes()) {
             match unlinkat(folder, entry.file_name(), AtFlags::empty()) {
                 Ok(()) | Err(Errno::NOENT | Errno::ISDIR) => {}
                 Err(error) => return Err(error),
