@@ -9,7 +9,7 @@ use super::output::{BAD, BOLD, GOOD, Printer, count};
 use super::prune::{exit, pruned_text};
 use super::setup::{Setup, StorageArgs, confirmed};
 use super::{Exit, UsageError};
-use crate::engine::{self, MarkReport, parse_at};
+use crate::engine::{self, EngineError, MarkReport, Released, Snapshot, parse_at, read_marks};
 use crate::model::{Name, SnapshotId};
 
 #[derive(Debug, Args)]
@@ -36,11 +36,20 @@ pub(super) struct ReleaseArgs {
     /// The snapshot: its id, the beginning of it, or the digits after the dash
     #[arg(value_name = "SNAPSHOT")]
     snapshot: String,
+    /// End only its holds, or only the suspicion of a drill; both where this is not given
+    #[arg(long, value_name = "WHICH")]
+    only: Option<Only>,
     /// Of this strategy
     #[arg(long, value_name = "NAME")]
     strategy: Option<String>,
     #[command(flatten)]
     storage: StorageArgs,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Only {
+    Hold,
+    Suspicion,
 }
 
 #[derive(Debug, Args)]
@@ -82,8 +91,23 @@ pub(super) async fn release(
 ) -> anyhow::Result<Exit> {
     let reading = setup.reading(&args.storage, args.strategy.as_deref()).await?;
     let listing = reading.list().await;
-    let copies = engine::find(&listing, &args.snapshot, None)?;
-    let report = engine::release(&reading.engine, &reading.storages, &listing, &copies).await?;
+    let what = match args.only {
+        None => Released::All,
+        Some(Only::Hold) => Released::Hold,
+        Some(Only::Suspicion) => Released::Suspicion,
+    };
+    let of = match (engine::find(&listing, &args.snapshot, None), &reading.instance) {
+        (Ok(copies), _) => copies.first().map(Snapshot::snapshot_ref),
+        // What is said of a snapshot may have outlived it.
+        (Err(error), Some(instance)) => {
+            let marks = read_marks(&reading.engine, &reading.storages, &instance.name).await;
+            let known = args.snapshot.parse().ok().and_then(|id| marks.snapshot(&id));
+            Some(known.ok_or(error)?)
+        }
+        (Err(error), None) => return Err(error.into()),
+    };
+    let of = of.ok_or_else(|| EngineError::Internal("A snapshot without a copy".to_owned()))?;
+    let report = engine::release(&reading.engine, &reading.storages, &listing, &of, what).await?;
     drop(reading);
     Ok(show(printer, &report, "released", "still held"))
 }

@@ -52,7 +52,7 @@ pub use run::{RunPlan, last_began, plan, run};
 pub use snapshots::drills::{LastDrills, drill_reports, last_drilled, last_drills, to_report};
 pub use snapshots::find::{find, parse_at};
 pub use snapshots::list::{Listing, Selection, Snapshot, list};
-pub use snapshots::marks::{Drilled, Hold, Marks, read_marks};
+pub use snapshots::marks::{Drilled, Hold, Marks, Released, read_marks};
 pub use state::scheduler::{Scheduler, SchedulerLock, scheduler};
 pub use verbs::check::{CheckReport, StorageCheck, StrategyCheck, check};
 pub use verbs::diff::{

@@ -5,13 +5,16 @@ use serde::{Deserialize, Serialize};
 
 use super::layout::MARKS_FOLDER;
 use super::sealed::{SealError, seal, unseal};
-use super::{Name, SnapshotId, SnapshotRef};
+use super::{Digest, Name, SnapshotId, SnapshotRef};
 
-/// The format of the marks that this version writes, and the newest it reads.
-pub const MARK_FORMAT: u32 = 1;
+/// The format of the marks that this version writes, and the newest it reads. Marks of format 1
+/// have no id of their own; holds and suspicions of that format were replaced and deleted.
+pub const MARK_FORMAT: u32 = 2;
+/// The word of `if_unknown` that lets a mark of an unknown kind count as a hold.
+const HOLD: &str = "hold";
 
-/// What is said of one snapshot. It stands in every storage that has the snapshot, and holds
-/// wherever it stands.
+/// What is said of one snapshot. It stands in every storage that has the snapshot, and counts
+/// wherever it stands. Marks are added, never changed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mark {
     /// [`MARK_FORMAT`] of the writer.
@@ -19,6 +22,9 @@ pub struct Mark {
     pub instance: Name,
     pub strategy: Name,
     pub id: SnapshotId,
+    /// Its own id, the same in every storage. None in format 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mark_id: Option<SnapshotId>,
     /// When it was said.
     pub made: DateTime<Utc>,
     #[serde(flatten)]
@@ -37,6 +43,8 @@ pub enum Says {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         until: Option<DateTime<Utc>>,
     },
+    /// These marks count no more, and no others do because of it.
+    Release { ends: Vec<MarkRef> },
     /// It was restored in a rehearsal, and judged.
     Drill {
         /// How it was judged.
@@ -52,6 +60,32 @@ pub enum Says {
         /// Why; it tells nothing about the content.
         reason: String,
     },
+    /// The copy in one storage is not what was written.
+    Damaged {
+        /// The storage, as the manifest of that copy names it.
+        storage: Name,
+        /// Which object, and how it differs.
+        reason: String,
+    },
+    /// This version does not know the kind. The mark says that it then counts as a hold.
+    #[serde(skip)]
+    Unknown { kind: String },
+}
+
+/// One mark, by its content: a key of format 1 may be used again.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct MarkRef {
+    /// Below the folder of the instance's marks.
+    pub key: String,
+    /// Of the stored object.
+    pub digest: Digest,
+}
+
+impl MarkRef {
+    /// Whether its key is that of a mark of the snapshot `id`, in whatever format.
+    pub fn is_of(&self, id: &SnapshotId) -> bool {
+        Mark::id_in_key(&self.key).as_ref() == Some(id)
+    }
 }
 
 /// What a mark says of a drill besides the verdict.
@@ -115,7 +149,33 @@ pub enum MarkError {
     Misplaced { belongs: String },
 }
 
+impl MarkError {
+    /// Whether it is whole, and a later version knows what it says.
+    pub fn is_newer(&self) -> bool {
+        matches!(self, Self::Unknown(_) | Self::Sealed(SealError::Newer { .. }))
+    }
+}
+
+/// What is read of a mark of an unknown kind.
+#[derive(Deserialize)]
+struct UnknownMark {
+    format: u32,
+    instance: Name,
+    strategy: Name,
+    id: SnapshotId,
+    mark_id: SnapshotId,
+    made: DateTime<Utc>,
+    kind: String,
+    if_unknown: String,
+}
+
 impl Mark {
+    /// A mark of the snapshot `of`. `own` is its own id, which no other mark of the same kind has.
+    pub fn new(of: SnapshotRef, own: SnapshotId, made: DateTime<Utc>, says: Says) -> Self {
+        let SnapshotRef { instance, strategy, id } = of;
+        Self { format: MARK_FORMAT, instance, strategy, id, mark_id: Some(own), made, says }
+    }
+
     /// The snapshot that it is about.
     pub fn snapshot_ref(&self) -> SnapshotRef {
         SnapshotRef {
@@ -130,26 +190,41 @@ impl Mark {
         format!("{instance}/{MARKS_FOLDER}/")
     }
 
-    /// Where a hold of the snapshot stands; there is at most one.
-    pub fn hold_key(instance: &Name, id: &SnapshotId) -> String {
-        format!("{}hold-{id}.json", Self::folder(instance))
+    /// The folder of a snapshot's marks.
+    pub fn folder_of(instance: &Name, id: &SnapshotId) -> String {
+        format!("{}{id}/", Self::folder(instance))
     }
 
-    /// Where it is said that the snapshot is suspect.
-    pub fn suspect_key(instance: &Name, id: &SnapshotId) -> String {
-        format!("{}suspect-{id}.json", Self::folder(instance))
+    /// The snapshot of a mark, by its key below the folder of the instance's marks.
+    pub fn id_in_key(key: &str) -> Option<SnapshotId> {
+        match key.split_once('/') {
+            Some((_, name)) if name.contains('/') => None,
+            Some((id, _)) => id.parse().ok(),
+            // `hold-<id>.json`, and for a drill also its time: an id has one dash in it.
+            None => {
+                let mut parts = key.strip_suffix(".json")?.rsplitn(3, '-');
+                let (salt, time) = (parts.next()?, parts.next()?);
+                format!("{time}-{salt}").parse().ok()
+            }
+        }
+    }
+
+    /// Where a hold of format 1 stands; there is at most one.
+    pub fn old_hold_key(instance: &Name, id: &SnapshotId) -> String {
+        format!("{}hold-{id}.json", Self::folder(instance))
     }
 
     /// Where it stands in a storage.
     pub fn key(&self) -> String {
-        match self.says {
-            Says::Hold { .. } => Self::hold_key(&self.instance, &self.id),
-            Says::Suspect { .. } => Self::suspect_key(&self.instance, &self.id),
-            Says::Drill { .. } => {
-                let time = self.made.format("%Y%m%dT%H%M%SZ");
-                format!("{}drill-{time}-{}.json", Self::folder(&self.instance), self.id)
-            }
-        }
+        let kind = self.says.kind();
+        let Some(own) = &self.mark_id else {
+            let time = match self.says {
+                Says::Drill { .. } => format!("{}-", self.made.format("%Y%m%dT%H%M%SZ")),
+                _ => String::new(),
+            };
+            return format!("{}{kind}-{time}{}.json", Self::folder(&self.instance), self.id);
+        };
+        format!("{}{kind}-{own}.json", Self::folder_of(&self.instance, &self.id))
     }
 
     /// The mark as stored, in the layout of a manifest.
@@ -163,75 +238,173 @@ impl Mark {
     /// Everything a [`MarkError`] says.
     pub fn from_bytes(bytes: &[u8], key: &str) -> Result<Self, MarkError> {
         let (_, document) = unseal("mark", bytes, MARK_FORMAT)?;
-        let mark: Self = serde_json::from_str(document)
-            .map_err(|error| MarkError::Unknown(error.to_string()))?;
-        if mark.key() == key { Ok(mark) } else { Err(MarkError::Misplaced { belongs: mark.key() }) }
+        let mark = serde_json::from_str(document).or_else(|error| {
+            Self::counts_as_hold(document).ok_or_else(|| MarkError::Unknown(error.to_string()))
+        })?;
+        if mark.key() != key {
+            return Err(MarkError::Misplaced { belongs: mark.key() });
+        }
+        if (mark.format == 1) != mark.mark_id.is_none() {
+            return Err(MarkError::Unknown("its format and its id do not agree".to_owned()));
+        }
+        if let Says::Release { ends } = &mark.says
+            && let Some(other) = ends.iter().find(|ended| !ended.is_of(&mark.id))
+        {
+            let problem = format!("it ends `{}`, a mark of another snapshot", other.key);
+            return Err(MarkError::Unknown(problem));
+        }
+        Ok(mark)
+    }
+
+    /// The mark in `document`, which this version does not know and which says that it then counts
+    /// as a hold.
+    fn counts_as_hold(document: &str) -> Option<Self> {
+        let unknown: UnknownMark = serde_json::from_str(document).ok()?;
+        (unknown.if_unknown == HOLD).then_some(Self {
+            format: unknown.format,
+            instance: unknown.instance,
+            strategy: unknown.strategy,
+            id: unknown.id,
+            mark_id: Some(unknown.mark_id),
+            made: unknown.made,
+            says: Says::Unknown { kind: unknown.kind },
+        })
+    }
+}
+
+impl Says {
+    /// The stored word.
+    fn kind(&self) -> &str {
+        match self {
+            Self::Hold { .. } => HOLD,
+            Self::Release { .. } => "release",
+            Self::Drill { .. } => "drill",
+            Self::Suspect { .. } => "suspect",
+            Self::Damaged { .. } => "damaged",
+            Self::Unknown { kind } => kind,
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Mark, MarkError, Says, Verdict};
+    use super::{Mark, MarkError, MarkRef, Says, Verdict};
+    use crate::model::{Digest, SnapshotId};
+
+    fn id(text: &str) -> SnapshotId {
+        text.parse().unwrap()
+    }
 
     fn mark(says: Says) -> Mark {
-        Mark {
-            format: 1,
+        let of = crate::model::SnapshotRef {
             instance: "ella".parse().unwrap(),
             strategy: "daily".parse().unwrap(),
-            id: "20261121T013000Z-7f3a9c".parse().unwrap(),
-            made: "2026-11-22T05:00:00Z".parse().unwrap(),
-            says,
-        }
+            id: id("20261121T013000Z-7f3a9c"),
+        };
+        let made = "2026-11-22T05:00:00Z".parse().unwrap();
+        Mark::new(of, id("20261122T050000Z-0a1b2c"), made, says)
+    }
+
+    fn old(says: Says) -> Mark {
+        Mark { format: 1, mark_id: None, ..mark(says) }
+    }
+
+    fn ends(key: &str) -> Says {
+        Says::Release { ends: vec![MarkRef { key: key.to_owned(), digest: Digest::of(b"") }] }
     }
 
     #[test]
-    fn a_mark_reads_back_as_written_from_its_own_place_only() {
-        let until = Some("2027-01-01T00:00:00Z".parse().unwrap());
+    fn a_mark_reads_back_from_its_own_place_only() {
+        let hold = |until: Option<&str>| Says::Hold {
+            reason: until.map(str::to_owned),
+            until: until.map(|until| until.parse().unwrap()),
+        };
+        let drill = || Says::Drill { verdict: Verdict::Passed, evidence: None };
+        let suspect = || Says::Suspect { reason: "rows".to_owned() };
+        let damaged =
+            Says::Damaged { storage: "offsite".parse().unwrap(), reason: "db.pgdump".to_owned() };
         for (mark, key) in [
+            (old(hold(None)), "hold-20261121T013000Z-7f3a9c.json"),
+            (old(drill()), "drill-20261122T050000Z-20261121T013000Z-7f3a9c.json"),
+            (old(suspect()), "suspect-20261121T013000Z-7f3a9c.json"),
             (
-                mark(Says::Hold { reason: None, until: None }),
-                "ella/marks/hold-20261121T013000Z-7f3a9c.json",
+                mark(hold(Some("2027-01-01T00:00:00Z"))),
+                "20261121T013000Z-7f3a9c/hold-20261122T050000Z-0a1b2c.json",
             ),
             (
-                mark(Says::Hold { reason: Some("audit".to_owned()), until }),
-                "ella/marks/hold-20261121T013000Z-7f3a9c.json",
+                mark(ends("hold-20261121T013000Z-7f3a9c.json")),
+                "20261121T013000Z-7f3a9c/release-20261122T050000Z-0a1b2c.json",
             ),
-            (
-                mark(Says::Drill { verdict: Verdict::Passed, evidence: None }),
-                "ella/marks/drill-20261122T050000Z-20261121T013000Z-7f3a9c.json",
-            ),
-            (
-                mark(Says::Suspect { reason: "rows".to_owned() }),
-                "ella/marks/suspect-20261121T013000Z-7f3a9c.json",
-            ),
+            (mark(drill()), "20261121T013000Z-7f3a9c/drill-20261122T050000Z-0a1b2c.json"),
+            (mark(suspect()), "20261121T013000Z-7f3a9c/suspect-20261122T050000Z-0a1b2c.json"),
+            (mark(damaged), "20261121T013000Z-7f3a9c/damaged-20261122T050000Z-0a1b2c.json"),
         ] {
+            let key = format!("ella/marks/{key}");
             assert_eq!(mark.key(), key);
-            assert_eq!(Mark::from_bytes(&mark.to_bytes(), key).unwrap(), mark);
-            let moved =
-                Mark::from_bytes(&mark.to_bytes(), "ella/marks/hold-20261122T013000Z-7f3a9c.json");
-            assert!(matches!(moved, Err(MarkError::Misplaced { .. })), "{moved:?}");
+            assert_eq!(Mark::from_bytes(&mark.to_bytes(), &key).unwrap(), mark);
+            for elsewhere in [
+                "ella/marks/hold-20261122T013000Z-7f3a9c.json",
+                "ella/marks/20261122T013000Z-7f3a9c/hold-20261122T050000Z-0a1b2c.json",
+                "shop/marks/20261121T013000Z-7f3a9c/hold-20261122T050000Z-0a1b2c.json",
+            ] {
+                let moved = Mark::from_bytes(&mark.to_bytes(), elsewhere);
+                assert!(matches!(moved, Err(MarkError::Misplaced { .. })), "{moved:?}");
+            }
         }
     }
 
     #[test]
-    fn a_mark_that_was_changed_or_is_not_understood_is_an_error() {
+    fn a_release_ends_marks_of_its_own_snapshot_only() {
+        for own in [
+            "20261121T013000Z-7f3a9c/hold-20261122T050000Z-0a1b2c.json",
+            "20261121T013000Z-7f3a9c/frozen-20261122T050000Z-0a1b2c.json",
+            "suspect-20261121T013000Z-7f3a9c.json",
+        ] {
+            let release = mark(ends(own));
+            assert!(Mark::from_bytes(&release.to_bytes(), &release.key()).is_ok(), "{own}");
+        }
+        for other in [
+            "20261120T013000Z-7f3a9c/hold-20261122T050000Z-0a1b2c.json",
+            "20261121T013000Z-7f3a9c/../20261120T013000Z-7f3a9c/hold.json",
+            "hold-20261120T013000Z-7f3a9c.json",
+            "",
+        ] {
+            let release = mark(ends(other));
+            let read = Mark::from_bytes(&release.to_bytes(), &release.key());
+            assert!(matches!(read, Err(MarkError::Unknown(_))), "{other}: {read:?}");
+        }
+    }
+
+    #[test]
+    fn a_mark_that_was_changed_is_an_error() {
         let mark = mark(Says::Hold { reason: Some("audit".to_owned()), until: None });
         let bytes = mark.to_bytes();
         for position in 0..bytes.len() {
             let mut flipped = bytes.clone();
             flipped[position] ^= 1;
-            assert!(Mark::from_bytes(&flipped, &mark.key()).is_err(), "bit flipped at {position}");
-            assert!(
-                Mark::from_bytes(&bytes[..position], &mark.key()).is_err(),
-                "cut at {position}"
-            );
+            let changed = Mark::from_bytes(&flipped, &mark.key()).unwrap_err();
+            assert!(!changed.is_newer(), "bit flipped at {position}");
+            let cut = Mark::from_bytes(&bytes[..position], &mark.key()).unwrap_err();
+            assert!(!cut.is_newer(), "cut at {position}");
         }
-        let mut later = serde_json::to_value(&mark).unwrap();
+    }
+
+    #[test]
+    fn an_unknown_kind_holds_or_is_an_error() {
+        let known = mark(Says::Hold { reason: None, until: None });
+        let key = known.key().replace("/hold-", "/seal-");
+        let mut later = serde_json::to_value(&known).unwrap();
         later["kind"] = "seal".into();
-        let unknown = Mark::from_bytes(&super::seal("mark", &later), &mark.key());
-        assert!(unknown.is_err_and(|error| error.to_string().contains("newer version")));
-        later["format"] = 2.into();
-        let newer = Mark::from_bytes(&super::seal("mark", &later), &mark.key());
-        assert!(newer.is_err_and(|error| error.to_string().contains("format 2")));
+        let read = |later: &serde_json::Value| Mark::from_bytes(&super::seal("mark", later), &key);
+        for word in [None, Some("ignore"), Some("")] {
+            if let Some(word) = word {
+                later["if_unknown"] = word.into();
+            }
+            assert!(read(&later).is_err_and(|error| error.is_newer()), "{word:?}");
+        }
+        later["if_unknown"] = "hold".into();
+        assert_eq!(read(&later).unwrap().says, Says::Unknown { kind: "seal".to_owned() });
+        later["format"] = 3.into();
+        assert!(read(&later).is_err_and(|error| error.is_newer()));
     }
 }

@@ -35,7 +35,7 @@ pub use manifest::{
     Artifact, ArtifactKind, Codec, Completeness, Compression, Encryption, FEATURES, FORMAT,
     Manifest, ManifestError, Program, RemoteCheck, StorageNote, StoredObject,
 };
-pub use mark::{Evidence, MARK_FORMAT, Mark, MarkError, Says, Verdict};
+pub use mark::{Evidence, MARK_FORMAT, Mark, MarkError, MarkRef, Says, Verdict};
 pub use outcome::{Outcome, VerificationOutcome};
 pub use paths::counted_from;
 pub use sealed::SealError;

@@ -34,6 +34,7 @@ mod format;
 mod hooks;
 mod layers;
 mod limits;
+mod marks;
 mod memory;
 mod notify;
 mod output;

@@ -181,6 +181,7 @@ async fn snapshots_and_what_keeps_them() {
     std::fs::write(site.config(), rules).unwrap();
     let drilled = Mark {
         format: 1,
+        mark_id: None,
         instance: "app".parse().unwrap(),
         strategy: "daily".parse().unwrap(),
         id: ids[7].clone(),

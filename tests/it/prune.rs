@@ -244,7 +244,7 @@ async fn an_object_that_is_missing_or_cut_stops_deleting() {
 async fn a_mark_that_cannot_be_read_stops_deleting() {
     let pruned = Pruned::with("{ keep_last = 2 }", 3).await;
     pruned.site.backup(["hold", pruned.ids[0].as_str()]).expect(0);
-    let marks = pruned.site.path("store/app/marks");
+    let marks = pruned.site.path(format!("store/app/marks/{}", pruned.ids[0]));
     let original = files(&marks);
     for damage in [
         "truncate -s 20 hold-*",
@@ -259,7 +259,7 @@ async fn a_mark_that_cannot_be_read_stops_deleting() {
         }
     }
     // What a later version may say is not understood, so it is taken to protect.
-    std::fs::write(marks.join("frozen-for-ever.json"), "{}").unwrap();
+    std::fs::write(marks.parent().unwrap().join("frozen-for-ever.json"), "{}").unwrap();
     pruned.refuses("frozen-for-ever.json");
 }
 
@@ -360,12 +360,14 @@ async fn a_held_snapshot_stays_until_it_is_released_or_the_time_is_over() {
     // A hold whose time is over holds nothing.
     let past = Mark {
         format: 1,
+        mark_id: None,
         instance: "app".parse().unwrap(),
         strategy: "daily".parse().unwrap(),
         id: pruned.ids[2].clone(),
         made: days_ago(9),
         says: Says::Hold { reason: None, until: Some(days_ago(1)) },
     };
+    pruned.site.backup(["release", timed]).expect(0);
     pruned.storage.replace(&past.key(), past.to_bytes().into()).await.unwrap();
     pruned.prune(&["--yes"], 0);
     assert_eq!(pruned.site.ids().len(), 2);
@@ -382,7 +384,7 @@ async fn what_is_held_in_one_storage_is_held_in_all() {
     plant(&*other, "app", "daily", pruned.ids.iter().map(SnapshotId::time)).await;
     let id = pruned.ids[2].as_str();
     assert!(pruned.site.backup(["hold", id]).expect(0).out().contains("local, other"));
-    std::fs::remove_file(pruned.site.path(format!("store/app/marks/hold-{id}.json"))).unwrap();
+    std::fs::remove_dir_all(pruned.site.path(format!("store/app/marks/{id}"))).unwrap();
     pruned.prune(&["--yes"], 0);
     assert!(pruned.path(&pruned.ids[2]).exists(), "the other storage's mark holds it here too");
     pruned.site.backup(["release", id]).expect(0);
@@ -396,6 +398,7 @@ async fn the_newest_that_passed_a_drill_stays() {
     for (position, verdict) in [(4, Verdict::Passed), (3, Verdict::Passed), (2, Verdict::Failed)] {
         let mark = Mark {
             format: 1,
+            mark_id: None,
             instance: "app".parse().unwrap(),
             strategy: "daily".parse().unwrap(),
             id: pruned.ids[position].clone(),

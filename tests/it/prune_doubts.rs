@@ -18,6 +18,7 @@ fn drilled(id: &SnapshotId, verdict: Verdict) -> Mark {
 fn mark(strategy: &str, id: &SnapshotId, says: Says) -> Mark {
     Mark {
         format: 1,
+        mark_id: None,
         instance: "app".parse().unwrap(),
         strategy: strategy.parse().unwrap(),
         id: id.clone(),

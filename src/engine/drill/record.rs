@@ -2,14 +2,13 @@
 //! snapshot in every storage that has it, so that it outlives the machine and is heeded by whoever
 //! prunes.
 
-use bytes::Bytes;
-
 use crate::catalog::DrillRecord;
 use crate::config::{Instance, Strategy};
 use crate::engine::context::{Engine, OpenStorage};
 use crate::engine::error::{EngineError, chain};
+use crate::engine::snapshots::marks::write_mark;
 use crate::model::{
-    CheckOutcome, Evidence, MANIFEST_KEY, MARK_FORMAT, Mark, Name, Says, SnapshotId, Verdict,
+    CheckOutcome, Evidence, MANIFEST_KEY, Mark, Name, Says, SnapshotId, SnapshotRef, Verdict,
 };
 use crate::report::DrillReport;
 
@@ -91,23 +90,18 @@ pub(in crate::engine) async fn mark(
         suspect: report.suspect,
         version: report.program.version.clone(),
     };
-    let mark = |says| Mark {
-        format: MARK_FORMAT,
+    let of = SnapshotRef {
         instance: report.instance.clone(),
         strategy: report.strategy.clone(),
         id: id.clone(),
-        made: report.finished,
-        says,
     };
+    // The drill's own id makes them the same marks in every storage.
+    let mark = |says| Mark::new(of.clone(), report.id.clone(), report.finished, says);
     let drilled = mark(Says::Drill { verdict: report.verdict, evidence: Some(evidence) });
-    open.storage.replace(&drilled.key(), Bytes::from(drilled.to_bytes())).await.map_err(failed)?;
+    write_mark(&open, &drilled).await.map_err(failed)?;
     if report.suspect {
         let reason = "It has much less than the last good snapshot, by a drill".to_owned();
-        let suspect = mark(Says::Suspect { reason });
-        open.storage
-            .replace(&suspect.key(), Bytes::from(suspect.to_bytes()))
-            .await
-            .map_err(failed)?;
+        write_mark(&open, &mark(Says::Suspect { reason })).await.map_err(failed)?;
     }
     Ok(true)
 }

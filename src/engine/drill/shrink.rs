@@ -39,7 +39,7 @@ pub(in crate::engine) async fn checks(
             .map(|check| empty(check, check.source.as_ref()).ended(outcome, reason))
             .collect()
     };
-    if let Some((_, problem)) = marks.unread.first() {
+    if let Some((_, problem)) = marks.unread().first() {
         return Ok(all(
             CheckOutcome::Inconclusive,
             &format!("the marks of the snapshots cannot be read: {problem}"),

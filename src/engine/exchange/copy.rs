@@ -12,6 +12,7 @@ use crate::engine::error::{EngineError, chain};
 use crate::engine::read::fetch::read_ahead;
 use crate::engine::snapshots::find::find;
 use crate::engine::snapshots::list::{Listing, Selection, Snapshot, list_one, read_whole};
+use crate::engine::snapshots::marks::bring_marks;
 use crate::engine::write::snapshot_writer::{Arrival, Gate, Incoming, check_keys, objects};
 use crate::model::{MANIFEST_KEY, Manifest, Name, Rate, SnapshotId, StoredObject};
 use crate::pipeline::Throttle;
@@ -139,7 +140,13 @@ pub async fn copy(
         wanted.snapshots.chunk_by(|a, b| (&a.instance, &a.strategy) == (&b.instance, &b.strategy));
     let ended = loop {
         let Some(strategy) = strategies.next() else { break Ok(()) };
-        let done = work.strategy(strategy, &present, request.dry_run, &mut report.snapshots).await;
+        let mut done = Ok(());
+        if !request.dry_run {
+            done = work.marks(strategy).await;
+        }
+        if done.is_ok() {
+            done = work.strategy(strategy, &present, request.dry_run, &mut report.snapshots).await;
+        }
         if done.is_err() {
             break done;
         }
@@ -166,6 +173,22 @@ struct Failure {
 }
 
 impl Copy<'_> {
+    /// Brings what is said of the snapshots of one strategy, before the snapshots themselves: one
+    /// that is held is held from the beginning.
+    ///
+    /// # Errors
+    /// When not all of it could be brought.
+    async fn marks(&self, snapshots: &[Snapshot]) -> Result<(), EngineError> {
+        let Some(first) = snapshots.first() else { return Ok(()) };
+        let ids = snapshots.iter().map(|snapshot| &snapshot.id).collect();
+        self.engine.progress.begin("copying marks", None);
+        match bring_marks(self.from, self.to, &first.instance, &ids).await {
+            Ok(count) => tracing::debug!(count, "marks copied"),
+            Err(error) => return Err(EngineError::storage(&self.to.name, error)),
+        }
+        Ok(())
+    }
+
     /// Copies the snapshots of one strategy, and says of each what became of it.
     ///
     /// # Errors

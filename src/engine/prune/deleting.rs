@@ -7,16 +7,16 @@ use serde::Serialize;
 use crate::catalog::CatalogError;
 use crate::engine::context::{Engine, OpenStorage, not_twice};
 use crate::engine::error::EngineError;
-use crate::engine::prune::{PlacePlan, PrunePlan, PruneScope, plan_prune};
+use crate::engine::prune::{PlacePlan, PrunePlan, PruneScope, marks_of, plan_with};
 use crate::engine::snapshots::decisions::rests;
-use crate::engine::snapshots::list::read_whole;
+use crate::engine::snapshots::marks::Marks;
 use crate::engine::state::locks::{ReadLock, StateLock};
 use crate::engine::state::node::node;
 use crate::engine::write::heartbeat::Heartbeat;
 use crate::engine::write::{leftovers, writer};
-use crate::model::{MANIFEST_KEY, Mark, Name, RUN_KEY, Says, SnapshotId, SnapshotRef};
+use crate::model::{MANIFEST_KEY, Name, RUN_KEY, SnapshotId, SnapshotRef};
 use crate::report::Pruned;
-use crate::storage::{Storage, StorageError, StorageErrorKind};
+use crate::storage::{StorageError, StorageErrorKind};
 
 /// What a pruning did.
 #[derive(Debug, Clone, Serialize)]
@@ -47,7 +47,8 @@ pub async fn prune(
         opened.filter(move |(_, open)| rests(instance, strategy, &open.name).is_none())
     });
     let locks = exclude(engine, &instance.name, &deleting.collect::<Vec<_>>()).await?;
-    let plan = plan_prune(engine, scope).await;
+    let marks = marks_of(engine, scope).await;
+    let plan = plan_with(engine, scope, &marks).await;
     let digest = plan.digest.hex();
     if let Some(expected) = expected.filter(|expected| !digest.starts_with(expected)) {
         return Err(EngineError::Request(format!(
@@ -57,6 +58,7 @@ pub async fn prune(
             digest.get(..expected.len()).unwrap_or(&digest)
         )));
     }
+    let deleter = Deleter { engine, instance: &instance.name, node: &locks.node, marks: &marks };
     let mut pruned = Vec::new();
     for place in &plan.places {
         let unlocked = locks.unlocked.get(&(place.strategy.clone(), place.storage.clone()));
@@ -66,7 +68,7 @@ pub async fn prune(
             .filter_map(|open| open.as_ref().ok())
             .find(|open| open.name == place.storage);
         pruned.push(match open.filter(|_| unlocked.is_none()) {
-            Some(open) => carry_out(engine, &instance.name, open, place, &locks.node, force).await,
+            Some(open) => deleter.carry_out(open, place, force).await,
             None => {
                 let problem = refused(place, force).or_else(|| unlocked.cloned());
                 Pruned::refused(place.strategy.clone(), place.storage.clone(), problem)
@@ -159,70 +161,131 @@ fn refused(place: &PlacePlan, force: bool) -> Option<String> {
     (!standing.is_empty()).then(|| standing.join(". "))
 }
 
-/// Deletes what `place` says, for who holds the locks.
-pub(in crate::engine) async fn carry_out(
-    engine: &Engine,
-    instance: &Name,
-    open: &OpenStorage,
-    place: &PlacePlan,
-    node: &str,
-    force: bool,
-) -> Pruned {
-    let mut pruned =
-        Pruned::refused(place.strategy.clone(), place.storage.clone(), refused(place, force));
-    pruned.kept = place.snapshots.iter().filter(|snapshot| snapshot.decision.keep).count();
-    if pruned.problem.is_some() || place.rests.is_some() {
-        pruned.kept = place.snapshots.len();
-        return pruned;
-    }
-    if let Err(error) = accept_gone(engine, instance, open, place).await {
-        tracing::warn!("{error}");
-    }
-    let going: Vec<(SnapshotId, u64)> = place
-        .to_delete()
-        .map(|snapshot| (snapshot.decision.id.clone(), snapshot.stored_bytes))
-        .collect();
-    delete_each(engine, instance, open, &going, node, &mut pruned).await;
-    for id in &pruned.deleted {
-        tracing::info!(storage = %open.name, snapshot = %id, "deleted");
-    }
-    pruned
+/// Deletes snapshots, for who holds the locks.
+#[derive(Clone, Copy)]
+pub(in crate::engine) struct Deleter<'a> {
+    pub(in crate::engine) engine: &'a Engine,
+    pub(in crate::engine) instance: &'a Name,
+    /// Of the state folder.
+    pub(in crate::engine) node: &'a str,
+    /// What was known when it was decided what is deleted.
+    pub(in crate::engine) marks: &'a Marks,
 }
 
-/// Deletes snapshots, each given with the bytes that it takes, in this order, until the first that
-/// cannot be deleted. `pruned` says what came of it.
-pub(in crate::engine) async fn delete_each(
-    engine: &Engine,
-    instance: &Name,
-    open: &OpenStorage,
-    going: &[(SnapshotId, u64)],
-    node: &str,
-    pruned: &mut Pruned,
-) {
-    let count = going.len();
-    for (number, (id, bytes)) in going.iter().enumerate() {
-        if engine.cancel.is_cancelled() {
-            pruned.problem = Some(format!(
-                "Cancelled after {number} of {count} snapshots; the others were kept"
-            ));
-            break;
+impl Deleter<'_> {
+    /// Deletes what `place` says.
+    pub(in crate::engine) async fn carry_out(
+        self,
+        open: &OpenStorage,
+        place: &PlacePlan,
+        force: bool,
+    ) -> Pruned {
+        let mut pruned =
+            Pruned::refused(place.strategy.clone(), place.storage.clone(), refused(place, force));
+        pruned.kept = place.snapshots.iter().filter(|snapshot| snapshot.decision.keep).count();
+        if pruned.problem.is_some() || place.rests.is_some() {
+            pruned.kept = place.snapshots.len();
+            return pruned;
         }
-        engine
-            .progress
-            .begin(format!("deleting in {}, {} of {count}", open.name, number + 1), None);
-        match delete(engine, instance, &pruned.strategy, open, id, node).await {
-            Ok(()) => {
-                pruned.deleted.push(id.clone());
-                pruned.freed_bytes += bytes;
-            }
-            Err(error) => {
-                if error.is_gone() {
-                    pruned.deleted.push(id.clone());
-                }
-                pruned.problem = Some(format!("`{id}` {error}"));
+        if let Err(error) = accept_gone(self.engine, self.instance, open, place).await {
+            tracing::warn!("{error}");
+        }
+        let going: Vec<(SnapshotId, u64)> = place
+            .to_delete()
+            .map(|snapshot| (snapshot.decision.id.clone(), snapshot.stored_bytes))
+            .collect();
+        self.delete_each(open, &going, &mut pruned).await;
+        for id in &pruned.deleted {
+            tracing::info!(storage = %open.name, snapshot = %id, "deleted");
+        }
+        pruned
+    }
+
+    /// Deletes snapshots, each given with the bytes that it takes, in this order, until the first
+    /// that cannot be deleted. `pruned` says what came of it.
+    pub(in crate::engine) async fn delete_each(
+        self,
+        open: &OpenStorage,
+        going: &[(SnapshotId, u64)],
+        pruned: &mut Pruned,
+    ) {
+        let count = going.len();
+        for (number, (id, bytes)) in going.iter().enumerate() {
+            if self.engine.cancel.is_cancelled() {
+                pruned.problem = Some(format!(
+                    "Cancelled after {number} of {count} snapshots; the others were kept"
+                ));
                 break;
             }
+            self.engine
+                .progress
+                .begin(format!("deleting in {}, {} of {count}", open.name, number + 1), None);
+            match self.delete(&pruned.strategy, open, id).await {
+                Ok(()) => {
+                    pruned.deleted.push(id.clone());
+                    pruned.freed_bytes += bytes;
+                }
+                Err(error) => {
+                    if error.is_gone() {
+                        pruned.deleted.push(id.clone());
+                    }
+                    pruned.problem = Some(format!("`{id}` {error}"));
+                    break;
+                }
+            }
         }
+    }
+
+    /// Deletes one snapshot: its manifest first, then all else. A heartbeat of ours says who is at
+    /// work there, so that whoever comes next, after a crash too, knows whose the rest is.
+    pub(in crate::engine) async fn delete(
+        self,
+        strategy: &Name,
+        open: &OpenStorage,
+        id: &SnapshotId,
+    ) -> Result<(), Undeleted> {
+        let Self { engine, instance, node, marks } = self;
+        let storage = open.storage.as_ref();
+        let strategy_folder = SnapshotRef::strategy_folder(instance, strategy);
+        let folder = format!("{strategy_folder}{id}/");
+        let heartbeat = Heartbeat::new(node.to_owned(), engine.clock.now_seconds());
+        let beat = format!("{folder}{RUN_KEY}");
+        match storage.replace(&beat, heartbeat.to_bytes()).await {
+            Err(error) if error.is_about_reaching() => return Err(Undeleted::There(error)),
+            // The disk may be full, or the credentials may only delete. Without it the rest is
+            // collected a day later, if need be.
+            Err(error) => {
+                tracing::debug!(storage = %open.name, "no heartbeat while deleting: {error}");
+            }
+            Ok(()) => {}
+        }
+        // Marks were read a while ago, and another machine may have held it since.
+        let deleted = match marks.refuses_now(open, instance, id, engine.clock.now()).await {
+            Ok(None) => {
+                storage.delete(&format!("{folder}{MANIFEST_KEY}")).await.map_err(Undeleted::There)
+            }
+            Ok(Some(reason)) => Err(Undeleted::Held(reason)),
+            Err(error) => Err(Undeleted::There(error)),
+        };
+        if let Err(error) = deleted {
+            // Where no answer came the manifest may be gone, and then the heartbeat tells whose the
+            // rest is.
+            let unanswered = matches!(
+                &error,
+                Undeleted::There(error) if error.may_pass() || error.is_cancelled()
+            );
+            if !unanswered && let Err(error) = storage.delete(&beat).await {
+                tracing::debug!(storage = %open.name, "could not take the heartbeat away again: \
+                    {error}");
+            }
+            return Err(error);
+        }
+        if let Some(catalog) = engine.catalog().await
+            && let Err(error) = catalog.forget(&storage.place(), instance, strategy, id).await
+        {
+            tracing::warn!("{error}");
+        }
+        leftovers::remove(storage, &strategy_folder, id).await.map_err(Undeleted::Rest)
     }
 }
 
@@ -273,81 +336,94 @@ fn hint(error: &StorageError) -> &'static str {
     }
 }
 
-/// Deletes one snapshot: its manifest first, then all else. A heartbeat of ours says who is at work
-/// there, so that whoever comes next, after a crash too, knows whose the rest is.
-pub(in crate::engine) async fn delete(
-    engine: &Engine,
-    instance: &Name,
-    strategy: &Name,
-    open: &OpenStorage,
-    id: &SnapshotId,
-    node: &str,
-) -> Result<(), Undeleted> {
-    let storage = open.storage.as_ref();
-    let strategy_folder = SnapshotRef::strategy_folder(instance, strategy);
-    let folder = format!("{strategy_folder}{id}/");
-    let heartbeat = Heartbeat::new(node.to_owned(), engine.clock.now_seconds());
-    let beat = format!("{folder}{RUN_KEY}");
-    match storage.replace(&beat, heartbeat.to_bytes()).await {
-        Err(error) if error.is_about_reaching() => return Err(Undeleted::There(error)),
-        // The disk may be full, or the credentials may only delete. Without it the rest is
-        // collected a day later, if need be.
-        Err(error) => tracing::debug!(storage = %open.name, "no heartbeat while deleting: {error}"),
-        Ok(()) => {}
-    }
-    // Marks were read a while ago, and another machine may have held it since.
-    let deleted = match held_now(engine, storage, instance, id).await {
-        Ok(()) => {
-            storage.delete(&format!("{folder}{MANIFEST_KEY}")).await.map_err(Undeleted::There)
-        }
-        Err(error) => Err(error),
-    };
-    if let Err(error) = deleted {
-        // Where no answer came the manifest may be gone, and then the heartbeat tells whose the
-        // rest is.
-        let unanswered = matches!(
-            &error,
-            Undeleted::There(error) if error.may_pass() || error.is_cancelled()
-        );
-        if !unanswered && let Err(error) = storage.delete(&beat).await {
-            tracing::debug!(storage = %open.name, "could not take the heartbeat away again: \
-                {error}");
-        }
-        return Err(error);
-    }
-    if let Some(catalog) = engine.catalog().await
-        && let Err(error) = catalog.forget(&storage.place(), instance, strategy, id).await
-    {
-        tracing::warn!("{error}");
-    }
-    leftovers::remove(storage, &strategy_folder, id).await.map_err(Undeleted::Rest)
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::snapshots::marks::{Released, read_marks, write_mark};
+    use crate::model::{Cancel, Mark, Says};
+    use crate::source::process::Environment;
+    use crate::storage::StorageConfig;
+    use crate::storage::local::LocalConfig;
 
-/// An error when the storage has a hold of the snapshot now.
-async fn held_now(
-    engine: &Engine,
-    storage: &dyn Storage,
-    instance: &Name,
-    id: &SnapshotId,
-) -> Result<(), Undeleted> {
-    let key = Mark::hold_key(instance, id);
-    match storage.stat(&key).await {
-        Err(error) if error.is_not_found() => return Ok(()),
-        Err(error) => return Err(Undeleted::There(error)),
-        Ok(_) => {}
+    const ID: &str = "20261121T013000Z-7f3a9c";
+
+    struct Place {
+        dir: tempfile::TempDir,
+        engine: Engine,
+        open: OpenStorage,
+        of: SnapshotRef,
     }
-    match read_whole(storage, &key).await {
-        // Released just now.
-        Err(error) if error.is_not_found() => Ok(()),
-        Err(error) => Err(Undeleted::There(error)),
-        Ok(body) => match Mark::from_bytes(&body, &key) {
-            Ok(Mark { says: Says::Hold { until: Some(until), .. }, .. })
-                if until <= engine.clock.now() =>
-            {
-                Ok(())
-            }
-            Ok(_) => Err(Undeleted::Held(format!("`{key}` is there"))),
-            Err(error) => Err(Undeleted::Held(format!("`{key}` cannot be read: {error}"))),
-        },
+
+    impl Place {
+        async fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let folder = dir.path().join("store/app/daily").join(ID);
+            std::fs::create_dir_all(&folder).unwrap();
+            std::fs::write(folder.join(MANIFEST_KEY), "one").unwrap();
+            let config = StorageConfig::Local(LocalConfig::from_path(dir.path().join("store")));
+            let name: Name = "local".parse().unwrap();
+            let open = OpenStorage::open(&name, &config, &Cancel::new()).await.unwrap();
+            let of = SnapshotRef {
+                instance: "app".parse().unwrap(),
+                strategy: "daily".parse().unwrap(),
+                id: ID.parse().unwrap(),
+            };
+            Self { engine: Engine::stateless(Environment::default()), open, of, dir }
+        }
+
+        fn mark(&self, salt: u8, says: Says) -> Mark {
+            let made = "2026-11-22T05:00:00Z".parse().unwrap();
+            Mark::new(self.of.clone(), SnapshotId::new(made, [0, 0, salt]), made, says)
+        }
+
+        async fn hold(&self) {
+            let hold = self.mark(1, Says::Hold { reason: None, until: None });
+            write_mark(&self.open, &hold).await.unwrap();
+        }
+
+        async fn marks(&self) -> Marks {
+            read_marks(&self.engine, std::slice::from_ref(&self.open), &self.of.instance).await
+        }
+
+        /// Deletes the snapshot by what `marks` knew, and says whether it is gone.
+        async fn is_deleted(&self, marks: &Marks) -> bool {
+            let deleter =
+                Deleter { engine: &self.engine, instance: &self.of.instance, node: "node", marks };
+            let deleted = deleter.delete(&self.of.strategy, &self.open, &self.of.id).await;
+            let is_there = self.dir.path().join("store").join(self.of.manifest_key()).exists();
+            assert_eq!(deleted.is_ok(), !is_there, "{deleted:?}");
+            assert!(deleted.is_ok() || matches!(deleted, Err(Undeleted::Held(_))), "{deleted:?}");
+            !is_there
+        }
+    }
+
+    #[tokio::test]
+    async fn a_hold_made_after_the_plan_holds() {
+        let place = Place::new().await;
+        let planned = place.marks().await;
+        place.hold().await;
+        assert!(!place.is_deleted(&planned).await);
+    }
+
+    #[tokio::test]
+    async fn a_mark_that_cannot_be_read_meanwhile_holds() {
+        let place = Place::new().await;
+        let planned = place.marks().await;
+        let key = place.mark(1, Says::Hold { reason: None, until: None }).key();
+        place.open.storage.replace(&key, "{}".into()).await.unwrap();
+        assert!(!place.is_deleted(&planned).await);
+    }
+
+    #[tokio::test]
+    async fn a_release_that_only_the_plan_knows_counts() {
+        let place = Place::new().await;
+        place.hold().await;
+        let (ends, _) = place.marks().await.releasable(&place.of.id, Released::Hold);
+        let release = place.mark(2, Says::Release { ends });
+        write_mark(&place.open, &release).await.unwrap();
+        // As where it stands in another storage.
+        let planned = place.marks().await;
+        place.open.storage.delete(&release.key()).await.unwrap();
+        assert!(place.is_deleted(&planned).await);
     }
 }

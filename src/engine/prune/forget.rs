@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::engine::context::{Engine, OpenStorage};
 use crate::engine::error::EngineError;
-use crate::engine::prune::deleting::{delete_each, exclude};
+use crate::engine::prune::deleting::{Deleter, exclude};
 use crate::engine::prune::{PruneScope, locked};
 use crate::engine::snapshots::decisions::is_good;
 use crate::engine::snapshots::list::{Selection, Snapshot, list};
@@ -50,7 +50,7 @@ pub async fn forget(
         .collect();
     let locks = exclude(engine, instance, &places).await?;
     let marks = read_marks(engine, &opened, instance).await;
-    for (storage, problem) in &marks.unread {
+    for (storage, problem) in marks.unread() {
         problems.push(format!("It is not known what is held in `{storage}`: {problem}"));
     }
     let now = engine.clock.now();
@@ -139,12 +139,13 @@ pub async fn forget(
         problems.dedup();
         return Err(EngineError::Request(format!("Nothing was deleted. {}", problems.join(". "))));
     }
+    let deleter = Deleter { engine, instance, node: &locks.node, marks: &marks };
     let mut report = Vec::new();
     for (strategy, open, going) in deleting {
         let mut pruned = Pruned::refused(strategy.clone(), open.name.clone(), None);
         let going: Vec<(SnapshotId, u64)> =
             going.into_iter().map(|snapshot| (snapshot.id, snapshot.listed_bytes)).collect();
-        delete_each(engine, instance, open, &going, &locks.node, &mut pruned).await;
+        deleter.delete_each(open, &going, &mut pruned).await;
         if pruned.problem.is_some() || !pruned.deleted.is_empty() {
             report.push(pruned);
         }

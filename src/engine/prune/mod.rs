@@ -134,12 +134,15 @@ impl PrunePlan {
 
 /// What a pruning of `scope` would do now. Nothing is changed.
 pub async fn plan_prune(engine: &Engine, scope: PruneScope<'_>) -> PrunePlan {
-    let marks = marks_of(engine, scope).await;
+    plan_with(engine, scope, &marks_of(engine, scope).await).await
+}
+
+async fn plan_with(engine: &Engine, scope: PruneScope<'_>, marks: &Marks) -> PrunePlan {
     let mut places = Vec::new();
     for strategy in scope.strategies() {
         for (name, open) in scope.places(strategy) {
             places.push(match open {
-                Ok(open) => plan_place(engine, scope.instance, strategy, open, &marks).await,
+                Ok(open) => plan_place(engine, scope.instance, strategy, open, marks).await,
                 Err(problem) => {
                     let refusals = vec![Refusal::Unreachable { problem: problem.clone() }];
                     let (strategy, address) = (strategy.name.clone(), String::new());
@@ -162,7 +165,7 @@ async fn marks_of(engine: &Engine, scope: PruneScope<'_>) -> Marks {
     let opened: Vec<OpenStorage> =
         scope.storages.iter().filter_map(|open| open.as_ref().ok()).cloned().collect();
     let mut marks = read_marks(engine, &opened, &scope.instance.name).await;
-    marks.unread.extend(scope.storages.iter().filter_map(|open| open.as_ref().err()).cloned());
+    marks.unlisted.extend(scope.storages.iter().filter_map(|open| open.as_ref().err()).cloned());
     marks
 }
 
@@ -314,11 +317,8 @@ fn refusals(snapshots: &[Snapshot], marks: &Marks, now: DateTime<Utc>) -> Vec<Re
             Ok(_) => {}
         }
     }
-    let unread = marks.unread.iter();
-    refusals.extend(unread.map(|(storage, problem)| Refusal::Mark {
-        storage: storage.clone(),
-        problem: problem.clone(),
-    }));
+    let unread = marks.unread().into_iter();
+    refusals.extend(unread.map(|(storage, problem)| Refusal::Mark { storage, problem }));
     let newest = snapshots.iter().map(|snapshot| &snapshot.id).max();
     if let Some(newest) = newest.filter(|newest| newest.time() > now) {
         refusals.push(Refusal::Clock { newest: newest.clone(), now });

@@ -5,7 +5,7 @@ use bytes::Bytes;
 
 use crate::engine::context::OpenStorage;
 use crate::engine::error::{EngineError, chain};
-use crate::engine::prune::deleting::carry_out;
+use crate::engine::prune::deleting::Deleter;
 use crate::engine::prune::plan_place;
 use crate::engine::run::{Run, RunMember};
 use crate::engine::snapshots::decisions::rests;
@@ -106,10 +106,11 @@ impl Run<'_> {
             }
         };
         let marks = self.marks().await;
+        let deleter = Deleter { engine: self.engine, instance, node, marks: &marks };
         for place in self.members.iter_mut().filter(|place| place.committed && !rests(place)) {
             let open = &place.member.open;
             let plan = plan_place(self.engine, self.instance, self.strategy, open, &marks).await;
-            let pruned = carry_out(self.engine, instance, open, &plan, node, false).await;
+            let pruned = deleter.carry_out(open, &plan, false).await;
             if let Some(problem) = &pruned.problem {
                 tracing::warn!(storage = %open.name, "retention: {problem}");
             }
@@ -137,7 +138,7 @@ impl Run<'_> {
             }
         }
         let mut marks = read_marks(self.engine, &reached, &self.instance.name).await;
-        marks.unread.extend(unread);
+        marks.unlisted.extend(unread);
         marks
     }
 

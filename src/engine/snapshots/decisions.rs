@@ -67,11 +67,11 @@ pub(in crate::engine) fn decisions(
     decide(policy, &known, strategy.timezone, now, &protected)
 }
 
-/// Whether a snapshot is good as far as is known: nothing is missing from it, and its last drill
-/// did not find it bad.
+/// Whether a snapshot is good as far as is known: nothing is missing from it, its last drill did
+/// not find it bad, and nobody found it damaged.
 pub(in crate::engine) fn is_good(snapshot: &Snapshot, marks: &Marks, now: DateTime<Utc>) -> bool {
     let bad = marks
         .drilled(&snapshot.strategy, &snapshot.id)
         .is_some_and(|drilled| drilled.verdict == Verdict::Failed);
-    snapshot.is_whole() && snapshot.id.time() <= now && !bad
+    snapshot.is_whole() && snapshot.id.time() <= now && !bad && !marks.is_damaged(snapshot)
 }

@@ -3,24 +3,45 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use serde::Serialize;
 
 use crate::catalog::CachedMark;
 use crate::engine::context::{Engine, OpenStorage};
-use crate::engine::snapshots::list::{LARGEST_DOCUMENT, PARALLEL, read_whole};
-use crate::model::{Mark, Name, Says, SnapshotId, Verdict};
-use crate::storage::{Object, StorageError};
+use crate::engine::snapshots::list::{LARGEST_DOCUMENT, PARALLEL, Snapshot, read_whole};
+use crate::model::{Digest, Mark, MarkRef, Name, Says, SnapshotId, Verdict};
+use crate::storage::{Object, Storage, StorageError};
 
 /// What the marks of an instance say, all storages together.
 #[derive(Debug, Clone, Default)]
 pub struct Marks {
-    /// Each mark that could be read, once, by its key.
-    marks: BTreeMap<String, Mark>,
-    /// What could not be read: the storage, and the mark or listing with the reason. Nobody knows
-    /// what these protect.
-    pub unread: Vec<(Name, String)>,
+    /// Each mark that could be read. The same one may stand in several storages.
+    marks: BTreeMap<MarkRef, Standing>,
+    /// Marks that cannot be read. Nobody knows what they protect.
+    unreadable: Vec<Unreadable>,
+    /// Storages whose marks could not be read, and why. Nobody knows what these protect.
+    pub unlisted: Vec<(Name, String)>,
+}
+
+/// A mark, and the storages where it stands.
+#[derive(Debug, Clone)]
+struct Standing {
+    mark: Mark,
+    storages: BTreeSet<Name>,
+}
+
+#[derive(Debug, Clone)]
+struct Unreadable {
+    storage: Name,
+    /// The key is below the folder of the instance's marks. None for one that is too large for a
+    /// mark.
+    mark: Option<MarkRef>,
+    /// The key and the reason.
+    problem: String,
+    /// A later version knows what it says.
+    is_newer: bool,
 }
 
 /// Why a snapshot must not be deleted now.
@@ -43,50 +64,149 @@ pub struct Drilled {
 }
 
 impl Marks {
-    /// The hold on a snapshot at the time `now`, the longest of several. The name of a hold has the
-    /// id only, so it holds the snapshots of every strategy that have it.
+    /// The marks that no release has ended.
+    fn in_force(&self) -> impl Iterator<Item = (&MarkRef, &Standing)> {
+        let ended = self.ended();
+        self.marks.iter().filter(move |(one, _)| !ended.contains(one))
+    }
+
+    /// Every mark that a release ends.
+    fn ended(&self) -> BTreeSet<&MarkRef> {
+        let releases = self.marks.values().filter_map(|standing| match &standing.mark.says {
+            Says::Release { ends } => Some(ends),
+            _ => None,
+        });
+        releases.flatten().collect()
+    }
+
+    /// What could not be read and no release has ended: the storage, and the mark or listing with
+    /// the reason. Nobody knows what these protect.
+    pub fn unread(&self) -> Vec<(Name, String)> {
+        let ended = self.ended();
+        let unreadable = self
+            .unreadable
+            .iter()
+            .filter(|one| one.mark.as_ref().is_none_or(|mark| !ended.contains(mark)))
+            .map(|one| (one.storage.clone(), one.problem.clone()));
+        self.unlisted.iter().cloned().chain(unreadable).collect()
+    }
+
+    /// The hold on a snapshot at the time `now`, the longest of several. A hold has the id only in
+    /// its key, so it holds the snapshots of every strategy that have it.
     pub fn hold(&self, id: &SnapshotId, now: DateTime<Utc>) -> Option<Hold> {
-        let holds =
-            self.marks.values().filter(|mark| mark.id == *id).filter_map(|mark| match &mark.says {
-                Says::Hold { reason, until } if until.is_none_or(|until| now < until) => {
-                    Some(Hold { reason: reason.clone(), until: *until, since: mark.made })
-                }
-                _ => None,
-            });
+        let of_it = self.in_force().map(|(_, standing)| &standing.mark);
+        let holds = of_it.filter(|mark| mark.id == *id).filter_map(|mark| match &mark.says {
+            Says::Hold { reason, until } if until.is_none_or(|until| now < until) => {
+                Some(Hold { reason: reason.clone(), until: *until, since: mark.made })
+            }
+            Says::Unknown { kind } => {
+                let reason = format!("a mark of the kind `{kind}`, which a newer version knows");
+                Some(Hold { reason: Some(reason), until: None, since: mark.made })
+            }
+            _ => None,
+        });
         holds.max_by_key(|hold| hold.until.unwrap_or(DateTime::<Utc>::MAX_UTC))
     }
 
-    /// Takes in a mark. The same one stands in several storages; of two that differ the one that
-    /// protects longer counts.
-    fn take(&mut self, key: String, mark: Mark) {
-        if self.marks.get(&key).is_none_or(|known| until(known) < until(&mark)) {
-            self.marks.insert(key, mark);
+    /// The marks that a release of the snapshot ends, and the storages where any of them stands. Of
+    /// the marks that cannot be read, those that are damaged.
+    pub fn releasable(&self, id: &SnapshotId, what: Released) -> (Vec<MarkRef>, BTreeSet<Name>) {
+        let (mut ends, mut storages) = (BTreeSet::new(), BTreeSet::new());
+        for (one, standing) in self.in_force().filter(|(_, standing)| standing.mark.id == *id) {
+            let is_meant = match standing.mark.says {
+                Says::Hold { .. } => what != Released::Suspicion,
+                Says::Suspect { .. } => what != Released::Hold,
+                _ => false,
+            };
+            if is_meant {
+                ends.insert(one.clone());
+                storages.extend(standing.storages.iter().cloned());
+            }
         }
+        let ended = self.ended();
+        for one in self.unreadable.iter().filter(|one| what == Released::All && !one.is_newer) {
+            if let Some(mark) =
+                one.mark.as_ref().filter(|mark| mark.is_of(id) && !ended.contains(mark))
+            {
+                ends.insert(mark.clone());
+                storages.insert(one.storage.clone());
+            }
+        }
+        (ends.into_iter().collect(), storages)
+    }
+
+    /// The snapshot with this id, as the marks know it.
+    pub fn snapshot(&self, id: &SnapshotId) -> Option<crate::model::SnapshotRef> {
+        let mut known = self.marks.values().map(|standing| &standing.mark);
+        known.find(|mark| mark.id == *id).map(Mark::snapshot_ref)
+    }
+
+    /// Takes in what was read under `key`, below the folder of the instance's marks.
+    fn take(&mut self, storage: &Name, instance: &Name, read: ReadMark) {
+        let folder = Mark::folder(instance);
+        let key = read.key.strip_prefix(&folder).unwrap_or(&read.key).to_owned();
+        let (mark, problem, is_newer) = match read.body {
+            Body::TooLarge(size) => {
+                let problem = format!("It has {size} bytes, which is too many for a mark");
+                (None, problem, false)
+            }
+            Body::Read(body) => {
+                let found = MarkRef { key, digest: Digest::of(&body) };
+                match Mark::from_bytes(&body, &read.key) {
+                    Ok(mark) => {
+                        let new = || Standing { mark, storages: BTreeSet::new() };
+                        let standing = self.marks.entry(found).or_insert_with(new);
+                        standing.storages.insert(storage.clone());
+                        return;
+                    }
+                    Err(error) => (Some(found), error.to_string(), error.is_newer()),
+                }
+            }
+        };
+        let problem = format!("`{}`: {problem}", read.key);
+        self.unreadable.push(Unreadable { storage: storage.clone(), mark, problem, is_newer });
     }
 
     /// The snapshots of a strategy that a drill found suspect, and nobody has released.
     pub fn suspects(&self, strategy: &Name) -> Vec<&SnapshotId> {
         let is_suspect =
             |mark: &&Mark| mark.strategy == *strategy && matches!(mark.says, Says::Suspect { .. });
-        let ids: BTreeSet<&SnapshotId> =
-            self.marks.values().filter(is_suspect).map(|mark| &mark.id).collect();
+        let marks = self.in_force().map(|(_, standing)| &standing.mark);
+        let ids: BTreeSet<&SnapshotId> = marks.filter(is_suspect).map(|mark| &mark.id).collect();
         ids.into_iter().collect()
     }
 
     /// Whether a drill found the snapshot suspect, and somebody has released it since.
     pub fn is_released(&self, id: &SnapshotId) -> bool {
-        let of_it = || self.marks.values().filter(|mark| mark.id == *id);
-        let was = of_it().any(|mark| {
-            matches!(&mark.says, Says::Drill { evidence: Some(evidence),
-                .. } if evidence.suspect)
-        });
-        was && !of_it().any(|mark| matches!(mark.says, Says::Suspect { .. }))
+        let is_suspicion = |mark: &Mark| match &mark.says {
+            Says::Drill { evidence: Some(evidence), .. } => evidence.suspect,
+            _ => false,
+        };
+        let of_it = |mark: &&Mark| mark.id == *id;
+        self.marks.values().map(|standing| &standing.mark).filter(of_it).any(is_suspicion)
+            && !self
+                .in_force()
+                .map(|(_, standing)| &standing.mark)
+                .filter(of_it)
+                .any(|mark| matches!(mark.says, Says::Suspect { .. }))
+    }
+
+    /// Whether a copy was found damaged, and nobody has said since that it is sound.
+    pub fn is_damaged(&self, snapshot: &Snapshot) -> bool {
+        let Ok(manifest) = &snapshot.manifest else { return false };
+        self.in_force().map(|(_, standing)| &standing.mark).any(|mark| {
+            mark.id == snapshot.id
+                && mark.strategy == snapshot.strategy
+                && matches!(&mark.says, Says::Damaged { storage, .. }
+                    if *storage == manifest.storage.name)
+        })
     }
 
     /// The last drill of a snapshot that came to a verdict about it.
     pub fn drilled(&self, strategy: &Name, id: &SnapshotId) -> Option<Drilled> {
         let of_snapshot = |mark: &&Mark| mark.strategy == *strategy && mark.id == *id;
-        let drills = self.marks.values().filter(of_snapshot).filter_map(|mark| match mark.says {
+        let marks = self.in_force().map(|(_, standing)| &standing.mark);
+        let drills = marks.filter(of_snapshot).filter_map(|mark| match mark.says {
             Says::Drill { verdict, .. } if verdict != Verdict::Inconclusive => {
                 Some(Drilled { at: mark.made, verdict })
             }
@@ -94,6 +214,54 @@ impl Marks {
         });
         drills.max_by_key(|drilled| drilled.at)
     }
+
+    /// Whether the snapshot may be deleted from the storage by the marks that stand there now,
+    /// which may be newer than these; otherwise why not.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub(in crate::engine) async fn refuses_now(
+        &self,
+        storage: &OpenStorage,
+        instance: &Name,
+        id: &SnapshotId,
+        now: DateTime<Utc>,
+    ) -> Result<Option<String>, StorageError> {
+        let place = storage.storage.as_ref();
+        let mut objects: Vec<Object> =
+            place.list(&Mark::folder_of(instance, id)).try_collect().await?;
+        match place.stat(&Mark::old_hold_key(instance, id)).await {
+            Err(error) if error.is_not_found() => {}
+            Err(error) => return Err(error),
+            Ok(old) => objects.push(old),
+        }
+        let of_it = self.marks.iter().filter(|(_, standing)| standing.mark.id == *id);
+        let known = of_it.map(|(one, standing)| (one.clone(), standing.clone())).collect();
+        let mut marks = Self { marks: known, ..Self::default() };
+        for object in objects {
+            if let Some((read, _)) = read_mark(place, object).await? {
+                marks.take(&storage.name, instance, read);
+            }
+        }
+        if let Some((_, problem)) = marks.unread().first() {
+            return Ok(Some(problem.clone()));
+        }
+        Ok(marks.hold(id, now).map(|hold| match hold.reason {
+            Some(reason) => format!("it is held ({reason})"),
+            None => "it is held".to_owned(),
+        }))
+    }
+}
+
+/// Of which marks a release frees a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Released {
+    /// Its holds.
+    Hold,
+    /// That it is suspect.
+    Suspicion,
+    /// Both, and marks of it that are damaged.
+    All,
 }
 
 /// The marks of drills of a strategy, of those that were seen in a storage.
@@ -102,53 +270,88 @@ pub(in crate::engine) fn drill_marks(
     instance: &Name,
     strategy: &Name,
 ) -> Vec<Mark> {
-    let drills = format!("{}drill-", Mark::folder(instance));
+    let folder = Mark::folder(instance);
     let read = |mark: CachedMark| Mark::from_bytes(&mark.body, &mark.key).ok();
-    let of_instance = cached.into_iter().filter(|mark| mark.key.starts_with(&drills));
-    of_instance.filter_map(read).filter(|mark| mark.strategy == *strategy).collect()
+    let of_instance = cached.into_iter().filter(|mark| mark.key.starts_with(&folder));
+    let is_meant =
+        |mark: &Mark| mark.strategy == *strategy && matches!(mark.says, Says::Drill { .. });
+    of_instance.filter_map(read).filter(is_meant).collect()
 }
 
 /// Reads the marks of `instance` in every one of `storages`. A mark or storage that cannot be read
 /// is told apart, not left out.
 ///
-/// A hold that is gone together with its snapshot still counts when it was seen before: the disk
-/// that both were on may be lost, or not mounted, and there may be copies elsewhere.
+/// A hold or release that is gone still counts when it was seen before: the disk that it was on
+/// may be lost, or not mounted, and there may be copies elsewhere. Only a hold of format 1 whose
+/// snapshot is still there was released, by an older version.
 pub async fn read_marks(engine: &Engine, storages: &[OpenStorage], instance: &Name) -> Marks {
     let mut marks = Marks::default();
     let mut vanished: Vec<Vanished> = Vec::new();
     for open in storages {
         match read_from(engine, open, instance, &mut marks).await {
             Ok(here) => vanished.extend(here),
-            Err(error) => marks.unread.push((open.name.clone(), error.to_string())),
+            Err(error) => marks.unlisted.push((open.name.clone(), error.to_string())),
         }
     }
     let released: BTreeSet<String> =
-        vanished.iter().filter(|one| one.released).map(|one| one.key.clone()).collect();
-    for Vanished { address, key, mark, .. } in vanished {
-        if released.contains(&key) {
-            forget_mark(engine, &address, key).await;
+        vanished.iter().filter(|one| one.released).map(|one| one.cached.key.clone()).collect();
+    for Vanished { storage, address, cached, .. } in vanished {
+        if released.contains(&cached.key) {
+            update(engine, &address, &[], &[cached.key]).await;
         } else {
-            marks.take(key, mark);
+            let read = ReadMark { key: cached.key, body: Body::Read(cached.body) };
+            marks.take(&storage, instance, read);
         }
     }
     marks
 }
 
-/// A hold that was seen in a storage once, and is not there any more.
+/// A mark that was seen in a storage once, and is not there any more.
 struct Vanished {
+    storage: Name,
     address: String,
-    key: String,
-    mark: Mark,
-    /// Its snapshot is still there: somebody released it.
+    cached: CachedMark,
+    /// An older version released it.
     released: bool,
 }
 
-pub(in crate::engine) async fn forget_mark(engine: &Engine, address: &str, key: String) {
+/// What stands under a mark's key.
+struct ReadMark {
+    key: String,
+    body: Body,
+}
+
+enum Body {
+    Read(Vec<u8>),
+    /// So many bytes.
+    TooLarge(u64),
+}
+
+async fn update(engine: &Engine, address: &str, added: &[CachedMark], gone: &[String]) {
     if let Some(catalog) = engine.catalog().await
-        && let Err(error) = catalog.update_marks(address, &[], &[key]).await
+        && let Err(error) = catalog.update_marks(address, added, gone).await
     {
         tracing::warn!("{error}");
     }
+}
+
+/// Reads a mark, and as what the catalog keeps it. None when it is gone since it was listed.
+async fn read_mark(
+    storage: &dyn Storage,
+    object: Object,
+) -> Result<Option<(ReadMark, Option<CachedMark>)>, StorageError> {
+    let Object { key, size, modified, .. } = object;
+    if size > LARGEST_DOCUMENT {
+        return Ok(Some((ReadMark { key, body: Body::TooLarge(size) }, None)));
+    }
+    let body = match read_whole(storage, &key).await {
+        Err(error) if error.is_not_found() => return Ok(None),
+        body => body?,
+    };
+    // One that cannot be read is read again the next time.
+    let keep = Mark::from_bytes(&body, &key).is_ok();
+    let cached = keep.then(|| CachedMark { key: key.clone(), size, modified, body: body.clone() });
+    Ok(Some((ReadMark { key, body: Body::Read(body) }, cached)))
 }
 
 async fn read_from(
@@ -164,96 +367,122 @@ async fn read_from(
     let mut cached: BTreeMap<String, CachedMark> = BTreeMap::new();
     if let Some(catalog) = engine.catalog().await {
         match catalog.marks(&address).await {
-            Ok(known) => cached.extend(known.into_iter().map(|mark| (mark.key.clone(), mark))),
+            Ok(known) => cached.extend(
+                known
+                    .into_iter()
+                    .filter(|mark| mark.key.starts_with(&folder))
+                    .map(|mark| (mark.key.clone(), mark)),
+            ),
             Err(error) => tracing::warn!("{error}"),
         }
     }
-    let holds = format!("{folder}hold-");
-    let there = |key: &String| objects.iter().any(|object| object.key == *key);
+    let listed: BTreeSet<&str> = objects.iter().map(|object| object.key.as_str()).collect();
     let mut gone: Vec<String> = Vec::new();
     let mut vanished: Vec<Vanished> = Vec::new();
-    for known in
-        cached.values().filter(|known| known.key.starts_with(&folder) && !there(&known.key))
-    {
-        let hold = Mark::from_bytes(&known.body, &known.key)
-            .ok()
-            .filter(|_| known.key.starts_with(&holds));
-        let Some(mark) = hold else {
+    for known in cached.values().filter(|known| !listed.contains(known.key.as_str())) {
+        let Ok(mark) = Mark::from_bytes(&known.body, &known.key) else {
             gone.push(known.key.clone());
             continue;
         };
-        let manifest = mark.snapshot_ref().manifest_key();
-        let released = match storage.stat(&manifest).await {
-            Ok(_) => true,
-            Err(error) if error.is_not_found() => false,
-            Err(error) => return Err(error),
+        let released = match (&mark.says, &mark.mark_id) {
+            (Says::Hold { .. } | Says::Release { .. } | Says::Unknown { .. }, Some(_)) => false,
+            (Says::Hold { .. }, None) => {
+                match storage.stat(&mark.snapshot_ref().manifest_key()).await {
+                    Ok(_) => true,
+                    Err(error) if error.is_not_found() => false,
+                    Err(error) => return Err(error),
+                }
+            }
+            _ => {
+                gone.push(known.key.clone());
+                continue;
+            }
         };
         vanished.push(Vanished {
+            storage: open.name.clone(),
             address: address.clone(),
-            key: known.key.clone(),
-            mark,
+            cached: known.clone(),
             released,
         });
     }
-    let read: Vec<(String, Result<Mark, String>, Option<CachedMark>)> = stream::iter(objects)
+    let read: Vec<Option<(ReadMark, Option<CachedMark>)>> = stream::iter(objects)
         .map(|object| {
             let known = cached
                 .remove(&object.key)
                 .filter(|known| (known.size, known.modified) == (object.size, object.modified))
-                // A hold may be replaced by another of the same size within a tick of the storage's
-                // clock. A drill is never replaced.
-                .filter(|known| !known.key.starts_with(&holds));
+                // A hold of format 1 may be replaced by another of the same size within a tick of
+                // the storage's clock.
+                .filter(|known| !is_replaceable(&folder, &known.key));
             async move {
-                let fresh = known.is_none();
-                let body = match known {
-                    Some(known) => known.body,
-                    None if object.size > LARGEST_DOCUMENT => {
-                        let problem =
-                            format!("It has {} bytes, which is too many for a mark", object.size);
-                        return Ok((object.key, Err(problem), None));
+                match known {
+                    Some(known) => {
+                        let body = Body::Read(known.body);
+                        Ok(Some((ReadMark { key: known.key, body }, None)))
                     }
-                    None => match read_whole(storage, &object.key).await {
-                        // Released since it was listed.
-                        Err(error) if error.is_not_found() => {
-                            return Ok((object.key, Err(String::new()), None));
-                        }
-                        body => body?,
-                    },
-                };
-                let mark = Mark::from_bytes(&body, &object.key).map_err(|error| error.to_string());
-                let keep = (fresh && mark.is_ok()).then(|| CachedMark {
-                    key: object.key.clone(),
-                    size: object.size,
-                    modified: object.modified,
-                    body,
-                });
-                Ok((object.key, mark, keep))
+                    None => read_mark(storage, object).await,
+                }
             }
         })
         .buffered(PARALLEL)
         .try_collect()
         .await?;
     let mut added = Vec::new();
-    for (key, mark, keep) in read {
-        match mark {
-            Ok(mark) => marks.take(key, mark),
-            Err(problem) if problem.is_empty() => {}
-            Err(problem) => marks.unread.push((open.name.clone(), format!("`{key}`: {problem}"))),
-        }
+    for (read, keep) in read.into_iter().flatten() {
+        marks.take(&open.name, instance, read);
         added.extend(keep);
     }
-    if let Some(catalog) = engine.catalog().await
-        && let Err(error) = catalog.update_marks(&address, &added, &gone).await
-    {
-        tracing::warn!("{error}");
-    }
+    update(engine, &address, &added, &gone).await;
     Ok(vanished)
 }
 
-/// Until when a mark protects.
-pub(in crate::engine) fn until(mark: &Mark) -> DateTime<Utc> {
-    match mark.says {
-        Says::Hold { until, .. } => until.unwrap_or(DateTime::<Utc>::MAX_UTC),
-        Says::Drill { .. } | Says::Suspect { .. } => DateTime::<Utc>::MIN_UTC,
+/// Brings to `to` the marks of the snapshots `ids` that `from` has and `to` has not, byte for byte,
+/// releases last. Returns how many.
+///
+/// # Errors
+/// When one could not be read or written.
+pub(in crate::engine) async fn bring_marks(
+    from: &OpenStorage,
+    to: &OpenStorage,
+    instance: &Name,
+    ids: &BTreeSet<&SnapshotId>,
+) -> Result<u64, StorageError> {
+    let folder = Mark::folder(instance);
+    let list = async |open: &OpenStorage| -> Result<BTreeMap<String, u64>, StorageError> {
+        let listing = open.storage.list(&folder);
+        listing.map_ok(|object| (object.key, object.size)).try_collect().await
+    };
+    let (there, here) = (list(from).await?, list(to).await?);
+    let is_meant = |key: &str| {
+        let name = key.strip_prefix(&folder).and_then(Mark::id_in_key);
+        name.is_some_and(|id| ids.contains(&id)) && !here.contains_key(key)
+    };
+    let mut missing: Vec<(&String, &u64)> = there.iter().filter(|(key, _)| is_meant(key)).collect();
+    // Cut off between the two, a snapshot that was released is held, and not the other way round.
+    missing.sort_by_key(|(key, _)| key.contains("/release-"));
+    for (key, size) in &missing {
+        if **size > LARGEST_DOCUMENT {
+            let problem = format!("`{key}` has {size} bytes, which is too many for a mark");
+            return Err(StorageError::unsuitable(problem));
+        }
+        let body = read_whole(from.storage.as_ref(), key).await?;
+        to.storage.replace(key, Bytes::from(body)).await?;
     }
+    Ok(missing.len() as u64)
+}
+
+/// Whether another mark may come to stand under the key: holds and suspicions of format 1.
+fn is_replaceable(folder: &str, key: &str) -> bool {
+    let name = key.strip_prefix(folder).unwrap_or(key);
+    !name.contains('/') && !name.starts_with("drill-")
+}
+
+/// Writes a mark.
+///
+/// # Errors
+/// When it could not be written.
+pub(in crate::engine) async fn write_mark(
+    open: &OpenStorage,
+    mark: &Mark,
+) -> Result<(), StorageError> {
+    open.storage.replace(&mark.key(), Bytes::from(mark.to_bytes())).await
 }

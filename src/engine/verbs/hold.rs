@@ -1,15 +1,16 @@
 //! Holds: snapshots that retention does not delete.
 
-use bytes::Bytes;
+use std::collections::BTreeSet;
+
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use crate::engine::context::{Engine, OpenStorage};
 use crate::engine::error::{EngineError, chain};
 use crate::engine::snapshots::list::{Listing, Snapshot};
-use crate::engine::snapshots::marks::forget_mark;
+use crate::engine::snapshots::marks::{Marks, Released, read_marks, write_mark};
 use crate::engine::state::locks::ReadLock;
-use crate::model::{MARK_FORMAT, Mark, Name, Says, SnapshotId};
+use crate::model::{Mark, MarkRef, Name, Says, SnapshotId, SnapshotRef};
 use crate::storage::StorageError;
 
 /// What was done about a mark in each storage.
@@ -25,7 +26,7 @@ pub struct MarkReport {
 }
 
 impl MarkReport {
-    fn new(snapshot: &Snapshot) -> Self {
+    fn new(snapshot: &SnapshotRef) -> Self {
         Self {
             instance: snapshot.instance.clone(),
             strategy: snapshot.strategy.clone(),
@@ -43,8 +44,17 @@ impl MarkReport {
     }
 }
 
+/// A mark of this moment.
+fn new_mark(engine: &Engine, of: &SnapshotRef, says: Says) -> Result<Mark, EngineError> {
+    let mut salt = [0; 3];
+    getrandom::fill(&mut salt)
+        .map_err(|error| EngineError::Internal(format!("No random bytes: {error}")))?;
+    let now = engine.clock.now_seconds();
+    Ok(Mark::new(of.clone(), SnapshotId::new(now, salt), now, says))
+}
+
 /// Holds a snapshot, given as its copies: marks it in each storage that has one, so that nothing
-/// deletes it there or elsewhere. A hold that is there already is replaced.
+/// deletes it there or elsewhere. Holds that there are already end.
 ///
 /// # Errors
 /// [`EngineError::Request`] when `until` is past, [`EngineError::Locked`] while snapshots are
@@ -66,23 +76,16 @@ pub async fn hold(
             until.to_rfc3339()
         )));
     }
-    let mark = Mark {
-        format: MARK_FORMAT,
-        instance: first.instance.clone(),
-        strategy: first.strategy.clone(),
-        id: first.id.clone(),
-        made: now,
-        says: Says::Hold { reason, until },
-    };
-    let body = Bytes::from(mark.to_bytes());
+    let of = first.snapshot_ref();
+    let mark = new_mark(engine, &of, Says::Hold { reason, until })?;
     // While snapshots are deleted here, this one may be the next.
     let _reading = ReadLock::share(&engine.state_dir, &first.instance, &first.strategy)?;
+    let before = read_marks(engine, storages, &first.instance).await;
     let manifest = first.manifest_key();
-    let mut report = MarkReport::new(first);
+    let mut report = MarkReport::new(&of);
     for open in storages.iter().filter(|open| copies.iter().any(|copy| copy.storage == open.name)) {
-        let written = open.storage.replace(&mark.key(), body.clone()).await;
         // Another machine may have deleted it meanwhile. It looks for a hold before it deletes.
-        let held = match written {
+        let held = match write_mark(open, &mark).await {
             Ok(()) => match open.storage.stat(&manifest).await {
                 Err(error) if !error.is_denied() => Err(error),
                 _ => Ok(()),
@@ -91,11 +94,18 @@ pub async fn hold(
         };
         report.note(&open.name, held);
     }
+    if !report.done.is_empty() {
+        // The new one stands: only now those that it replaces may end.
+        let (ends, places) = before.releasable(&first.id, Released::Hold);
+        let mut ended = MarkReport::new(&of);
+        end_marks(engine, storages, &of, ends, &places, &mut ended).await?;
+        report.failed.extend(ended.failed);
+    }
     Ok(report)
 }
 
-/// Releases a snapshot: takes its hold away from each of `storages` that has one, and what a drill
-/// said of it, that it is suspect. A mark that cannot be read goes too.
+/// Releases a snapshot: ends its holds, and what a drill said of it, that it is suspect. A mark
+/// of it that is damaged ends too.
 ///
 /// # Errors
 /// [`EngineError::NotFound`] when no storage has one.
@@ -103,54 +113,57 @@ pub async fn release(
     engine: &Engine,
     storages: &[OpenStorage],
     listing: &Listing,
-    copies: &[Snapshot],
+    of: &SnapshotRef,
+    what: Released,
 ) -> Result<MarkReport, EngineError> {
-    let first = copies
-        .first()
-        .ok_or_else(|| EngineError::Internal("A snapshot without a copy".to_owned()))?;
-    let hold = Mark::hold_key(&first.instance, &first.id);
-    let suspect = Mark::suspect_key(&first.instance, &first.id);
-    let mut report = MarkReport::new(first);
-    for open in storages {
-        let address = open.storage.place();
-        for key in [&hold, &suspect] {
-            if engine.cancel.is_cancelled() {
-                return Err(EngineError::Cancelled);
-            }
-            let done = match open.storage.stat(key).await {
-                Err(error) if error.is_not_found() && *key == suspect => continue,
-                Err(error)
-                    if error.is_not_found() && !is_remembered(engine, &address, key).await =>
-                {
-                    continue;
-                }
-                Err(error) if error.is_not_found() => Ok(()),
-                Err(error) => Err(error),
-                Ok(_) => open.storage.delete(key).await,
-            };
-            let is_done = done.is_ok();
-            if !report.done.contains(&open.name) || !is_done {
-                report.note(&open.name, done);
-            }
-            if is_done {
-                forget_mark(engine, &address, key.clone()).await;
-            }
-        }
+    let marks = read_marks(engine, storages, &of.instance).await;
+    let (ends, places) = marks.releasable(&of.id, what);
+    let mut report = MarkReport::new(of);
+    report.failed.extend(marks.unlisted.iter().cloned());
+    if ends.is_empty() && report.failed.is_empty() {
+        return Err(nothing_to_end(&marks, listing, of, engine.clock.now()));
     }
-    if report.done.is_empty() && report.failed.is_empty() {
-        let doubts = listing.doubts();
-        let doubts =
-            if doubts.is_empty() { String::new() } else { format!(". {}", doubts.join(". ")) };
-        return Err(EngineError::NotFound(format!(
-            "`{}` is neither held nor suspect in any storage{doubts}",
-            first.id
-        )));
-    }
+    end_marks(engine, storages, of, ends, &places, &mut report).await?;
     Ok(report)
 }
 
-/// Whether a mark that is gone from the storage at `address` still counts.
-async fn is_remembered(engine: &Engine, address: &str, key: &str) -> bool {
-    let Some(catalog) = engine.catalog().await else { return false };
-    catalog.marks(address).await.is_ok_and(|marks| marks.iter().any(|mark| mark.key == key))
+fn nothing_to_end(
+    marks: &Marks,
+    listing: &Listing,
+    of: &SnapshotRef,
+    now: DateTime<Utc>,
+) -> EngineError {
+    let mut doubts = listing.doubts();
+    doubts.extend(
+        marks.unread().into_iter().map(|(storage, problem)| format!("`{storage}`: {problem}")),
+    );
+    let doubts = if doubts.is_empty() { String::new() } else { format!(". {}", doubts.join(". ")) };
+    EngineError::NotFound(match marks.hold(&of.id, now).and_then(|hold| hold.reason) {
+        Some(reason) => {
+            format!("`{}` is held by {reason}, which alone can release it{doubts}", of.id)
+        }
+        None => format!("`{}` is neither held nor suspect in any storage{doubts}", of.id),
+    })
+}
+
+/// Says in each of `places` that the marks `ends` count no more.
+async fn end_marks(
+    engine: &Engine,
+    storages: &[OpenStorage],
+    of: &SnapshotRef,
+    ends: Vec<MarkRef>,
+    places: &BTreeSet<Name>,
+    report: &mut MarkReport,
+) -> Result<(), EngineError> {
+    if ends.is_empty() {
+        return Ok(());
+    }
+    let mark = new_mark(engine, of, Says::Release { ends })?;
+    for open in storages.iter().filter(|open| places.contains(&open.name)) {
+        if engine.cancel.is_cancelled() {
+            return Err(EngineError::Cancelled);
+        }
+        report.note(&open.name, write_mark(open, &mark).await);
+    }
+    Ok(())
 }

@@ -62,7 +62,7 @@ pub async fn standings(
                 }
             }
         }
-        unread.extend(marks.unread);
+        unread.extend(marks.unread());
     }
     (all, unread)
 }
