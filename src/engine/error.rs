@@ -107,6 +107,9 @@ pub enum EngineError {
     /// A snapshot is damaged.
     #[error("The snapshot `{snapshot}` is damaged in `{storage}`: {problem}")]
     Damaged { snapshot: String, storage: Name, problem: String },
+    /// A later version wrote a snapshot, which says nothing against it.
+    #[error("The snapshot `{snapshot}` in `{storage}` cannot be used by this version: {problem}")]
+    Newer { snapshot: String, storage: Name, problem: String },
     /// The request cannot be carried out as it stands.
     #[error("{0}")]
     Request(String),
@@ -133,6 +136,15 @@ impl EngineError {
         Self::Damaged { snapshot, storage, problem: problem.into() }
     }
 
+    pub(in crate::engine) fn newer(
+        snapshot: &SnapshotId,
+        storage: &Name,
+        problem: impl Into<String>,
+    ) -> Self {
+        let (snapshot, storage) = (snapshot.to_string(), storage.clone());
+        Self::Newer { snapshot, storage, problem: problem.into() }
+    }
+
     /// The name of the error for programs: that of the cause, where a source or storage failed.
     pub fn code(&self) -> ErrorCode {
         match self {
@@ -153,6 +165,7 @@ impl EngineError {
             Self::NotFound(_) => ErrorCode::SnapshotNotFound,
             Self::Undrilled(_) => ErrorCode::NotDrilled,
             Self::Damaged { .. } => ErrorCode::SnapshotDamaged,
+            Self::Newer { .. } => ErrorCode::SnapshotNewer,
             Self::Request(_) => ErrorCode::InvalidRequest,
             Self::Internal(_) => ErrorCode::Internal,
         }

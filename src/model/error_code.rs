@@ -47,6 +47,7 @@ codes! {
 
     SnapshotNotFound = "snapshot_not_found",
     SnapshotDamaged = "snapshot_damaged",
+    SnapshotNewer = "snapshot_newer",
     ExportDamaged = "export_damaged",
     RunLocked = "run_locked",
     RestoreIncomplete = "restore_incomplete",

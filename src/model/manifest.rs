@@ -220,6 +220,13 @@ pub enum ManifestError {
     },
 }
 
+impl ManifestError {
+    /// Whether it is whole, and a later version wrote it: that says nothing against the snapshot.
+    pub fn is_newer(&self) -> bool {
+        matches!(self, Self::Requires(_) | Self::Sealed(SealError::Newer { .. }))
+    }
+}
+
 impl Manifest {
     /// Where it is stored.
     pub fn snapshot_ref(&self) -> SnapshotRef {

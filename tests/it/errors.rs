@@ -6,7 +6,9 @@ use std::path::Path;
 
 use holdfast::model::ErrorCode;
 use rustix::process::Signal;
+use serde_json::json;
 
+use crate::format::edit_manifest;
 use crate::support::daemon::{Daemon, until};
 use crate::support::site::{SCRIPTED, Site, s3_storage, small_tree};
 use crate::support::told::{Answer, Listener};
@@ -206,6 +208,18 @@ fn snapshots_provoke_their_codes() {
     provokes("invalid_request", 2, restore(&["--to", &target, "--source", "none"]));
     restore(&["--to", &target]).expect(0);
     provokes("target_not_empty", 1, restore(&["--to", &target]));
+    site.run(0);
+    let newest = site.newest();
+    edit_manifest(&newest, |manifest, _| manifest["requires"] = json!(["zstd", "later"]));
+    let newer = newest.file_name().unwrap().to_str().unwrap();
+    provokes("snapshot_newer", 1, restore(&["--to", &format!("{target}3"), "--snapshot", newer]));
+    // It is not damaged, as far as anybody knows.
+    let verified = site.backup(["verify", "--json"]).expect(1).json();
+    assert_eq!(verified["snapshots"][1]["problems"], json!([]), "{verified}");
+    let drilled = site.backup(["drill", "--strategy", "daily", "--json"]);
+    let drilled = drilled.args(["--snapshot", newer]).expect(1).json();
+    assert_eq!(drilled["verdict"], "inconclusive", "{drilled}");
+    std::fs::remove_dir_all(&newest).unwrap();
     let tar = files(&site.newest())
         .into_keys()
         .find(|name| name.to_str().is_some_and(|name| name.contains(".tar")));

@@ -181,20 +181,24 @@ fn the_snapshots_of_format_1_are_restored_by_ordinary_tools() {
 fn edited(variant: &str, edit: impl FnOnce(&mut serde_json::Value, &Path)) -> TempDir {
     let copy = temp();
     sh(copy.path(), r#"cp -r "$1/." ."#, &[fixture(variant).as_os_str()]);
-    let folder = snapshot(copy.path());
+    edit_manifest(&snapshot(copy.path()), edit);
+    copy
+}
+
+/// Changes the manifest of the snapshot in `folder`, under a digest that matches.
+pub(crate) fn edit_manifest(folder: &Path, edit: impl FnOnce(&mut serde_json::Value, &Path)) {
     let file = folder.join("manifest.json");
     let text = std::fs::read_to_string(&file).unwrap();
     let mut whole: serde_json::Value = serde_json::from_str(&text).unwrap();
-    edit(&mut whole["manifest"], &folder);
+    edit(&mut whole["manifest"], folder);
     let body = format!("{:#}\n", whole["manifest"]);
     std::fs::write(folder.join("body"), &body).unwrap();
     // The digest line, as `docs/format.md` has it.
     sh(
-        &folder,
+        folder,
         r#"{ printf '{"digest": "sha256:%s", "manifest":\n' "$(sha256sum <body | cut -d' ' -f1)"; cat body; echo '}'; } >manifest.json; rm body"#,
         &[],
     );
-    copy
 }
 
 #[test]

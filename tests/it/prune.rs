@@ -7,6 +7,7 @@ use holdfast::storage::local::LocalConfig;
 use holdfast::storage::{Storage, StorageConfig};
 use serde_json::Value;
 
+use crate::format::edit_manifest;
 use crate::support::plant::{days_ago, plant, plant_one};
 use crate::support::site::Site;
 use crate::support::{Ran, files, sh};
@@ -228,6 +229,17 @@ async fn a_manifest_that_cannot_be_read_stops_deleting_until_it_is_forgotten() {
     assert!(!pruned.path(&pruned.ids[1]).exists());
     pruned.prune(&["--yes"], 0);
     assert_eq!(pruned.site.ids().len(), 2);
+}
+
+#[tokio::test]
+async fn a_snapshot_of_a_newer_version_stops_deleting() {
+    let pruned = Pruned::with("{ keep_last = 2 }", 4).await;
+    edit_manifest(&pruned.path(&pruned.ids[1]), |manifest, _| {
+        manifest["requires"] = serde_json::json!(["later"]);
+    });
+    pruned.refuses("requires later");
+    let plan = pruned.prune(&["--plan"], 1).json();
+    assert_eq!(plan["plan"]["places"][0]["refusals"][0]["newer"], true, "{plan}");
 }
 
 #[tokio::test]

@@ -4,7 +4,9 @@ use super::Drill;
 use crate::engine::context::{Engine, OpenStorage};
 use crate::engine::error::EngineError;
 use crate::engine::snapshots::find::find;
-use crate::engine::snapshots::list::{Listing, Selection, Snapshot, list_one, read_whole};
+use crate::engine::snapshots::list::{
+    BadManifest, Listing, Selection, Snapshot, list_one, read_whole,
+};
 use crate::model::{Check, CheckOutcome, Completeness, MANIFEST_KEY, Manifest, Name, SnapshotId};
 use crate::pipeline::Step;
 use crate::report::DrilledSnapshot;
@@ -62,16 +64,18 @@ impl Drill<'_> {
             .await
         {
             Ok(body) => Manifest::from_bytes(&body, &self.instance.name, &self.strategy.name, &id)
-                .map_err(|error| error.to_string()),
+                .map_err(BadManifest::from),
             Err(error) if error.is_about_reaching() => {
                 return Err(EngineError::storage(&name, error));
             }
-            Err(error) => Err(error.to_string()),
+            Err(error) => Err(BadManifest::damaged(error.to_string())),
         };
         let manifest = match manifest {
             Ok(manifest) => manifest,
-            Err(problem) => {
-                self.bad_manifest(&id, &problem);
+            // Nothing is known against it.
+            Err(bad) if bad.is_newer => return Err(EngineError::newer(&id, &name, bad.problem)),
+            Err(bad) => {
+                self.bad_manifest(&id, &bad.problem);
                 return Ok(None);
             }
         };

@@ -433,6 +433,10 @@ fn judge(snapshot: &Snapshot, present: &[Snapshot]) -> (CopyState, Option<String
             );
             (CopyState::Differs, Some(problem))
         }
+        Some((storage, Err(error))) if error.is_newer => {
+            let problem = format!("`{storage}` has a snapshot of this id: {error}");
+            (CopyState::Differs, Some(problem))
+        }
         Some((storage, Err(error))) => {
             let problem = format!(
                 "`{storage}` has a snapshot of this id whose manifest cannot be used ({error}); \

@@ -17,7 +17,7 @@ use crate::catalog::{CachedManifest, CatalogError};
 use crate::config::{Instance, Strategy};
 use crate::engine::context::{Engine, OpenStorage};
 use crate::engine::snapshots::decisions::{decisions, rests};
-use crate::engine::snapshots::list::{PARALLEL, Selection, Snapshot, list};
+use crate::engine::snapshots::list::{BadManifest, PARALLEL, Selection, Snapshot, list};
 use crate::engine::snapshots::marks::{Marks, read_marks};
 use crate::model::{Completeness, Digest, Digester, MANIFEST_KEY, Manifest, Name, SnapshotId};
 use crate::retention::{Decision, Policy};
@@ -288,8 +288,7 @@ async fn unexplained(
             instance: instance.clone(),
             strategy: strategy.clone(),
             id: id.clone(),
-            manifest: Manifest::from_bytes(body, instance, strategy, id)
-                .map_err(|error| error.to_string()),
+            manifest: Manifest::from_bytes(body, instance, strategy, id).map_err(BadManifest::from),
             flaws: Vec::new(),
             listed_bytes: 0,
         });
@@ -310,7 +309,10 @@ fn refusals(snapshots: &[Snapshot], marks: &Marks, now: DateTime<Utc>) -> Vec<Re
     for snapshot in snapshots {
         let id = snapshot.id.clone();
         match &snapshot.manifest {
-            Err(problem) => refusals.push(Refusal::Manifest { id, problem: problem.clone() }),
+            Err(BadManifest { problem, is_newer }) => {
+                let (problem, newer) = (problem.clone(), *is_newer);
+                refusals.push(Refusal::Manifest { id, problem, newer });
+            }
             Ok(_) if !snapshot.flaws.is_empty() => {
                 refusals.push(Refusal::Damaged { id, problem: snapshot.flaws.join(", ") });
             }

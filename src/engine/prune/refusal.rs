@@ -14,7 +14,12 @@ pub enum Refusal {
     /// It could not be listed, or not be asked.
     Unreachable { problem: String },
     /// A manifest cannot be read: nobody knows what the snapshot is.
-    Manifest { id: SnapshotId, problem: String },
+    Manifest {
+        id: SnapshotId,
+        problem: String,
+        /// A later version wrote it.
+        newer: bool,
+    },
     /// An object that a manifest names is missing or cut.
     Damaged { id: SnapshotId, problem: String },
     /// A mark cannot be read: nobody knows what it protects.
@@ -69,7 +74,10 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unreachable { problem } => f.write_str(problem),
-            Self::Manifest { id, problem } => write!(
+            Self::Manifest { id, problem, newer: true } => {
+                write!(f, "The manifest of `{id}` cannot be used by this version: {problem}")
+            }
+            Self::Manifest { id, problem, newer: false } => write!(
                 f,
                 "The manifest of `{id}` cannot be read: {problem}. Look at it with `backup \
                  verify`; when it is lost, `backup forget {id}`"

@@ -86,8 +86,13 @@ pub(in crate::engine) fn usable_manifest<'a>(
     snapshot: &'a Snapshot,
     identities: &[Identity],
 ) -> Result<&'a Manifest, EngineError> {
-    let manifest = snapshot.manifest.as_ref().map_err(|problem| {
-        EngineError::damaged(&snapshot.id, &storage.name, format!("`manifest.json`: {problem}"))
+    let manifest = snapshot.manifest.as_ref().map_err(|bad| {
+        let problem = format!("`manifest.json`: {bad}");
+        if bad.is_newer {
+            EngineError::newer(&snapshot.id, &storage.name, problem)
+        } else {
+            EngineError::damaged(&snapshot.id, &storage.name, problem)
+        }
     })?;
     let encrypted =
         manifest.artifacts.iter().any(|artifact| artifact.codec.encryption == Encryption::Age);

@@ -151,6 +151,7 @@ pub fn parse_at(text: &str) -> Result<DateTime<Utc>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::snapshots::list::BadManifest;
     use crate::model::{Manifest, Name, SnapshotId};
 
     fn snapshot(storage: &str, id: &str, completeness: Option<Completeness>) -> Snapshot {
@@ -177,7 +178,7 @@ mod tests {
             instance: name("ella"),
             strategy: name("daily"),
             id,
-            manifest: manifest.ok_or_else(|| "damaged".to_owned()),
+            manifest: manifest.ok_or_else(|| BadManifest::damaged("damaged".to_owned())),
             flaws: Vec::new(),
             listed_bytes: 0,
         }

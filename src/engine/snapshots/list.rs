@@ -2,6 +2,7 @@
 //! manifests.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use chrono::{DateTime, Utc};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
@@ -10,7 +11,9 @@ use crate::catalog::{CachedManifest, Catalog};
 use crate::config::{Instance, Strategy};
 use crate::engine::context::{Engine, OpenStorage, blocking};
 use crate::engine::error::chain;
-use crate::model::{Completeness, MANIFEST_KEY, Manifest, Name, SnapshotId, SnapshotRef};
+use crate::model::{
+    Completeness, MANIFEST_KEY, Manifest, ManifestError, Name, SnapshotId, SnapshotRef,
+};
 use crate::storage::{Object, Storage, StorageError};
 
 /// Manifests and marks that are fetched from one storage at a time.
@@ -39,11 +42,37 @@ pub struct Snapshot {
     /// The id, by the folder.
     pub id: SnapshotId,
     /// The manifest, or why it cannot be used.
-    pub manifest: Result<Manifest, String>,
+    pub manifest: Result<Manifest, BadManifest>,
     /// Objects that the manifest names and the storage lists with another size or not at all.
     pub flaws: Vec<String>,
     /// Bytes of all objects in its folder, as listed.
     pub listed_bytes: u64,
+}
+
+/// Why a manifest cannot be used.
+#[derive(Debug, Clone)]
+pub struct BadManifest {
+    pub problem: String,
+    /// A later version wrote it, and knows how.
+    pub is_newer: bool,
+}
+
+impl BadManifest {
+    pub(in crate::engine) fn damaged(problem: String) -> Self {
+        Self { problem, is_newer: false }
+    }
+}
+
+impl From<ManifestError> for BadManifest {
+    fn from(error: ManifestError) -> Self {
+        Self { problem: error.to_string(), is_newer: error.is_newer() }
+    }
+}
+
+impl fmt::Display for BadManifest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.problem)
+    }
 }
 
 impl Snapshot {
@@ -124,7 +153,7 @@ struct Folder {
 struct Known {
     size: u64,
     modified: DateTime<Utc>,
-    manifest: Result<Manifest, String>,
+    manifest: Result<Manifest, BadManifest>,
 }
 
 /// The manifests that the catalog has of the storage that is `known_as`; none where it cannot be
@@ -145,8 +174,8 @@ async fn known_manifests(
     let read = move || {
         let read = |cached: CachedManifest| {
             let CachedManifest { instance, strategy, id, size, modified, body } = cached;
-            let manifest = Manifest::from_bytes(&body, &instance, &strategy, &id)
-                .map_err(|error| error.to_string());
+            let manifest =
+                Manifest::from_bytes(&body, &instance, &strategy, &id).map_err(BadManifest::from);
             (SnapshotRef { instance, strategy, id }, Known { size, modified, manifest })
         };
         cached.into_iter().map(read).collect()
@@ -215,16 +244,16 @@ pub(in crate::engine) async fn list_one(
                 let (manifest, keep) = match known {
                     Some(manifest) => (manifest, None),
                     None if object.size > LARGEST_DOCUMENT => {
-                        (Err(format!("It has {} bytes", object.size)), None)
+                        (Err(BadManifest::damaged(format!("It has {} bytes", object.size))), None)
                     }
                     None => match read_whole(storage, &object.key).await {
                         // Deleted since it was listed.
                         Err(error) if error.is_not_found() => return Ok(None),
                         // The storage went away: that tells nothing about the snapshot.
                         Err(error) if error.is_about_reaching() => return Err(error),
-                        Err(error) => (Err(error.to_string()), None),
+                        Err(error) => (Err(BadManifest::damaged(error.to_string())), None),
                         Ok(body) => match Manifest::from_bytes(&body, &instance, &strategy, &id) {
-                            Err(error) => (Err(error.to_string()), None),
+                            Err(error) => (Err(error.into()), None),
                             Ok(manifest) => {
                                 let keep = CachedManifest {
                                     instance: instance.clone(),

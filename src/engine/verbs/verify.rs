@@ -11,7 +11,7 @@ use crate::engine::context::{Engine, OpenStorage};
 use crate::engine::error::{EngineError, chain};
 use crate::engine::read::fetch::read_facts;
 use crate::engine::read::whole::read_through;
-use crate::engine::snapshots::list::{Listing, Selection, Snapshot, list, read_whole};
+use crate::engine::snapshots::list::{BadManifest, Listing, Selection, Snapshot, list, read_whole};
 use crate::engine::state::locks::ReadLock;
 use crate::model::{Manifest, Name, SnapshotId, VerificationOutcome};
 use crate::pipeline::Identity;
@@ -271,17 +271,21 @@ async fn verify_one(
     let manifest = match read_whole(storage.storage.as_ref(), &key).await {
         Ok(body) => {
             Manifest::from_bytes(&body, &snapshot.instance, &snapshot.strategy, &snapshot.id)
-                .map_err(|error| error.to_string())
+                .map_err(BadManifest::from)
         }
         Err(_) if engine.cancel.is_cancelled() => return Err(EngineError::Cancelled),
         Err(error) if error.is_about_reaching() => {
             verdict.unread.push(error.to_string());
             return Ok(verdict);
         }
-        Err(error) => Err(error.to_string()),
+        Err(error) => Err(BadManifest::damaged(error.to_string())),
     };
     let manifest = match &manifest {
         Ok(manifest) => manifest,
+        Err(error) if error.is_newer => {
+            verdict.unread.push(format!("`manifest.json`: {error}"));
+            return Ok(verdict);
+        }
         Err(error) => {
             verdict.problems.push(format!("`manifest.json`: {error}"));
             return Ok(verdict);
