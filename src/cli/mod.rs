@@ -288,9 +288,22 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are printed on stdout and are no error.
-            let usage = error.use_stderr();
-            let _ = error.print();
-            return if usage { Exit::Usage.into() } else { Exit::Done.into() };
+            if !error.use_stderr() {
+                let _ = error.print();
+                return Exit::Done.into();
+            }
+            // Which of the options were meant is not known, but this one can mean nothing else.
+            if std::env::args_os().any(|arg| arg == "--json") {
+                let text = error.to_string();
+                let text = text.split("\n\nUsage:").next().unwrap_or(&text);
+                let text = text.strip_prefix("error: ").unwrap_or(text);
+                let words: Vec<&str> = text.split_whitespace().collect();
+                let error = UsageError(words.join(" ")).into();
+                Printer::new(true, Color::Never).error(&error, Exit::Usage);
+            } else {
+                let _ = error.print();
+            }
+            return Exit::Usage.into();
         }
     };
     let printer = Printer::new(cli.global.json, cli.global.color);

@@ -132,6 +132,13 @@ fn configurations_provoke_their_codes() {
 }
 
 #[test]
+fn a_command_line_that_cannot_be_parsed_has_a_code() {
+    for args in [&["list", "--none", "--json"][..], &["--json", "lisst"], &["hold", "--json"]] {
+        provokes("invalid_request", 2, backup(args).run());
+    }
+}
+
+#[test]
 fn runs_provoke_their_codes() {
     reports(
         "tool_failed",
