@@ -10,7 +10,9 @@ use serde_json::json;
 
 use crate::format::edit_manifest;
 use crate::support::daemon::{Daemon, until};
+use crate::support::s3_proxy::{Fault, Op, S3Proxy};
 use crate::support::site::{SCRIPTED, Site, s3_storage, small_tree};
+use crate::support::stores::{Server, fresh};
 use crate::support::told::{Answer, Listener};
 use crate::support::{Ran, backup, files, postgres, repository, s3, sh, temp};
 
@@ -20,19 +22,14 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("artifact_damaged", "reported as `snapshot_damaged` by restore; `it directory`"),
     ("file_denied", "needs a user without rights; `it directory`"),
     ("not_drilled", "inside the report of a drill; `it drill_targets`"),
-    ("object_exists", "inside a run's report; `it storage`"),
     ("object_locked", "a refusal of prune; `it prune_s3`"),
-    ("object_mismatch", "inside a run's report; `it storage_faults`"),
     ("object_not_found", "read as damage by every command; `it storage`"),
     ("output_failed", "of `dump`, which has no `--json`; `it dump`"),
     ("restore_incomplete", "a signal at the right moment; `it faults`"),
     ("scheduler_elsewhere", "needs two process namespaces; `it containers_run`"),
     ("scheduler_failed", "a timer that does not start"),
     ("storage_busy", "reported as `run_locked`; `it storage`"),
-    ("storage_failed", "an answer that no server of the tests gives; `it storage_faults`"),
-    ("storage_full", "inside a run's report; `it storage_faults`"),
     ("stream_failed", "reported with the code of the storage that failed"),
-    ("tool_timed_out", "a child that stays silent for minutes; `it process`"),
 ];
 
 /// Asserts that the command ended with `exit` and an error document of this code.
@@ -144,6 +141,13 @@ fn runs_provoke_their_codes() {
         "tool_failed",
         1,
         scripted("exit 3", "").backup(["run", "--strategy", "daily", "--json"]).run(),
+    );
+    reports(
+        "tool_timed_out",
+        1,
+        scripted("sleep 600", "no_progress_timeout = \"1s\"\n")
+            .backup(["run", "--strategy", "daily", "--json"])
+            .run(),
     );
     let site = scripted("", "");
     let run = || site.backup(["--strategy", "daily", "--json"]);
@@ -261,6 +265,28 @@ fn storages_provoke_their_codes() {
     reported("storage_unavailable", &storage_reports(&on(&silent)));
     let list = backup(["list", "--json", "--storage", "ftp://x"]);
     provokes("storage_unsuitable", 1, list.run());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn buckets_that_misbehave_provoke_their_codes() {
+    let bucket = fresh("codes");
+    Server::SeaweedFs.client().create_bucket().bucket(&bucket).send().await.unwrap();
+    let proxy = S3Proxy::before(&Server::SeaweedFs.endpoint()).await;
+    let behind = crate::support::S3 { endpoint: proxy.endpoint.clone(), ..s3("SEAWEEDFS") };
+    let local = "[storages.local]\ntype = \"local\"\npath = \"@/store\"\n";
+    let body = SCRIPTED.replace(local, &s3_storage("local", &behind, &bucket));
+    let site = Site::new(&body);
+    std::fs::write(site.path("dump.sh"), "echo a").unwrap();
+    let with = |fault: Fault| {
+        proxy.heal();
+        proxy.inject_at(Op::Put, "dump.out.zst", fault, 9);
+        storage_reports(&site.backup(["--strategy", "daily", "--json"]).run())
+    };
+    reported("object_mismatch", &with(Fault::Swallow));
+    reported("object_exists", &with(Fault::Say(412, "PreconditionFailed")));
+    reported("storage_failed", &with(Fault::Say(400, "InvalidRequest")));
+    let words = "Bucket quota exceeded";
+    reported("storage_full", &with(Fault::SayInWords(403, "QuotaExceeded", words)));
 }
 
 #[track_caller]
