@@ -5,9 +5,9 @@ use std::fmt::Write as _;
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::output::{
-    BAD, BOLD, Cell, DIM, GOOD, Printer, Table, WARN, age, count, or_dash, seconds, time,
+    BAD, BOLD, Cell, DIM, GOOD, Printer, Table, WARN, age, or_dash, remarks_text, seconds, time,
 };
-use super::run::settle;
+use super::run::{SHOWN_REMARKS, settle};
 use super::setup::{IdentityArgs, Setup, parse_name};
 use super::{Exit, UsageError};
 use crate::engine::{self, DrillRequest, EngineError};
@@ -214,17 +214,12 @@ fn text(report: &DrillReport, all: bool) -> String {
         report.count(CheckOutcome::Inconclusive),
         report.count(CheckOutcome::Skipped)
     );
-    if !report.warnings.is_empty() {
-        let _ = writeln!(text, "  {WARN}{}{WARN:#}", count(report.warnings.count(), "warning"));
-        for warning in report.warnings.kept().iter().take(10) {
-            let place: Vec<&str> = [&warning.source, &warning.path]
-                .into_iter()
-                .flatten()
-                .map(String::as_str)
-                .collect();
-            let _ = writeln!(text, "    {}: {}", place.join("/"), warning.reason);
-        }
-    }
+    let more = format!("; `backup drill report {}` has them", report.id);
+    text.push_str(&remarks_text(
+        &report.remarks,
+        if all { usize::MAX } else { SHOWN_REMARKS },
+        &more,
+    ));
     for left in &report.left {
         let _ = writeln!(text, "  {WARN}left:{WARN:#} {left}");
     }

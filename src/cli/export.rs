@@ -10,7 +10,7 @@ use super::run::report_text;
 use super::setup::{Setup, StorageArgs};
 use super::{Exit, UsageError};
 use crate::engine::{self, ExportReport, ExportRequest};
-use crate::model::{ByteSize, Completeness};
+use crate::model::{ByteSize, Completeness, Remarks};
 use crate::pipeline::Recipient;
 use crate::report::{Outcome, RunReport};
 
@@ -113,9 +113,15 @@ fn text(exported: &ExportReport, run: Option<&RunReport>) -> String {
         ByteSize(exported.bytes),
         exported.output.display(),
     );
-    if let Some(warnings) = run.map(|run| run.warnings.count()).filter(|count| *count > 0) {
-        let warnings = count(warnings, "warning");
-        text.push_str(&format!("  {WARN}{warnings}{WARN:#}; the facts in it have them\n"));
+    if let Some(Remarks { warnings, notes }) = run.map(|run| &run.remarks) {
+        for (style, number, noun) in
+            [(WARN, warnings.count(), "warning"), (DIM, notes.count(), "note")]
+        {
+            if number > 0 {
+                let counted = count(number, noun);
+                text.push_str(&format!("  {style}{counted}{style:#}; the facts in it have them\n"));
+            }
+        }
     }
     if !exported.sealed && !exported.encrypted {
         text.push_str(&format!(

@@ -14,7 +14,7 @@ use crate::catalog::CatalogError;
 use crate::config::{ConfigErrors, FindError};
 use crate::daemon::DaemonError;
 use crate::engine::EngineError;
-use crate::model::{ByteSize, ErrorCode, Span};
+use crate::model::{ByteSize, ErrorCode, Remarks, Span};
 use crate::pipeline::CryptError;
 use crate::source::SourceError;
 use crate::storage::StorageError;
@@ -339,6 +339,34 @@ pub(super) fn or_dash(value: Option<impl ToString>) -> String {
 /// `1 warning`, `2 warnings`.
 pub(super) fn count(number: u64, noun: &str) -> String {
     if number == 1 { format!("1 {noun}") } else { format!("{number} {noun}s") }
+}
+
+/// The warnings, then the notes, the first `most` of each; `more` says where the others are.
+pub(super) fn remarks_text(remarks: &Remarks, most: usize, more: &str) -> String {
+    let mut text = String::new();
+    let mut list = |style: Style, inner: Style, lines: Vec<String>, total: u64, noun: &str| {
+        if total > 0 {
+            text.push_str(&format!("  {style}{}{style:#}\n", count(total, noun)));
+        }
+        let rest = total.saturating_sub(lines.len() as u64);
+        let rest = (rest > 0).then(|| format!("and {rest} more{more}"));
+        for line in lines.into_iter().chain(rest) {
+            text.push_str(&format!("    {inner}{line}{inner:#}\n"));
+        }
+    };
+    let Remarks { warnings, notes } = remarks;
+    let told = warnings.kept().iter().take(most).map(|warning| {
+        let missing = if warning.missing {
+            format!("  {BAD}content is missing{BAD:#}")
+        } else {
+            String::new()
+        };
+        format!("{}{missing}", warning.note)
+    });
+    list(WARN, Style::new(), told.collect(), warnings.count(), "warning");
+    let told = notes.kept().iter().take(most).map(ToString::to_string);
+    list(DIM, DIM, told.collect(), notes.count(), "note");
+    text
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::output::{BAD, BOLD, DIM, GOOD, Printer, Table, WARN, count, or_dash, seconds};
+use super::output::{BAD, BOLD, DIM, GOOD, Printer, Table, WARN, or_dash, remarks_text, seconds};
 use super::setup::{IdentityArgs, Reading, Setup, StorageArgs};
 use super::{Exit, UsageError};
 use crate::archive::Pattern;
@@ -167,7 +167,7 @@ pub(super) async fn run(
         engine::restore(&reading.engine, &storage, &snapshot, &request).await.map_err(advised)?;
     drop(reading);
     printer.show(&report, report_text);
-    Ok(if report.warnings.is_empty() { Exit::Done } else { Exit::Problems })
+    Ok(if report.remarks.warnings.is_empty() { Exit::Done } else { Exit::Problems })
 }
 
 /// The address with the password of `PGPASSWORD`, unless it has one.
@@ -314,13 +314,7 @@ fn report_text(report: &RestoreReport) -> String {
     }
     left_out_text(&mut text, &report.left_out);
     let _ = writeln!(text, "  {DIM}fetched {}{DIM:#}", ByteSize(report.fetched_bytes));
-    if !report.warnings.is_empty() {
-        let _ = writeln!(text, "  {WARN}{}{WARN:#}", count(report.warnings.count(), "warning"));
-        for warning in report.warnings.kept() {
-            let path = warning.path.as_ref().map(|path| format!("`{path}`: ")).unwrap_or_default();
-            let _ = writeln!(text, "    {path}{}", warning.reason);
-        }
-    }
+    text.push_str(&remarks_text(&report.remarks, usize::MAX, ""));
     text
 }
 

@@ -8,7 +8,7 @@ use clap::Args;
 
 use super::Exit;
 use super::output::{
-    BAD, BOLD, Cell, DIM, GOOD, Printer, Table, WARN, count, seconds, setting, time,
+    BAD, BOLD, Cell, DIM, GOOD, Printer, Table, WARN, count, remarks_text, seconds, setting, time,
 };
 use super::setup::Setup;
 use crate::engine::{self, EngineError, RunPlan};
@@ -20,8 +20,8 @@ use crate::report::{Event, Outcome, RunReport};
 const SETTLE: Duration = Duration::from_secs(45);
 /// The same for a run that was asked to stop: whoever asked kills it soon.
 const SETTLE_CANCELLED: Duration = Duration::from_secs(5);
-/// How many warnings are shown; the rest is in the facts.
-const SHOWN_WARNINGS: usize = 10;
+/// How many warnings, and how many notes, are shown; the rest is in the facts.
+pub(super) const SHOWN_REMARKS: usize = 10;
 
 /// The arguments of a run, where no command was given.
 #[derive(Debug, Args)]
@@ -197,8 +197,11 @@ pub(super) fn report_text(report: &RunReport) -> String {
         if let Some(error) = &storage.error {
             let _ = writeln!(text, "  {BAD}{}:{BAD:#} {error}", storage.name);
         }
+        for warning in &storage.warnings {
+            let _ = writeln!(text, "  {WARN}{}:{WARN:#} {warning}", storage.name);
+        }
         for note in &storage.notes {
-            let _ = writeln!(text, "  {WARN}{}:{WARN:#} {note}", storage.name);
+            let _ = writeln!(text, "  {DIM}{}: note: {note}{DIM:#}", storage.name);
         }
         if let Some(pruned) = &storage.pruned {
             if !pruned.deleted.is_empty() {
@@ -215,21 +218,8 @@ pub(super) fn report_text(report: &RunReport) -> String {
             }
         }
     }
-    if !report.warnings.is_empty() {
-        let _ = writeln!(text, "  {WARN}{}{WARN:#}", count(report.warnings.count(), "warning"));
-        for warning in report.warnings.kept().iter().take(SHOWN_WARNINGS) {
-            let place = match (&warning.source, &warning.path) {
-                (Some(source), Some(path)) => format!("{source}: `{path}`: "),
-                (Some(source), None) => format!("{source}: "),
-                (None, _) => String::new(),
-            };
-            let _ = writeln!(text, "    {place}{}", warning.reason);
-        }
-        let rest = report.warnings.count().saturating_sub(SHOWN_WARNINGS as u64);
-        if rest > 0 {
-            let _ = writeln!(text, "    and {rest} more; `backup show {}` has them", report.id);
-        }
-    }
+    let more = format!("; `backup show {}` has them", report.id);
+    text.push_str(&remarks_text(&report.remarks, SHOWN_REMARKS, &more));
     if let Some(error) = &report.error {
         let _ = writeln!(text, "  {BAD}error:{BAD:#} {error}");
     }

@@ -6,7 +6,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::output::{
-    BAD, BOLD, Cell, DIM, Printer, Table, WARN, age, count, or_dash, seconds, time,
+    BOLD, Cell, DIM, Printer, Table, WARN, age, or_dash, remarks_text, seconds, time,
 };
 use super::setup::{IdentityArgs, Setup, StorageArgs};
 use super::{Exit, files};
@@ -177,18 +177,10 @@ fn facts_text(facts: Option<&Facts>) -> String {
             text.push_str(&tables.render());
         }
     }
-    if !facts.warnings.is_empty() {
-        let _ = writeln!(text, "\n  {WARN}{}{WARN:#}", count(facts.warnings.count(), "warning"));
-        for warning in facts.warnings.kept() {
-            let source = warning.source.as_deref().unwrap_or("-");
-            let path = warning.path.as_ref().map(|path| format!("`{path}`: ")).unwrap_or_default();
-            let missing = if warning.missing {
-                format!("  {BAD}content is missing{BAD:#}")
-            } else {
-                String::new()
-            };
-            let _ = writeln!(text, "    {source}: {path}{}{missing}", warning.reason);
-        }
+    let remarks = remarks_text(&facts.remarks, usize::MAX, "");
+    if !remarks.is_empty() {
+        text.push('\n');
+        text.push_str(&remarks);
     }
     text
 }

@@ -12,7 +12,7 @@ use super::output::{
 use super::setup::{Setup, chosen};
 use crate::engine::{self, Scheduler};
 use crate::model::{ByteSize, Outcome, Verdict, VerificationOutcome};
-use crate::report::{State, Status, StrategyStatus};
+use crate::report::{State, Status, StrategyStatus, Tally};
 
 #[derive(Debug, Args)]
 pub(super) struct StatusArgs {
@@ -110,6 +110,19 @@ fn text(status: &Status) -> String {
                 text,
                 "{WARN}{name}:{WARN:#} {failures} failed since the last snapshot; the last: {error}"
             );
+        }
+        let last = one.last_run.as_ref();
+        if let Some(Tally { notes, warnings, errors }) = last.and_then(|run| run.tally) {
+            // The error of a run that failed is told above.
+            let errors = if one.failures_in_a_row > 0 { 0 } else { errors };
+            for (style, number, noun) in
+                [(BAD, errors, "error"), (WARN, warnings, "warning"), (DIM, notes, "note")]
+            {
+                if number > 0 {
+                    let counted = count(number, noun);
+                    let _ = writeln!(text, "{style}{name}:{style:#} the last run had {counted}");
+                }
+            }
         }
         if let Some(verified) =
             one.verified.as_ref().filter(|verified| verified.outcome == VerificationOutcome::Failed)

@@ -460,8 +460,11 @@ fn log(name: &str, report: &RunReport) {
         Outcome::Problems => {
             for storage in &report.storages {
                 let pruned = storage.pruned.as_ref().and_then(|pruned| pruned.problem.as_ref());
-                for problem in storage.error.iter().chain(&storage.notes).chain(pruned) {
+                for problem in storage.error.iter().chain(&storage.warnings).chain(pruned) {
                     tracing::warn!(strategy = name, id, storage = %storage.name, "{problem}");
+                }
+                for note in &storage.notes {
+                    tracing::info!(strategy = name, id, storage = %storage.name, "{note}");
                 }
             }
             tracing::warn!(

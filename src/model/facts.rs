@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Digest, Name, SnapshotId, Warnings};
+use super::{Digest, Name, Remarks, SnapshotId};
 
 /// The format of the facts that this version writes.
 pub const FACTS_FORMAT: u32 = 1;
@@ -22,8 +22,8 @@ pub struct Facts {
     pub artifacts: Vec<ArtifactFacts>,
     /// What each source reported, in the order taken.
     pub sources: Vec<SourceFacts>,
-    /// What went not quite right.
-    pub warnings: Warnings,
+    #[serde(flatten)]
+    pub remarks: Remarks,
 }
 
 /// The plain stream of one artifact.

@@ -42,4 +42,4 @@ pub use sealed::SealError;
 pub use secret::{DatabaseUrl, Secret};
 pub use snapshot_ref::SnapshotRef;
 pub use units::{ByteSize, Rate, Span, UnitError};
-pub use warning::{Warning, Warnings};
+pub use warning::{Note, Notes, Remarks, Warning, Warnings};

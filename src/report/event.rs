@@ -8,15 +8,15 @@ use serde::ser::SerializeStruct as _;
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::{DrillReport, Outcome, RunReport};
-use crate::model::{ByteSize, Completeness, Name, SnapshotId, Span, Verdict};
+use crate::model::{ByteSize, Completeness, Name, Remarks, SnapshotId, Span, Verdict};
 
 /// How long [`Event::text`] is at most, in characters: with its title it fits into a message of
 /// every chat service.
 const MOST_CHARS: usize = 1_500;
 /// How much of that one error may take.
 const MOST_ERROR_CHARS: usize = 600;
-/// How many warnings are told; the others are counted.
-const MOST_WARNINGS: usize = 5;
+/// How many warnings, and how many notes, are told; the others are counted.
+const MOST_TOLD: usize = 5;
 
 /// What happened. The words are those of `on` in a configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -24,7 +24,8 @@ const MOST_WARNINGS: usize = 5;
 pub enum EventKind {
     /// A run begins.
     Start,
-    /// A run committed its snapshot to every storage, whole, and there is nothing else to say.
+    /// A run committed its snapshot to every storage, whole, without warnings. It may
+    /// have notes.
     Success,
     /// A run committed its snapshot, with warnings, in part, or not to every storage.
     Problems,
@@ -339,27 +340,20 @@ fn tell_run(run: &RunReport, lines: &mut Vec<String>) {
         let pruned = storage.pruned.as_ref().and_then(|pruned| pruned.problem.as_ref());
         lines.extend(
             storage
-                .notes
+                .warnings
                 .iter()
                 .chain(pruned)
-                .map(|note| cut(&format!("`{name}`: {note}"), MOST_ERROR_CHARS)),
+                .map(|warning| cut(&format!("`{name}`: {warning}"), MOST_ERROR_CHARS)),
         );
     }
-    for warning in run.warnings.kept().iter().take(MOST_WARNINGS) {
-        let place: Vec<&str> =
-            [&warning.source, &warning.path].into_iter().flatten().map(String::as_str).collect();
-        let line = if place.is_empty() {
-            warning.reason.clone()
-        } else {
-            format!("`{}`: {}", place.join("/"), warning.reason)
-        };
-        lines.push(cut(&line, MOST_ERROR_CHARS));
-    }
-    let more = run.warnings.count().saturating_sub(MOST_WARNINGS as u64);
-    if more > 0 {
-        let noun = if more == 1 { "warning" } else { "warnings" };
-        lines.push(format!("And {more} more {noun}"));
-    }
+    let Remarks { warnings, notes } = &run.remarks;
+    let told = warnings.kept().iter().map(|warning| warning.note.to_string());
+    tell(told, warnings.count(), "warning", lines);
+    let of_storages = run.storages.iter().flat_map(|storage| {
+        storage.notes.iter().map(move |note| format!("`{}`: {note}", storage.name))
+    });
+    let told = of_storages.chain(notes.kept().iter().map(ToString::to_string));
+    tell(told.map(|note| format!("Note: {note}")), run.tally().notes, "note", lines);
     let seconds = Span::from(std::time::Duration::from_secs_f64(run.seconds.max(0.0)));
     lines.push(match run.outcome {
         Outcome::Success | Outcome::Problems => format!(
@@ -370,6 +364,15 @@ fn tell_run(run: &RunReport, lines: &mut Vec<String>) {
         ),
         Outcome::Failed | Outcome::Cancelled => format!("Run {}, ended after {seconds}", run.id),
     });
+}
+
+/// The first ones, and how many more there are.
+fn tell(told: impl Iterator<Item = String>, count: u64, noun: &str, lines: &mut Vec<String>) {
+    lines.extend(told.take(MOST_TOLD).map(|line| cut(&line, MOST_ERROR_CHARS)));
+    let more = count.saturating_sub(MOST_TOLD as u64);
+    if more > 0 {
+        lines.push(format!("And {more} more {noun}{}", if more == 1 { "" } else { "s" }));
+    }
 }
 
 /// At most so many characters; what is cut off is shown as `…`.
@@ -383,24 +386,27 @@ fn cut(text: &str, most: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::{Event, MOST_CHARS};
-    use crate::model::{Completeness, Name, SnapshotId, Warning, Warnings};
+    use crate::model::{Completeness, Name, Note, Remarks, SnapshotId};
     use crate::report::{Outcome, RunReport};
 
     fn name(text: &str) -> Name {
         text.parse().unwrap()
     }
 
+    fn noted(notes: usize) -> RunReport {
+        let mut report = report(Outcome::Success, 0);
+        for number in 0..notes {
+            report.remarks.note(format!("small {number}"));
+        }
+        report
+    }
+
     fn report(outcome: Outcome, warnings: usize) -> RunReport {
         let at = chrono::DateTime::UNIX_EPOCH;
-        let mut all = Warnings::new();
+        let mut remarks = Remarks::default();
         for number in 0..warnings {
-            let path = Some(format!("{number}/{}", "ü".repeat(number)));
-            all.push(Warning {
-                source: Some("files".to_owned()),
-                path,
-                reason: "gone".to_owned(),
-                missing: true,
-            });
+            let path = format!("{number}/{}", "ü".repeat(number));
+            remarks.missing(Note { source: Some("files".to_owned()), ..Note::at(path, "gone") });
         }
         RunReport {
             instance: name("shop"),
@@ -415,7 +421,7 @@ mod tests {
             storages: Vec::new(),
             plain_bytes: 2048,
             stored_bytes: 1024,
-            warnings: all,
+            remarks,
             error: None,
             code: None,
             may_pass: false,
@@ -450,6 +456,13 @@ mod tests {
                 "Run 19700101T000000Z-010203, ended after 1m 15s",
             ),
             (
+                Event::of_run(&noted(7)),
+                "Backup shop/daily succeeded",
+                "Note: small 0\nNote: small 1\nNote: small 2\nNote: small 3\nNote: small 4\n\
+                 And 2 more notes\n\
+                 Snapshot 19700101T000000Z-010203: 2.0 KiB read, 1.0 KiB stored, in 1m 15s",
+            ),
+            (
                 Event::of_run(&report(Outcome::Problems, 6)),
                 "Backup shop/daily is partial: content is missing",
                 "`files/0/`: gone\n`files/1/ü`: gone\n`files/2/üü`: gone\n`files/3/üüü`: gone\n\
@@ -472,6 +485,7 @@ mod tests {
                 committed: false,
                 error: Some("x".repeat(10_000)),
                 code: None,
+                warnings: Vec::new(),
                 notes: Vec::new(),
                 pruned: None,
             })

@@ -37,6 +37,16 @@ pub fn metrics(status: &Status) -> String {
     let next = gauge("next_run_timestamp_seconds", "When the strategy runs next");
     let last_run = gauge("last_run_timestamp_seconds", "When the last run began");
     let last_ok = gauge("last_run_success", "1 when the last run committed a snapshot");
+    let notes =
+        gauge("last_run_notes", "Notes of the last run: nothing is missing because of them");
+    let warnings = gauge(
+        "last_run_warnings",
+        "Warnings of the last run: content is missing or doubtful, or was not pruned",
+    );
+    let errors = gauge(
+        "last_run_errors",
+        "Errors of the last run: its own, and storages that did not get its snapshot",
+    );
     let committed = gauge(
         "last_committed_run_timestamp_seconds",
         "When the last run began that committed a snapshot",
@@ -94,6 +104,11 @@ pub fn metrics(status: &Status) -> String {
         if let Some(run) = &strategy.last_run {
             set(&last_run, seconds(run.started));
             set(&last_ok, flag(run.outcome.is_committed()));
+            if let Some(tally) = run.tally {
+                set(&notes, tally.notes as f64);
+                set(&warnings, tally.warnings as f64);
+                set(&errors, tally.errors as f64);
+            }
         }
         if let Some(run) = &strategy.last_committed {
             set(&committed, seconds(run.started));

@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Completeness, ErrorCode, Name, SnapshotId, Warnings};
+use crate::model::{Completeness, ErrorCode, Name, Remarks, SnapshotId};
 
 pub use crate::model::Outcome;
 pub use drill::{DrillReport, DrillStep, DrillTarget, DrilledArtifact, DrilledSnapshot, html};
@@ -126,8 +126,9 @@ pub struct RunReport {
     pub plain_bytes: u64,
     /// Bytes stored, in each storage.
     pub stored_bytes: u64,
-    /// What went not quite right.
-    pub warnings: Warnings,
+    /// What went not quite right, and what is to be known besides; the storages have theirs.
+    #[serde(flatten)]
+    pub remarks: Remarks,
     pub error: Option<String>,
     /// The code of `error`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -135,6 +136,36 @@ pub struct RunReport {
     /// Whether it failed for a reason that may pass by itself: the network, a server that is
     /// starting.
     pub may_pass: bool,
+}
+
+/// How often a run said something, by level.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Tally {
+    /// Nothing is missing because of these.
+    pub notes: u64,
+    /// Content is missing or doubtful, or was not pruned.
+    pub warnings: u64,
+    /// What failed: the run, or a storage that did not get its snapshot.
+    pub errors: u64,
+}
+
+impl RunReport {
+    /// What the run and all its storages said, counted.
+    pub fn tally(&self) -> Tally {
+        let mut tally = Tally {
+            notes: self.remarks.notes.count(),
+            warnings: self.remarks.warnings.count(),
+            errors: u64::from(self.error.is_some()),
+        };
+        for storage in &self.storages {
+            let pruned = storage.pruned.as_ref().and_then(|pruned| pruned.problem.as_ref());
+            tally.notes += storage.notes.len() as u64;
+            tally.warnings += storage.warnings.iter().chain(pruned).count() as u64;
+            let lacking = self.completeness.is_some() && !storage.committed;
+            tally.errors += u64::from(storage.error.is_some() || lacking);
+        }
+        tally
+    }
 }
 
 /// What one source gave.
@@ -162,6 +193,9 @@ pub struct StorageReport {
     /// The code of `error`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<ErrorCode>,
+    /// Doubts about what is stored there. Older records have them among the notes.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     /// What the operator should know all the same.
     pub notes: Vec<String>,
     /// What retention did there after the commit, where it was its turn.
@@ -187,5 +221,46 @@ impl Pruned {
     /// Nothing was deleted, because of `problem` where there is one.
     pub fn refused(strategy: Name, storage: Name, problem: Option<String>) -> Self {
         Self { strategy, storage, deleted: Vec::new(), freed_bytes: 0, kept: 0, problem }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::{RunReport, Tally};
+
+    #[test]
+    fn records_of_runs_without_notes_are_read() {
+        let mut old = json!({
+            "instance": "shop", "strategy": "daily", "id": "20260502T013000Z-010203",
+            "outcome": "problems", "completeness": "partial",
+            "started": "2026-05-02T01:30:00Z", "finished": "2026-05-02T01:31:00Z", "seconds": 60.0,
+            "sources": [],
+            "storages": [
+                {
+                    "name": "disk", "address": "/srv", "committed": true, "error": null,
+                    "notes": ["a doubt"], "pruned": null,
+                },
+                {
+                    "name": "usb", "address": "/usb", "committed": false, "error": "full",
+                    "notes": [], "pruned": null,
+                },
+            ],
+            "plain_bytes": 2, "stored_bytes": 1,
+            "warnings": {
+                "kept": [{ "source": "files", "path": "a", "reason": "gone", "missing": true }],
+                "omitted": 1, "missing": 2,
+            },
+            "error": null, "may_pass": false,
+        });
+        let read: RunReport = serde_json::from_value(old.clone()).unwrap();
+        assert_eq!(read.tally(), Tally { notes: 1, warnings: 2, errors: 1 });
+        // Also as it is written now, where nothing else is changed.
+        old["notes"] = json!({ "kept": [], "omitted": 0 });
+        for storage in old["storages"].as_array_mut().unwrap() {
+            storage["warnings"] = json!([]);
+        }
+        assert_eq!(json!(read), old);
     }
 }

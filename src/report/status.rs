@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
+use super::Tally;
 use crate::model::{Name, Outcome, SnapshotId, Verdict, VerificationOutcome};
 
 /// How all strategies fare at one moment.
@@ -139,7 +140,7 @@ pub struct LastDrill {
     pub problem: Option<String>,
 }
 
-/// A run that ended.
+/// A run that ended. What it said is counted where its report can be read.
 #[derive(Debug, Clone, Serialize)]
 pub struct LastRun {
     pub id: SnapshotId,
@@ -154,6 +155,8 @@ pub struct LastRun {
     pub plain_bytes: u64,
     /// Bytes stored, in each storage.
     pub stored_bytes: u64,
+    #[serde(flatten)]
+    pub tally: Option<Tally>,
     pub error: Option<String>,
 }
 

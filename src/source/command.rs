@@ -17,7 +17,7 @@ use super::{
     ArtifactSpec, Context, Dumped, Finding, Level, Outputs, RestoreArtifact, RestoreJob, Restored,
     Restorer, Source, SourceError, Streams, Target,
 };
-use crate::model::{ArtifactKind, Check, Name, Secret, Warning, Warnings};
+use crate::model::{ArtifactKind, Check, Name, Remarks, Secret};
 
 /// Values shorter than this are not masked in what a command says: too many innocent words would
 /// be.
@@ -162,16 +162,15 @@ impl Source for Command {
         let mut output = outputs.create(spec).map_err(SourceError::Stream)?;
         let began = Instant::now();
         let bytes = call.read_into(cx, &mut output)?;
-        let mut warnings = Warnings::new();
+        let mut remarks = Remarks::default();
         if bytes == 0 {
-            let reason = "The command ended with success and wrote nothing".to_owned();
-            warnings.push(Warning { source: None, path: None, reason, missing: false });
+            remarks.warn("The command ended with success and wrote nothing");
         }
         let seconds = began.elapsed().as_secs_f64();
         let facts = serde_json::json!({
             "type": "command", "v": 1, "program": program, "bytes": bytes, "seconds": seconds,
         });
-        Ok(Dumped { outputs: vec![output], consistency: "command", facts, warnings })
+        Ok(Dumped { outputs: vec![output], consistency: "command", facts, remarks })
     }
 
     fn check(&self, cx: &Context) -> Vec<Finding> {
@@ -225,13 +224,13 @@ impl Restorer for CommandRestorer {
         let (config, command) = reader(target)?;
         let (call, program) = config.call(cx, command, "restore with the command of")?;
         let fed = call.feed(cx, input)?;
-        let mut warnings = Warnings::new();
+        let mut remarks = Remarks::default();
         if fed.stopped_early {
-            let reason =
-                format!("`{program}` ended with success before it had read all of the stream");
-            warnings.push(Warning { source: None, path: None, reason, missing: false });
+            remarks.warn(format!(
+                "`{program}` ended with success before it had read all of the stream"
+            ));
         }
-        Ok(Restored { place: format!("the command `{program}`"), warnings, files: None })
+        Ok(Restored { place: format!("the command `{program}`"), remarks, files: None })
     }
 
     fn prepare(&self, job: RestoreJob<'_>) -> Result<(), SourceError> {

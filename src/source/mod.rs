@@ -29,7 +29,7 @@ use serde::{Deserialize, Serialize};
 pub use self::error::SourceError;
 use self::scratch::{Scratch, ScratchPlace, ScratchProvider, remove_folder, remove_folders};
 pub use crate::archive::Streams;
-use crate::model::{ArtifactKind, Cancel, DatabaseUrl, Name, Warnings};
+use crate::model::{ArtifactKind, Cancel, DatabaseUrl, Name, Remarks};
 
 /// The configuration of a source, by its `type`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -311,8 +311,7 @@ pub struct Dumped {
     pub consistency: &'static str,
     /// An object tagged with `type` and `v`.
     pub facts: serde_json::Value,
-    /// What went not quite right.
-    pub warnings: Warnings,
+    pub remarks: Remarks,
 }
 
 /// The inverse of a source: puts its artifacts back.
@@ -497,8 +496,7 @@ pub enum Action {
 pub struct Restored {
     /// Where it is now, in words: a path or a masked address.
     pub place: String,
-    /// What went not quite right.
-    pub warnings: Warnings,
+    pub remarks: Remarks,
     /// Of a folder: entries restored, bytes of their files, and entries removed.
     pub files: Option<RestoredFiles>,
 }

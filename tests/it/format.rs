@@ -114,6 +114,8 @@ fn the_snapshots_of_format_1_are_listed_shown_and_verified() {
         for kind in ["pgdump", "pgglobals", "sqlite", "tar", "index", "blocks", "stream", "facts"] {
             assert!(kinds.contains(&kind), "{variant}: {kind} in {kinds:?}");
         }
+        // Their facts are older than notes.
+        assert_eq!(shown["facts"]["notes"]["kept"], serde_json::json!([]), "{variant}");
         let sources = shown["facts"]["sources"].as_array().unwrap();
         let words: Vec<&str> =
             sources.iter().map(|source| source["consistency"].as_str().unwrap()).collect();

@@ -202,7 +202,7 @@ fn a_database_comes_back_as_it_was_on_every_major() {
         original.run(RICH);
         let (dumped, outputs) = original.dump();
         assert_eq!(dumped.consistency, "snapshot");
-        assert!(dumped.warnings.is_empty(), "{:?}", dumped.warnings);
+        assert!(dumped.remarks.warnings.is_empty(), "{:?}", dumped.remarks.warnings);
         // The client of the server's own major, though newer ones are there.
         let client = dumped.facts["client_version"].as_str().unwrap();
         assert!(client.starts_with(&format!("{major}.")), "{client}");
@@ -300,9 +300,9 @@ fn a_database_comes_back_as_it_was_on_every_major() {
             )
             .unwrap();
         assert!(
-            restored.warnings.kept()[0].reason.contains("`\"public\".\"later\"`"),
+            restored.remarks.warnings.kept()[0].note.reason.contains("`\"public\".\"later\"`"),
             "{:?}",
-            restored.warnings
+            restored.remarks.warnings
         );
         copy.run("DROP TABLE later");
         assert_eq!(server.canonical(&copy.name), before);
@@ -617,10 +617,25 @@ fn roles_go_out_and_back_and_those_that_are_there_stay_as_they_are() {
         )
         .unwrap();
     assert!(
-        restored.warnings.kept().iter().any(|found| found.reason.contains(&old)),
+        restored.remarks.warnings.kept().iter().any(|found| found.note.reason.contains(&old)),
         "{:?}",
-        restored.warnings
+        restored.remarks.warnings
     );
+    let options = RestoreOptions { no_owner: true, ..options };
+    let without = PostgresRestorer
+        .restore(
+            RestoreJob {
+                cx: &other.bench.cx,
+                artifact: &artifact,
+                target: &original.target(),
+                options: &options,
+            },
+            &mut script.as_slice(),
+        )
+        .unwrap();
+    // As was asked for: nothing is missing.
+    let said = (without.remarks.warnings.count(), without.remarks.notes.count());
+    assert_eq!(said, (0, 1), "{:?}", without.remarks);
     let count = |sql: String| server.number("postgres", &sql);
     let plain = new.replace('\'', "''");
     assert_eq!(
@@ -734,9 +749,9 @@ fn a_count_that_fails_is_a_warning_and_the_others_are_still_counted() {
             (Some(0), None, counted),
             "{name}"
         );
-        let warnings = dumped.warnings.kept();
+        let warnings = dumped.remarks.warnings.kept();
         assert!(
-            warnings[0].reason.contains("count the rows of \"public\".\"held\""),
+            warnings[0].note.reason.contains("count the rows of \"public\".\"held\""),
             "{warnings:?}"
         );
         assert_eq!(warnings.len(), if counted.is_some() { 1 } else { 2 }, "{warnings:?}");
@@ -783,7 +798,7 @@ fn a_server_that_exports_no_snapshot_is_dumped_without_counts_and_the_snapshot_s
     assert_eq!(rows(&dumped, "a"), None);
     assert_eq!(dumped.facts["counts"]["tables"], 1);
     let reasons: Vec<&str> =
-        dumped.warnings.kept().iter().map(|found| found.reason.as_str()).collect();
+        dumped.remarks.warnings.kept().iter().map(|found| found.note.reason.as_str()).collect();
     assert!(
         reasons.len() == 2
             && reasons[0].contains("passwords")

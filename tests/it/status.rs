@@ -420,3 +420,86 @@ fn the_page_knows_how_old_the_last_passed_drill_is_and_is_not_ready_without_one(
     assert_eq!(read["holdfast_last_passed_drill_timestamp_seconds{strategy=daily}"], passed);
     daemon.stop();
 }
+
+#[test]
+fn notes_warnings_and_errors_are_told_apart_everywhere() {
+    // A hook of the run before which everything that was stored is deleted.
+    const LOST: &str = "true # all is lost";
+    let listener = Listener::new();
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let site = Site::new(&format!(
+        r#"
+listen = "127.0.0.1:{port}"
+[sources.files]
+type = "directory"
+path = "@/data"
+[storages.local]
+type = "local"
+path = "@/store"
+[strategies.daily]
+sources = ["files"]
+storages = ["local"]
+schedule = "30 1 * * *"
+after = ["sh", "@/after.sh"]
+[notify.chat]
+type = "webhook"
+url = "{}/"
+on = ["success", "problems", "failure"]
+"#,
+        listener.address
+    ));
+    std::fs::create_dir(site.path("data")).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(site.path("data/socket")).unwrap();
+    // After the commit: what is a folder now cannot be removed as the heartbeat.
+    let stays = format!(
+        "cd {}/app/daily/$HOLDFAST_SNAPSHOT && rm run.json && mkdir run.json && \
+         touch run.json/it-stays",
+        site.path("store").display()
+    );
+    let clock = WallClock::at(at("2026-05-02T02:00:00Z"));
+    let mut daemon = Daemon::start_at(&site, &clock);
+    daemon.next("app/daily");
+    for (hook, code, outcome, event, counts) in [
+        (stays.as_str(), 0, "success", "success", [2, 0, 0]),
+        ("exit 7", 3, "problems", "problems", [1, 1, 0]),
+        (LOST, 3, "problems", "problems", [1, 1, 0]),
+        ("true", 1, "failed", "failure", [0, 0, 1]),
+    ] {
+        std::fs::write(site.path("after.sh"), hook).unwrap();
+        if hook == LOST {
+            std::fs::remove_dir_all(site.path("store")).unwrap();
+        } else if code == 1 {
+            std::fs::remove_dir_all(site.path("data")).unwrap();
+        }
+        let ran = clock.shown_to(site.backup(["--strategy", "daily", "--json"])).expect(code);
+        let report = ran.json();
+        assert_eq!(report["outcome"], outcome, "{report:#}");
+        let warnings = report["warnings"]["kept"].as_array().unwrap();
+        let of_storage = |level: &str| report["storages"][0][level].as_array().unwrap().len();
+        assert_eq!(warnings.len() + of_storage("warnings"), counts[1], "{report:#}");
+        assert_eq!(of_storage("warnings"), usize::from(hook == LOST), "{report:#}");
+        assert_eq!(of_storage("notes"), usize::from(hook == stays), "{report:#}");
+        let notes = &report["notes"]["kept"];
+        if code != 1 {
+            assert_eq!(report["completeness"], "whole");
+            let [note] = notes.as_array().unwrap().as_slice() else { panic!("{report:#}") };
+            assert_eq!((&note["source"], &note["path"]), (&"files".into(), &"socket".into()));
+            let shown = site.backup(["show", "latest", "--strategy", "daily", "--json"]).expect(0);
+            assert_eq!(shown.json()["facts"]["notes"]["kept"], *notes);
+        }
+        let [got] = &listener.take()[..] else { panic!("one message") };
+        let got = got.json();
+        assert_eq!((&got["event"], &got["run"]["notes"]["kept"]), (&event.into(), notes));
+        let text = got["text"].as_str().unwrap();
+        assert_eq!(text.lines().filter(|line| line.starts_with("Note: ")).count(), counts[0]);
+        let status = clock.shown_to(site.backup(["status", "--json"])).run().json();
+        let last = &status["strategies"][0]["last_run"];
+        let read = metrics(&site, port);
+        for (level, count) in ["notes", "warnings", "errors"].into_iter().zip(counts) {
+            assert_eq!(last[level], count, "{last:#}");
+            let name = format!("holdfast_last_run_{level}{{strategy=daily}}");
+            assert_eq!(read[&name], count as f64, "{name}");
+        }
+    }
+    daemon.stop();
+}

@@ -31,8 +31,8 @@ use crate::engine::state::locks::{DrillLock, ReadLock};
 use crate::engine::state::node::node;
 use crate::engine::state::private::{free_bytes, make_private_folder};
 use crate::model::{
-    ByteSize, Cancel, Check, CheckOutcome, Digest, Facts, Name, Program, SnapshotId, Span, Verdict,
-    verdict,
+    ByteSize, Cancel, Check, CheckOutcome, Digest, Facts, Name, Program, Remarks, SnapshotId, Span,
+    Verdict, verdict,
 };
 use crate::pipeline::{Identity, Step, Stopwatch};
 use crate::report::{DrillReport, DrillStep};
@@ -172,7 +172,7 @@ fn empty_report(
         artifacts: Vec::new(),
         fetched_bytes: 0,
         checks: Vec::new(),
-        warnings: crate::model::Warnings::new(),
+        remarks: Remarks::default(),
         left: Vec::new(),
         recorded: Vec::new(),
         unrecorded: Vec::new(),
@@ -225,14 +225,12 @@ impl Drill<'_> {
             drill: self.report.id.clone(),
             runtime: Handle::current(),
         };
-        let Rehearsed { ended, checks, targets, artifacts, warnings, left } =
+        let Rehearsed { ended, checks, targets, artifacts, remarks, left } =
             blocking(move || rehearsal.run()).await?;
         self.report.checks.extend(checks);
         self.report.targets = targets;
         self.report.artifacts = artifacts;
-        for warning in warnings.kept() {
-            self.report.warnings.push(warning.clone());
-        }
+        self.report.remarks.extend(None, remarks);
         self.report.left.extend(left);
         self.report.fetched_bytes = subject.storage.fetched_bytes();
         ended?;
@@ -360,7 +358,9 @@ impl Drill<'_> {
         })
         .await?;
         for what in removed {
-            tracing::warn!("an earlier drill left {what}, which was removed");
+            let note = format!("An earlier drill left {what}, which was removed");
+            tracing::info!("{note}");
+            self.report.remarks.note(note);
         }
         for problem in &failed {
             tracing::warn!("what an earlier drill may have left could not be removed: {problem}");

@@ -11,7 +11,7 @@ use crate::engine::read::fault::reading_failed;
 use crate::engine::read::streams::ArtifactStreams;
 use crate::engine::read::whole::read_through;
 use crate::engine::state::private::make_private_folder;
-use crate::model::{Artifact, ArtifactKind, Cancel, Check, CheckOutcome, Facts, Name, Warnings};
+use crate::model::{Artifact, ArtifactKind, Cancel, Check, CheckOutcome, Facts, Name, Remarks};
 use crate::pipeline::{Identity, Step};
 use crate::report::{DrillTarget, DrilledArtifact};
 use crate::source::postgres::ScratchServer;
@@ -30,7 +30,7 @@ pub(super) struct Rehearsed {
     pub(super) checks: Vec<Check>,
     pub(super) targets: Vec<DrillTarget>,
     pub(super) artifacts: Vec<DrilledArtifact>,
-    pub(super) warnings: Warnings,
+    pub(super) remarks: Remarks,
     pub(super) left: Vec<String>,
 }
 
@@ -103,7 +103,7 @@ impl Rehearsal {
             checks: Vec::new(),
             targets: Vec::new(),
             artifacts: Vec::new(),
-            warnings: Warnings::new(),
+            remarks: Remarks::default(),
             left: Vec::new(),
         };
         let mut targets = Targets::new();
@@ -298,8 +298,8 @@ impl Rehearsal {
             &streams,
         ) {
             Ok(done) => {
-                let source = artifact.source.as_ref().map(Name::as_str).unwrap_or_default();
-                rehearsed.warnings.extend(source, done.warnings);
+                let source = artifact.source.as_ref().map(Name::as_str);
+                rehearsed.remarks.extend(source, done.remarks);
             }
             Err(error) => return self.fate(cx, artifact, &error, target),
         }

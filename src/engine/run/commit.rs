@@ -153,7 +153,7 @@ impl Run<'_> {
             } else if place.attempted {
                 // The manifest may yet come to light, and must find its artifacts when it does. A
                 // later run's sweep decides.
-                place.notes.push(format!(
+                place.warn(format!(
                     "The manifest was sent, and it is not certain whether it is there: look for \
                      `{}` in `backup list`",
                     self.id
@@ -162,17 +162,17 @@ impl Run<'_> {
             } else {
                 leftovers::remove(storage, &strategy_folder, &self.id).await
             };
-            match &cleaned {
+            match cleaned {
                 // It tells nobody anything beside a manifest.
-                Err(error) if error.is_denied_or_locked() && place.committed => continue,
-                _ => {}
-            }
-            if let Err(error) = cleaned {
-                tracing::warn!(storage = %place.member.open.name, "could not clean up: {error}; a \
-                    later run will");
-                if place.committed {
-                    place.notes.push(format!("The heartbeat could not be taken away: {error}"));
+                Err(error) if place.committed && error.is_denied_or_locked() => {}
+                Err(error) if place.committed => {
+                    place.note(format!("The heartbeat could not be taken away: {error}"));
                 }
+                Err(error) => {
+                    tracing::warn!(storage = %place.member.open.name, "could not clean up: \
+                        {error}; a later run will");
+                }
+                Ok(()) => {}
             }
         }
     }

@@ -4,7 +4,7 @@ use crate::config::Hooks;
 use crate::engine::context::blocking;
 use crate::engine::error::{EngineError, chain};
 use crate::engine::run::Run;
-use crate::model::{Cancel, Completeness, Name, Warning};
+use crate::model::{Cancel, Completeness, Name, Note};
 use crate::source::SourceError;
 use crate::source::process::Call;
 
@@ -62,7 +62,7 @@ impl Run<'_> {
                 };
                 let reason = chain(&error);
                 tracing::warn!(source, "{reason}");
-                self.warnings.push(Warning { source, path: None, reason, missing: false });
+                self.remarks.warn(Note { source, path: None, reason });
             }
         }
     }

@@ -31,11 +31,11 @@ use crate::engine::state::private::make_private_folder;
 use crate::engine::write::heartbeat::Heartbeat;
 use crate::engine::write::outputs::{Member, Outlet, SourceOutputs, Written};
 use crate::model::{
-    Artifact, ArtifactFacts, ArtifactKind, Cancel, Completeness, FACTS_FORMAT, Facts, Name,
-    SnapshotId, SourceFacts, Warnings,
+    Artifact, ArtifactFacts, ArtifactKind, Cancel, Completeness, FACTS_FORMAT, Facts, Name, Note,
+    Remarks, SnapshotId, SourceFacts, Warning,
 };
 use crate::pipeline::{EncodeSettings, Throttle};
-use crate::report::{Outcome, Pruned, RunReport, SourceReport, StorageReport};
+use crate::report::{Outcome, Pruned, RunReport, SourceReport, StorageReport, Tally};
 use crate::source::{Context, SourceConfig, SourceError};
 
 /// Plain bytes of a block. At the default level a block of 4 MiB is packed 0.1 % smaller, takes
@@ -122,7 +122,8 @@ pub async fn run(
     let mut salt = [0; 3];
     getrandom::fill(&mut salt)
         .map_err(|error| EngineError::Internal(format!("No random bytes: {error}")))?;
-    let started = next_second(engine, instance, strategy).await;
+    let mut remarks = Remarks::default();
+    let started = next_second(engine, instance, strategy, &mut remarks).await;
     let mut run = Run {
         engine,
         instance,
@@ -132,14 +133,16 @@ pub async fn run(
         began: tokio::time::Instant::now(),
         members: Vec::new(),
         unopened: Vec::new(),
-        warnings: Warnings::new(),
+        remarks,
         reports: Vec::new(),
         stored_bytes: 0,
     };
     if let Some(nice) = instance.nice
         && let Err(error) = be_nice(nice)
     {
-        tracing::warn!("Could not lower the priority of the process to {nice}: {error}");
+        let note = format!("Could not lower the priority of the process to {nice}: {error}");
+        tracing::info!("{note}");
+        run.remarks.note(note);
     }
     let span = tracing::info_span!("run", instance = %instance.name, strategy = %strategy.name,
         id = %run.id);
@@ -215,7 +218,7 @@ pub(in crate::engine) struct Run<'a> {
     members: Vec<RunMember>,
     /// Storages that could not even be opened.
     unopened: Vec<StorageReport>,
-    warnings: Warnings,
+    remarks: Remarks,
     reports: Vec<SourceReport>,
     stored_bytes: u64,
 }
@@ -228,10 +231,23 @@ pub(in crate::engine) struct RunMember {
     /// Whether a manifest was sent: then it may be there, whatever the storage answered.
     attempted: bool,
     committed: bool,
+    warnings: Vec<String>,
     notes: Vec<String>,
     pruned: Option<Pruned>,
     /// Held for the length of the run.
     _lock: Option<Box<dyn Send + Sync>>,
+}
+
+impl RunMember {
+    fn note(&mut self, note: String) {
+        tracing::info!(storage = %self.member.open.name, "{note}");
+        self.notes.push(note);
+    }
+
+    fn warn(&mut self, warning: String) {
+        tracing::warn!(storage = %self.member.open.name, "{warning}");
+        self.warnings.push(warning);
+    }
 }
 
 impl Run<'_> {
@@ -240,7 +256,11 @@ impl Run<'_> {
     }
 
     fn completeness(&self) -> Completeness {
-        if self.warnings.missing() > 0 { Completeness::Partial } else { Completeness::Whole }
+        if self.remarks.warnings.missing() > 0 {
+            Completeness::Partial
+        } else {
+            Completeness::Whole
+        }
     }
 
     fn folder(&self) -> String {
@@ -278,18 +298,19 @@ impl Run<'_> {
     }
 
     /// Lists what is there now where retention did not, so that the catalog knows the new snapshot.
-    async fn look_again(&self) {
+    async fn look_again(&mut self) {
         let selection = Selection {
             instance: Some(self.instance.name.clone()),
             strategy: Some(self.strategy.name.clone()),
         };
-        for place in self.members.iter().filter(|place| place.committed && place.pruned.is_none()) {
-            for (name, error) in
+        let committed = |place: &&mut RunMember| place.committed && place.pruned.is_none();
+        for place in self.members.iter_mut().filter(committed) {
+            for (_, error) in
                 list(self.engine, std::slice::from_ref(&place.member.open), &selection)
                     .await
                     .unlisted
             {
-                tracing::warn!(storage = %name, "could not be listed after the commit: {error}");
+                place.note(format!("It could not be listed after the commit: {error}"));
             }
         }
     }
@@ -371,11 +392,13 @@ impl Run<'_> {
             let stored_bytes =
                 taken.written.iter().map(|written| written.artifact.stored_bytes()).sum();
             tracing::info!(source = %name, plain_bytes, stored_bytes, seconds, "source dumped");
-            for warning in taken.warnings.kept() {
-                tracing::warn!(source = %name, path = warning.path.as_deref(), "{}",
-                    warning.reason);
+            for Note { path, reason, .. } in taken.remarks.notes.kept() {
+                tracing::info!(source = %name, path, "{reason}");
             }
-            self.warnings.extend(name.as_str(), taken.warnings);
+            for Warning { note: Note { path, reason, .. }, .. } in taken.remarks.warnings.kept() {
+                tracing::warn!(source = %name, path, "{reason}");
+            }
+            self.remarks.extend(Some(name.as_str()), taken.remarks);
             self.reports.push(SourceReport {
                 name: name.clone(),
                 kind: config.kind().to_owned(),
@@ -403,7 +426,7 @@ impl Run<'_> {
             configuration: self.instance.masked(self.strategy),
             artifacts: artifact_facts,
             sources,
-            warnings: self.warnings.clone(),
+            remarks: self.remarks.clone(),
         };
         self.engine.progress.begin("facts", None);
         let body = serde_json::to_vec_pretty(&facts)
@@ -447,7 +470,7 @@ impl Run<'_> {
                 written,
                 consistency: dumped.consistency,
                 facts: dumped.facts,
-                warnings: dumped.warnings,
+                remarks: dumped.remarks,
             })
         })
         .await?;
@@ -489,6 +512,7 @@ impl Run<'_> {
                 committed: place.committed,
                 error,
                 code,
+                warnings: place.warnings,
                 notes: place.notes,
                 pruned: place.pruned,
             });
@@ -507,11 +531,6 @@ impl Run<'_> {
                 ));
             }
         }
-        let well = self.warnings.is_empty()
-            && storages.iter().all(|storage| {
-                let pruned = storage.pruned.as_ref().is_none_or(|pruned| pruned.problem.is_none());
-                storage.committed && storage.error.is_none() && storage.notes.is_empty() && pruned
-            });
         let may_pass = match &result {
             Ok(_) => false,
             Err(EngineError::NoStorage(_)) => storage_may_pass,
@@ -519,12 +538,11 @@ impl Run<'_> {
         };
         let code = result.as_ref().err().map(EngineError::code);
         let (outcome, completeness, error) = match result {
-            Ok(completeness) if well => (Outcome::Success, Some(completeness), None),
-            Ok(completeness) => (Outcome::Problems, Some(completeness), None),
+            Ok(completeness) => (Outcome::Success, Some(completeness), None),
             Err(EngineError::Cancelled) => (Outcome::Cancelled, None, Some("Cancelled".to_owned())),
             Err(error) => (Outcome::Failed, None, Some(chain(&error))),
         };
-        RunReport {
+        let mut report = RunReport {
             instance: self.instance.name.clone(),
             strategy: self.strategy.name.clone(),
             id: self.id.clone(),
@@ -537,11 +555,16 @@ impl Run<'_> {
             stored_bytes: if completeness.is_some() { self.stored_bytes } else { 0 },
             sources: std::mem::take(&mut self.reports),
             storages,
-            warnings: std::mem::take(&mut self.warnings),
+            remarks: std::mem::take(&mut self.remarks),
             error,
             code,
             may_pass,
+        };
+        let Tally { warnings, errors, .. } = report.tally();
+        if outcome == Outcome::Success && warnings + errors > 0 {
+            report.outcome = Outcome::Problems;
         }
+        report
     }
 
     /// Records the run in the catalog, which must not fail it.
@@ -568,5 +591,5 @@ struct Taken {
     written: Vec<Written>,
     consistency: &'static str,
     facts: serde_json::Value,
-    warnings: Warnings,
+    remarks: Remarks,
 }

@@ -46,6 +46,7 @@ impl Run<'_> {
                         committed: false,
                         error: Some(error),
                         code: Some(code),
+                        warnings: Vec::new(),
                         notes: Vec::new(),
                         pruned: None,
                     });
@@ -59,6 +60,7 @@ impl Run<'_> {
                 reached: false,
                 attempted: false,
                 committed: false,
+                warnings: Vec::new(),
                 notes: Vec::new(),
                 pruned: None,
                 _lock: None,
@@ -120,20 +122,15 @@ impl Run<'_> {
                     an unfinished run left");
             }
             Err(error) => {
-                member
-                    .notes
-                    .push(format!("What an unfinished run left could not be collected: {error}"));
-                tracing::warn!(storage = %member.member.open.name, "could not collect what an \
-                    unfinished run left: {error}");
+                member.note(format!("What an unfinished run left could not be collected: {error}"));
             }
         }
         if leftovers.snapshots == 0
             && last.is_some_and(|last| has_committed(last, &member.member.open.name))
         {
-            let note = "The last run committed a snapshot there, and now there is none of this \
+            let warning = "The last run committed a snapshot there, and now there is none of this \
                 strategy: was its disk not mounted, or was all of it deleted?";
-            tracing::warn!(storage = %member.member.open.name, "{note}");
-            member.notes.push(note.to_owned());
+            member.warn(warning.to_owned());
         }
         if let (Some(free), Some(last)) =
             (storage.free_bytes().await?, last.map(|last| last.stored_bytes))

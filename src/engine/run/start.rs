@@ -6,6 +6,7 @@ use chrono::{DateTime, SubsecRound as _, Utc};
 
 use crate::config::{Instance, Strategy};
 use crate::engine::context::Engine;
+use crate::model::Remarks;
 
 /// Lowers the priority of every thread of the process. Linux keeps it by thread, and threads and
 /// children take it from who starts them.
@@ -29,17 +30,20 @@ pub(super) async fn next_second(
     engine: &Engine,
     instance: &Instance,
     strategy: &Strategy,
+    remarks: &mut Remarks,
 ) -> DateTime<Utc> {
     let Some(catalog) = engine.catalog().await else { return engine.clock.now_seconds() };
     let last = catalog.last_run(&instance.name, &strategy.name, false).await;
     let last = last.inspect_err(|error| tracing::warn!("{error}")).ok().flatten();
     let now = engine.clock.now();
     if let Some(last) = last.as_ref().filter(|last| last.id.time() > now) {
-        tracing::warn!(
-            "the clock is behind that of the last run (`{}`), so `latest` will mean that one and \
+        let note = format!(
+            "The clock is behind that of the last run (`{}`), so `latest` will mean that one and \
              not this: set the clock of this machine",
             last.id
         );
+        tracing::info!("{note}");
+        remarks.note(note);
     }
     if last.is_some_and(|last| last.id.time() == now.trunc_subsecs(0)) {
         let rest = 1_000 - u64::from(now.timestamp_subsec_millis()).min(999);

@@ -21,7 +21,7 @@ use crate::engine::snapshots::list::Snapshot;
 use crate::engine::state::locks::ReadLock;
 use crate::engine::state::private::{free_bytes, make_private_folder};
 use crate::model::{
-    Artifact, ArtifactKind, ByteSize, DatabaseUrl, Facts, Manifest, Name, SnapshotId, Warnings,
+    Artifact, ArtifactKind, ByteSize, DatabaseUrl, Facts, Manifest, Name, Remarks, SnapshotId,
 };
 use crate::pipeline::Identity;
 use crate::source::command::CommandConfig;
@@ -112,8 +112,8 @@ pub struct RestoreReport {
     pub fetched_bytes: u64,
     /// How long it took, in seconds.
     pub seconds: f64,
-    /// What went not quite right.
-    pub warnings: Warnings,
+    #[serde(flatten)]
+    pub remarks: Remarks,
 }
 
 /// One artifact that was restored.
@@ -365,7 +365,7 @@ pub async fn restore(
         ensure_undamaged(engine, storage, &manifest, &request.identities, facts.as_deref(), wanted)
             .await?;
     }
-    let mut warnings = Warnings::new();
+    let mut remarks = Remarks::default();
     let mut restored: Vec<RestoredArtifact> = Vec::new();
     for planned in &plan.artifacts {
         let expected = planned.plain_bytes.filter(|_| request.options.paths.is_empty());
@@ -399,7 +399,7 @@ pub async fn restore(
             done => done
                 .map_err(|error| failed_in(engine, storage, &manifest.id, &planned.name, error))?,
         };
-        warnings.extend(planned.source.as_str(), done.warnings);
+        remarks.extend(Some(planned.source.as_str()), done.remarks);
         restored.push(RestoredArtifact {
             name: planned.name.clone(),
             source: planned.source.clone(),
@@ -417,7 +417,7 @@ pub async fn restore(
         left_out: plan.left_out,
         fetched_bytes: storage.fetched_bytes().saturating_sub(fetched_before),
         seconds: began.elapsed().as_secs_f64(),
-        warnings,
+        remarks,
     })
 }
 

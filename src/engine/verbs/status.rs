@@ -355,6 +355,7 @@ fn told(run: RunRecord) -> LastRun {
         seconds: report.as_ref().map_or(seconds, |report| report.seconds),
         plain_bytes: run.plain_bytes,
         stored_bytes: run.stored_bytes,
+        tally: report.as_ref().map(RunReport::tally),
         error: report.and_then(|report| report.error),
     }
 }

@@ -292,12 +292,9 @@ fn rest(page: &mut String, report: &DrillReport) -> fmt::Result {
         page.push_str("</ul>\n");
         Ok(())
     };
-    let warnings = report.warnings.kept().iter().map(|warning| {
-        let place: Vec<&str> =
-            [&warning.source, &warning.path].into_iter().flatten().map(String::as_str).collect();
-        format!("{} {}", place.join("/"), warning.reason).trim().to_owned()
-    });
+    let warnings = report.remarks.warnings.kept().iter().map(|warning| warning.note.to_string());
     list("Warnings", warnings.collect())?;
+    list("Notes", report.remarks.notes.kept().iter().map(ToString::to_string).collect())?;
     list("Left behind", report.left.clone())?;
     let mut recorded: Vec<String> =
         report.recorded.iter().map(|name| format!("beside the snapshot in {name}")).collect();

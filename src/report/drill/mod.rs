@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    Check, CheckOutcome, Completeness, Digest, Name, Program, SnapshotId, Verdict, Warnings,
+    Check, CheckOutcome, Completeness, Digest, Name, Program, Remarks, SnapshotId, Verdict,
 };
 
 pub use html::html;
@@ -59,8 +59,8 @@ pub struct DrillReport {
     pub fetched_bytes: u64,
     /// What was looked at.
     pub checks: Vec<Check>,
-    /// What went not quite right.
-    pub warnings: Warnings,
+    #[serde(flatten)]
+    pub remarks: Remarks,
     /// Scratch targets that were to stay or could not be removed, and how to remove them.
     pub left: Vec<String>,
     /// Storages where the verdict stands beside the snapshot.

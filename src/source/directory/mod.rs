@@ -8,7 +8,6 @@ mod accounts;
 mod attributes;
 mod dump;
 mod meta;
-mod notes;
 mod restore;
 mod scratch;
 mod walk;
@@ -29,12 +28,20 @@ use super::{
     ArtifactSpec, Context, Dumped, Finding, Level, Outputs, ScratchConfig, Source, SourceError,
 };
 use crate::archive::patterns::Filter;
-use crate::archive::{Exclusion, Pattern};
-use crate::model::{ArtifactKind, Name};
+use crate::archive::{Exclusion, Pattern, lossy};
+use crate::model::{ArtifactKind, Name, Note};
 
 /// How consistent a tarball of a live folder is: each file as it was while it was read, not all of
 /// one instant.
 const CONSISTENCY: &str = "files";
+
+/// An entry was listed, and is there no more.
+const VANISHED: &str = "It vanished before it was read";
+
+/// About the entry at `path`.
+fn at(path: &[u8], reason: impl Into<String>) -> Note {
+    Note::at(lossy(path), reason)
+}
 
 /// The configuration of a `directory` source.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -141,7 +148,7 @@ impl Source for Directory {
                 self.config.path.display()
             )));
         }
-        let (tar, index, entries, counts, notes) = dumper.finish()?;
+        let (tar, index, entries, counts, remarks) = dumper.finish()?;
         let facts = json!({
             "type": "directory",
             "v": 1,
@@ -157,7 +164,7 @@ impl Source for Directory {
             "excluded": walk.excluded,
             "changed": counts.changed,
         });
-        Ok(Dumped { outputs: vec![tar, index], consistency: CONSISTENCY, facts, warnings: notes.0 })
+        Ok(Dumped { outputs: vec![tar, index], consistency: CONSISTENCY, facts, remarks })
     }
 
     fn check(&self, cx: &Context) -> Vec<Finding> {

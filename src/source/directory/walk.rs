@@ -22,12 +22,12 @@ use rustix::fs::{CWD, Dir, Mode, OFlags, openat};
 use rustix::io::Errno;
 
 use super::meta::{Identity, Meta};
-use super::notes::Notes;
 use crate::archive::Kind;
 use crate::archive::header::PATH_LIMIT;
 use crate::archive::patterns::{Choice, Filter};
-use crate::model::Cancel;
+use crate::model::{Cancel, Remarks};
 use crate::source::SourceError;
+use crate::source::directory::{VANISHED, at};
 
 /// How many folders of the way down are kept open.
 const OPEN: usize = 128;
@@ -226,12 +226,12 @@ impl<'a> Walk<'a> {
     }
 
     /// The next entry, none after the last.
-    pub(super) fn next(&mut self, notes: &mut Notes) -> Result<Option<Found>, SourceError> {
+    pub(super) fn next(&mut self, remarks: &mut Remarks) -> Result<Option<Found>, SourceError> {
         loop {
             if self.cancel.is_cancelled() {
                 return Err(SourceError::Cancelled);
             }
-            if self.stack.is_empty() && !self.go_to_late(notes) {
+            if self.stack.is_empty() && !self.go_to_late(remarks) {
                 return Ok(None);
             }
             let Some(frame) = self.stack.last_mut() else { continue };
@@ -239,13 +239,13 @@ impl<'a> Walk<'a> {
             let Some(name) = frame.names.pop() else {
                 if frame.stream.is_some() {
                     if let Some(error) = self.fill() {
-                        notes.missing(
+                        remarks.missing(at(
                             &self.path,
                             format!("The rest of the folder could not be listed: {error}"),
-                        );
+                        ));
                     }
                 } else {
-                    self.leave(notes);
+                    self.leave(remarks);
                 }
                 continue;
             };
@@ -256,7 +256,7 @@ impl<'a> Walk<'a> {
                 self.path.push(b'/');
             }
             self.path.extend_from_slice(name.as_bytes());
-            if let Some(found) = self.look(name, notes) {
+            if let Some(found) = self.look(name, remarks) {
                 return Ok(Some(found));
             }
         }
@@ -264,21 +264,23 @@ impl<'a> Walk<'a> {
 
     /// Looks at an entry once more when all else was walked, as it turned out to be of another
     /// kind.
-    pub(super) fn later(&mut self, late: Late, notes: &mut Notes) {
+    pub(super) fn later(&mut self, late: Late, remarks: &mut Remarks) {
         if late.retries >= RETRIES {
             self.skipped += 1;
-            notes.missing(&late.path, KEPT_BEING_REPLACED);
+            remarks.missing(at(&late.path, KEPT_BEING_REPLACED));
         } else if self.late.len() >= LATE {
             self.skipped += 1;
-            notes
-                .missing(&late.path, "It was replaced before it was read, as too many others were");
+            remarks.missing(at(
+                &late.path,
+                "It was replaced before it was read, as too many others were",
+            ));
         } else {
             self.late.push_back(Late { retries: late.retries + 1, ..late });
         }
     }
 
     /// Goes to an entry that waits for the end of the walk. False when none does.
-    fn go_to_late(&mut self, notes: &mut Notes) -> bool {
+    fn go_to_late(&mut self, remarks: &mut Remarks) -> bool {
         let Some(late) = self.late.pop_front() else { return false };
         let folder = late.path.len().saturating_sub(late.name.as_bytes().len() + 1);
         self.path.clear();
@@ -300,18 +302,18 @@ impl<'a> Walk<'a> {
             }
             Err(error) => {
                 self.skipped += 1;
-                notes.missing(&late.path, format!("It could not be looked at: {error}"));
+                remarks.missing(at(&late.path, format!("It could not be looked at: {error}")));
             }
         }
         true
     }
 
     /// Looks at the entry that was found last once more, as it turned out to be of another kind.
-    pub(super) fn again(&mut self, name: CString, notes: &mut Notes) {
+    pub(super) fn again(&mut self, name: CString, remarks: &mut Remarks) {
         self.retries += 1;
         if self.retries > RETRIES {
             self.skipped += 1;
-            notes.missing(&self.path, KEPT_BEING_REPLACED);
+            remarks.missing(at(&self.path, KEPT_BEING_REPLACED));
         } else if let Some(frame) = self.stack.last_mut() {
             frame.names.push(name);
             self.repeated = true;
@@ -319,7 +321,7 @@ impl<'a> Walk<'a> {
     }
 
     /// What the entry is. None when it is left out.
-    fn look(&mut self, name: CString, notes: &mut Notes) -> Option<Found> {
+    fn look(&mut self, name: CString, remarks: &mut Remarks) -> Option<Found> {
         let frame = self.stack.last()?;
         let within = frame.within;
         let retries = self.retries;
@@ -328,13 +330,13 @@ impl<'a> Walk<'a> {
             // What is left out may vanish as it likes.
             Err(error) if is_gone(error) => {
                 if self.scope.filter.choose(&self.path, true, within) != Choice::Leave {
-                    self.vanished(notes);
+                    self.vanished(remarks);
                 }
                 return None;
             }
             Err(error) => {
                 self.skipped += 1;
-                notes.missing(&self.path, format!("It could not be looked at: {error}"));
+                remarks.missing(at(&self.path, format!("It could not be looked at: {error}")));
                 return None;
             }
         };
@@ -351,13 +353,13 @@ impl<'a> Walk<'a> {
             self.excluded += 1;
             return Some(found);
         }
-        if is_folder { self.enter(found, notes) } else { Some(found) }
+        if is_folder { self.enter(found, remarks) } else { Some(found) }
     }
 
-    fn enter(&mut self, mut found: Found, notes: &mut Notes) -> Option<Found> {
+    fn enter(&mut self, mut found: Found, remarks: &mut Remarks) -> Option<Found> {
         if self.path.len() > PATH_LIMIT - 512 {
             self.skipped += 1;
-            notes.missing(&self.path, "The folder lies too deep, so nothing in it was read");
+            remarks.missing(at(&self.path, "The folder lies too deep, so nothing in it was read"));
             return Some(found);
         }
         let parent = self.folder()?.as_fd();
@@ -366,19 +368,19 @@ impl<'a> Walk<'a> {
         let (meta, stream, folder) = match opened {
             Ok(opened) => opened,
             Err(error) if is_gone(error) => {
-                self.vanished(notes);
+                self.vanished(remarks);
                 return None;
             }
             Err(error) if is_replaced(error) => {
-                self.again(found.name, notes);
+                self.again(found.name, remarks);
                 return None;
             }
             Err(error) => {
                 self.skipped += 1;
-                notes.missing(
+                remarks.missing(at(
                     &self.path,
                     format!("The folder could not be opened, so nothing in it was read: {error}"),
-                );
+                ));
                 return Some(found);
             }
         };
@@ -406,7 +408,7 @@ impl<'a> Walk<'a> {
                 frame.names.push(CACHE_TAG.to_owned());
             }
         } else if let Some(error) = self.fill() {
-            notes.missing(&self.path, format!("The folder could not be listed: {error}"));
+            remarks.missing(at(&self.path, format!("The folder could not be listed: {error}")));
         }
         // A folder that is still being listed stays open: its place in the listing would be lost.
         let far = self.stack.len().checked_sub(OPEN + 1).filter(|far| *far > 0);
@@ -419,9 +421,9 @@ impl<'a> Walk<'a> {
     }
 
     /// What was listed is there no more. That is how a live tree is, so the snapshot is whole.
-    fn vanished(&mut self, notes: &mut Notes) {
+    fn vanished(&mut self, remarks: &mut Remarks) {
         self.skipped += 1;
-        notes.vanished(&self.path);
+        remarks.warn(at(&self.path, VANISHED));
     }
 
     /// Reads the next batch of names of the folder on top. Returns what went wrong; then no more
@@ -460,7 +462,7 @@ impl<'a> Walk<'a> {
     }
 
     /// Goes back up from the folder on top, all of which was walked.
-    fn leave(&mut self, notes: &mut Notes) {
+    fn leave(&mut self, remarks: &mut Remarks) {
         let Some(left) = self.stack.pop() else { return };
         self.held -= left.held;
         let Some(parent) = self.stack.last() else { return };
@@ -483,13 +485,13 @@ impl<'a> Walk<'a> {
             parent.names.clear();
             self.path.truncate(parent.path_length);
             self.skipped += rest as u64;
-            notes.missing(
+            remarks.missing(at(
                 &self.path,
                 format!(
                     "The folder was moved or removed while it was read: {rest} entries of it \
                     are missing"
                 ),
-            );
+            ));
         }
         parent.folder = found.map(Arc::new);
     }
@@ -532,7 +534,7 @@ fn listing(folder: BorrowedFd<'_>) -> Result<Dir, Errno> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Choice, Filter, Found, Kind, Late, Meta, Notes, RETRIES, Scope, Walk};
+    use super::{Choice, Filter, Found, Kind, Late, Meta, RETRIES, Remarks, Scope, Walk};
     use crate::model::Cancel;
     use std::os::fd::AsFd;
 
@@ -557,7 +559,7 @@ mod tests {
         std::fs::remove_dir(root.join("folder")).unwrap();
         std::os::unix::fs::symlink("../outside", root.join("folder")).unwrap();
 
-        let mut notes = Notes::default();
+        let mut remarks = Remarks::default();
         walk.path.extend_from_slice(b"folder");
         let found = Found {
             name: c"folder".to_owned(),
@@ -566,10 +568,10 @@ mod tests {
             within: true,
             retries: 0,
         };
-        assert!(walk.enter(found, &mut notes).is_none());
-        let found = walk.next(&mut notes).unwrap().unwrap();
+        assert!(walk.enter(found, &mut remarks).is_none());
+        let found = walk.next(&mut remarks).unwrap().unwrap();
         assert_eq!((walk.path(), found.meta.kind), (b"folder".as_slice(), Some(Kind::Symlink)));
-        assert!(walk.next(&mut notes).unwrap().is_none() && notes.0.is_empty());
+        assert!(walk.next(&mut remarks).unwrap().is_none() && remarks.warnings.is_empty());
     }
 
     #[test]
@@ -580,13 +582,13 @@ mod tests {
         let cancel = Cancel::new();
         let mut walk = Walk::open(scratch.path(), scope(&filter), &cancel).unwrap();
         walk.start().unwrap();
-        let mut notes = Notes::default();
+        let mut remarks = Remarks::default();
         let mut looks = 0;
-        while let Some(found) = walk.next(&mut notes).unwrap() {
+        while let Some(found) = walk.next(&mut remarks).unwrap() {
             looks += 1;
-            walk.again(found.name, &mut notes);
+            walk.again(found.name, &mut remarks);
         }
-        assert_eq!((looks, notes.0.missing(), walk.skipped), (6, 1, 1));
+        assert_eq!((looks, remarks.warnings.missing(), walk.skipped), (6, 1, 1));
     }
 
     #[test]
@@ -598,9 +600,9 @@ mod tests {
         let cancel = Cancel::new();
         let mut walk = Walk::open(scratch.path(), scope(&filter), &cancel).unwrap();
         walk.start().unwrap();
-        let mut notes = Notes::default();
+        let mut remarks = Remarks::default();
         let mut paths = Vec::new();
-        while let Some(found) = walk.next(&mut notes).unwrap() {
+        while let Some(found) = walk.next(&mut remarks).unwrap() {
             paths.push(String::from_utf8(walk.path().to_vec()).unwrap());
             if found.name.as_c_str() == c"a" && found.retries < RETRIES {
                 let late = Late {
@@ -610,7 +612,7 @@ mod tests {
                     within: true,
                     retries: found.retries,
                 };
-                walk.later(late, &mut notes);
+                walk.later(late, &mut remarks);
             }
         }
         let mut expected = vec!["a", "a/b", "a/b/c", "z"];
@@ -618,6 +620,6 @@ mod tests {
             expected.extend(["a", "a/b", "a/b/c"]);
         }
         assert_eq!(paths, expected);
-        assert!(notes.0.is_empty());
+        assert!(remarks.warnings.is_empty());
     }
 }

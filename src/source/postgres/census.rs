@@ -9,7 +9,7 @@ use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use super::address::Address;
 use super::client::Major;
-use crate::model::{Span, Warning, Warnings};
+use crate::model::{Note, Remarks, Span};
 use crate::source::SourceError;
 
 /// No table takes so long to count; a dead connection does.
@@ -159,7 +159,7 @@ pub(super) struct Census {
     /// Roles that must be there for a restore, whoever owns what: those that row policies and user
     /// mappings are for.
     pub(super) roles: Vec<String>,
-    pub(super) warnings: Warnings,
+    pub(super) remarks: Remarks,
 }
 
 /// Of `pg_class`, `pg_proc` …: not a member of an extension, which is restored as a whole.
@@ -287,10 +287,7 @@ pub(super) const ANYTHING: &str = concat!(
 pub(super) async fn take(session: &mut Session, rows: bool) -> Census {
     let mut census = Census::default();
     if let Err(error) = list(session, &mut census).await {
-        census.warnings.push(warning(
-            None,
-            format!("What the database contains could not be listed: {error}"),
-        ));
+        census.remarks.warn(format!("What the database contains could not be listed: {error}"));
         return census;
     }
     if rows {
@@ -365,20 +362,17 @@ async fn count_rows(session: &mut Session, census: &mut Census) {
                         .is_err();
                 let reason =
                     session.address.failed(format!("count the rows of {name}"), &error).to_string();
-                census.warnings.push(warning(Some(name), reason));
+                census.remarks.warn(Note::at(name, reason));
                 if lost {
-                    let reason = "The connection was lost, so the rows of the tables after this \
-                        one were not counted";
-                    census.warnings.push(warning(None, reason.to_owned()));
+                    census.remarks.warn(
+                        "The connection was lost, so the rows of the tables after this one were \
+                         not counted",
+                    );
                     return;
                 }
             }
         }
     }
-}
-
-fn warning(path: Option<String>, reason: String) -> Warning {
-    Warning { source: None, path, reason, missing: false }
 }
 
 /// An identifier in SQL.

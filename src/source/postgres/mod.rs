@@ -29,7 +29,7 @@ use super::{
     ArtifactSpec, Context, Dumped, Finding, Level, Output, Outputs, ScratchConfig, Source,
     SourceError,
 };
-use crate::model::{ArtifactKind, DatabaseUrl, Name, Secret, Span, Warning, Warnings};
+use crate::model::{ArtifactKind, DatabaseUrl, Name, Remarks, Secret, Span};
 
 /// A PostgreSQL database.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -160,7 +160,7 @@ impl Postgres {
         session: &Session,
         client: &Client,
         output: &mut Output,
-        warnings: &mut Warnings,
+        remarks: &mut Remarks,
     ) -> Result<(), SourceError> {
         let client = client.sibling("pg_dumpall");
         let (call, _password) = session.address.call(cx, &client, "dump the roles".to_owned())?;
@@ -170,9 +170,9 @@ impl Postgres {
             call.args(["--globals-only", "--no-password", &database]).explained_by(explain_dump);
         if !session.server.superuser {
             call = call.args(["--no-role-passwords"]);
-            let reason =
-                "The roles were dumped without their passwords, which only a superuser can read";
-            warnings.push(warning(reason.to_owned()));
+            remarks.warn(
+                "The roles were dumped without their passwords, which only a superuser can read",
+            );
         }
         call.read_into(cx, output)?;
         Ok(())
@@ -182,7 +182,7 @@ impl Postgres {
 impl Source for Postgres {
     fn dump(&self, cx: &Context, outputs: &dyn Outputs) -> Result<Dumped, SourceError> {
         let (session, client) = self.begin(cx)?;
-        let mut warnings = Warnings::new();
+        let mut remarks = Remarks::default();
         let mut written = Vec::new();
         // First, since they are restored first: what the database contains belongs to these roles.
         if self.config.globals {
@@ -193,7 +193,7 @@ impl Source for Postgres {
                 blocks: false,
             };
             let mut output = outputs.create(spec).map_err(SourceError::Stream)?;
-            self.dump_globals(cx, &session, &client, &mut output, &mut warnings)?;
+            self.dump_globals(cx, &session, &client, &mut output, &mut remarks)?;
             written.push(output);
         }
         let spec = ArtifactSpec {
@@ -212,16 +212,14 @@ impl Source for Postgres {
             Ok(_) => "snapshot",
             Err(reason) => {
                 counted = "off";
-                warnings.push(warning(format!(
+                remarks.warn(format!(
                     "The server did not export a snapshot ({reason}), so the rows of the dump were \
                      not counted"
-                )));
+                ));
                 "dump"
             }
         };
-        for found in census.warnings.kept() {
-            warnings.push(found.clone());
-        }
+        remarks.extend(None, census.remarks);
         let facts = serde_json::json!({
             "type": "postgres",
             "v": 1,
@@ -238,7 +236,7 @@ impl Source for Postgres {
             "extensions": census.extensions,
             "roles": census.roles,
         });
-        Ok(Dumped { outputs: written, consistency, facts, warnings })
+        Ok(Dumped { outputs: written, consistency, facts, remarks })
     }
 
     fn check(&self, cx: &Context) -> Vec<Finding> {
@@ -383,10 +381,6 @@ fn explain_dump(said: &str) -> Option<String> {
         ),
     ];
     hints.iter().find(|(part, _)| said.contains(part)).map(|(_, hint)| (*hint).to_owned())
-}
-
-fn warning(reason: String) -> Warning {
-    Warning { source: None, path: None, reason, missing: false }
 }
 
 /// Runs a future from a thread that may block; a stop ends it.

@@ -13,8 +13,8 @@ use super::address::{Address, dbname_argument};
 use super::census::{ANYTHING, Server, quoted, tables};
 use super::client::{Client, Major};
 use super::scratch::ScratchDatabase;
-use super::{NO_PASSWORD, block, warning};
-use crate::model::{ArtifactKind, ByteSize, Warnings};
+use super::{NO_PASSWORD, block};
+use crate::model::{ArtifactKind, ByteSize, Remarks};
 use crate::source::place::{file_in, refuse_existing, write_nameless, write_private};
 use crate::source::process::{Call, MemoryFile, ProcessError, path_for_children};
 use crate::source::scratch::{Scratch, ScratchPlace};
@@ -165,7 +165,7 @@ impl PostgresRestorer {
         prepared: &Prepared,
         input: &mut dyn Read,
         options: &RestoreOptions,
-    ) -> Result<Warnings, SourceError> {
+    ) -> Result<Remarks, SourceError> {
         let mut script = Vec::new();
         let read =
             input.take(GLOBALS_LIMIT + 1).read_to_end(&mut script).map_err(SourceError::Stream)?;
@@ -178,7 +178,7 @@ impl PostgresRestorer {
         let address = &prepared.address;
         let existing = block(cx, address.within("list the roles", existing_globals(address)))?;
         let mut kept = Vec::with_capacity(script.len());
-        let mut warnings = Warnings::new();
+        let mut remarks = Remarks::default();
         for line in script.split_inclusive(|byte| *byte == b'\n') {
             let text = String::from_utf8_lossy(line);
             let mut words = text.trim_end().trim_end_matches(';').splitn(3, ' ');
@@ -197,11 +197,10 @@ impl PostgresRestorer {
                     && (object == "TABLESPACE" || text.contains(" ON TABLESPACE ")) => {}
                 (Some("CREATE"), Some(name)) => {
                     if !options.overwrite {
-                        let reason = format!(
+                        remarks.warn(format!(
                             "The {} {name} exists and was left as it is",
                             object.to_lowercase()
-                        );
-                        warnings.push(warning(reason));
+                        ));
                     }
                 }
                 (Some("ALTER"), Some(_)) if !options.overwrite => {}
@@ -218,7 +217,7 @@ impl PostgresRestorer {
             call = call.args(["--single-transaction"]);
         }
         call.feed(cx, &mut kept.as_slice())?;
-        Ok(warnings)
+        Ok(remarks)
     }
 }
 
@@ -347,15 +346,14 @@ impl Restorer for PostgresRestorer {
             return Ok(Restored { place: file.display().to_string(), ..Restored::default() });
         }
         let prepared = Self::prepare_database(cx, artifact, target, options)?;
-        let mut warnings = Warnings::new();
+        let mut remarks = Remarks::default();
         match artifact.kind {
             ArtifactKind::PgGlobals if options.no_owner => {
                 std::io::copy(input, &mut std::io::sink()).map_err(SourceError::Stream)?;
-                warnings.push(warning(
-                    "The roles were not restored, since nothing is to belong to them".to_owned(),
-                ));
+                // As was asked for.
+                remarks.note("The roles were not restored, since nothing is to belong to them");
             }
-            ArtifactKind::PgGlobals => warnings = Self::globals(cx, &prepared, input, options)?,
+            ArtifactKind::PgGlobals => remarks = Self::globals(cx, &prepared, input, options)?,
             _ if options.jobs > 1 => Self::parallel(cx, &prepared, artifact, input, options)?,
             _ => Self::stream(cx, &prepared, input, options)?,
         }
@@ -367,16 +365,16 @@ impl Restorer for PostgresRestorer {
                     .address
                     .within("list the tables", left_over(&prepared.address, &artifact.facts)),
             ) {
-                Ok(Some(reason)) => warnings.push(warning(reason)),
+                Ok(Some(reason)) => remarks.warn(reason),
                 Ok(None) => {}
                 Err(error) => {
-                    warnings.push(warning(format!(
+                    remarks.warn(format!(
                         "{error}, so what the dump does not have may still be there"
-                    )));
+                    ));
                 }
             }
         }
-        Ok(Restored { place: prepared.address.masked, warnings, files: None })
+        Ok(Restored { place: prepared.address.masked, remarks, files: None })
     }
 
     fn prepare(&self, job: RestoreJob<'_>) -> Result<(), SourceError> {

@@ -33,7 +33,7 @@ use super::scratch::refuse_overlap;
 use super::{
     ArtifactSpec, Context, Dumped, Finding, Level, Outputs, ScratchConfig, Source, SourceError,
 };
-use crate::model::{ArtifactKind, ByteSize, Name, Span, Warning, Warnings};
+use crate::model::{ArtifactKind, ByteSize, Name, Remarks, Span};
 
 pub use restore::SqliteRestorer;
 
@@ -123,15 +123,15 @@ impl Source for Sqlite {
             blocks: false,
         };
         let mut session = self.open(cx)?;
-        let mut warnings = Warnings::new();
+        let mut remarks = Remarks::default();
         let image = session.begin()?;
         if image.pages == 0 {
-            warnings.push(warning("The database is empty: not even a schema is in it".to_owned()));
+            remarks.warn("The database is empty: not even a schema is in it");
         }
         let mut output;
         let mut facts;
         if image.journal_mode == "wal" {
-            facts = session.facts(self.config.row_counts, &mut warnings)?;
+            facts = session.facts(self.config.row_counts, &mut remarks)?;
             output = outputs.create(spec).map_err(SourceError::Stream)?;
             session.copy(&image, &mut output, SourceError::Stream)?;
             session.end()?;
@@ -154,7 +154,7 @@ impl Source for Sqlite {
                 BUSY_TIMEOUT,
                 SqliteConnectOptions::new().immutable(true),
             )?;
-            facts = session.facts(self.config.row_counts, &mut warnings)?;
+            facts = session.facts(self.config.row_counts, &mut remarks)?;
             output = outputs.create(spec).map_err(SourceError::Stream)?;
             copy.pour(cx, &image, &mut output)?;
         }
@@ -165,7 +165,7 @@ impl Source for Sqlite {
             facts.insert("pages".to_owned(), json!(image.pages));
             facts.insert("journal_mode".to_owned(), json!(image.journal_mode));
         }
-        Ok(Dumped { outputs: vec![output], consistency: "snapshot", facts, warnings })
+        Ok(Dumped { outputs: vec![output], consistency: "snapshot", facts, remarks })
     }
 
     fn check(&self, cx: &Context) -> Vec<Finding> {
@@ -375,7 +375,7 @@ impl<'a> Session<'a> {
     fn facts(
         &mut self,
         row_counts: RowCounts,
-        warnings: &mut Warnings,
+        remarks: &mut Remarks,
     ) -> Result<serde_json::Value, SourceError> {
         let attempt = "read the schema";
         let number = |session: &mut Self, sql| session.value::<i64>(attempt, sql);
@@ -399,11 +399,11 @@ impl<'a> Session<'a> {
                 match self.count(&name) {
                     Ok(rows) => table = json!({ "name": name, "rows": rows }),
                     Err(Fault::Sqlx(error)) if primary_code(&error) == Some(SQLITE_ERROR) => {
-                        warnings.push(warning(format!(
+                        remarks.warn(format!(
                             "The rows of {} could not be counted, and a drill cannot compare them: \
                              {error}",
                             quoted(&name)
-                        )));
+                        ));
                     }
                     Err(error) => {
                         return Err(
@@ -436,10 +436,6 @@ impl<'a> Session<'a> {
 /// Where an identifier stands in SQL.
 fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
-}
-
-fn warning(reason: String) -> Warning {
-    Warning { source: None, path: None, reason, missing: false }
 }
 
 /// Why a call to SQLite did not come to its end.

@@ -15,9 +15,9 @@ use super::scratch::ScratchDatabase;
 use super::target::{original_name, place};
 use super::{
     BUSY_TIMEOUT, Fault, PrivateFile, SQLITE_ERROR, Session, free_bytes, primary_code, quoted,
-    random_name, warning,
+    random_name,
 };
-use crate::model::{ByteSize, Warnings};
+use crate::model::{ByteSize, Remarks};
 
 /// What SQLite keeps beside a database. One that is left over from another database would be played
 /// into the restored one.
@@ -44,9 +44,9 @@ impl Restorer for SqliteRestorer {
             PrivateFile::new(folder.join(format!(".{name}.restore-{}", random_name()?)))?;
         receive(cx, input, &mut file)?;
         let mut restored = Restored { place: place.display().to_string(), ..Restored::default() };
-        check(cx, artifact, &file.path, &mut restored.warnings)?;
+        check(cx, artifact, &file.path, &mut restored.remarks)?;
         if options.overwrite {
-            replace(&file, &place, &mut restored.warnings)?;
+            replace(&file, &place, &mut restored.remarks)?;
         } else {
             publish(&file.path, &place)?;
         }
@@ -183,7 +183,7 @@ fn check(
     cx: &Context,
     artifact: &RestoreArtifact,
     path: &Path,
-    warnings: &mut Warnings,
+    remarks: &mut Remarks,
 ) -> Result<(), SourceError> {
     // Nobody else has the file, so no lock and nothing beside it is needed.
     let mut session =
@@ -202,9 +202,7 @@ fn check(
         }
         // A collation or function that only its application has.
         Err(Fault::Sqlx(error)) if primary_code(&error) == Some(SQLITE_ERROR) => {
-            warnings.push(warning(format!(
-                "SQLite could not check the restored database wholly: {error}"
-            )));
+            remarks.warn(format!("SQLite could not check the restored database wholly: {error}"));
         }
         Err(error) => return Err(session.explain(error, "check the integrity")),
     }
@@ -249,17 +247,16 @@ fn publish(from: &Path, to: &Path) -> Result<(), SourceError> {
 }
 
 /// Moves `file` to `place`, whatever is there, and gives it the owner and mode of what it replaces.
-fn replace(file: &PrivateFile, place: &Path, warnings: &mut Warnings) -> Result<(), SourceError> {
+fn replace(file: &PrivateFile, place: &Path, remarks: &mut Remarks) -> Result<(), SourceError> {
     if let Ok(old) = std::fs::metadata(place) {
         let mode = std::fs::Permissions::from_mode(old.mode() & 0o777);
         let kept = std::os::unix::fs::fchown(&file.file, Some(old.uid()), Some(old.gid()))
             .and_then(|()| file.file.set_permissions(mode));
         if let Err(error) = kept {
-            let reason = format!(
+            remarks.warn(format!(
                 "The owner and mode of the old `{}` could not be kept: {error}",
                 place.display()
-            );
-            warnings.push(warning(reason));
+            ));
         }
     }
     // Before the new file is in place: a crash between the two must not leave it beside the log of

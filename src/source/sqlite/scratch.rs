@@ -12,7 +12,7 @@ use super::super::scratch::{Each, Row, Scratch, ScratchPlace};
 use super::super::{Context, RestoreArtifact, SourceError, Streams, Target};
 use super::target::place;
 use super::{BUSY_TIMEOUT, Fault, RowCounts, SQLITE_ERROR, Session, primary_code, quoted, wait};
-use crate::model::{Check, CheckOutcome, Name, TOLD_DIFFERENCES, Warnings};
+use crate::model::{Check, CheckOutcome, Name, Remarks, TOLD_DIFFERENCES};
 
 /// Instructions of SQLite between two looks at the clock.
 const INSTRUCTIONS: i32 = 10_000;
@@ -59,11 +59,11 @@ impl Scratch for ScratchDatabase {
             .get("tables")
             .and_then(Value::as_array)
             .is_some_and(|tables| tables.iter().any(|table| table.get("rows").is_some()));
-        let mut warnings = Warnings::new();
-        let found = session
-            .facts(if counted { RowCounts::Exact } else { RowCounts::Off }, &mut warnings)?;
+        let mut remarks = Remarks::default();
+        let found =
+            session.facts(if counted { RowCounts::Exact } else { RowCounts::Off }, &mut remarks)?;
         let uncounted: Vec<String> =
-            warnings.kept().iter().map(|warning| warning.reason.clone()).collect();
+            remarks.warnings.kept().iter().map(|warning| warning.note.reason.clone()).collect();
         checks.extend(rows(&self.name, &artifact.facts, &found, &uncounted));
         for what in ["indexes", "triggers", "views", "user_version", "application_id"] {
             let Some(expected) = artifact.facts.get(what) else { continue };

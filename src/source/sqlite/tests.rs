@@ -307,7 +307,7 @@ fn what_is_only_in_the_write_ahead_log_is_in_the_copy_and_the_database_is_left_a
     assert_ne!(image, main);
     assert_eq!(std::fs::read(&path).unwrap(), main, "nothing was folded back");
     let restored = place.restore(&image, &dumped.facts, &place.database("back.db"), false).unwrap();
-    assert!(restored.warnings.is_empty());
+    assert!(restored.remarks.warnings.is_empty());
     assert_eq!(place.number(&place.path("back.db"), "SELECT count(*) FROM t"), 3);
     drop(writer);
 }
@@ -344,7 +344,7 @@ fn every_page_size_and_kind_of_table_comes_back_byte_for_byte() {
             place.run(&mut connection, SCHEMA);
             let (image, dumped) = place.dump(&path).unwrap();
             let facts = &dumped.facts;
-            assert!(dumped.warnings.is_empty(), "{:?}", dumped.warnings);
+            assert!(dumped.remarks.warnings.is_empty(), "{:?}", dumped.remarks.warnings);
             assert_eq!((&facts["type"], &facts["v"]), (&"sqlite".into(), &1.into()));
             assert_eq!(facts["page_size"], page_size);
             assert_eq!(rows(facts, "we\"ird name"), 3);
@@ -365,7 +365,7 @@ fn every_page_size_and_kind_of_table_comes_back_byte_for_byte() {
             let restored = place.restore(&image, facts, &folder, false).unwrap();
             let back = place.path("out/db/app 1.db");
             assert_eq!(
-                (restored.place, restored.warnings.count()),
+                (restored.place, restored.remarks.warnings.count()),
                 (back.display().to_string(), 0)
             );
             assert_eq!(std::fs::read(&back).unwrap(), image);
@@ -392,7 +392,7 @@ fn an_empty_database_is_copied_with_a_warning() {
     std::fs::write(place.path("empty.db"), b"").unwrap();
     let (image, dumped) = place.dump(&place.path("empty.db")).unwrap();
     assert!(image.is_empty());
-    assert_eq!((dumped.facts["pages"].as_u64(), dumped.warnings.count()), (Some(0), 1));
+    assert_eq!((dumped.facts["pages"].as_u64(), dumped.remarks.warnings.count()), (Some(0), 1));
     place.restore(&image, &dumped.facts, &place.database("back.db"), false).unwrap();
     assert_eq!(std::fs::read(place.path("back.db")).unwrap(), b"");
 }
@@ -525,7 +525,7 @@ fn a_database_in_wal_mode_that_nobody_has_open_is_copied_and_opens_afterwards() 
     assert_eq!(place.names("."), ["app.db", "work"]);
     let before = std::fs::read(&path).unwrap();
     let (image, dumped) = place.dump(&path).unwrap();
-    assert!(image == before && dumped.warnings.is_empty());
+    assert!(image == before && dumped.remarks.warnings.is_empty());
     let mut connection = place.connect(&path, 4096, SqliteJournalMode::Wal);
     place.run(&mut connection, "INSERT INTO pair VALUES (3, 'z')");
     place.runtime.block_on(connection.close()).unwrap();

@@ -229,7 +229,7 @@ proptest! {
         prop_assert!(backup.warnings.is_empty());
         let place = world.path("restored");
         let restored = world.restore(&backup.tar, &place).unwrap();
-        prop_assert!(restored.warnings.is_empty());
+        prop_assert!(restored.remarks.warnings.is_empty());
         let expected = listing(&root, &[]);
         assert_same(&listing(&place, &[]), &expected, "restored");
         let place = world.path("by hand");

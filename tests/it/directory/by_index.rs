@@ -70,7 +70,7 @@ fn a_whole_tree_is_restored_by_its_index_with_all_its_attributes() {
     let place = world.path("target");
     let restored =
         world.restore_from(&backup.streams(), &place, &RestoreOptions::default()).unwrap();
-    assert!(restored.warnings.is_empty(), "{:?}", restored.warnings);
+    assert!(restored.remarks.warnings.is_empty(), "{:?}", restored.remarks.warnings);
     assert_same(&listing(&place, &[]), &listing(&root, &[]), "by the index");
     let files = restored.files.unwrap();
     assert_eq!(
@@ -310,7 +310,7 @@ fn parts_are_restored_with_the_folders_that_lead_there_and_little_else_is_read()
         let preview = world.preview(&streams, &place, &paths(texts)).unwrap();
         let restored = world.restore_from(&streams, &place, &paths(texts)).unwrap();
         assert_eq!(names(&place), expected, "{texts:?}");
-        assert!(restored.warnings.is_empty());
+        assert!(restored.remarks.warnings.is_empty());
         let fetched = streams.fetched.load(Ordering::Relaxed);
         assert!(fetched < most, "{texts:?}: {fetched}");
         let files = restored.files.unwrap();
@@ -528,7 +528,7 @@ fn entries_are_given_to_the_owners_that_were_asked_for() {
     };
     let restored = world.restore_from(&backup.streams(), &place, &options).unwrap();
     if is_root() {
-        assert!(restored.warnings.is_empty(), "{:?}", restored.warnings);
+        assert!(restored.remarks.warnings.is_empty(), "{:?}", restored.remarks.warnings);
         assert_eq!(of(&place, "suid"), (2000, 2001, 0o6755), "the same owner under another number");
         assert_eq!(of(&place, "link"), (2000, 2001, 0o777));
         assert_eq!(of(&place, "other"), (1, 0, 0o644), "by the name in the tarball");
@@ -537,7 +537,7 @@ fn entries_are_given_to_the_owners_that_were_asked_for() {
         let all = world.path("all");
         let restored = world.restore_from(&backup.streams(), &all, &options).unwrap();
         assert_eq!(of(&all, "suid"), (33, 33, 0o755), "somebody else may not act for the owner");
-        assert_eq!(restored.warnings.count(), 1);
+        assert_eq!(restored.remarks.warnings.count(), 1);
     }
     // As an ordinary user: a note, but for what belongs to him anyway.
     let home = world.path("home");
@@ -550,15 +550,25 @@ fn entries_are_given_to_the_owners_that_were_asked_for() {
             as_ordinary_user(|| world.restore_from(&backup.streams(), &home.join("me"), &to_me))
                 .unwrap();
         assert!(
-            restored.warnings.kept().iter().all(|warning| !warning.reason.contains("only root")),
+            restored
+                .remarks
+                .warnings
+                .kept()
+                .iter()
+                .all(|warning| !warning.note.reason.contains("only root")),
             "{:?}",
-            restored.warnings
+            restored.remarks.warnings
         );
         let restored =
             as_ordinary_user(|| world.restore_from(&backup.streams(), &home.join("x"), &options))
                 .unwrap();
         assert!(
-            restored.warnings.kept().iter().any(|warning| warning.reason.contains("only root"))
+            restored
+                .remarks
+                .warnings
+                .kept()
+                .iter()
+                .any(|warning| warning.note.reason.contains("only root"))
         );
     }
     let both =

@@ -62,7 +62,7 @@ fn a_cancelled_restore_is_marked_and_the_same_command_ends_it() {
         write(&place.join("05/.holdfast-restore.0"), "half");
         let restored =
             again.restore_from(&backup.streams(), &place, &RestoreOptions::default()).unwrap();
-        assert!(restored.warnings.is_empty());
+        assert!(restored.remarks.warnings.is_empty());
         assert_same(
             &listing(&place, &[]),
             &listing(&crate_root(&backup, &again), &[]),

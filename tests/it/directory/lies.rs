@@ -351,7 +351,10 @@ fn assert_as_the_index_says(place: &Path, entries: &[Entry], restored: &Restored
         {
             // Who may not make devices is told so; what lies in one by the index makes a folder of
             // it then.
-            assert!(!restored.warnings.is_empty(), "`{name}` is missing and nothing says so");
+            assert!(
+                !restored.remarks.warnings.is_empty(),
+                "`{name}` is missing and nothing says so"
+            );
             continue;
         }
         let metadata = found.get(&path).unwrap_or_else(|| panic!("`{name}` is missing"));

@@ -362,7 +362,11 @@ fn tarballs_of_other_programs_in_every_format_are_restored() {
             run("sh", &["-c".as_ref(), text.as_ref(), root.as_os_str(), script.as_os_str()], &[]);
         let restored =
             world.restore(&tar, &place).unwrap_or_else(|error| panic!("{command}: {error}"));
-        assert!(!is_root() || restored.warnings.is_empty(), "{command}: {:?}", restored.warnings);
+        assert!(
+            !is_root() || restored.remarks.warnings.is_empty(),
+            "{command}: {:?}",
+            restored.remarks.warnings
+        );
         let except = lacks.concat();
         let expected = without(&listing(&root, options), &except);
         assert_same(&without(&listing(&place, options), &except), &expected, command);
@@ -465,11 +469,11 @@ fn a_restore_gives_back_the_same_tree() {
     // As one reads any tarball, and driven by the index.
     let (alone, by_index) = (world.path("alone"), world.path("by index"));
     let restored = world.restore(&backup.tar, &alone).unwrap();
-    assert!(!is_root() || restored.warnings.is_empty(), "{:?}", restored.warnings);
+    assert!(!is_root() || restored.remarks.warnings.is_empty(), "{:?}", restored.remarks.warnings);
     assert_same(&listing(&alone, &["holes"]), &expected, "our own restore");
     let options = holdfast::source::RestoreOptions::default();
     let restored = world.restore_from(&backup.streams(), &by_index, &options).unwrap();
-    assert!(!is_root() || restored.warnings.is_empty(), "{:?}", restored.warnings);
+    assert!(!is_root() || restored.remarks.warnings.is_empty(), "{:?}", restored.remarks.warnings);
     assert_same(&listing(&by_index, &["holes"]), &expected, "our own restore by the index");
 }
 
@@ -724,7 +728,8 @@ fn a_socket_is_skipped_with_a_note() {
     let _listener = std::os::unix::net::UnixListener::bind(world.path("socket")).unwrap();
     let backup = world.dump(config(world.scratch.path())).unwrap();
     assert_eq!(backup.paths(), ["."]);
-    let (reason, missing) = backup.warning("socket").unwrap();
-    assert!(reason.contains("socket") && !missing);
+    let [note] = backup.notes.kept() else { panic!("{:?}", backup.notes) };
+    assert_eq!(note.path.as_deref(), Some("socket"));
+    assert!(backup.warnings.is_empty(), "{:?}", backup.warnings);
     assert_eq!(backup.facts["skipped"], 1);
 }

@@ -155,7 +155,12 @@ fn what_cannot_be_removed_is_named_and_a_mount_is_left() {
     let restored = result.unwrap();
     assert_eq!(kept.unwrap(), b"precious");
     assert!(
-        restored.warnings.kept().iter().any(|warning| warning.reason.contains("mounted there"))
+        restored
+            .remarks
+            .warnings
+            .kept()
+            .iter()
+            .any(|warning| warning.note.reason.contains("mounted there"))
     );
 }
 

@@ -149,8 +149,13 @@ fn an_ordinary_user_gets_the_content_and_a_note_about_owners() {
     if is_root() {
         assert_eq!(metadata("suid").mode() & 0o7777, 0o755, "no setuid for another owner");
         assert_eq!(metadata("suid").uid(), 65_534);
-        let reasons: Vec<_> =
-            restored.warnings.kept().iter().map(|warning| warning.reason.as_str()).collect();
+        let reasons: Vec<_> = restored
+            .remarks
+            .warnings
+            .kept()
+            .iter()
+            .map(|warning| warning.note.reason.as_str())
+            .collect();
         let told = |text: &str| reasons.iter().filter(|reason| reason.contains(text)).count();
         assert_eq!(
             (told("only root can"), told("device"), told("extended attribute")),
@@ -177,7 +182,7 @@ fn without_owners_nothing_keeps_the_rights_of_another() {
     let place = world.path("target");
     let options = RestoreOptions { no_owner: true, ..RestoreOptions::default() };
     let restored = world.restore_with(&mut &*tar, &place, &options).unwrap();
-    assert!(restored.warnings.is_empty(), "{:?}", restored.warnings);
+    assert!(restored.remarks.warnings.is_empty(), "{:?}", restored.remarks.warnings);
     let metadata = |name: &str| place.join(name).metadata().unwrap();
     assert_eq!(metadata("mine").mode() & 0o7777, 0o4755);
     assert_eq!(metadata("theirs").uid(), rustix::process::geteuid().as_raw());

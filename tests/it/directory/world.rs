@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use holdfast::archive::index::{Entry, Footer, IndexReader};
 use holdfast::archive::{Exclusion, Pattern};
-use holdfast::model::{ArtifactKind, Cancel, Warnings};
+use holdfast::model::{ArtifactKind, Cancel, Notes, Remarks, Warnings};
 use holdfast::source::directory::{Directory, DirectoryConfig, DirectoryRestorer};
 use holdfast::source::process::Environment;
 use holdfast::source::{
@@ -52,6 +52,7 @@ pub(crate) struct Backup {
     pub(crate) footer: Footer,
     pub(crate) facts: serde_json::Value,
     pub(crate) warnings: Warnings,
+    pub(crate) notes: Notes,
 }
 
 impl Backup {
@@ -100,8 +101,8 @@ impl Backup {
     /// The reason that was given for the path, and whether content is missing.
     pub(crate) fn warning(&self, path: &str) -> Option<(String, bool)> {
         let mut all = self.warnings.kept().iter();
-        all.find(|warning| warning.path.as_deref() == Some(path))
-            .map(|warning| (warning.reason.clone(), warning.missing))
+        all.find(|warning| warning.note.path.as_deref() == Some(path))
+            .map(|warning| (warning.note.reason.clone(), warning.missing))
     }
 }
 
@@ -238,7 +239,8 @@ impl World {
         let entries = reader.by_ref().collect::<Result<Vec<_>, _>>().unwrap();
         let footer = reader.footer().unwrap();
         assert_eq!(footer.stream_bytes, tar.len() as u64);
-        Ok(Backup { tar, entries, footer, facts: dumped.facts, warnings: dumped.warnings })
+        let Remarks { warnings, notes } = dumped.remarks;
+        Ok(Backup { tar, entries, footer, facts: dumped.facts, warnings, notes })
     }
 
     pub(crate) fn restore(&self, tar: &[u8], place: &Path) -> Result<Restored, SourceError> {

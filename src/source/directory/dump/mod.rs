@@ -21,12 +21,12 @@ use crate::archive::header::{Attribute, END, EntryHeader, padding, sparse_map};
 use crate::archive::index::{Entry, IndexWriter};
 use crate::archive::patterns::Choice;
 use crate::archive::selection::lies_in;
-use crate::model::Cancel;
+use crate::model::{Cancel, Remarks};
 use crate::source::directory::accounts::Accounts;
 use crate::source::directory::attributes::AttributeReader;
 use crate::source::directory::meta::Meta;
-use crate::source::directory::notes::Notes;
 use crate::source::directory::walk::{Found, Late, Walk, is_gone, is_replaced};
+use crate::source::directory::{VANISHED, at};
 use crate::source::{Output, SourceError};
 
 /// How many entries the walk is ahead of what is written.
@@ -119,7 +119,7 @@ pub(super) struct Dumper<'a> {
     proc_missing: bool,
     cancel: &'a Cancel,
     pub(super) counts: Counts,
-    pub(super) notes: Notes,
+    pub(super) remarks: Remarks,
 }
 
 /// What the headers of an entry say beyond what the system says of it.
@@ -154,7 +154,7 @@ impl<'a> Dumper<'a> {
             proc_missing: false,
             cancel,
             counts: Counts::default(),
-            notes: Notes::default(),
+            remarks: Remarks::default(),
         })
     }
 
@@ -172,7 +172,7 @@ impl<'a> Dumper<'a> {
         let mut queue = Queue::default();
         loop {
             while queue.has_room() {
-                let Some(found) = walk.next(&mut self.notes)? else { break };
+                let Some(found) = walk.next(&mut self.remarks)? else { break };
                 self.found(found, walk, readers, &mut queue);
             }
             let Some(waiting) = queue.pop() else { return Ok(()) };
@@ -181,10 +181,10 @@ impl<'a> Dumper<'a> {
     }
 
     /// Ends both streams and gives them back, the tarball first, with how many entries there are.
-    pub(super) fn finish(mut self) -> Result<(Output, Output, u64, Counts, Notes), SourceError> {
+    pub(super) fn finish(mut self) -> Result<(Output, Output, u64, Counts, Remarks), SourceError> {
         self.put(&END)?;
         let (index, footer) = self.index.finish(self.offset).map_err(SourceError::Stream)?;
-        Ok((self.tar, index, footer.entries, self.counts, self.notes))
+        Ok((self.tar, index, footer.entries, self.counts, self.remarks))
     }
 
     /// Takes an entry into the queue, with the folders that were not certain to be taken before it.
@@ -232,10 +232,10 @@ impl<'a> Dumper<'a> {
 
     fn socket(&mut self, path: &[u8]) {
         self.counts.skipped += 1;
-        self.notes.note(
+        self.remarks.note(at(
             path,
             "It is a socket, which only the program that listens on it can make: it was skipped",
-        );
+        ));
     }
 
     /// Writes an entry whose turn has come.
@@ -270,14 +270,14 @@ impl<'a> Dumper<'a> {
             Ok(()) => {}
             Err(error) if is_gone(error) => {
                 self.counts.skipped += 1;
-                self.notes.vanished(&path);
+                self.remarks.warn(at(&path, VANISHED));
             }
             Err(error) if is_replaced(error) => {
-                walk.later(Late { folder, path, name, within, retries }, &mut self.notes);
+                walk.later(Late { folder, path, name, within, retries }, &mut self.remarks);
             }
             Err(error) => {
                 self.counts.skipped += 1;
-                self.notes.missing(&path, format!("It could not be read: {error}"));
+                self.remarks.missing(at(&path, format!("It could not be read: {error}")));
             }
         }
         Ok(())
@@ -345,11 +345,11 @@ impl<'a> Dumper<'a> {
             Err(Errno::NOENT) if std::path::Path::new("/proc/thread-self").exists() => {}
             Err(Errno::NOENT) => {
                 if !std::mem::replace(&mut self.proc_missing, true) {
-                    self.notes.note(
+                    self.remarks.warn(at(
                         path,
                         "`/proc` is not there, so the extended attributes of links, named pipes \
                          and devices are not in the backup",
-                    );
+                    ));
                 }
             }
             Err(error) => self.no_attributes(path, error),
@@ -358,12 +358,12 @@ impl<'a> Dumper<'a> {
     }
 
     fn no_attributes(&mut self, path: &[u8], error: Errno) {
-        self.notes.note(
+        self.remarks.warn(at(
             path,
             format!(
                 "Its extended attributes could not be read, so it has none in the backup: {error}"
             ),
-        );
+        ));
     }
 
     fn folder(
@@ -403,11 +403,11 @@ impl<'a> Dumper<'a> {
     /// Keeps in mind that a file with further names was stored.
     fn remember(&mut self, path: &[u8], meta: &Meta) {
         if !self.links.remember(path, meta) && !std::mem::replace(&mut self.links_full, true) {
-            self.notes.note(
+            self.remarks.warn(at(
                 path,
                 "There are more files with several names than are remembered: from here on some \
                  names are stored as files of their own",
-            );
+            ));
         }
     }
 
@@ -477,32 +477,32 @@ impl<'a> Dumper<'a> {
         match (outcome.stopped, outcome.after) {
             (Some((position, Some(error))), _) => {
                 let cut = size - position;
-                self.notes.missing(
+                self.remarks.missing(at(
                     path,
                     format!("Reading it failed, so its last {cut} bytes are zeros: {error}"),
-                );
+                ));
             }
             (Some((position, None)), _) => {
                 let cut = size - position;
-                self.notes.note(
+                self.remarks.warn(at(
                     path,
                     format!("It shrank while it was read, so its last {cut} bytes are zeros"),
-                );
+                ));
             }
             (None, Ok(after)) if after.size > size => {
-                self.notes.note(
+                self.remarks.warn(at(
                     path,
                     format!(
                         "It grew while it was read: the {size} bytes it had at first were stored"
                     ),
-                );
+                ));
             }
             (None, Ok(after))
                 if (after.size, after.mtime, after.ctime) == (size, meta.mtime, meta.ctime) =>
             {
                 return false;
             }
-            (None, _) => self.notes.note(path, "It changed while it was read"),
+            (None, _) => self.remarks.warn(at(path, "It changed while it was read")),
         }
         true
     }

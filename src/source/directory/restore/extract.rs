@@ -30,9 +30,8 @@ use crate::archive::error::{ArchiveError, Problem};
 use crate::archive::proof::{Content, Proof, read_content, read_entry};
 use crate::archive::reader::{TarEntry, TarReader};
 use crate::archive::{Kind, lossy};
-use crate::model::{Cancel, Warnings};
+use crate::model::{Cancel, Remarks};
 use crate::source::directory::meta::Meta;
-use crate::source::directory::notes::Notes;
 use crate::source::{RestoreArtifact, RestoredFiles, SourceError};
 
 /// How much is written at a time.
@@ -58,8 +57,8 @@ pub(super) fn extract(
     entries: &mut EntryStream<'_>,
     place: &Path,
     manner: ExtractOptions<'_>,
-    after: impl FnOnce(BorrowedFd<'_>) -> Result<(u64, Notes), SourceError>,
-) -> Result<(Warnings, RestoredFiles), SourceError> {
+    after: impl FnOnce(BorrowedFd<'_>) -> Result<(u64, Remarks), SourceError>,
+) -> Result<(Remarks, RestoredFiles), SourceError> {
     let text = place.display().to_string();
     let system = |attempt, error: Errno| SourceError::Io {
         attempt,
@@ -86,12 +85,12 @@ pub(super) fn extract(
     };
     let writer = FileWriter::new(manner.finisher, manner.cancel, manner.new);
     let result = restore(entries, root, made, &writer, manner.artifact, manner.resumed, after);
-    let (files, mut notes) = result.map_err(|stop| match stop {
+    let (files, mut remarks) = result.map_err(|stop| match stop {
         Stop::ArchiveError(failure) => restore_error(failure, &text),
         Stop::After(error) => error,
     })?;
-    writer.finisher.tell(&mut notes);
-    Ok((notes.0, files))
+    writer.finisher.tell(&mut remarks);
+    Ok((remarks, files))
 }
 
 enum Stop {
@@ -112,8 +111,8 @@ fn restore(
     writer: &FileWriter<'_>,
     artifact: &RestoreArtifact,
     resumed: bool,
-    after: impl FnOnce(BorrowedFd<'_>) -> Result<(u64, Notes), SourceError>,
-) -> Result<(RestoredFiles, Notes), Stop> {
+    after: impl FnOnce(BorrowedFd<'_>) -> Result<(u64, Remarks), SourceError>,
+) -> Result<(RestoredFiles, Remarks), Stop> {
     let folder = root
         .open
         .as_ref()
@@ -194,14 +193,14 @@ impl Extractor<'_> {
     /// Everything is written: the rest is done, and the root gets what it is told last.
     fn end(
         self,
-        after: impl FnOnce(BorrowedFd<'_>) -> Result<(u64, Notes), SourceError>,
-    ) -> Result<(RestoredFiles, Notes), Stop> {
+        after: impl FnOnce(BorrowedFd<'_>) -> Result<(u64, Remarks), SourceError>,
+    ) -> Result<(RestoredFiles, Remarks), Stop> {
         let Self { writer, marked, mut files, folders, .. } = self;
         let root = folders.into_root().and_then(|root| root.open.map(|open| (open, root.finish)));
         let (open, finish) =
             root.ok_or(Problem::System("open", Errno::BADF)).map_err(|problem| problem.at(b""))?;
         let folder = open.folder.as_fd();
-        let (deleted, notes) = after(folder).map_err(Stop::After)?;
+        let (deleted, remarks) = after(folder).map_err(Stop::After)?;
         files.deleted = deleted;
         let done = || -> Result<(), Problem> {
             syncfs(folder).map_err(|error| Problem::System("write to disk", error))?;
@@ -212,7 +211,7 @@ impl Extractor<'_> {
             fsync(folder).map_err(|error| Problem::System("write to disk", error))
         };
         done().map_err(|problem| problem.at(b""))?;
-        Ok((files, notes))
+        Ok((files, remarks))
     }
 
     /// Restores an entry. False when it is a folder that was there and only leads to what was asked
@@ -225,7 +224,7 @@ impl Extractor<'_> {
         let entry = &mut next.incoming;
         let path = std::mem::take(&mut entry.path);
         let parts = components(&path)?;
-        // As it is named in what waits and in notes, however the tarball writes it.
+        // As it is named in what waits and in remarks, however the tarball writes it.
         entry.path = parts.join(&b'/');
         let Some((name, folders)) = parts.split_last() else {
             if entry.kind != Kind::Directory {

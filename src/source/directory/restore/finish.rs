@@ -16,10 +16,11 @@ use crate::archive::error::Problem;
 use crate::archive::header::Attribute;
 use crate::archive::reader::TarEntry;
 use crate::archive::{Kind, Time};
+use crate::model::Remarks;
 use crate::source::directory::accounts::Accounts;
+use crate::source::directory::at;
 use crate::source::directory::attributes::{self, Turn};
 use crate::source::directory::meta::Meta;
-use crate::source::directory::notes::Notes;
 
 /// What an entry gets when its content is there.
 pub(super) struct Finish {
@@ -90,13 +91,13 @@ impl Refused {
         self.first.get_or_insert_with(|| (path.to_vec(), reason.into()));
     }
 
-    fn tell(self, notes: &mut Notes) {
+    fn tell(self, remarks: &mut Remarks) {
         if let Some((path, reason)) = self.first {
             let others = self.count - 1;
-            notes.note(
+            remarks.warn(at(
                 &path,
                 if others > 0 { format!("{reason} (and so {others} more)") } else { reason },
-            );
+            ));
         }
     }
 }
@@ -119,11 +120,11 @@ impl Finisher {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes all that was refused.
-    pub(super) fn tell(self, notes: &mut Notes) {
+    /// Tells all that was refused.
+    pub(super) fn tell(self, remarks: &mut Remarks) {
         let told = self.told.into_inner().unwrap_or_else(PoisonError::into_inner);
         for refused in [told.owners, told.rights, told.attributes, told.text_lists, told.specials] {
-            refused.tell(notes);
+            refused.tell(remarks);
         }
     }
 

@@ -31,7 +31,6 @@ use self::owner_rule::OwnerRules;
 use self::remove::{ExtraAction, Extras};
 use super::accounts::Accounts;
 use super::cancelled;
-use super::notes::Notes;
 use super::scratch::ScratchFolder;
 use crate::archive::checked_index::CheckedIndex;
 use crate::archive::cursor::IndexCursor;
@@ -39,6 +38,7 @@ use crate::archive::entry_stream::EntryStream;
 use crate::archive::reader::TarReader;
 use crate::archive::selection::{Wanted, no_index, select};
 use crate::archive::{ArchiveError, PathSet};
+use crate::model::Remarks;
 use crate::source::scratch::{Scratch, ScratchPlace};
 use crate::source::{
     Context, Preview, RestoreArtifact, RestoreJob, RestoreOptions, Restored, Restorer, SourceError,
@@ -106,7 +106,7 @@ impl DirectoryRestorer {
         entries: &mut EntryStream<'_>,
         target: &Target,
         options: &RestoreOptions,
-        after: impl FnOnce(BorrowedFd<'_>) -> Result<(u64, Notes), SourceError>,
+        after: impl FnOnce(BorrowedFd<'_>) -> Result<(u64, Remarks), SourceError>,
     ) -> Result<Restored, SourceError> {
         let place = folder(target)?;
         let resumed = matches!(Self::stand(place, artifact, options)?, TargetState::Interrupted);
@@ -118,9 +118,9 @@ impl DirectoryRestorer {
             new,
             cancel: &cx.cancel,
         };
-        let (warnings, files) = extract::extract(entries, place, manner, after)
+        let (remarks, files) = extract::extract(entries, place, manner, after)
             .map_err(|error| cancelled(cx, error))?;
-        Ok(Restored { place: place.display().to_string(), warnings, files: Some(files) })
+        Ok(Restored { place: place.display().to_string(), remarks, files: Some(files) })
     }
 }
 
@@ -132,7 +132,7 @@ impl Restorer for DirectoryRestorer {
             return Err(no_index().into());
         }
         let mut entries = EntryStream { reader: TarReader::new(input), cursor: None };
-        Self::extract(cx, artifact, &mut entries, target, options, |_| Ok((0, Notes::default())))
+        Self::extract(cx, artifact, &mut entries, target, options, |_| Ok((0, Remarks::default())))
     }
 
     fn restore_from(
@@ -161,11 +161,11 @@ impl Restorer for DirectoryRestorer {
         let mut entries = EntryStream { reader: TarReader::new(&mut input), cursor };
         Self::extract(cx, artifact, &mut entries, target, options, |root| {
             if !options.delete {
-                return Ok((0, Notes::default()));
+                return Ok((0, Remarks::default()));
             }
             let mut extras = Extras::new(streams, place, patterns()?, &cx.cancel);
             extras.run(ExtraAction::Remove(root))?;
-            Ok((extras.count, extras.notes))
+            Ok((extras.count, extras.remarks))
         })
     }
 

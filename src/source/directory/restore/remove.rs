@@ -21,9 +21,9 @@ use crate::archive::error::{ArchiveError, Problem};
 use crate::archive::patterns::Filter;
 use crate::archive::selection::{lies_in, no_index};
 use crate::archive::{Kind, lossy};
-use crate::model::Cancel;
+use crate::model::{Cancel, Remarks};
+use crate::source::directory::at;
 use crate::source::directory::meta::Meta;
-use crate::source::directory::notes::Notes;
 use crate::source::directory::walk::{Found, Scope, Walk};
 use crate::source::{SourceError, Streams};
 
@@ -61,7 +61,7 @@ pub(super) struct Extras<'a> {
     folder: Vec<u8>,
     covered: bool,
     pub(super) count: u64,
-    pub(super) notes: Notes,
+    pub(super) remarks: Remarks,
 }
 
 /// The hashes of some of the paths of an index.
@@ -95,7 +95,7 @@ impl<'a> Extras<'a> {
             folder: Vec::new(),
             covered: false,
             count: 0,
-            notes: Notes::default(),
+            remarks: Remarks::default(),
         }
     }
 
@@ -220,7 +220,7 @@ impl<'a> Extras<'a> {
             )));
         }
         walk.start().map_err(failed)?;
-        let mut notes = Notes::default();
+        let mut remarks = Remarks::default();
         let mut remover = match action {
             ExtraAction::Remove(root) => Some(Remover {
                 place: &place,
@@ -231,7 +231,7 @@ impl<'a> Extras<'a> {
             }),
             ExtraAction::Report(_) => None,
         };
-        while let Some(found) = walk.next(&mut notes)? {
+        while let Some(found) = walk.next(&mut remarks)? {
             let path = walk.path();
             if let Some(remover) = &mut remover {
                 remover.leave(path)?;
@@ -244,11 +244,11 @@ impl<'a> Extras<'a> {
             let hash = self.hasher.hash_one(path);
             let extra = within || known.lacks(hash) && self.covers(path);
             if extra && is_folder && found.meta.device() != root.device() {
-                self.notes.note(
+                self.remarks.warn(at(
                     path,
                     "Another file system is mounted there, so it was left, with the folders that \
                      lead there",
-                );
+                ));
                 if let Some(remover) = &mut remover {
                     remover.doomed.iter_mut().for_each(|folder| folder.held = true);
                 }
@@ -274,12 +274,12 @@ impl<'a> Extras<'a> {
             remover.leave(b"")?;
             self.count += remover.count;
         }
-        if let Some(unread) = notes.0.kept().iter().find(|note| note.missing) {
-            let path = unread.path.as_deref().unwrap_or_default();
+        if let Some(unread) = remarks.warnings.kept().iter().find(|warning| warning.missing) {
+            let path = unread.note.path.as_deref().unwrap_or_default();
             return Err(SourceError::Unsuitable(format!(
                 "Could not look for what is to be removed in `{place}/{path}`: {}. Everything was \
                  restored",
-                unread.reason
+                unread.note.reason
             )));
         }
         Ok(())

@@ -18,9 +18,8 @@ use crate::archive::entry_stream::EntryStream;
 use crate::archive::reader::TarReader;
 use crate::archive::selection::{LIMITS, Limits, Selection, Wanted, select_within};
 use crate::archive::{PathSet, Pattern};
-use crate::model::{ArtifactKind, Cancel};
+use crate::model::{ArtifactKind, Cancel, Remarks};
 use crate::source::directory::accounts::Accounts;
-use crate::source::directory::notes::Notes;
 use crate::source::directory::{Directory, DirectoryConfig};
 use crate::source::process::Environment;
 use crate::source::{
@@ -146,7 +145,7 @@ impl World {
         let (artifact, cancel) = (artifact(), &self.cancel);
         let manner =
             ExtractOptions { artifact: &artifact, finisher, resumed: false, new: true, cancel };
-        extract::extract(&mut entries, place, manner, |_| Ok((0, Notes::default()))).unwrap();
+        extract::extract(&mut entries, place, manner, |_| Ok((0, Remarks::default()))).unwrap();
     }
 }
 

@@ -22,7 +22,7 @@ pub(super) async fn public_is_empty(address: &Address) -> Result<bool, SourceErr
 pub(super) fn compare(source: &Name, facts: &Value, census: &Census) -> Vec<Check> {
     let mut checks = Vec::new();
     let uncounted: Vec<String> =
-        census.warnings.kept().iter().map(|warning| warning.reason.clone()).collect();
+        census.remarks.warnings.kept().iter().map(|warning| warning.note.reason.clone()).collect();
     let tables = facts.get("tables").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
     let text = |value: &Value, key: &str| {
         value.get(key).and_then(Value::as_str).unwrap_or_default().to_owned()
