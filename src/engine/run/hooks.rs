@@ -60,7 +60,10 @@ impl Run<'_> {
                     Around::Run => None,
                     Around::Source(name) => Some(name.to_string()),
                 };
-                let reason = chain(&error);
+                let reason = match &error {
+                    EngineError::Hook { error } => chain(error.as_ref()),
+                    error => chain(error),
+                };
                 tracing::warn!(source, "{reason}");
                 self.remarks.warn(Note { source, path: None, reason });
             }

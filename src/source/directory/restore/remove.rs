@@ -274,12 +274,15 @@ impl<'a> Extras<'a> {
             remover.leave(b"")?;
             self.count += remover.count;
         }
-        if let Some(unread) = remarks.warnings.kept().iter().find(|warning| warning.missing) {
-            let path = unread.note.path.as_deref().unwrap_or_default();
+        if remarks.warnings.missing() > 0 {
+            // It may be beyond those that are kept.
+            let unread = remarks.warnings.kept().iter().find(|warning| warning.missing);
+            let note = unread.map(|warning| warning.note.clone()).unwrap_or_default();
             return Err(SourceError::Unsuitable(format!(
-                "Could not look for what is to be removed in `{place}/{path}`: {}. Everything was \
+                "Could not look for what is to be removed in `{place}/{}`: {}. Everything was \
                  restored",
-                unread.note.reason
+                note.path.unwrap_or_default(),
+                note.reason
             )));
         }
         Ok(())
