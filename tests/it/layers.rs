@@ -150,7 +150,7 @@ const LONG_FILES: &[(&str, &str)] = &[];
 const LONG: usize = 600;
 
 /// What of `std::env` reads no environment.
-const PURE_ENV: &[&str] = &["split_paths", "join_paths", "consts"];
+const PURE_ENV: &[&str] = &["split_paths", "join_paths", "consts", "args_os"];
 
 /// One use of a name: a path, or a macro with its `!`.
 struct Use {
