@@ -162,6 +162,7 @@ impl Source for Command {
         let mut output = outputs.create(spec).map_err(SourceError::Stream)?;
         let began = Instant::now();
         let bytes = call.read_into(cx, &mut output)?;
+        let artifact = outputs.finish(output).map_err(SourceError::Stream)?;
         let mut warnings = Warnings::new();
         if bytes == 0 {
             let reason = "The command ended with success and wrote nothing".to_owned();
@@ -171,7 +172,7 @@ impl Source for Command {
         let facts = serde_json::json!({
             "type": "command", "v": 1, "program": program, "bytes": bytes, "seconds": seconds,
         });
-        Ok(Dumped { outputs: vec![output], consistency: "command", facts, warnings })
+        Ok(Dumped { artifacts: vec![artifact], consistency: "command", facts, warnings })
     }
 
     fn check(&self, cx: &Context) -> Vec<Finding> {

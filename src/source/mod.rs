@@ -219,8 +219,9 @@ pub struct Context {
 pub trait Source: Send + Sync {
     /// Writes the source to `outputs`, reading it only.
     ///
-    /// Nothing that was written counts unless [`Dumped`] is returned: it owns the outputs, and only
-    /// what it owns can be finished. A child's exit status is known before that.
+    /// Nothing that was written counts unless it is in a returned [`Dumped`]. An artifact is
+    /// finished as soon as it is complete, and for one that a child writes that is after its exit
+    /// status is known.
     ///
     /// # Errors
     /// When anything that the source must have could not be read; then nothing of it is kept.
@@ -252,6 +253,31 @@ pub trait Outputs: Sync {
     /// # Errors
     /// When no storage takes it.
     fn create(&self, spec: ArtifactSpec) -> std::io::Result<Output>;
+
+    /// Publishes a stream that is complete. It counts once it is in the [`Dumped`] that the source
+    /// returns.
+    ///
+    /// # Errors
+    /// When no storage has all of it.
+    fn finish(&self, output: Output) -> std::io::Result<Finished>;
+}
+
+/// An artifact that is complete and published. Only [`Outputs::finish`] makes it.
+pub struct Finished {
+    pub spec: ArtifactSpec,
+    written: Box<dyn std::any::Any + Send>,
+}
+
+impl Finished {
+    /// For the engine: `written` is what it knows of the artifact.
+    pub fn new(spec: ArtifactSpec, written: Box<dyn std::any::Any + Send>) -> Self {
+        Self { spec, written }
+    }
+
+    /// For the engine, which gets back what it knows.
+    pub fn into_written(self) -> Box<dyn std::any::Any + Send> {
+        self.written
+    }
 }
 
 /// One stream of a source, while it is written. Dropping it gives it up.
@@ -303,10 +329,10 @@ pub struct ArtifactSpec {
 }
 
 /// A dump that succeeded.
-#[must_use = "the outputs of a dump are finished by the engine"]
+#[must_use = "only what it names is in the snapshot"]
 pub struct Dumped {
-    /// The written streams, in the order the manifest lists them.
-    pub outputs: Vec<Output>,
+    /// In the order the manifest lists them.
+    pub artifacts: Vec<Finished>,
     /// How consistent the dump is in itself: `snapshot`, or another word of `docs/format.md`.
     pub consistency: &'static str,
     /// An object tagged with `type` and `v`.

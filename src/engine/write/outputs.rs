@@ -3,8 +3,8 @@
 //!
 //! A stream has one lane for each storage that is still well: a task with a short queue, which
 //! writes objects that stay unpublished. A lane that fails takes its storage out of the run and
-//! leaves the others going. Only after the source returned success are the encoders finished and
-//! the objects published.
+//! leaves the others going. An artifact's objects are published when its source has finished it;
+//! they count once the source has returned success with it.
 
 use std::any::Any;
 use std::io::{self, Write};
@@ -22,7 +22,7 @@ use crate::model::{
 };
 use crate::pipeline::{Block, EncodeSettings, Encoded, Encoder, ObjectSink, Throttle};
 use crate::report::Progress;
-use crate::source::{ArtifactSpec, Output, OutputWriter, Outputs};
+use crate::source::{ArtifactSpec, Finished, Output, OutputWriter, Outputs};
 use crate::storage::{CreateOptions, StorageError, Upload};
 
 /// Chunks that wait in front of one storage.
@@ -286,9 +286,9 @@ impl SourceOutputs {
         Ok(Stream { encoder, progress: self.outlet.progress.clone(), lanes })
     }
 
-    /// Ends a stream whose source succeeded: encodes what is left and publishes its objects in
-    /// every storage that took them all.
-    fn finish(&self, spec: &ArtifactSpec, stream: Stream) -> io::Result<Written> {
+    /// Ends a stream that is complete: encodes what is left and publishes its objects in every
+    /// storage that took them all.
+    fn end(&self, spec: &ArtifactSpec, stream: Stream) -> io::Result<Written> {
         let Stream { encoder, mut lanes, .. } = stream;
         let (encoded, sink) = encoder.finish()?;
         drop(sink);
@@ -320,20 +320,12 @@ impl SourceOutputs {
         Ok(Written { artifact, facts, blocks: encoded.blocks })
     }
 
-    /// Ends the streams of a source that succeeded, in the order it gave them, and adds the block
-    /// lists that they want.
-    pub(in crate::engine) fn finish_all(&self, outputs: Vec<Output>) -> io::Result<Vec<Written>> {
+    /// What a source that succeeded has written, in the order it gave it.
+    pub(in crate::engine) fn written(artifacts: Vec<Finished>) -> io::Result<Vec<Written>> {
         let mut all = Vec::new();
-        for output in outputs {
-            let spec = output.spec.clone();
-            let stream = output.into_writer().into_any().downcast::<Stream>();
-            let stream = stream.map_err(|_| {
-                io::Error::other("A source returned an output that is not of this run")
-            })?;
-            let written = self.finish(&spec, *stream)?;
-            let blocks = spec.blocks.then(|| self.write_blocks(&written)).transpose()?;
-            all.push(written);
-            all.extend(blocks);
+        for artifact in artifacts {
+            let written = artifact.into_written().downcast::<Vec<Written>>();
+            all.extend(*written.map_err(|_| not_of_this_run())?);
         }
         Ok(all)
     }
@@ -348,7 +340,7 @@ impl SourceOutputs {
         let spec = ArtifactSpec { extension, kind, bulk: false, blocks: false };
         let mut stream = self.open(&spec)?;
         stream.encoder.write_all(body)?;
-        self.finish(&spec, stream)
+        self.end(&spec, stream)
     }
 
     fn write_blocks(&self, of: &Written) -> io::Result<Written> {
@@ -375,7 +367,7 @@ impl SourceOutputs {
             of.facts.plain_bytes,
             of.artifact.compressed_bytes
         )?;
-        self.finish(&spec, stream)
+        self.end(&spec, stream)
     }
 }
 
@@ -384,6 +376,19 @@ impl Outputs for SourceOutputs {
         let stream = self.open(&spec)?;
         Ok(Output::new(spec, Box::new(stream)))
     }
+
+    fn finish(&self, output: Output) -> io::Result<Finished> {
+        let spec = output.spec.clone();
+        let stream = output.into_writer().into_any().downcast::<Stream>();
+        let written = self.end(&spec, *stream.map_err(|_| not_of_this_run())?)?;
+        let blocks = spec.blocks.then(|| self.write_blocks(&written)).transpose()?;
+        let all: Vec<Written> = std::iter::once(written).chain(blocks).collect();
+        Ok(Finished::new(spec, Box::new(all)))
+    }
+}
+
+fn not_of_this_run() -> io::Error {
+    io::Error::other("A source gave back an artifact that is not of this run")
 }
 
 /// What the manifest says of an encoded stream.

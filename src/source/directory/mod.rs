@@ -142,6 +142,8 @@ impl Source for Directory {
             )));
         }
         let (tar, index, entries, counts, notes) = dumper.finish()?;
+        let finish = |output| outputs.finish(output).map_err(SourceError::Stream);
+        let artifacts = vec![finish(tar)?, finish(index)?];
         let facts = json!({
             "type": "directory",
             "v": 1,
@@ -157,7 +159,7 @@ impl Source for Directory {
             "excluded": walk.excluded,
             "changed": counts.changed,
         });
-        Ok(Dumped { outputs: vec![tar, index], consistency: CONSISTENCY, facts, warnings: notes.0 })
+        Ok(Dumped { artifacts, consistency: CONSISTENCY, facts, warnings: notes.0 })
     }
 
     fn check(&self, cx: &Context) -> Vec<Finding> {

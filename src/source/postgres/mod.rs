@@ -183,7 +183,7 @@ impl Source for Postgres {
     fn dump(&self, cx: &Context, outputs: &dyn Outputs) -> Result<Dumped, SourceError> {
         let (session, client) = self.begin(cx)?;
         let mut warnings = Warnings::new();
-        let mut written = Vec::new();
+        let mut artifacts = Vec::new();
         // First, since they are restored first: what the database contains belongs to these roles.
         if self.config.globals {
             let spec = ArtifactSpec {
@@ -194,7 +194,7 @@ impl Source for Postgres {
             };
             let mut output = outputs.create(spec).map_err(SourceError::Stream)?;
             self.dump_globals(cx, &session, &client, &mut output, &mut warnings)?;
-            written.push(output);
+            artifacts.push(outputs.finish(output).map_err(SourceError::Stream)?);
         }
         let spec = ArtifactSpec {
             extension: "pgdump",
@@ -204,9 +204,11 @@ impl Source for Postgres {
         };
         let mut output = outputs.create(spec).map_err(SourceError::Stream)?;
         let (session, census) = self.dump_database(cx, session, &client, &mut output)?;
-        written.push(output);
+        let Session { server, snapshot, connection, .. } = session;
+        // The transaction need not last while a storage takes the end of the dump.
+        drop(connection);
+        artifacts.push(outputs.finish(output).map_err(SourceError::Stream)?);
 
-        let Session { server, snapshot, .. } = session;
         let mut counted = if self.config.row_counts == RowCounts::Exact { "exact" } else { "off" };
         let consistency = match snapshot {
             Ok(_) => "snapshot",
@@ -238,7 +240,7 @@ impl Source for Postgres {
             "extensions": census.extensions,
             "roles": census.roles,
         });
-        Ok(Dumped { outputs: written, consistency, facts, warnings })
+        Ok(Dumped { artifacts, consistency, facts, warnings })
     }
 
     fn check(&self, cx: &Context) -> Vec<Finding> {

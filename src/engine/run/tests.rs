@@ -1,0 +1,200 @@
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::mpsc::channel;
+
+use serde_json::json;
+
+use super::*;
+use crate::engine::context::OpenStorage;
+use crate::source::process::Environment;
+use crate::source::{ArtifactSpec, Dumped, Finding, Finished, Outputs, SourceError};
+
+/// A source that does what it is told.
+struct Acting<F>(F);
+
+impl<F> Source for Acting<F>
+where
+    F: Fn(&dyn Outputs) -> Result<Dumped, SourceError> + Send + Sync,
+{
+    fn dump(&self, _cx: &Context, outputs: &dyn Outputs) -> Result<Dumped, SourceError> {
+        (self.0)(outputs)
+    }
+
+    fn check(&self, _cx: &Context) -> Vec<Finding> {
+        Vec::new()
+    }
+}
+
+/// An application with one source and one local storage.
+struct World {
+    folder: tempfile::TempDir,
+    instance: Instance,
+}
+
+impl World {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let text = format!(
+            "instance = \"app\"\nwork_dir = \"{0}/work\"\n\
+             [sources.db]\ntype = \"command\"\ncommand = [\"true\"]\n\
+             [storages.local]\ntype = \"local\"\npath = \"{0}/store\"\n\
+             [strategies.daily]\nsources = [\"db\"]\nstorages = [\"local\"]\n",
+            folder.path().display()
+        );
+        let environment = Environment(BTreeMap::new());
+        let instance = crate::config::parse(std::path::Path::new("/a.toml"), &text, &environment);
+        let instance = instance.unwrap_or_else(|error| panic!("{error}"));
+        Self { folder, instance }
+    }
+
+    fn engine(&self) -> Engine {
+        Engine::new(self.folder.path().join("state"), Environment(BTreeMap::new()))
+    }
+
+    fn strategy_folder(&self) -> PathBuf {
+        self.folder.path().join("store/app/daily")
+    }
+
+    /// The names in every snapshot's folder, hidden ones included.
+    fn names(&self) -> Vec<String> {
+        let Ok(snapshots) = std::fs::read_dir(self.strategy_folder()) else { return Vec::new() };
+        let folders = snapshots.map(|entry| entry.unwrap().path()).filter(|path| path.is_dir());
+        let mut names: Vec<String> = folders
+            .flat_map(|folder| std::fs::read_dir(folder).unwrap())
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    async fn run(&self, source: Arc<dyn Source>) -> RunReport {
+        let strategy = &self.instance.strategies["daily"];
+        run_sources(&self.engine(), &self.instance, strategy, &|_| Arc::clone(&source))
+            .await
+            .unwrap()
+    }
+
+    async fn manifest(&self, id: &SnapshotId) -> crate::model::Manifest {
+        let path = self.strategy_folder().join(id.as_str()).join("manifest.json");
+        let (instance, strategy) = (&self.instance.name, &"daily".parse().unwrap());
+        crate::model::Manifest::from_bytes(&std::fs::read(path).unwrap(), instance, strategy, id)
+            .unwrap()
+    }
+}
+
+fn spec(extension: &'static str) -> ArtifactSpec {
+    ArtifactSpec { extension, kind: ArtifactKind::Stream, bulk: true, blocks: false }
+}
+
+fn write(outputs: &dyn Outputs, spec: ArtifactSpec, body: &[u8]) -> Finished {
+    let mut output = outputs.create(spec).unwrap();
+    output.write_all(body).unwrap();
+    outputs.finish(output).unwrap()
+}
+
+fn dumped(artifacts: Vec<Finished>) -> Dumped {
+    let facts = json!({ "type": "command", "v": 1 });
+    Dumped { artifacts, consistency: "command", facts, warnings: Warnings::new() }
+}
+
+/// Bytes that no compression makes smaller.
+fn noise(count: usize) -> Vec<u8> {
+    let mut bytes = vec![0; count];
+    getrandom::fill(&mut bytes).unwrap();
+    bytes
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_more_than_one_upload_is_open() {
+    let world = Arc::new(World::new());
+    let open = Arc::new(Mutex::new(Vec::new()));
+    let source = Acting({
+        let (world, open) = (Arc::clone(&world), Arc::clone(&open));
+        move |outputs: &dyn Outputs| {
+            let look = || {
+                let parts = world.names().iter().filter(|name| name.ends_with(".part")).count();
+                open.lock().unwrap().push(parts);
+            };
+            let mut artifacts = Vec::new();
+            for number in 0..200 {
+                let extension: &'static str = format!("n{number}").leak();
+                let mut output = outputs.create(spec(extension)).unwrap();
+                // The first is too large for the queues in front of the storage.
+                output.write_all(&noise(if number == 0 { 24 << 20 } else { 10 })).unwrap();
+                look();
+                artifacts.push(outputs.finish(output).unwrap());
+                look();
+            }
+            Ok(dumped(artifacts))
+        }
+    });
+    let report = world.run(Arc::new(source)).await;
+    assert_eq!(report.outcome, Outcome::Success, "{report:?}");
+    let open = open.lock().unwrap().clone();
+    assert_eq!(open[..2], [1, 0], "the count sees an open upload");
+    assert!(open.iter().all(|count| *count <= 1), "{open:?}");
+    let names = world.manifest(&report.id).await.artifacts;
+    assert_eq!(names.len(), 201);
+    assert_eq!(names[1].name, "db.n1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_failed_source_published_is_removed() {
+    let world = World::new();
+    let source = Acting(|outputs: &dyn Outputs| {
+        write(outputs, spec("one"), b"1");
+        write(outputs, spec("two"), b"2");
+        Err(SourceError::Unsuitable("the third is missing".to_owned()))
+    });
+    let report = world.run(Arc::new(source)).await;
+    assert_eq!(report.outcome, Outcome::Failed);
+    assert_eq!(world.names(), [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_source_does_not_return_is_not_listed() {
+    let world = World::new();
+    let source = Acting(|outputs: &dyn Outputs| {
+        write(outputs, spec("one"), b"1");
+        Ok(dumped(vec![write(outputs, spec("two"), b"2")]))
+    });
+    let report = world.run(Arc::new(source)).await;
+    let names: Vec<String> =
+        world.manifest(&report.id).await.artifacts.into_iter().map(|one| one.name).collect();
+    assert_eq!(names, ["db.two", "facts.json"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_next_run_collects_a_killed_one() {
+    let world = Arc::new(World::new());
+    let (reached, at) = channel();
+    let (go_on, wait) = channel::<()>();
+    let wait = Mutex::new(wait);
+    let source = Acting(move |outputs: &dyn Outputs| {
+        write(outputs, spec("one"), b"1");
+        reached.send(()).unwrap();
+        let _ = wait.lock().unwrap().recv();
+        Err(SourceError::Cancelled)
+    });
+    let run = tokio::spawn({
+        let world = Arc::clone(&world);
+        async move { world.run(Arc::new(source)).await }
+    });
+    tokio::task::spawn_blocking(move || at.recv().unwrap()).await.unwrap();
+    run.abort();
+    assert!(run.await.is_err_and(|error| error.is_cancelled()));
+    assert_eq!(world.names(), ["db.one.zst", "run.json"]);
+    let engine = world.engine();
+    let (name, storage) = world.instance.storages.first_key_value().unwrap();
+    let open = OpenStorage::open(name, storage, &engine.cancel).await.unwrap();
+    let listing = list(&engine, &[open], &Selection::default()).await;
+    assert!(listing.snapshots.is_empty());
+
+    let other = Acting(|outputs: &dyn Outputs| Ok(dumped(vec![write(outputs, spec("two"), b"2")])));
+    let report = world.run(Arc::new(other)).await;
+    assert_eq!(report.outcome, Outcome::Success, "{report:?}");
+    assert_eq!(world.names(), ["db.two.zst", "facts.json.zst", "manifest.json"]);
+    drop(go_on);
+}
