@@ -30,7 +30,7 @@ pub use digest::{Digest, DigestError, Digester};
 pub use error_code::ErrorCode;
 pub use facts::{ArtifactFacts, FACTS_FORMAT, Facts, SourceFacts};
 pub use id::{IdError, Name, NameError, SnapshotId};
-pub use layout::{MANIFEST_KEY, MARKS_FOLDER, RUN_KEY};
+pub use layout::{MANIFEST_KEY, MARKS_FOLDER, RUN_KEY, artifact_name, parse_artifact_name};
 pub use manifest::{
     Artifact, ArtifactKind, Codec, Completeness, Compression, Encryption, FEATURES, FORMAT,
     Manifest, ManifestError, Program, RemoteCheck, StorageNote, StoredObject,

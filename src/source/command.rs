@@ -155,6 +155,7 @@ impl Source for Command {
         let (call, program) = self.config.call(cx, &self.config.command, "run the command of")?;
         let spec = ArtifactSpec {
             extension: "out",
+            number: ArtifactSpec::FIRST,
             kind: ArtifactKind::Stream,
             bulk: true,
             blocks: false,

@@ -20,6 +20,7 @@ pub mod scratch;
 pub mod sqlite;
 
 use std::io::{Read, Write};
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -265,13 +266,18 @@ pub trait Outputs: Sync {
 /// An artifact that is complete and published. Only [`Outputs::finish`] makes it.
 pub struct Finished {
     pub spec: ArtifactSpec,
+    /// The name of the database in it, where the source has several.
+    pub of: Option<String>,
+    /// An object about this artifact alone, tagged with `type` and `v`, where that of the source is
+    /// not about it.
+    pub facts: Option<serde_json::Value>,
     written: Box<dyn std::any::Any + Send>,
 }
 
 impl Finished {
     /// For the engine: `written` is what it knows of the artifact.
     pub fn new(spec: ArtifactSpec, written: Box<dyn std::any::Any + Send>) -> Self {
-        Self { spec, written }
+        Self { spec, of: None, facts: None, written }
     }
 
     /// For the engine, which gets back what it knows.
@@ -317,8 +323,11 @@ impl Write for Output {
 /// What a source says of a stream before it writes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ArtifactSpec {
-    /// What follows the source's name and a dot: `pgdump`, `tar`.
+    /// The last part of its name: `pgdump`, `tar`.
     pub extension: &'static str,
+    /// Which of the source it is, [`ArtifactSpec::FIRST`] where there is but one. What belongs
+    /// together has the same, as a tarball and its index.
+    pub number: NonZeroU32,
     /// What the stream is.
     pub kind: ArtifactKind,
     /// Whether it is the bulk of the source. Others are small and are written with little memory,
@@ -326,6 +335,11 @@ pub struct ArtifactSpec {
     pub bulk: bool,
     /// Whether where each block begins is stored too, as an artifact of kind `Blocks`.
     pub blocks: bool,
+}
+
+impl ArtifactSpec {
+    /// The number of a source's only artifact of its kind.
+    pub const FIRST: NonZeroU32 = NonZeroU32::MIN;
 }
 
 /// A dump that succeeded.
@@ -416,7 +430,9 @@ pub struct RestoreArtifact {
     pub kind: ArtifactKind,
     /// Bytes of the plain stream, where the facts could be read.
     pub plain_bytes: Option<u64>,
-    /// What the source reported when it was dumped, its tagged object; null where unknown.
+    /// The name of the database in it, where its source had several.
+    pub of: Option<String>,
+    /// What the source reported of it when it was dumped, its tagged object; null where unknown.
     pub facts: serde_json::Value,
 }
 

@@ -155,6 +155,7 @@ fn artifact(dumped: &Dumped) -> RestoreArtifact {
         name: "src.pgdump".to_owned(),
         kind: ArtifactKind::PgDump,
         plain_bytes: None,
+        of: None,
         facts: dumped.facts.clone(),
     }
 }

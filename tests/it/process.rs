@@ -350,6 +350,7 @@ fn the_output_of_a_command_goes_out_and_back() {
         name: "src.out".to_owned(),
         kind: ArtifactKind::Stream,
         plain_bytes: Some(3),
+        of: None,
         facts: dumped.facts.clone(),
     };
     let options = RestoreOptions::default();

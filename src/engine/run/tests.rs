@@ -8,6 +8,8 @@ use serde_json::json;
 
 use super::*;
 use crate::engine::context::OpenStorage;
+use crate::engine::read::by_hand::restore_artifact;
+use crate::engine::read::streams::beside;
 use crate::source::process::Environment;
 use crate::source::{ArtifactSpec, Dumped, Finding, Finished, Outputs, SourceError};
 
@@ -76,6 +78,13 @@ impl World {
             .unwrap()
     }
 
+    async fn open(&self) -> (Engine, OpenStorage) {
+        let engine = self.engine();
+        let (name, storage) = self.instance.storages.first_key_value().unwrap();
+        let open = OpenStorage::open(name, storage, &engine.cancel).await.unwrap();
+        (engine, open)
+    }
+
     async fn manifest(&self, id: &SnapshotId) -> crate::model::Manifest {
         let path = self.strategy_folder().join(id.as_str()).join("manifest.json");
         let (instance, strategy) = (&self.instance.name, &"daily".parse().unwrap());
@@ -85,7 +94,12 @@ impl World {
 }
 
 fn spec(extension: &'static str) -> ArtifactSpec {
-    ArtifactSpec { extension, kind: ArtifactKind::Stream, bulk: true, blocks: false }
+    numbered(extension, 1)
+}
+
+fn numbered(extension: &'static str, number: u32) -> ArtifactSpec {
+    let number = number.try_into().unwrap();
+    ArtifactSpec { extension, number, kind: ArtifactKind::Stream, bulk: true, blocks: false }
 }
 
 fn write(outputs: &dyn Outputs, spec: ArtifactSpec, body: &[u8]) -> Finished {
@@ -118,11 +132,10 @@ async fn no_more_than_one_upload_is_open() {
                 open.lock().unwrap().push(parts);
             };
             let mut artifacts = Vec::new();
-            for number in 0..200 {
-                let extension: &'static str = format!("n{number}").leak();
-                let mut output = outputs.create(spec(extension)).unwrap();
+            for number in 1..=200 {
+                let mut output = outputs.create(numbered("out", number)).unwrap();
                 // The first is too large for the queues in front of the storage.
-                output.write_all(&noise(if number == 0 { 24 << 20 } else { 10 })).unwrap();
+                output.write_all(&noise(if number == 1 { 24 << 20 } else { 10 })).unwrap();
                 look();
                 artifacts.push(outputs.finish(output).unwrap());
                 look();
@@ -135,9 +148,9 @@ async fn no_more_than_one_upload_is_open() {
     let open = open.lock().unwrap().clone();
     assert_eq!(open[..2], [1, 0], "the count sees an open upload");
     assert!(open.iter().all(|count| *count <= 1), "{open:?}");
-    let names = world.manifest(&report.id).await.artifacts;
-    assert_eq!(names.len(), 201);
-    assert_eq!(names[1].name, "db.n1");
+    let artifacts = world.manifest(&report.id).await.artifacts;
+    assert_eq!(artifacts.len(), 201);
+    assert_eq!(artifacts[199].name, "db.200.out");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -186,9 +199,7 @@ async fn the_next_run_collects_a_killed_one() {
     run.abort();
     assert!(run.await.is_err_and(|error| error.is_cancelled()));
     assert_eq!(world.names(), ["db.one.zst", "run.json"]);
-    let engine = world.engine();
-    let (name, storage) = world.instance.storages.first_key_value().unwrap();
-    let open = OpenStorage::open(name, storage, &engine.cancel).await.unwrap();
+    let (engine, open) = world.open().await;
     let listing = list(&engine, &[open], &Selection::default()).await;
     assert!(listing.snapshots.is_empty());
 
@@ -197,4 +208,44 @@ async fn the_next_run_collects_a_killed_one() {
     assert_eq!(report.outcome, Outcome::Success, "{report:?}");
     assert_eq!(world.names(), ["db.two.zst", "facts.json.zst", "manifest.json"]);
     drop(go_on);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn numbered_artifacts_are_named_required_and_described() {
+    let world = World::new();
+    let source = Acting(|outputs: &dyn Outputs| {
+        let tar = |number| ArtifactSpec {
+            kind: ArtifactKind::Tar,
+            blocks: true,
+            ..numbered("tar", number)
+        };
+        let mut first = write(outputs, tar(1), b"1");
+        let second = write(outputs, tar(2), b"2");
+        first.of = Some("shop".to_owned());
+        first.facts = Some(json!({ "type": "command", "v": 1, "bytes": 1 }));
+        Ok(dumped(vec![first, second]))
+    });
+    let report = world.run(Arc::new(source)).await;
+    let manifest = world.manifest(&report.id).await;
+    let names: Vec<&str> = manifest.artifacts.iter().map(|one| one.name.as_str()).collect();
+    assert_eq!(names, ["db.tar", "db.blocks", "db.2.tar", "db.2.blocks", "facts.json"]);
+    assert_eq!(manifest.artifacts[3].objects[0].key, "db.2.blocks.zst");
+    assert_eq!(manifest.requires, ["zstd", "numbered"]);
+    let text = String::from_utf8(manifest.to_bytes()).unwrap();
+    assert!(!text.contains("shop"), "names of databases are content: {text}");
+    let (_, open) = world.open().await;
+    let facts = crate::engine::read_facts(&world.engine(), &open, &manifest, &[]).await.unwrap();
+    let facts = facts.unwrap();
+    let of: Vec<_> = facts.artifacts.iter().map(|one| one.of.as_deref()).collect();
+    assert_eq!(of, [Some("shop"), None, None, None]);
+    let restored = |number: usize| {
+        restore_artifact(&manifest.id, &manifest.artifacts[number], Some(&facts)).facts
+    };
+    assert_eq!(restored(0)["bytes"], 1, "its own");
+    assert_eq!(restored(2).get("bytes"), None, "that of the source");
+    let beside = |number: usize, kind| {
+        beside(&manifest, &manifest.artifacts[number], kind).map(|other| other.name.as_str())
+    };
+    assert_eq!(beside(0, ArtifactKind::Blocks), Some("db.blocks"));
+    assert_eq!(beside(2, ArtifactKind::Blocks), Some("db.2.blocks"));
 }

@@ -4,6 +4,7 @@
 //! something is read through and found undamaged first; what goes to an empty place is checked
 //! while it is written, and its last bytes are given out only when all of it was right.
 
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -178,7 +179,13 @@ fn make_plan(
             continue;
         }
         let target = match &request.destination {
-            Destination::Folder(folder) => Target::Folder(folder.join(source.as_str())),
+            // A folder of files is restored to a folder for itself.
+            Destination::Folder(folder) => Target::Folder(match artifact.number() {
+                number if artifact.kind.is_files() && number > NonZeroU32::MIN => {
+                    folder.join(format!("{source}.{number}"))
+                }
+                _ => folder.join(source.as_str()),
+            }),
             Destination::Database(url) => match artifact.kind {
                 kind if kind.is_database() => Target::Database(url.clone()),
                 ArtifactKind::PgGlobals => {

@@ -8,6 +8,7 @@
 
 use std::any::Any;
 use std::io::{self, Write};
+use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -18,7 +19,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::engine::context::OpenStorage;
 use crate::model::{
-    Artifact, ArtifactFacts, ArtifactKind, Cancel, Name, RemoteCheck, StoredObject,
+    Artifact, ArtifactFacts, ArtifactKind, Cancel, Name, RemoteCheck, StoredObject, artifact_name,
 };
 use crate::pipeline::{Block, EncodeSettings, Encoded, Encoder, ObjectSink, Throttle};
 use crate::report::Progress;
@@ -254,10 +255,10 @@ impl SourceOutputs {
         Self { outlet, source }
     }
 
-    fn base_name(&self, extension: &str) -> String {
+    fn base_name(&self, spec: &ArtifactSpec) -> String {
         match &self.source {
-            Some(source) => format!("{source}.{extension}"),
-            None => extension.to_owned(),
+            Some(source) => artifact_name(source, spec.number, spec.extension),
+            None => spec.extension.to_owned(),
         }
     }
 
@@ -268,8 +269,7 @@ impl SourceOutputs {
             settings.read_rate = None;
         }
         let codec = settings.compression.codec(!settings.recipients.is_empty());
-        let base =
-            format!("{}{}{}", self.outlet.folder, self.base_name(spec.extension), codec.suffix());
+        let base = format!("{}{}{}", self.outlet.folder, self.base_name(spec), codec.suffix());
         let options = CreateOptions { small: !spec.bulk, ..CreateOptions::default() };
         let mut senders = Vec::new();
         let mut tasks = Vec::new();
@@ -292,7 +292,7 @@ impl SourceOutputs {
         let Stream { encoder, mut lanes, .. } = stream;
         let (encoded, sink) = encoder.finish()?;
         drop(sink);
-        let name = self.base_name(spec.extension);
+        let name = self.base_name(spec);
         let artifact = artifact(&name, self.source.as_ref(), spec.kind, &encoded);
         // Taken out one by one: should one lane have panicked, the others are given up with the
         // rest.
@@ -316,6 +316,8 @@ impl SourceOutputs {
             name,
             plain_bytes: encoded.plain_bytes,
             plain_digest: encoded.plain_digest,
+            of: None,
+            facts: None,
         };
         Ok(Written { artifact, facts, blocks: encoded.blocks })
     }
@@ -324,8 +326,14 @@ impl SourceOutputs {
     pub(in crate::engine) fn written(artifacts: Vec<Finished>) -> io::Result<Vec<Written>> {
         let mut all = Vec::new();
         for artifact in artifacts {
+            let (of, facts) = (artifact.of.clone(), artifact.facts.clone());
             let written = artifact.into_written().downcast::<Vec<Written>>();
-            all.extend(*written.map_err(|_| not_of_this_run())?);
+            let mut written = *written.map_err(|_| not_of_this_run())?;
+            // What comes after it belongs to it, as its block list does.
+            if let Some(first) = written.first_mut() {
+                (first.facts.of, first.facts.facts) = (of, facts);
+            }
+            all.extend(written);
         }
         Ok(all)
     }
@@ -337,15 +345,17 @@ impl SourceOutputs {
         kind: ArtifactKind,
         body: &[u8],
     ) -> io::Result<Written> {
-        let spec = ArtifactSpec { extension, kind, bulk: false, blocks: false };
+        let number = ArtifactSpec::FIRST;
+        let spec = ArtifactSpec { extension, number, kind, bulk: false, blocks: false };
         let mut stream = self.open(&spec)?;
         stream.encoder.write_all(body)?;
         self.end(&spec, stream)
     }
 
-    fn write_blocks(&self, of: &Written) -> io::Result<Written> {
+    fn write_blocks(&self, of: &Written, number: NonZeroU32) -> io::Result<Written> {
         let spec = ArtifactSpec {
             extension: "blocks",
+            number,
             kind: ArtifactKind::Blocks,
             bulk: false,
             blocks: false,
@@ -381,7 +391,7 @@ impl Outputs for SourceOutputs {
         let spec = output.spec.clone();
         let stream = output.into_writer().into_any().downcast::<Stream>();
         let written = self.end(&spec, *stream.map_err(|_| not_of_this_run())?)?;
-        let blocks = spec.blocks.then(|| self.write_blocks(&written)).transpose()?;
+        let blocks = spec.blocks.then(|| self.write_blocks(&written, spec.number)).transpose()?;
         let all: Vec<Written> = std::iter::once(written).chain(blocks).collect();
         Ok(Finished::new(spec, Box::new(all)))
     }

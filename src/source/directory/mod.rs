@@ -122,12 +122,14 @@ impl Source for Directory {
         let create = |spec| outputs.create(spec).map_err(SourceError::Stream);
         let tar = create(ArtifactSpec {
             extension: "tar",
+            number: ArtifactSpec::FIRST,
             kind: ArtifactKind::Tar,
             bulk: true,
             blocks: true,
         })?;
         let index = create(ArtifactSpec {
             extension: "index",
+            number: ArtifactSpec::FIRST,
             kind: ArtifactKind::Index,
             bulk: false,
             blocks: false,

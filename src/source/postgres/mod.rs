@@ -188,6 +188,7 @@ impl Source for Postgres {
         if self.config.globals {
             let spec = ArtifactSpec {
                 extension: "globals.sql",
+                number: ArtifactSpec::FIRST,
                 kind: ArtifactKind::PgGlobals,
                 bulk: false,
                 blocks: false,
@@ -198,6 +199,7 @@ impl Source for Postgres {
         }
         let spec = ArtifactSpec {
             extension: "pgdump",
+            number: ArtifactSpec::FIRST,
             kind: ArtifactKind::PgDump,
             bulk: true,
             blocks: false,

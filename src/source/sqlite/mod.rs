@@ -118,6 +118,7 @@ impl Source for Sqlite {
     fn dump(&self, cx: &Context, outputs: &dyn Outputs) -> Result<Dumped, SourceError> {
         let spec = ArtifactSpec {
             extension: "sqlite",
+            number: ArtifactSpec::FIRST,
             kind: ArtifactKind::Sqlite,
             bulk: true,
             blocks: false,

@@ -159,6 +159,7 @@ fn artifact(image: &[u8], facts: &Value) -> RestoreArtifact {
         name: "db.sqlite".to_owned(),
         kind: ArtifactKind::Sqlite,
         plain_bytes: Some(image.len() as u64),
+        of: None,
         facts: facts.clone(),
     }
 }

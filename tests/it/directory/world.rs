@@ -227,13 +227,20 @@ impl World {
         let (spec, tar) = streams.next().unwrap();
         assert_eq!(
             spec,
-            ArtifactSpec { extension: "tar", kind: ArtifactKind::Tar, bulk: true, blocks: true }
+            ArtifactSpec {
+                extension: "tar",
+                number: ArtifactSpec::FIRST,
+                kind: ArtifactKind::Tar,
+                bulk: true,
+                blocks: true
+            }
         );
         let (spec, index) = streams.next().unwrap();
         assert_eq!(
             spec,
             ArtifactSpec {
                 extension: "index",
+                number: ArtifactSpec::FIRST,
                 kind: ArtifactKind::Index,
                 bulk: false,
                 blocks: false
@@ -274,6 +281,7 @@ pub(crate) fn artifact() -> RestoreArtifact {
         name: "files.tar".to_owned(),
         kind: ArtifactKind::Tar,
         plain_bytes: None,
+        of: None,
         facts: serde_json::Value::Null,
     }
 }

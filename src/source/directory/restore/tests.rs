@@ -160,6 +160,7 @@ fn artifact() -> RestoreArtifact {
         name: "files.tar".to_owned(),
         kind: ArtifactKind::Tar,
         plain_bytes: None,
+        of: None,
         facts: serde_json::Value::Null,
     }
 }
