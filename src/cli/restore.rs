@@ -89,8 +89,8 @@ struct DestinationArgs {
     /// Restore the database to this one: `postgresql://user@host/name` or `sqlite:///path`. Without
     /// a name, `postgresql://user@host`, it is the server: each database of a source that has
     /// several goes to the database of its own name there, or of the new one that `--database`
-    /// gives it. All of them must be there, and empty. A password is better put into the environment as PGPASSWORD than into the address, which other
-    /// users can see
+    /// gives it. All of them must exist and be empty. A password is better put into the environment
+    /// as PGPASSWORD than into the address, which other users can see
     // Parsed later: what is said of a value that is wrong repeats it, and a password may be in it.
     #[arg(long, value_name = "URL")]
     into: Option<String>,

@@ -5,6 +5,7 @@
 //! wall clock, no database, no storage, no terminal. It imports no other room. Add a type here only
 //! when two rooms need the same word for the same thing.
 
+mod artifact_name;
 mod cancel;
 mod check;
 mod clock;
@@ -23,6 +24,7 @@ mod snapshot_ref;
 mod units;
 mod warning;
 
+pub use artifact_name::{artifact_name, parse_artifact_name};
 pub use cancel::{Cancel, CancelGuard};
 pub use check::{Check, CheckOutcome, TOLD_DIFFERENCES, verdict};
 pub use clock::Clock;
@@ -30,7 +32,7 @@ pub use digest::{Digest, DigestError, Digester};
 pub use error_code::ErrorCode;
 pub use facts::{ArtifactFacts, FACTS_FORMAT, Facts, SourceFacts};
 pub use id::{IdError, Name, NameError, SnapshotId};
-pub use layout::{MANIFEST_KEY, MARKS_FOLDER, RUN_KEY, artifact_name, parse_artifact_name};
+pub use layout::{MANIFEST_KEY, MARKS_FOLDER, RUN_KEY};
 pub use manifest::{
     Artifact, ArtifactKind, Codec, Completeness, Compression, Encryption, FEATURES, FORMAT,
     Manifest, ManifestError, Program, RemoteCheck, StorageNote, StoredObject,
