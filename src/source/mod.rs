@@ -226,6 +226,7 @@ pub trait Source: Send + Sync {
     ///
     /// # Errors
     /// When anything that the source must have could not be read; then nothing of it is kept.
+    /// [`SourceError::BeginAgain`] makes the engine call it once more.
     fn dump(&self, cx: &Context, outputs: &dyn Outputs) -> Result<Dumped, SourceError>;
 
     /// Looks whether a dump could begin: tools and versions, reachability, permissions. Reads only,

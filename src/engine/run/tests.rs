@@ -37,12 +37,18 @@ struct World {
 
 impl World {
     fn new() -> Self {
+        Self::with("")
+    }
+
+    /// With more settings of the strategy, and a hook of the source that counts how often it ran.
+    fn with(more: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let text = format!(
             "instance = \"app\"\nwork_dir = \"{0}/work\"\n\
              [sources.db]\ntype = \"command\"\ncommand = [\"true\"]\n\
+             before = [\"/bin/sh\", \"-c\", \"echo >> {0}/hooked\"]\n\
              [storages.local]\ntype = \"local\"\npath = \"{0}/store\"\n\
-             [strategies.daily]\nsources = [\"db\"]\nstorages = [\"local\"]\n",
+             [strategies.daily]\nsources = [\"db\"]\nstorages = [\"local\"]\n{more}",
             folder.path().display()
         );
         let environment = Environment(BTreeMap::new());
@@ -53,6 +59,10 @@ impl World {
 
     fn engine(&self) -> Engine {
         Engine::new(self.folder.path().join("state"), Environment(BTreeMap::new()))
+    }
+
+    fn hooked(&self) -> usize {
+        std::fs::read(self.folder.path().join("hooked")).unwrap().len()
     }
 
     fn strategy_folder(&self) -> PathBuf {
@@ -248,4 +258,98 @@ async fn numbered_artifacts_are_named_required_and_described() {
     };
     assert_eq!(beside(0, ArtifactKind::Blocks), Some("db.blocks"));
     assert_eq!(beside(2, ArtifactKind::Blocks), Some("db.2.blocks"));
+}
+
+/// Fails so often as it is told, each time after it has published two artifacts and has a third
+/// open, then succeeds.
+fn unsteady(failures: u32) -> (Arc<dyn Source>, Arc<Mutex<u32>>) {
+    let attempts = Arc::new(Mutex::new(0));
+    let source = Acting({
+        let attempts = Arc::clone(&attempts);
+        move |outputs: &dyn Outputs| {
+            let mut attempts = attempts.lock().unwrap();
+            *attempts += 1;
+            let body = format!("attempt {attempts}");
+            let artifacts = vec![
+                write(outputs, numbered("out", 1), body.as_bytes()),
+                write(outputs, numbered("out", 2), body.as_bytes()),
+            ];
+            if *attempts <= failures {
+                let mut open = outputs.create(numbered("out", 3)).unwrap();
+                open.write_all(b"cut").unwrap();
+                return Err(SourceError::BeginAgain { reason: format!("reason {attempts}") });
+            }
+            Ok(dumped(artifacts))
+        }
+    });
+    (Arc::new(source), attempts)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_is_begun_again_under_new_keys() {
+    for failures in [1, 2] {
+        let world = World::new();
+        let (source, attempts) = unsteady(failures);
+        let report = world.run(source).await;
+        let attempt = failures + 1;
+        assert_eq!(*attempts.lock().unwrap(), attempt);
+        assert_eq!(world.hooked(), 1, "hooks are not repeated");
+        assert_eq!(report.completeness, Some(Completeness::Whole));
+        let [warning] = report.warnings.kept() else { panic!("{report:?}") };
+        for number in 1..=failures {
+            assert!(warning.reason.contains(&format!("reason {number}")), "{warning:?}");
+        }
+        // Nothing is left of the earlier attempts.
+        let own = [format!("db.2.out.try{attempt}.zst"), format!("db.out.try{attempt}.zst")];
+        let [second, first] = own.each_ref().map(String::as_str);
+        assert_eq!(world.names(), [second, first, "facts.json.zst", "manifest.json"]);
+        let manifest = world.manifest(&report.id).await;
+        assert_eq!(manifest.artifacts[0].name, "db.out");
+        assert_eq!(manifest.artifacts[0].objects[0].key, first);
+        let (engine, open) = world.open().await;
+        let facts = crate::engine::read_facts(&engine, &open, &manifest, &[]).await.unwrap();
+        let body = tokio::task::spawn_blocking({
+            let (folder, runtime) = (manifest.snapshot_ref().folder(), Handle::current());
+            move || {
+                let artifact = &manifest.artifacts[0];
+                let plain = crate::engine::read_plain(
+                    &open,
+                    &folder,
+                    artifact,
+                    &[],
+                    facts.as_ref(),
+                    &runtime,
+                );
+                std::io::read_to_string(plain.unwrap()).unwrap()
+            }
+        });
+        assert_eq!(body.await.unwrap(), format!("attempt {attempt}"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_is_not_begun_a_fourth_time() {
+    let world = World::new();
+    let (source, attempts) = unsteady(u32::MAX);
+    let report = world.run(source).await;
+    assert_eq!(*attempts.lock().unwrap(), 3);
+    assert_eq!(report.outcome, Outcome::Failed);
+    assert_eq!(report.code, Some(crate::model::ErrorCode::SourceChanged));
+    assert!(report.may_pass);
+    let error = report.error.unwrap();
+    assert!(error.contains("db") && error.contains("reason 3"), "{error}");
+    assert_eq!(world.names(), [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn objects_without_a_name_go_with_the_snapshot() {
+    let world = World::with("retention = { keep_last = 1 }\n");
+    let first = world.run(unsteady(0).0).await;
+    assert_eq!(first.outcome, Outcome::Success, "{first:?}");
+    // What could not be deleted when the source was begun again.
+    let folder = world.strategy_folder().join(first.id.as_str());
+    std::fs::write(folder.join("db.out.try2.zst"), "of an earlier attempt").unwrap();
+    let second = world.run(unsteady(0).0).await;
+    assert_eq!(second.outcome, Outcome::Success, "{second:?}");
+    assert!(!folder.exists(), "{:?}", world.names());
 }

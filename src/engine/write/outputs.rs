@@ -19,7 +19,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::engine::context::OpenStorage;
 use crate::model::{
-    Artifact, ArtifactFacts, ArtifactKind, Cancel, Name, RemoteCheck, StoredObject, artifact_name,
+    Artifact, ArtifactFacts, ArtifactKind, Cancel, Codec, Name, RemoteCheck, StoredObject,
+    artifact_name,
 };
 use crate::pipeline::{Block, EncodeSettings, Encoded, Encoder, ObjectSink, Throttle};
 use crate::report::Progress;
@@ -248,11 +249,44 @@ impl Drop for Lanes {
 pub(in crate::engine) struct SourceOutputs {
     outlet: Outlet,
     source: Option<Name>,
+    /// Which attempt at the source this is: each has keys that no other has.
+    attempt: u32,
+    /// The keys of objects that were published, or may have been.
+    published: Mutex<Vec<String>>,
 }
 
 impl SourceOutputs {
     pub(in crate::engine) fn new(outlet: Outlet, source: Option<Name>) -> Self {
-        Self { outlet, source }
+        Self { outlet, source, attempt: 1, published: Mutex::default() }
+    }
+
+    /// Those of a later attempt at the same source.
+    pub(in crate::engine) fn of_attempt(self, attempt: u32) -> Self {
+        Self { attempt, ..self }
+    }
+
+    /// Deletes what this attempt published, as far as the storages let it: nothing will name it.
+    pub(in crate::engine) async fn discard(&self) {
+        let keys =
+            std::mem::take(&mut *self.published.lock().unwrap_or_else(PoisonError::into_inner));
+        for member in self.outlet.members.iter().filter(|member| member.is_well()) {
+            for key in &keys {
+                if self.outlet.cancel.is_cancelled() {
+                    return;
+                }
+                let key = format!("{}{key}", self.outlet.folder);
+                match member.open.storage.delete(&key).await {
+                    Ok(()) => {}
+                    // Credentials that may only write are a normal case.
+                    Err(error) if error.is_denied_or_locked() => break,
+                    Err(error) => {
+                        tracing::warn!(storage = %member.open.name, "what an attempt left could \
+                            not be deleted, and goes with the snapshot: {error}");
+                        break;
+                    }
+                }
+            }
+        }
     }
 
     fn base_name(&self, spec: &ArtifactSpec) -> String {
@@ -262,6 +296,15 @@ impl SourceOutputs {
         }
     }
 
+    /// The key of its first object, in the snapshot's folder.
+    fn base_key(&self, spec: &ArtifactSpec, codec: Codec) -> String {
+        let attempt = match self.attempt {
+            1 => String::new(),
+            attempt => format!(".try{attempt}"),
+        };
+        format!("{}{attempt}{}", self.base_name(spec), codec.suffix())
+    }
+
     fn open(&self, spec: &ArtifactSpec) -> io::Result<Stream> {
         let mut settings = self.outlet.settings.clone();
         if !spec.bulk {
@@ -269,7 +312,7 @@ impl SourceOutputs {
             settings.read_rate = None;
         }
         let codec = settings.compression.codec(!settings.recipients.is_empty());
-        let base = format!("{}{}{}", self.outlet.folder, self.base_name(spec), codec.suffix());
+        let base = format!("{}{}", self.outlet.folder, self.base_key(spec, codec));
         let options = CreateOptions { small: !spec.bulk, ..CreateOptions::default() };
         let mut senders = Vec::new();
         let mut tasks = Vec::new();
@@ -293,7 +336,10 @@ impl SourceOutputs {
         let (encoded, sink) = encoder.finish()?;
         drop(sink);
         let name = self.base_name(spec);
-        let artifact = artifact(&name, self.source.as_ref(), spec.kind, &encoded);
+        let base = self.base_key(spec, encoded.codec);
+        let artifact = artifact(&name, &base, self.source.as_ref(), spec.kind, &encoded);
+        let keys = artifact.objects.iter().map(|object| object.key.clone());
+        self.published.lock().unwrap_or_else(PoisonError::into_inner).extend(keys);
         // Taken out one by one: should one lane have panicked, the others are given up with the
         // rest.
         while let Some((member, task)) = lanes.tasks.pop() {
@@ -402,12 +448,17 @@ fn not_of_this_run() -> io::Error {
 }
 
 /// What the manifest says of an encoded stream.
-fn artifact(name: &str, source: Option<&Name>, kind: ArtifactKind, encoded: &Encoded) -> Artifact {
-    let base = format!("{name}{}", encoded.codec.suffix());
+fn artifact(
+    name: &str,
+    base: &str,
+    source: Option<&Name>,
+    kind: ArtifactKind,
+    encoded: &Encoded,
+) -> Artifact {
     let objects = (0..)
         .zip(&encoded.objects)
         .map(|(index, object)| StoredObject {
-            key: object_key(&base, index),
+            key: object_key(base, index),
             size: object.size,
             digest: object.digest,
         })
