@@ -186,7 +186,11 @@ impl Rehearsal {
         {
             self.watch.turn(Step::Prepare);
             self.engine.progress.begin(format!("making ready for {source}"), None);
-            let wanted = restore_artifact(&self.manifest.id, first, facts);
+            let mut wanted = restore_artifact(&self.manifest.id, first, facts);
+            if let Some(main) = artifacts.iter().find(|one| one.kind.is_main()) {
+                // The target is made for the database, whatever is restored before it.
+                wanted.facts = restore_artifact(&self.manifest.id, main, facts).facts;
+            }
             match restorer.scratch(&cx, &wanted, &self.place) {
                 Ok(scratch) => {
                     tracing::info!("`{source}` goes to {}", scratch.description());
