@@ -1,6 +1,7 @@
 //! `backup diff`.
 
 use std::fmt::Write as _;
+use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use clap::Args;
@@ -113,6 +114,9 @@ fn value_of(difference: &Difference) -> Value {
                 // As the index has it: a name that is not UTF-8 is in base64.
                 let (key, path) = archive::index::path_member(&file.path);
                 fields.insert(key.to_owned(), path.into());
+                if file.number > NonZeroU32::MIN {
+                    fields.insert("number".to_owned(), json!(file.number));
+                }
                 if !file.aspects.is_empty() {
                     fields.insert("differs_in".to_owned(), json!(file.aspects));
                 }
@@ -121,15 +125,29 @@ fn value_of(difference: &Difference) -> Value {
             }
             value
         }
-        Difference::Table { source, table, before, after } => json!({
-            "type": "table", "change": change(before, after), "source": source, "table": table,
-            "rows_before": before, "rows_after": after,
-        }),
-        Difference::Stream { artifact, before, after } => json!({
-            "type": "artifact", "change": change(before, after), "artifact": artifact,
-            "plain_bytes_before": before, "plain_bytes_after": after,
-        }),
+        Difference::Table { source, of, table, before, after } => with_of(
+            json!({
+                "type": "table", "change": change(before, after), "source": source,
+                "table": table, "rows_before": before, "rows_after": after,
+            }),
+            of.as_ref(),
+        ),
+        Difference::Stream { artifact, of, before, after } => with_of(
+            json!({
+                "type": "artifact", "change": change(before, after), "artifact": artifact,
+                "plain_bytes_before": before, "plain_bytes_after": after,
+            }),
+            of.as_ref(),
+        ),
     }
+}
+
+/// `value` with the database that it is about, where its source has several.
+fn with_of(mut value: Value, of: Option<&String>) -> Value {
+    if let (Some(of), Some(fields)) = (of, value.as_object_mut()) {
+        fields.insert("of".to_owned(), json!(of));
+    }
+    value
 }
 
 /// One difference: a sign, what was and what is, and of what.
@@ -137,14 +155,20 @@ fn line_of(difference: &Difference) -> String {
     let bytes = |bytes: &Option<u64>| bytes.map(|bytes| ByteSize(bytes).to_string());
     let rows = |rows: &Option<u64>| rows.map(|rows| rows.to_string());
     match difference {
-        Difference::Stream { artifact, before, after } => {
-            line(bytes(before), bytes(after), artifact, "")
+        Difference::Stream { artifact, of, before, after } => {
+            let of = of.as_ref().map(|of| format!(" ({of})")).unwrap_or_default();
+            line(bytes(before), bytes(after), &format!("{artifact}{of}"), "")
         }
-        Difference::Table { source, table, before, after } => {
-            line(rows(before), rows(after), &format!("{source}: {table}"), "rows")
+        Difference::Table { source, of, table, before, after } => {
+            let of = of.as_ref().map(|of| format!("{of}: ")).unwrap_or_default();
+            line(rows(before), rows(after), &format!("{source}: {of}{table}"), "rows")
         }
         Difference::File(file) => {
-            let name = format!("{}/{}", file.source, shown_path(&file.path));
+            let folder = match file.number {
+                NonZeroU32::MIN => file.source.to_string(),
+                number => format!("{}.{number}", file.source),
+            };
+            let name = format!("{folder}/{}", shown_path(&file.path));
             let states = (&file.before, &file.after);
             match states {
                 (Some(before), Some(after)) if !file.aspects.contains(&Aspect::Content) => line(

@@ -1,5 +1,6 @@
 //! `backup show --files`.
 
+use std::num::NonZeroU32;
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -29,8 +30,8 @@ pub(super) async fn run(
         Out::Text(Stream::stdout(), 0)
     }));
     let list = Arc::clone(&out);
-    engine::files(&reading.engine, side, identities, patterns, move |source, entry| {
-        list.lock().unwrap_or_else(PoisonError::into_inner).put(source, entry)
+    engine::files(&reading.engine, side, identities, patterns, move |source, number, entry| {
+        list.lock().unwrap_or_else(PoisonError::into_inner).put(source, number, entry)
     })
     .await?;
     drop(reading);
@@ -49,7 +50,7 @@ enum Out {
 }
 
 impl Out {
-    fn put(&mut self, source: &Name, entry: Entry) -> ControlFlow<()> {
+    fn put(&mut self, source: &Name, number: NonZeroU32, entry: Entry) -> ControlFlow<()> {
         match self {
             Self::Json(document) => {
                 let Ok(mut value) = serde_json::to_value(&entry) else {
@@ -57,24 +58,31 @@ impl Out {
                 };
                 if let Some(fields) = value.as_object_mut() {
                     fields.insert("source".to_owned(), source.as_str().into());
+                    if number > NonZeroU32::MIN {
+                        fields.insert("number".to_owned(), number.get().into());
+                    }
                 }
                 document.item(&value)
             }
             Self::Text(stream, lines) => {
                 *lines += 1;
-                stream.put(&line(source, entry))
+                let folder = match number {
+                    NonZeroU32::MIN => source.to_string(),
+                    number => format!("{source}.{number}"),
+                };
+                stream.put(&line(&folder, entry))
             }
         }
     }
 }
 
 /// An entry, as `ls -l` has it.
-fn line(source: &Name, entry: Entry) -> String {
+fn line(folder: &str, entry: Entry) -> String {
     let target = entry.target.as_ref().map(|target| format!(" -> {}", shown_path(target)));
     let time = chrono::DateTime::from_timestamp(entry.mtime.seconds, entry.mtime.nanos)
         .unwrap_or_default();
     format!(
-        "{} {:04o} {:>8} {:>8} {:>12} {} {source}/{}{}\n",
+        "{} {:04o} {:>8} {:>8} {:>12} {} {folder}/{}{}\n",
         kind_letter(entry.kind),
         entry.mode,
         entry.uname.unwrap_or_else(|| entry.uid.to_string()),

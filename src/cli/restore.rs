@@ -38,6 +38,10 @@ pub(super) struct RestoreArgs {
     /// Only this source; may be repeated
     #[arg(long, value_name = "NAME")]
     source: Vec<Name>,
+    /// Only this database, of a source that has several: `NAME`, or `NAME=NEW` to restore it to
+    /// the database NEW of the server that `--into` names. May be repeated
+    #[arg(long, value_name = "NAME[=NEW]", conflicts_with_all = ["path", "to_command"])]
+    database: Vec<String>,
     #[command(flatten)]
     destination: DestinationArgs,
     /// Restore only the files and folders that this matches, as `exclude` in the configuration
@@ -82,9 +86,11 @@ struct DestinationArgs {
     /// Restore each source to DIR/<source>
     #[arg(long, value_name = "DIR")]
     to: Option<PathBuf>,
-    /// Restore the database to this one: `postgresql://user@host/name` or `sqlite:///path`. A
-    /// password is better put into the environment as PGPASSWORD than into the address, which other
-    /// users can see
+    /// Restore the database to this one: `postgresql://user@host/name` or `sqlite:///path`. Without
+    /// a name, `postgresql://user@host`, it is the server: each database of a source that has
+    /// several goes to the database of its own name there, or of the new one that `--database`
+    /// gives it. All of them must exist and be empty. A password is better put into the environment
+    /// as PGPASSWORD than into the address, which other users can see
     // Parsed later: what is said of a value that is wrong repeats it, and a password may be in it.
     #[arg(long, value_name = "URL")]
     into: Option<String>,
@@ -129,6 +135,7 @@ pub(super) async fn run(
     let request = RestoreRequest {
         destination: destination(setup, args.destination, &reading)?,
         sources: args.source,
+        databases: args.database,
         options: RestoreOptions {
             overwrite: args.overwrite,
             jobs: args.jobs,
@@ -236,7 +243,7 @@ fn plan_text(plan: &RestorePlan) -> String {
         let preview = planned.preview.as_ref();
         let bytes = preview.map_or(planned.plain_bytes, |preview| Some(preview.bytes));
         table.row(vec![
-            planned.name.as_str().into(),
+            with_of(&planned.name, planned.of.as_ref()).into(),
             or_dash(bytes.map(ByteSize)).into(),
             or_dash(preview.map(|preview| preview.creates)).into(),
             or_dash(preview.map(|preview| preview.replaces)).into(),
@@ -272,6 +279,11 @@ fn plan_text(plan: &RestorePlan) -> String {
     text
 }
 
+/// The name of an artifact, with that of the database in it where there is one.
+fn with_of(name: &str, of: Option<&String>) -> String {
+    of.map_or_else(|| name.to_owned(), |of| format!("{name} ({of})"))
+}
+
 fn left_out_text(text: &mut String, left_out: &[String]) {
     for left_out in left_out {
         let _ = writeln!(text, "  {DIM}left out: {left_out}{DIM:#}");
@@ -290,7 +302,7 @@ fn report_text(report: &RestoreReport) -> String {
     let mut table = Table::new(&["ARTIFACT", ">SIZE", "PLACE"]).indented(2);
     for restored in &report.restored {
         table.row(vec![
-            restored.name.as_str().into(),
+            with_of(&restored.name, restored.of.as_ref()).into(),
             or_dash(
                 restored
                     .files

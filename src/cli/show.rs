@@ -121,17 +121,26 @@ fn header(manifest: &Manifest, storages: &[Name], now: chrono::DateTime<chrono::
 }
 
 fn artifacts(manifest: &Manifest, facts: Option<&Facts>) -> String {
-    let mut table = Table::new(&["ARTIFACT", ">PLAIN", ">STORED", "OBJECTS"]).indented(2);
+    let of_any =
+        facts.is_some_and(|facts| facts.artifacts.iter().any(|artifact| artifact.of.is_some()));
+    let columns: &[&str] = if of_any {
+        &["ARTIFACT", "DATABASE", ">PLAIN", ">STORED", "OBJECTS"]
+    } else {
+        &["ARTIFACT", ">PLAIN", ">STORED", "OBJECTS"]
+    };
+    let mut table = Table::new(columns).indented(2);
     for artifact in &manifest.artifacts {
-        let plain = facts
-            .and_then(|facts| facts.artifacts.iter().find(|known| known.name == artifact.name));
+        let plain = facts.and_then(|facts| facts.artifact(&artifact.name));
+        let of = of_any.then(|| or_dash(plain.and_then(|plain| plain.of.as_ref())).into());
         let keys: Vec<&str> = artifact.objects.iter().map(|object| object.key.as_str()).collect();
-        table.row(vec![
-            artifact.name.as_str().into(),
+        let mut row: Vec<Cell> = vec![artifact.name.as_str().into()];
+        row.extend(of);
+        row.extend([
             or_dash(plain.map(|plain| ByteSize(plain.plain_bytes))).into(),
             ByteSize(artifact.stored_bytes()).to_string().into(),
             keys.join(" ").into(),
         ]);
+        table.row(row);
     }
     format!("\n{}", table.render())
 }
@@ -149,38 +158,53 @@ fn facts_text(facts: Option<&Facts>) -> String {
             source.consistency,
             seconds(source.seconds)
         );
-        let Some(fields) = source.facts.as_object() else { continue };
-        let mut tables = Table::new(&["TABLE", ">ROWS"]).indented(4);
-        let mut lines = Table::new(&["", ""]).indented(4);
-        for (name, value) in fields {
-            match value {
-                serde_json::Value::Array(rows) if name == "tables" => {
-                    for row in rows {
-                        let schema = row.get("schema").and_then(serde_json::Value::as_str);
-                        let table =
-                            row.get("name").and_then(serde_json::Value::as_str).unwrap_or_default();
-                        let full = schema
-                            .map_or_else(|| table.to_owned(), |schema| format!("{schema}.{table}"));
-                        let rows = row.get("rows").filter(|rows| !rows.is_null());
-                        tables.row(vec![full.into(), or_dash(rows).into()]);
-                    }
-                }
-                // The version of the object, what there is none of, and what is told above.
-                serde_json::Value::Array(none) if none.is_empty() => {}
-                _ if name == "v" || name == "seconds" || value.is_null() => {}
-                value => lines
-                    .row(vec![Cell::styled(name.replace('_', " "), DIM), fact(name, value).into()]),
-            }
-        }
-        text.push_str(lines.render().split_once('\n').map(|(_, lines)| lines).unwrap_or_default());
-        if !tables.is_empty() {
-            text.push_str(&tables.render());
+        text.push_str(&object_text(&source.facts));
+        for artifact in facts.artifacts_of(&source.name) {
+            let Some(object) = &artifact.facts else { continue };
+            let of = artifact.of.as_ref().map(|of| format!("  {of}")).unwrap_or_default();
+            let _ = writeln!(text, "\n  {BOLD}{}{BOLD:#}{of}", artifact.name);
+            text.push_str(&object_text(object));
         }
     }
     let remarks = remarks_text(&facts.remarks, usize::MAX, "");
     if !remarks.is_empty() {
         text.push('\n');
         text.push_str(&remarks);
+    }
+    text
+}
+
+/// What was reported about a source or an artifact.
+fn object_text(object: &serde_json::Value) -> String {
+    let Some(fields) = object.as_object() else { return String::new() };
+    let mut tables = Table::new(&["TABLE", ">ROWS"]).indented(4);
+    let mut lines = Table::new(&["", ""]).indented(4);
+    for (name, value) in fields {
+        match value {
+            serde_json::Value::Array(rows) if name == "tables" => {
+                for row in rows {
+                    let schema = row.get("schema").and_then(serde_json::Value::as_str);
+                    let table =
+                        row.get("name").and_then(serde_json::Value::as_str).unwrap_or_default();
+                    let full = schema
+                        .map_or_else(|| table.to_owned(), |schema| format!("{schema}.{table}"));
+                    let rows = row.get("rows").filter(|rows| !rows.is_null());
+                    tables.row(vec![full.into(), or_dash(rows).into()]);
+                }
+            }
+            // The version of the object, what there is none of, and what is told above.
+            serde_json::Value::Array(none) if none.is_empty() => {}
+            _ if name == "v" || name == "seconds" || value.is_null() => {}
+            value => {
+                lines
+                    .row(vec![Cell::styled(name.replace('_', " "), DIM), fact(name, value).into()]);
+            }
+        }
+    }
+    let mut text = String::new();
+    text.push_str(lines.render().split_once('\n').map(|(_, lines)| lines).unwrap_or_default());
+    if !tables.is_empty() {
+        text.push_str(&tables.render());
     }
     text
 }

@@ -57,6 +57,7 @@ codes! {
 
     SourceUnreachable = "source_unreachable",
     SourceFailed = "source_failed",
+    SourceChanged = "source_changed",
     SourceUnsuitable = "source_unsuitable",
     ArtifactDamaged = "artifact_damaged",
     StreamFailed = "stream_failed",

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Digest, Name, Remarks, SnapshotId};
+use super::{Digest, Name, Remarks, SnapshotId, parse_artifact_name};
 
 /// The format of the facts that this version writes.
 pub const FACTS_FORMAT: u32 = 1;
@@ -35,6 +35,40 @@ pub struct ArtifactFacts {
     pub plain_bytes: u64,
     /// Digest of those bytes.
     pub plain_digest: Digest,
+    /// The name of the database in it, for one of several of its source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub of: Option<String>,
+    /// What its source reported about it alone, of the shape that a source's object has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub facts: Option<serde_json::Value>,
+}
+
+impl Facts {
+    /// The plain stream of the artifact of that name.
+    pub fn artifact(&self, name: &str) -> Option<&ArtifactFacts> {
+        self.artifacts.iter().find(|known| known.name == name)
+    }
+
+    /// What was reported about a source: as a whole, and about each of its artifacts alone with
+    /// the name of the database in it.
+    pub fn objects_of(
+        &self,
+        source: &Name,
+    ) -> impl Iterator<Item = (Option<&str>, &serde_json::Value)> {
+        let whole = self.sources.iter().filter(move |known| known.name == *source);
+        let alone = self
+            .artifacts_of(source)
+            .filter_map(|known| known.facts.as_ref().map(|facts| (known.of.as_deref(), facts)));
+        whole.map(|known| (None, &known.facts)).chain(alone)
+    }
+
+    /// Those of the artifacts that are of a source.
+    pub fn artifacts_of(&self, source: &Name) -> impl Iterator<Item = &ArtifactFacts> {
+        let is_of = |known: &ArtifactFacts, source: &Name| {
+            parse_artifact_name(&known.name).is_some_and(|(name, ..)| name == source.as_str())
+        };
+        self.artifacts.iter().filter(move |known| is_of(known, source))
+    }
 }
 
 /// What one source reported.

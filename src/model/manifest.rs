@@ -1,15 +1,17 @@
 //! The manifest: the document that commits a snapshot, format 1. `docs/format.md` is its full text.
 
+use std::num::NonZeroU32;
+
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::sealed::{SealError, seal, unseal};
-use super::{Digest, Name, SnapshotId, SnapshotRef};
+use super::{Digest, Name, SnapshotId, SnapshotRef, parse_artifact_name};
 
 /// The format this version writes, and the newest it reads.
 pub const FORMAT: u32 = 1;
 /// What this version understands of a manifest's `requires`.
-pub const FEATURES: [&str; 4] = ["zstd", "gzip", "age", "continued"];
+pub const FEATURES: [&str; 5] = ["zstd", "gzip", "age", "continued", "numbered"];
 /// Its name in the layout of a sealed document.
 const KIND: &str = "manifest";
 
@@ -78,7 +80,7 @@ pub enum RemoteCheck {
 /// One stored stream of a snapshot: a dump, a tarball, an index.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Artifact {
-    /// `<source>.<extension>`, or `facts.json`; the objects are named after it.
+    /// [`artifact_name`](super::artifact_name), or `facts.json`; the objects are named after it.
     pub name: String,
     /// The source it came from; none for the facts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -94,6 +96,11 @@ pub struct Artifact {
 }
 
 impl Artifact {
+    /// Which of its source it is: what belongs together, as a tarball and its index, has the same.
+    pub fn number(&self) -> NonZeroU32 {
+        parse_artifact_name(&self.name).map_or(NonZeroU32::MIN, |(_, number, _)| number)
+    }
+
     /// Bytes stored, all objects together.
     pub fn stored_bytes(&self) -> u64 {
         self.objects.iter().map(|object| object.size).sum()

@@ -5,6 +5,7 @@
 //! wall clock, no database, no storage, no terminal. It imports no other room. Add a type here only
 //! when two rooms need the same word for the same thing.
 
+mod artifact_name;
 mod cancel;
 mod check;
 mod clock;
@@ -23,6 +24,7 @@ mod snapshot_ref;
 mod units;
 mod warning;
 
+pub use artifact_name::{artifact_name, parse_artifact_name};
 pub use cancel::{Cancel, CancelGuard};
 pub use check::{Check, CheckOutcome, TOLD_DIFFERENCES, verdict};
 pub use clock::Clock;

@@ -95,19 +95,35 @@ impl DatabaseUrl {
 }
 
 impl DatabaseUrl {
-    /// The same server's database of that name, which is made of ASCII letters, digits and `_`.
+    /// Whether it names a database, rather than only a server.
+    pub fn names_database(&self) -> bool {
+        let named =
+            |(key, value): (Cow<'_, str>, Cow<'_, str>)| key == "dbname" && !value.is_empty();
+        !self.0.path().trim_start_matches('/').is_empty() || self.0.query_pairs().any(named)
+    }
+
+    /// The same server's database of that name.
     #[must_use]
     pub fn with_database(&self, name: &str) -> Self {
         let mut url = self.0.clone();
-        url.set_path(name);
-        let others: Vec<&str> = url
+        let mut pairs: Vec<String> = url
             .query()
             .unwrap_or_default()
             .split('&')
             .filter(|pair| !pair.is_empty() && !pair.starts_with("dbname="))
+            .map(str::to_owned)
             .collect();
-        let others = others.join("&");
-        url.set_query(Some(others.as_str()).filter(|others| !others.is_empty()));
+        let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+        if name.chars().all(plain) {
+            url.set_path(name);
+        } else {
+            // In a path `..` and `/` mean something, whatever way they are written.
+            url.set_path("");
+            let encoded: String = name.bytes().map(|byte| format!("%{byte:02X}")).collect();
+            pairs.push(format!("dbname={encoded}"));
+        }
+        let query = pairs.join("&");
+        url.set_query(Some(query.as_str()).filter(|query| !query.is_empty()));
         Self(url)
     }
 

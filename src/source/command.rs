@@ -155,6 +155,7 @@ impl Source for Command {
         let (call, program) = self.config.call(cx, &self.config.command, "run the command of")?;
         let spec = ArtifactSpec {
             extension: "out",
+            number: ArtifactSpec::FIRST,
             kind: ArtifactKind::Stream,
             bulk: true,
             blocks: false,
@@ -162,6 +163,7 @@ impl Source for Command {
         let mut output = outputs.create(spec).map_err(SourceError::Stream)?;
         let began = Instant::now();
         let bytes = call.read_into(cx, &mut output)?;
+        let artifact = outputs.finish(output).map_err(SourceError::Stream)?;
         let mut remarks = Remarks::default();
         if bytes == 0 {
             remarks.warn("The command ended with success and wrote nothing");
@@ -170,7 +172,7 @@ impl Source for Command {
         let facts = serde_json::json!({
             "type": "command", "v": 1, "program": program, "bytes": bytes, "seconds": seconds,
         });
-        Ok(Dumped { outputs: vec![output], consistency: "command", facts, remarks })
+        Ok(Dumped { artifacts: vec![artifact], consistency: "command", facts, remarks })
     }
 
     fn check(&self, cx: &Context) -> Vec<Finding> {

@@ -44,6 +44,13 @@ pub enum SourceError {
     /// What was read is not what was backed up.
     #[error("{0}")]
     Damaged(String),
+    /// What was dumped so far is worthless, and another dump from the beginning may succeed at
+    /// once. The engine makes one, so often as it sees fit.
+    #[error("The dump had to begin again: {reason}")]
+    BeginAgain {
+        /// What happened to the source.
+        reason: String,
+    },
     /// The stream could not be written on, or could not be read: the fault is behind it.
     #[error(transparent)]
     Stream(std::io::Error),
@@ -64,6 +71,7 @@ impl SourceError {
             }
             Self::Io { .. } => ErrorCode::FileFailed,
             Self::Damaged(_) => ErrorCode::ArtifactDamaged,
+            Self::BeginAgain { .. } => ErrorCode::SourceChanged,
             Self::Stream(_) => ErrorCode::StreamFailed,
         }
     }
@@ -73,6 +81,7 @@ impl SourceError {
     pub fn may_pass(&self) -> bool {
         match self {
             Self::Database { transient, .. } => *transient,
+            Self::BeginAgain { .. } => true,
             Self::Process(error) => matches!(
                 error,
                 ProcessError::Exit { .. }
@@ -115,6 +124,7 @@ mod tests {
             (SourceError::Io { attempt: "read", path: String::new(), error: io() }, "file_denied"),
             (SourceError::Io { attempt: "read", path: String::new(), error: full }, "file_failed"),
             (SourceError::Damaged(String::new()), "artifact_damaged"),
+            (SourceError::BeginAgain { reason: String::new() }, "source_changed"),
             (SourceError::Stream(io()), "stream_failed"),
         ] {
             assert_eq!(error.code(), code);

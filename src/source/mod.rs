@@ -20,6 +20,7 @@ pub mod scratch;
 pub mod sqlite;
 
 use std::io::{Read, Write};
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -219,11 +220,13 @@ pub struct Context {
 pub trait Source: Send + Sync {
     /// Writes the source to `outputs`, reading it only.
     ///
-    /// Nothing that was written counts unless [`Dumped`] is returned: it owns the outputs, and only
-    /// what it owns can be finished. A child's exit status is known before that.
+    /// Nothing that was written counts unless it is in a returned [`Dumped`]. An artifact is
+    /// finished as soon as it is complete, and for one that a child writes that is after its exit
+    /// status is known.
     ///
     /// # Errors
     /// When anything that the source must have could not be read; then nothing of it is kept.
+    /// [`SourceError::BeginAgain`] makes the engine call it once more.
     fn dump(&self, cx: &Context, outputs: &dyn Outputs) -> Result<Dumped, SourceError>;
 
     /// Looks whether a dump could begin: tools and versions, reachability, permissions. Reads only,
@@ -252,6 +255,36 @@ pub trait Outputs: Sync {
     /// # Errors
     /// When no storage takes it.
     fn create(&self, spec: ArtifactSpec) -> std::io::Result<Output>;
+
+    /// Publishes a stream that is complete. It counts once it is in the [`Dumped`] that the source
+    /// returns.
+    ///
+    /// # Errors
+    /// When no storage has all of it.
+    fn finish(&self, output: Output) -> std::io::Result<Finished>;
+}
+
+/// An artifact that is complete and published. Only [`Outputs::finish`] makes it.
+pub struct Finished {
+    pub spec: ArtifactSpec,
+    /// The name of the database in it, where the source has several.
+    pub of: Option<String>,
+    /// An object about this artifact alone, tagged with `type` and `v`, where that of the source is
+    /// not about it.
+    pub facts: Option<serde_json::Value>,
+    written: Box<dyn std::any::Any + Send>,
+}
+
+impl Finished {
+    /// For the engine: `written` is what it knows of the artifact.
+    pub fn new(spec: ArtifactSpec, written: Box<dyn std::any::Any + Send>) -> Self {
+        Self { spec, of: None, facts: None, written }
+    }
+
+    /// For the engine, which gets back what it knows.
+    pub fn into_written(self) -> Box<dyn std::any::Any + Send> {
+        self.written
+    }
 }
 
 /// One stream of a source, while it is written. Dropping it gives it up.
@@ -291,8 +324,11 @@ impl Write for Output {
 /// What a source says of a stream before it writes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ArtifactSpec {
-    /// What follows the source's name and a dot: `pgdump`, `tar`.
+    /// The last part of its name: `pgdump`, `tar`.
     pub extension: &'static str,
+    /// Which of the source it is, [`ArtifactSpec::FIRST`] where there is but one. What belongs
+    /// together has the same, as a tarball and its index.
+    pub number: NonZeroU32,
     /// What the stream is.
     pub kind: ArtifactKind,
     /// Whether it is the bulk of the source. Others are small and are written with little memory,
@@ -302,11 +338,16 @@ pub struct ArtifactSpec {
     pub blocks: bool,
 }
 
+impl ArtifactSpec {
+    /// The number of a source's only artifact of its kind.
+    pub const FIRST: NonZeroU32 = NonZeroU32::MIN;
+}
+
 /// A dump that succeeded.
-#[must_use = "the outputs of a dump are finished by the engine"]
+#[must_use = "only what it names is in the snapshot"]
 pub struct Dumped {
-    /// The written streams, in the order the manifest lists them.
-    pub outputs: Vec<Output>,
+    /// In the order the manifest lists them.
+    pub artifacts: Vec<Finished>,
     /// How consistent the dump is in itself: `snapshot`, or another word of `docs/format.md`.
     pub consistency: &'static str,
     /// An object tagged with `type` and `v`.
@@ -389,7 +430,9 @@ pub struct RestoreArtifact {
     pub kind: ArtifactKind,
     /// Bytes of the plain stream, where the facts could be read.
     pub plain_bytes: Option<u64>,
-    /// What the source reported when it was dumped, its tagged object; null where unknown.
+    /// The name of the database in it, where its source had several.
+    pub of: Option<String>,
+    /// What the source reported of it when it was dumped, its tagged object; null where unknown.
     pub facts: serde_json::Value,
 }
 

@@ -28,6 +28,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("restore_incomplete", "a signal at the right moment; `it faults`"),
     ("scheduler_elsewhere", "needs two process namespaces; `it containers_run`"),
     ("scheduler_failed", "a timer that does not start"),
+    ("source_changed", "no source asks to be begun again yet; the unit tests of a run"),
     ("storage_busy", "reported as `run_locked`; `it storage`"),
     ("stream_failed", "reported with the code of the storage that failed"),
 ];

@@ -52,6 +52,7 @@ mod road_postgres;
 mod road_targets;
 mod schedule;
 mod secrets;
+mod several;
 mod status;
 mod storage;
 mod storage_faults;

@@ -155,6 +155,7 @@ fn artifact(dumped: &Dumped) -> RestoreArtifact {
         name: "src.pgdump".to_owned(),
         kind: ArtifactKind::PgDump,
         plain_bytes: None,
+        of: None,
         facts: dumped.facts.clone(),
     }
 }
@@ -594,7 +595,7 @@ fn roles_go_out_and_back_and_those_that_are_there_stay_as_they_are() {
     let outputs = Kept::default();
     let config = PostgresConfig { globals: true, ..original.config() };
     let dumped = Postgres::new(config).dump(&server.bench.cx, &outputs).unwrap();
-    let names: Vec<&str> = dumped.outputs.iter().map(|output| output.spec.extension).collect();
+    let names: Vec<&str> = dumped.artifacts.iter().map(|one| one.spec.extension).collect();
     assert_eq!(names, ["globals.sql", "pgdump"]);
     original.run(&format!("DROP ROLE \"{quoted}\"; ALTER ROLE {old} CREATEDB"));
 

@@ -343,13 +343,14 @@ fn the_output_of_a_command_goes_out_and_back() {
     let bench = Bench::new();
     let outputs = Kept::default();
     let dumped = source(&["printf", "a\\nb"]).dump(&bench.cx, &outputs).unwrap();
-    assert_eq!((dumped.outputs.len(), dumped.consistency), (1, "command"));
+    assert_eq!((dumped.artifacts.len(), dumped.consistency), (1, "command"));
     assert_eq!(dumped.facts["bytes"], 3);
     let artifact = RestoreArtifact {
         snapshot: "20261121T013000Z-7f3a9c".to_owned(),
         name: "src.out".to_owned(),
         kind: ArtifactKind::Stream,
         plain_bytes: Some(3),
+        of: None,
         facts: dumped.facts.clone(),
     };
     let options = RestoreOptions::default();

@@ -302,8 +302,12 @@ impl Drill<'_> {
         let (context, place) = (self.context(engine), place.clone());
         let dumped: Vec<(Name, serde_json::Value)> = facts
             .iter()
-            .flat_map(|facts| &facts.sources)
-            .map(|source| (source.name.clone(), source.facts.clone()))
+            .flat_map(|facts| {
+                facts.sources.iter().flat_map(move |source| {
+                    let objects = facts.objects_of(&source.name);
+                    objects.map(|(_, object)| (source.name.clone(), object.clone()))
+                })
+            })
             .collect();
         let sources = self.instance.sources.clone();
         blocking(move || {

@@ -161,12 +161,13 @@ fn compare(check: &ShrinkCheck, then: &Then<'_>, manifest: &Manifest, facts: &Fa
     made
 }
 
-fn of<'a>(facts: &'a Facts, source: &Name) -> Option<&'a serde_json::Value> {
-    facts.sources.iter().find(|one| one.name == *source).map(|one| &one.facts)
-}
-
-fn tables<'a>(facts: &'a Facts, source: &Name) -> Option<&'a Vec<serde_json::Value>> {
-    of(facts, source)?.get("tables")?.as_array()
+/// The tables of a source, of each of its databases; none where it has none.
+fn tables<'a>(facts: &'a Facts, source: &Name) -> Option<Vec<&'a serde_json::Value>> {
+    let lists: Vec<_> = facts
+        .objects_of(source)
+        .filter_map(|(_, object)| object.get("tables")?.as_array())
+        .collect();
+    (!lists.is_empty()).then(|| lists.into_iter().flatten().collect())
 }
 
 fn rows(table: &serde_json::Value) -> Option<u64> {
@@ -175,7 +176,7 @@ fn rows(table: &serde_json::Value) -> Option<u64> {
 
 /// The rows of all tables together; none where any was not counted.
 fn all_rows(facts: &Facts, source: &Name) -> Option<u64> {
-    tables(facts, source)?.iter().map(rows).sum()
+    tables(facts, source)?.into_iter().map(rows).sum()
 }
 
 /// The rows of the tables of that name, `name` or `schema.name`.
@@ -183,18 +184,21 @@ fn table_rows(facts: &Facts, source: &Name, wanted: &str) -> Option<u64> {
     let text = |table: &serde_json::Value, key: &str| {
         table.get(key).and_then(serde_json::Value::as_str).map(str::to_owned)
     };
-    let is_meant = |table: &&serde_json::Value| {
+    let is_meant = |table: &&serde_json::Value| -> bool {
         let Some(name) = text(table, "name") else { return false };
         name == wanted
             || text(table, "schema").is_some_and(|schema| format!("{schema}.{name}") == wanted)
     };
-    let mut meant = tables(facts, source)?.iter().filter(is_meant).peekable();
+    let mut meant = tables(facts, source)?.into_iter().filter(is_meant).peekable();
     meant.peek()?;
     meant.map(rows).sum()
 }
 
 fn files(facts: &Facts, source: &Name) -> Option<u64> {
-    of(facts, source)?.get("files")?.as_u64()
+    let mut counts =
+        facts.objects_of(source).filter_map(|(_, object)| object.get("files")?.as_u64()).peekable();
+    counts.peek()?;
+    Some(counts.sum())
 }
 
 /// The plain bytes of what was dumped of the source.
@@ -203,12 +207,7 @@ fn bytes(facts: &Facts, manifest: &Manifest, source: &Name) -> Option<u64> {
         .artifacts
         .iter()
         .filter(|artifact| artifact.source.as_ref() == Some(source) && artifact.kind.is_main());
-    let bytes = dumped.map(|artifact| {
-        facts
-            .artifacts
-            .iter()
-            .find(|known| known.name == artifact.name)
-            .map(|known| known.plain_bytes)
-    });
+    let bytes =
+        dumped.map(|artifact| facts.artifact(&artifact.name).map(|known| known.plain_bytes));
     bytes.sum()
 }

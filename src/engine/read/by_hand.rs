@@ -9,8 +9,7 @@ pub(in crate::engine) fn restore_artifact(
     artifact: &Artifact,
     facts: Option<&Facts>,
 ) -> RestoreArtifact {
-    let plain =
-        facts.and_then(|facts| facts.artifacts.iter().find(|known| known.name == artifact.name));
+    let known = facts.and_then(|facts| facts.artifact(&artifact.name));
     let source = facts.and_then(|facts| {
         facts
             .sources
@@ -21,8 +20,13 @@ pub(in crate::engine) fn restore_artifact(
         snapshot: id.to_string(),
         name: artifact.name.clone(),
         kind: artifact.kind,
-        plain_bytes: plain.map(|known| known.plain_bytes),
-        facts: source.map(|source| source.facts.clone()).unwrap_or_default(),
+        plain_bytes: known.map(|known| known.plain_bytes),
+        of: known.and_then(|known| known.of.clone()),
+        facts: known
+            .and_then(|known| known.facts.as_ref())
+            .or(source.map(|source| &source.facts))
+            .cloned()
+            .unwrap_or_default(),
     }
 }
 

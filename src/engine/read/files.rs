@@ -1,5 +1,6 @@
 //! The entries of the folders of a snapshot, as its indexes have them.
 
+use std::num::NonZeroU32;
 use std::ops::ControlFlow;
 
 use tokio::runtime::Handle;
@@ -109,9 +110,9 @@ impl Opened {
     }
 }
 
-/// Gives every entry of every folder of a snapshot to `each`, with the source it is of, until it
-/// breaks off: those that `paths` match, with all that lies in folders that match; all of them when
-/// there are no patterns.
+/// Gives every entry of every folder of a snapshot to `each`, with the source it is of and which
+/// folder of that it is in, until it breaks off: those that `paths` match, with all that lies in
+/// folders that match; all of them when there are no patterns.
 ///
 /// # Errors
 /// When the snapshot is encrypted and `identities` do not open it, damaged, or out of reach.
@@ -120,7 +121,7 @@ pub async fn files(
     side: &Side,
     identities: &[Identity],
     paths: &[Pattern],
-    mut each: impl FnMut(&Name, Entry) -> ControlFlow<()> + Send + 'static,
+    mut each: impl FnMut(&Name, NonZeroU32, Entry) -> ControlFlow<()> + Send + 'static,
 ) -> Result<(), EngineError> {
     let opened = Opened::new(engine, side, identities).await?;
     let mut paths = PathSet::new(paths).map_err(|error| EngineError::Request(error.to_string()))?;
@@ -129,7 +130,7 @@ pub async fn files(
         for (source, index) in opened.indexes() {
             opened.entries(index, |entry| {
                 if paths.has(&entry) {
-                    ended = each(source, entry).is_break();
+                    ended = each(source, index.number(), entry).is_break();
                 }
                 if ended { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             })?;

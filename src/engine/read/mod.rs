@@ -4,6 +4,7 @@
 //! [`streams`], so that nothing above learns of it.
 
 pub(in crate::engine) mod by_hand;
+pub(in crate::engine) mod databases;
 pub(in crate::engine) mod fault;
 pub(in crate::engine) mod fetch;
 pub(in crate::engine) mod files;

@@ -104,7 +104,9 @@ pub(in crate::engine) fn beside<'a>(
     kind: ArtifactKind,
 ) -> Option<&'a Artifact> {
     manifest.artifacts.iter().find(|other| {
-        of.kind == ArtifactKind::Tar && other.kind == kind && other.source == of.source
+        of.kind == ArtifactKind::Tar
+            && other.kind == kind
+            && (&other.source, other.number()) == (&of.source, of.number())
     })
 }
 

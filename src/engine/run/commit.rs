@@ -1,6 +1,8 @@
 //! The end of a run: the manifest is written where everything is there, and what must not stay is
 //! taken away.
 
+use std::num::NonZeroU32;
+
 use bytes::Bytes;
 
 use crate::engine::context::OpenStorage;
@@ -34,7 +36,10 @@ impl Run<'_> {
                 other => other,
             });
             let continued = (artifact.objects.len() > 1).then_some("continued");
-            for feature in features.chain(continued).filter(|feature| !feature.is_empty()) {
+            let numbered = (artifact.number() > NonZeroU32::MIN).then_some("numbered");
+            for feature in
+                features.chain(continued).chain(numbered).filter(|feature| !feature.is_empty())
+            {
                 if !requires.iter().any(|known| known == feature) {
                     requires.push(feature.to_owned());
                 }

@@ -132,7 +132,7 @@ impl Ended for Completeness {
     }
 }
 
-impl Ended for super::Taken {
+impl Ended for super::attempt::Taken {
     fn outcome(&self) -> &'static str {
         "dumped"
     }

@@ -5,6 +5,7 @@
 //! source, the operator's own programs (`hooks`). Until a manifest is there nothing of the run is a
 //! backup; the program may die at any point before, and a later run collects what is left.
 
+mod attempt;
 mod commit;
 mod hooks;
 mod opening;
@@ -29,14 +30,14 @@ use crate::engine::state::locks::StateLock;
 use crate::engine::state::node::node;
 use crate::engine::state::private::make_private_folder;
 use crate::engine::write::heartbeat::Heartbeat;
-use crate::engine::write::outputs::{Member, Outlet, SourceOutputs, Written};
+use crate::engine::write::outputs::{Member, Outlet, SourceOutputs};
 use crate::model::{
     Artifact, ArtifactFacts, ArtifactKind, Cancel, Completeness, FACTS_FORMAT, Facts, Name, Note,
     Remarks, SnapshotId, SourceFacts, Warning,
 };
 use crate::pipeline::{EncodeSettings, Throttle};
 use crate::report::{Outcome, Pruned, RunReport, SourceReport, StorageReport, Tally};
-use crate::source::{Context, SourceConfig, SourceError};
+use crate::source::{Context, Source, SourceConfig};
 
 /// Plain bytes of a block. At the default level a block of 4 MiB is packed 0.1 % smaller, takes
 /// more time, because it does not fit the caches of a processor, and costs four times the memory.
@@ -116,6 +117,18 @@ pub async fn run(
     instance: &Instance,
     strategy: &Strategy,
 ) -> Result<RunReport, EngineError> {
+    run_sources(engine, instance, strategy, &|config| Arc::from(config.source())).await
+}
+
+/// Makes the source that a configuration means.
+type MakeSource<'a> = &'a (dyn Fn(&SourceConfig) -> Arc<dyn Source> + Sync);
+
+async fn run_sources(
+    engine: &Engine,
+    instance: &Instance,
+    strategy: &Strategy,
+    make_source: MakeSource<'_>,
+) -> Result<RunReport, EngineError> {
     let _lock = StateLock::take(&engine.state_dir, &instance.name, &strategy.name)?;
     let node = node(&engine.state_dir)?;
     make_private_folder(&instance.work_dir)?;
@@ -128,6 +141,7 @@ pub async fn run(
         engine,
         instance,
         strategy,
+        make_source,
         id: SnapshotId::new(started, salt),
         started,
         began: tokio::time::Instant::now(),
@@ -212,6 +226,7 @@ pub(in crate::engine) struct Run<'a> {
     engine: &'a Engine,
     instance: &'a Instance,
     strategy: &'a Strategy,
+    make_source: MakeSource<'a>,
     id: SnapshotId,
     started: DateTime<Utc>,
     began: tokio::time::Instant,
@@ -382,7 +397,7 @@ impl Run<'_> {
             }
             let began = tokio::time::Instant::now();
             let taken = match self.before(Around::Source(name), cancel).await {
-                Ok(()) => self.dump_source(name, config, outlet, cancel).await,
+                Ok(()) => self.dump_source(name, (self.make_source)(config), outlet, cancel).await,
                 Err(error) => Err(error),
             };
             self.after(Around::Source(name), &taken).await;
@@ -449,50 +464,6 @@ impl Run<'_> {
             no_progress_timeout: self.strategy.no_progress_timeout.duration(),
             work_dir: self.instance.work_dir.clone(),
             environment: self.engine.environment.clone(),
-        }
-    }
-
-    async fn dump_source(
-        &self,
-        name: &Name,
-        config: &SourceConfig,
-        outlet: &Outlet,
-        cancel: &Cancel,
-    ) -> Result<Taken, EngineError> {
-        let context = self.context(name, cancel);
-        let source = config.source();
-        let outputs = SourceOutputs::new(outlet.clone(), Some(name.clone()));
-        let taken = blocking(move || -> Result<Taken, SourceError> {
-            let dumped = source.dump(&context, &outputs)?;
-            // The source says that it succeeded: only now can anything it wrote be finished.
-            let written = outputs.finish_all(dumped.outputs).map_err(SourceError::Stream)?;
-            Ok(Taken {
-                written,
-                consistency: dumped.consistency,
-                facts: dumped.facts,
-                remarks: dumped.remarks,
-            })
-        })
-        .await?;
-        taken.map_err(|error| match error {
-            SourceError::Cancelled => EngineError::Cancelled,
-            SourceError::Stream(error) => self.stream_error(&error, cancel),
-            error if cancel.is_cancelled() => {
-                tracing::debug!(source = %name, "ended while cancelled: {error}");
-                EngineError::Cancelled
-            }
-            error => EngineError::source(name, error),
-        })
-    }
-
-    /// What an error of the streams' far end was really about.
-    fn stream_error(&self, error: &std::io::Error, cancel: &Cancel) -> EngineError {
-        if cancel.is_cancelled() {
-            EngineError::Cancelled
-        } else if self.members.iter().any(|member| member.member.is_well()) {
-            EngineError::Internal(format!("The pipeline failed: {error}"))
-        } else {
-            EngineError::NoStorage("Each of them failed".to_owned())
         }
     }
 
@@ -587,9 +558,5 @@ impl Run<'_> {
     }
 }
 
-struct Taken {
-    written: Vec<Written>,
-    consistency: &'static str,
-    facts: serde_json::Value,
-    remarks: Remarks,
-}
+#[cfg(test)]
+mod tests;

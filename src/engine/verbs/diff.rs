@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher as _;
+use std::num::NonZeroU32;
 use std::ops::ControlFlow;
 
 use serde::Serialize;
@@ -17,7 +18,7 @@ use crate::archive::{Kind, Time};
 use crate::engine::context::{Engine, blocking};
 use crate::engine::error::EngineError;
 use crate::engine::read::files::{Opened, Side};
-use crate::model::{ArtifactKind, Digest, Name};
+use crate::model::{Artifact, ArtifactKind, Digest, Name, parse_artifact_name};
 use crate::pipeline::Identity;
 
 /// Entries of the older snapshot that are held at a time: about 25 MiB.
@@ -127,6 +128,8 @@ pub enum Difference {
     /// A table whose rows were counted.
     Table {
         source: Name,
+        /// The database, for one of several of the source.
+        of: Option<String>,
         /// `schema.name`, or `name`.
         table: String,
         /// Rows in the older snapshot; none where it has no such table.
@@ -136,7 +139,10 @@ pub enum Difference {
     },
     /// A stream that is not a folder's, with its plain bytes.
     Stream {
+        /// As the newer snapshot names it, where it has it.
         artifact: String,
+        /// The database in it, for one of several of the source.
+        of: Option<String>,
         /// Bytes in the older snapshot; none where it has no such artifact.
         before: Option<u64>,
         /// Bytes in the newer one.
@@ -148,6 +154,8 @@ pub enum Difference {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileDifference {
     pub source: Name,
+    /// Which folder of the source, where it has several.
+    pub number: NonZeroU32,
     /// Relative to the source.
     pub path: Vec<u8>,
     /// What became of it.
@@ -218,16 +226,20 @@ pub async fn diff(
         };
         comparison.streams(&before, &after);
         comparison.tables(&before, &after);
-        for source in sources_with_index(&before, &after) {
-            comparison.files(&source, &entries(&before, &source), &entries(&after, &source))?;
+        for folder in folders(&before, &after) {
+            comparison.files(&folder, &entries(&before, &folder), &entries(&after, &folder))?;
         }
         Ok(comparison.summary)
     })
     .await?
 }
 
-/// Plain bytes and digest of every artifact that is compared as a whole.
-fn streams(side: &Opened) -> Vec<(String, (u64, Digest))> {
+/// What makes an artifact of one snapshot the same as one of another: its name, and where its
+/// source has several databases the name of the database, whatever their order is.
+type StreamKey = (String, Option<String>);
+
+/// Name, plain bytes and digest of every artifact that is compared as a whole.
+fn streams(side: &Opened) -> Vec<(StreamKey, (String, u64, Digest))> {
     let whole =
         |kind| !matches!(kind, ArtifactKind::Tar | ArtifactKind::Index | ArtifactKind::Blocks);
     let known = side.facts.iter().flat_map(|facts| &facts.artifacts);
@@ -235,36 +247,55 @@ fn streams(side: &Opened) -> Vec<(String, (u64, Digest))> {
         .filter(|known| {
             side.manifest.artifact(&known.name).is_some_and(|artifact| whole(artifact.kind))
         })
-        .map(|known| (known.name.clone(), (known.plain_bytes, known.plain_digest)))
+        .map(|known| {
+            let name = match parse_artifact_name(&known.name) {
+                Some((source, _, extension)) if known.of.is_some() => {
+                    format!("{source}.{extension}")
+                }
+                _ => known.name.clone(),
+            };
+            let state = (known.name.clone(), known.plain_bytes, known.plain_digest);
+            ((name, known.of.clone()), state)
+        })
         .collect()
 }
 
-/// Rows of every table that was counted, by source and name.
-fn tables(side: &Opened) -> Vec<((Name, String), u64)> {
+/// A table: its source, its database where the source has several, and its name.
+type TableKey = (Name, Option<String>, String);
+
+/// Rows of every table that was counted.
+fn tables(side: &Opened) -> Vec<(TableKey, u64)> {
     let mut tables = Vec::new();
-    for source in side.facts.iter().flat_map(|facts| &facts.sources) {
-        let counted = source.facts.get("tables").and_then(serde_json::Value::as_array);
-        for table in counted.into_iter().flatten() {
-            let text = |key: &str| table.get(key).and_then(serde_json::Value::as_str);
-            let rows = table.get("rows").and_then(serde_json::Value::as_u64);
-            let (Some(name), Some(rows)) = (text("name"), rows) else { continue };
-            let full =
-                text("schema").map_or_else(|| name.to_owned(), |schema| format!("{schema}.{name}"));
-            tables.push(((source.name.clone(), full), rows));
+    let Some(facts) = &side.facts else { return tables };
+    for source in &facts.sources {
+        for (of, object) in facts.objects_of(&source.name) {
+            let counted = object.get("tables").and_then(serde_json::Value::as_array);
+            for table in counted.into_iter().flatten() {
+                let text = |key: &str| table.get(key).and_then(serde_json::Value::as_str);
+                let rows = table.get("rows").and_then(serde_json::Value::as_u64);
+                let (Some(name), Some(rows)) = (text("name"), rows) else { continue };
+                let full = text("schema")
+                    .map_or_else(|| name.to_owned(), |schema| format!("{schema}.{name}"));
+                tables.push(((source.name.clone(), of.map(str::to_owned), full), rows));
+            }
         }
     }
     tables
 }
 
-/// The sources of which either has an index, in the order of the newer one.
-fn sources_with_index(before: &Opened, after: &Opened) -> Vec<Name> {
-    let mut sources: Vec<Name> = Vec::new();
-    for (source, _) in after.indexes().chain(before.indexes()) {
-        if !sources.contains(source) {
-            sources.push(source.clone());
+/// A folder of files: its source, and which of that it is.
+type Folder = (Name, NonZeroU32);
+
+/// The folders of which either snapshot has an index, in the order of the newer one.
+fn folders(before: &Opened, after: &Opened) -> Vec<Folder> {
+    let mut folders: Vec<Folder> = Vec::new();
+    for (source, index) in after.indexes().chain(before.indexes()) {
+        let folder = (source.clone(), index.number());
+        if !folders.contains(&folder) {
+            folders.push(folder);
         }
     }
-    sources
+    folders
 }
 
 /// The keys of both lists with what each has under them: those of the newer one in its order, then
@@ -319,22 +350,23 @@ impl<F: FnMut(Difference) -> ControlFlow<()>> Comparison<F> {
     }
 
     fn streams(&mut self, before: &Opened, after: &Opened) {
-        for (artifact, older, newer) in paired(&streams(before), &streams(after)) {
-            if older != newer {
-                let bytes = |state: Option<(u64, Digest)>| state.map(|(bytes, _)| bytes);
-                self.give(Difference::Stream {
-                    artifact,
-                    before: bytes(older),
-                    after: bytes(newer),
-                });
+        let content = |state: &Option<(String, u64, Digest)>| {
+            state.as_ref().map(|(_, bytes, digest)| (*bytes, *digest))
+        };
+        for ((name, of), older, newer) in paired(&streams(before), &streams(after)) {
+            if content(&older) != content(&newer) {
+                let bytes = |state: &Option<_>| content(state).map(|(bytes, _)| bytes);
+                let (before, after) = (bytes(&older), bytes(&newer));
+                let artifact = newer.or(older).map_or(name, |(name, ..)| name);
+                self.give(Difference::Stream { artifact, of, before, after });
             }
         }
     }
 
     fn tables(&mut self, before: &Opened, after: &Opened) {
-        for ((source, table), before, after) in paired(&tables(before), &tables(after)) {
+        for ((source, of, table), before, after) in paired(&tables(before), &tables(after)) {
             if before != after {
-                self.give(Difference::Table { source, table, before, after });
+                self.give(Difference::Table { source, of, table, before, after });
             }
         }
     }
@@ -343,7 +375,7 @@ impl<F: FnMut(Difference) -> ControlFlow<()>> Comparison<F> {
     /// order.
     fn files(
         &mut self,
-        source: &Name,
+        folder: &Folder,
         before: &Entries<'_>,
         after: &Entries<'_>,
     ) -> Result<(), EngineError> {
@@ -370,7 +402,7 @@ impl<F: FnMut(Difference) -> ControlFlow<()>> Comparison<F> {
                 if share.has(hasher.hash_one(&entry.path)) {
                     let (path, state) = FileState::of(entry);
                     let known = older.remove(&path);
-                    found.extend(self.compare(source, path, known, Some(state)));
+                    found.extend(self.compare(folder, path, known, Some(state)));
                     if found.len() >= SORTED {
                         self.give_sorted(&mut found);
                     }
@@ -378,7 +410,7 @@ impl<F: FnMut(Difference) -> ControlFlow<()>> Comparison<F> {
                 if self.ended { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             })?;
             for (path, state) in older {
-                found.extend(self.compare(source, path, Some(state), None));
+                found.extend(self.compare(folder, path, Some(state), None));
             }
             self.give_sorted(&mut found);
             if self.ended {
@@ -398,7 +430,7 @@ impl<F: FnMut(Difference) -> ControlFlow<()>> Comparison<F> {
     /// Counts an entry, and returns it if it differs.
     fn compare(
         &mut self,
-        source: &Name,
+        (source, number): &Folder,
         path: Vec<u8>,
         before: Option<FileState>,
         after: Option<FileState>,
@@ -430,21 +462,26 @@ impl<F: FnMut(Difference) -> ControlFlow<()>> Comparison<F> {
                 }
             }
         }
-        Some(FileDifference { source: source.clone(), path, change, aspects, before, after })
+        let (source, number) = (source.clone(), *number);
+        Some(FileDifference { source, number, path, change, aspects, before, after })
     }
 }
 
 /// Gives all entries of an index to the function that it is given, until that breaks off.
 type Entries<'a> = dyn Fn(&mut dyn FnMut(Entry) -> ControlFlow<()>) -> Result<(), EngineError> + 'a;
 
-/// Those of the source in a snapshot; none where it has no index.
+/// Those of the folder in a snapshot; none where it has no index.
 fn entries<'a>(
     side: &'a Opened,
-    source: &'a Name,
+    (source, number): &'a Folder,
 ) -> impl Fn(&mut dyn FnMut(Entry) -> ControlFlow<()>) -> Result<(), EngineError> + 'a {
-    move |each| match side.indexes().find(|(name, _)| *name == source) {
-        Some((_, index)) => side.entries(index, each),
-        None => Ok(()),
+    move |each| {
+        let is_meant =
+            |(name, index): &(&Name, &Artifact)| *name == source && index.number() == *number;
+        match side.indexes().find(is_meant) {
+            Some((_, index)) => side.entries(index, each),
+            None => Ok(()),
+        }
     }
 }
 
@@ -501,7 +538,9 @@ mod tests {
             held,
             summary: DiffSummary::default(),
         };
-        comparison.files(&"files".parse().unwrap(), &source(before), &source(after)).unwrap();
+        comparison
+            .files(&("files".parse().unwrap(), NonZeroU32::MIN), &source(before), &source(after))
+            .unwrap();
         let summary = comparison.summary;
         found.sort_by(|a, b| a.path.cmp(&b.path));
         (found, summary)
@@ -560,7 +599,9 @@ mod tests {
             held: 100,
             summary: DiffSummary::default(),
         };
-        comparison.files(&"files".parse().unwrap(), &source(&before), &source(&after)).unwrap();
+        comparison
+            .files(&("files".parse().unwrap(), NonZeroU32::MIN), &source(&before), &source(&after))
+            .unwrap();
         assert_eq!(given, 1);
     }
 }

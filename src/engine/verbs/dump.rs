@@ -115,11 +115,18 @@ fn find_artifact<'a>(manifest: &'a Manifest, what: &str) -> Result<&'a Artifact,
         artifact.source.as_ref().map(Name::as_str) == Some(what) && artifact.kind.is_main()
     };
     let artifacts = &manifest.artifacts;
-    let found = artifacts
-        .iter()
-        .find(|artifact| artifact.name == what)
-        .or_else(|| artifacts.iter().find(main));
-    found.ok_or_else(|| {
+    if let Some(named) = artifacts.iter().find(|artifact| artifact.name == what) {
+        return Ok(named);
+    }
+    let mains: Vec<&Artifact> = artifacts.iter().filter(main).collect();
+    if mains.len() > 1 {
+        let names: Vec<String> = mains.iter().map(|main| format!("`{}`", main.name)).collect();
+        return Err(EngineError::Request(format!(
+            "The source `{what}` has several artifacts: name one of {}",
+            names.join(", ")
+        )));
+    }
+    mains.first().copied().ok_or_else(|| {
         let names: Vec<String> =
             artifacts.iter().map(|artifact| format!("`{}`", artifact.name)).collect();
         EngineError::NotFound(format!(

@@ -4,6 +4,7 @@
 //! something is read through and found undamaged first; what goes to an empty place is checked
 //! while it is written, and its last bytes are given out only when all of it was right.
 
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,6 +14,7 @@ use tokio::runtime::Handle;
 use crate::engine::context::{Engine, OpenStorage, blocking};
 use crate::engine::error::EngineError;
 use crate::engine::read::by_hand::restore_artifact;
+use crate::engine::read::databases::Chosen;
 use crate::engine::read::fault::{failed, failed_in, usable_manifest};
 use crate::engine::read::fetch::read_facts;
 use crate::engine::read::streams::{ArtifactStreams, beside};
@@ -35,7 +37,8 @@ use crate::source::{
 pub enum Destination {
     /// Each source to a folder of its name in this one.
     Folder(PathBuf),
-    /// The one database source that is meant, to this database.
+    /// To this database the one that is meant; to the server, where it names no database, each of
+    /// several to one of its own or a new name.
     Database(DatabaseUrl),
     /// Each source named here to the standard input of its `restore_command`.
     Commands(Vec<(Name, CommandConfig)>),
@@ -46,6 +49,8 @@ pub enum Destination {
 pub struct RestoreRequest {
     /// Only these sources; all when empty.
     pub sources: Vec<Name>,
+    /// Only the databases that these name, `NAME` or `NAME=NEW`; all when empty.
+    pub databases: Vec<String>,
     pub destination: Destination,
     pub options: RestoreOptions,
     /// What opens it, when it is encrypted.
@@ -78,6 +83,9 @@ pub struct PlannedArtifact {
     pub name: String,
     /// The source it came from.
     pub source: Name,
+    /// The name of the database in it, where its source had several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub of: Option<String>,
     /// Where it goes, secrets masked.
     pub place: String,
     /// Plain bytes, where known.
@@ -122,6 +130,9 @@ pub struct RestoredArtifact {
     pub name: String,
     /// The source it came from.
     pub source: Name,
+    /// The name of the database in it, where its source had several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub of: Option<String>,
     /// Where it is now, secrets masked.
     pub place: String,
     /// Plain bytes, where known.
@@ -129,6 +140,36 @@ pub struct RestoredArtifact {
     /// Of a folder of files: what of it was restored.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub files: Option<RestoredFiles>,
+}
+
+/// Refuses several artifacts for one database.
+fn ensure_one_each(url: &DatabaseUrl, plan: &RestorePlan) -> Result<(), EngineError> {
+    let artifacts = &plan.artifacts;
+    for (number, first) in artifacts.iter().enumerate() {
+        let Some(second) =
+            artifacts.iter().skip(number + 1).find(|other| other.place == first.place)
+        else {
+            continue;
+        };
+        let problem = if first.source == second.source && url.names_database() {
+            format!(
+                "`--into` names one database, and the source `{}` has several: choose one with \
+                 `--database`, or leave the database out of the address, so that each goes to the \
+                 database of its own name",
+                first.source
+            )
+        } else if first.source == second.source {
+            format!("`{}` and `{}` would go to the same database", first.name, second.name)
+        } else {
+            format!(
+                "`--into` takes one database, and the snapshot has `{}` and `{}`: choose one with \
+                 `--source`",
+                first.source, second.source
+            )
+        };
+        return Err(EngineError::Request(problem));
+    }
+    Ok(())
 }
 
 fn make_plan(
@@ -159,6 +200,22 @@ fn make_plan(
         fetched_bytes: 0,
     };
     let some_files = !request.options.paths.is_empty();
+    let chosen = Chosen::new(facts, &request.databases)?;
+    match (chosen.renamed(), &request.destination) {
+        (Some(name), Destination::Database(url)) if url.names_database() => {
+            return Err(EngineError::Request(format!(
+                "`--into` and the new name of `{name}` both say which database to restore to: \
+                 leave one of them out"
+            )));
+        }
+        (Some(name), Destination::Folder(_)) => {
+            return Err(EngineError::Request(format!(
+                "A new name of `{name}` is for `--into`: files in a folder are named as the \
+                 artifacts are"
+            )));
+        }
+        _ => {}
+    }
     for artifact in &manifest.artifacts {
         let Some(source) = &artifact.source else { continue };
         if !(request.sources.is_empty() || request.sources.contains(source))
@@ -177,10 +234,24 @@ fn make_plan(
                 .push(format!("`{}` is no folder of files, which `--path` is for", artifact.name));
             continue;
         }
+        let restore = restore_artifact(&manifest.id, artifact, facts);
+        if !chosen.has(restore.of.as_deref()) {
+            plan.left_out.push(format!("`{}` is none of the databases chosen", artifact.name));
+            continue;
+        }
         let target = match &request.destination {
-            Destination::Folder(folder) => Target::Folder(folder.join(source.as_str())),
+            // A folder of files is restored to a folder for itself.
+            Destination::Folder(folder) => Target::Folder(match artifact.number() {
+                number if artifact.kind.is_files() && number > NonZeroU32::MIN => {
+                    folder.join(format!("{source}.{number}"))
+                }
+                _ => folder.join(source.as_str()),
+            }),
             Destination::Database(url) => match artifact.kind {
-                kind if kind.is_database() => Target::Database(url.clone()),
+                kind if kind.is_database() => Target::Database(match restore.of.as_deref() {
+                    Some(of) if !url.names_database() => url.with_database(chosen.new_name(of)),
+                    _ => url.clone(),
+                }),
                 ArtifactKind::PgGlobals => {
                     plan.left_out.push(format!(
                         "`{}` (roles of the whole server): restore it with `--to`, look at it, and \
@@ -216,7 +287,6 @@ fn make_plan(
                 }
             },
         };
-        let restore = restore_artifact(&manifest.id, artifact, facts);
         let place = match &target {
             Target::Folder(folder) => folder.display().to_string(),
             Target::Database(url) => url.masked(),
@@ -230,20 +300,15 @@ fn make_plan(
         plan.artifacts.push(PlannedArtifact {
             name: artifact.name.clone(),
             source: source.clone(),
+            of: restore.of.clone(),
             place,
             plain_bytes: restore.plain_bytes,
             preview: None,
             work: Work { artifact: artifact.clone(), restore, target },
         });
     }
-    if let (Destination::Database(_), [first, second, ..]) =
-        (&request.destination, plan.artifacts.as_slice())
-    {
-        return Err(EngineError::Request(format!(
-            "`--into` takes one database, and the snapshot has `{}` and `{}`: choose one with \
-             `--source`",
-            first.source, second.source
-        )));
+    if let Destination::Database(url) = &request.destination {
+        ensure_one_each(url, &plan)?;
     }
     if let (true, [first, second, ..]) = (some_files, plan.artifacts.as_slice()) {
         return Err(EngineError::Request(format!(
@@ -403,6 +468,7 @@ pub async fn restore(
         restored.push(RestoredArtifact {
             name: planned.name.clone(),
             source: planned.source.clone(),
+            of: planned.of.clone(),
             place: done.place,
             plain_bytes: planned.plain_bytes,
             files: done.files,

@@ -3,11 +3,12 @@
 //!
 //! A stream has one lane for each storage that is still well: a task with a short queue, which
 //! writes objects that stay unpublished. A lane that fails takes its storage out of the run and
-//! leaves the others going. Only after the source returned success are the encoders finished and
-//! the objects published.
+//! leaves the others going. An artifact's objects are published when its source has finished it;
+//! they count once the source has returned success with it.
 
 use std::any::Any;
 use std::io::{self, Write};
+use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -18,11 +19,12 @@ use tokio_util::task::TaskTracker;
 
 use crate::engine::context::OpenStorage;
 use crate::model::{
-    Artifact, ArtifactFacts, ArtifactKind, Cancel, Name, RemoteCheck, StoredObject,
+    Artifact, ArtifactFacts, ArtifactKind, Cancel, Codec, Name, RemoteCheck, StoredObject,
+    artifact_name,
 };
 use crate::pipeline::{Block, EncodeSettings, Encoded, Encoder, ObjectSink, Throttle};
 use crate::report::Progress;
-use crate::source::{ArtifactSpec, Output, OutputWriter, Outputs};
+use crate::source::{ArtifactSpec, Finished, Output, OutputWriter, Outputs};
 use crate::storage::{CreateOptions, StorageError, Upload};
 
 /// Chunks that wait in front of one storage.
@@ -247,18 +249,60 @@ impl Drop for Lanes {
 pub(in crate::engine) struct SourceOutputs {
     outlet: Outlet,
     source: Option<Name>,
+    /// Which attempt at the source this is: each has keys that no other has.
+    attempt: u32,
+    /// The keys of objects that were published, or may have been.
+    published: Mutex<Vec<String>>,
 }
 
 impl SourceOutputs {
     pub(in crate::engine) fn new(outlet: Outlet, source: Option<Name>) -> Self {
-        Self { outlet, source }
+        Self { outlet, source, attempt: 1, published: Mutex::default() }
     }
 
-    fn base_name(&self, extension: &str) -> String {
-        match &self.source {
-            Some(source) => format!("{source}.{extension}"),
-            None => extension.to_owned(),
+    /// Those of a later attempt at the same source.
+    pub(in crate::engine) fn of_attempt(self, attempt: u32) -> Self {
+        Self { attempt, ..self }
+    }
+
+    /// Deletes what this attempt published, as far as the storages let it: nothing will name it.
+    pub(in crate::engine) async fn discard(&self) {
+        let keys =
+            std::mem::take(&mut *self.published.lock().unwrap_or_else(PoisonError::into_inner));
+        for member in self.outlet.members.iter().filter(|member| member.is_well()) {
+            for key in &keys {
+                if self.outlet.cancel.is_cancelled() {
+                    return;
+                }
+                let key = format!("{}{key}", self.outlet.folder);
+                match member.open.storage.delete(&key).await {
+                    Ok(()) => {}
+                    // Credentials that may only write are a normal case.
+                    Err(error) if error.is_denied_or_locked() => break,
+                    Err(error) => {
+                        tracing::warn!(storage = %member.open.name, "what an attempt left could \
+                            not be deleted, and goes with the snapshot: {error}");
+                        break;
+                    }
+                }
+            }
         }
+    }
+
+    fn base_name(&self, spec: &ArtifactSpec) -> String {
+        match &self.source {
+            Some(source) => artifact_name(source, spec.number, spec.extension),
+            None => spec.extension.to_owned(),
+        }
+    }
+
+    /// The key of its first object, in the snapshot's folder.
+    fn base_key(&self, spec: &ArtifactSpec, codec: Codec) -> String {
+        let attempt = match self.attempt {
+            1 => String::new(),
+            attempt => format!(".try{attempt}"),
+        };
+        format!("{}{attempt}{}", self.base_name(spec), codec.suffix())
     }
 
     fn open(&self, spec: &ArtifactSpec) -> io::Result<Stream> {
@@ -268,8 +312,7 @@ impl SourceOutputs {
             settings.read_rate = None;
         }
         let codec = settings.compression.codec(!settings.recipients.is_empty());
-        let base =
-            format!("{}{}{}", self.outlet.folder, self.base_name(spec.extension), codec.suffix());
+        let base = format!("{}{}", self.outlet.folder, self.base_key(spec, codec));
         let options = CreateOptions { small: !spec.bulk, ..CreateOptions::default() };
         let mut senders = Vec::new();
         let mut tasks = Vec::new();
@@ -286,14 +329,17 @@ impl SourceOutputs {
         Ok(Stream { encoder, progress: self.outlet.progress.clone(), lanes })
     }
 
-    /// Ends a stream whose source succeeded: encodes what is left and publishes its objects in
-    /// every storage that took them all.
-    fn finish(&self, spec: &ArtifactSpec, stream: Stream) -> io::Result<Written> {
+    /// Ends a stream that is complete: encodes what is left and publishes its objects in every
+    /// storage that took them all.
+    fn end(&self, spec: &ArtifactSpec, stream: Stream) -> io::Result<Written> {
         let Stream { encoder, mut lanes, .. } = stream;
         let (encoded, sink) = encoder.finish()?;
         drop(sink);
-        let name = self.base_name(spec.extension);
-        let artifact = artifact(&name, self.source.as_ref(), spec.kind, &encoded);
+        let name = self.base_name(spec);
+        let base = self.base_key(spec, encoded.codec);
+        let artifact = artifact(&name, &base, self.source.as_ref(), spec.kind, &encoded);
+        let keys = artifact.objects.iter().map(|object| object.key.clone());
+        self.published.lock().unwrap_or_else(PoisonError::into_inner).extend(keys);
         // Taken out one by one: should one lane have panicked, the others are given up with the
         // rest.
         while let Some((member, task)) = lanes.tasks.pop() {
@@ -316,24 +362,24 @@ impl SourceOutputs {
             name,
             plain_bytes: encoded.plain_bytes,
             plain_digest: encoded.plain_digest,
+            of: None,
+            facts: None,
         };
         Ok(Written { artifact, facts, blocks: encoded.blocks })
     }
 
-    /// Ends the streams of a source that succeeded, in the order it gave them, and adds the block
-    /// lists that they want.
-    pub(in crate::engine) fn finish_all(&self, outputs: Vec<Output>) -> io::Result<Vec<Written>> {
+    /// What a source that succeeded has written, in the order it gave it.
+    pub(in crate::engine) fn written(artifacts: Vec<Finished>) -> io::Result<Vec<Written>> {
         let mut all = Vec::new();
-        for output in outputs {
-            let spec = output.spec.clone();
-            let stream = output.into_writer().into_any().downcast::<Stream>();
-            let stream = stream.map_err(|_| {
-                io::Error::other("A source returned an output that is not of this run")
-            })?;
-            let written = self.finish(&spec, *stream)?;
-            let blocks = spec.blocks.then(|| self.write_blocks(&written)).transpose()?;
-            all.push(written);
-            all.extend(blocks);
+        for artifact in artifacts {
+            let (of, facts) = (artifact.of.clone(), artifact.facts.clone());
+            let written = artifact.into_written().downcast::<Vec<Written>>();
+            let mut written = *written.map_err(|_| not_of_this_run())?;
+            // What comes after it belongs to it, as its block list does.
+            if let Some(first) = written.first_mut() {
+                (first.facts.of, first.facts.facts) = (of, facts);
+            }
+            all.extend(written);
         }
         Ok(all)
     }
@@ -345,15 +391,17 @@ impl SourceOutputs {
         kind: ArtifactKind,
         body: &[u8],
     ) -> io::Result<Written> {
-        let spec = ArtifactSpec { extension, kind, bulk: false, blocks: false };
+        let number = ArtifactSpec::FIRST;
+        let spec = ArtifactSpec { extension, number, kind, bulk: false, blocks: false };
         let mut stream = self.open(&spec)?;
         stream.encoder.write_all(body)?;
-        self.finish(&spec, stream)
+        self.end(&spec, stream)
     }
 
-    fn write_blocks(&self, of: &Written) -> io::Result<Written> {
+    fn write_blocks(&self, of: &Written, number: NonZeroU32) -> io::Result<Written> {
         let spec = ArtifactSpec {
             extension: "blocks",
+            number,
             kind: ArtifactKind::Blocks,
             bulk: false,
             blocks: false,
@@ -375,7 +423,7 @@ impl SourceOutputs {
             of.facts.plain_bytes,
             of.artifact.compressed_bytes
         )?;
-        self.finish(&spec, stream)
+        self.end(&spec, stream)
     }
 }
 
@@ -384,15 +432,33 @@ impl Outputs for SourceOutputs {
         let stream = self.open(&spec)?;
         Ok(Output::new(spec, Box::new(stream)))
     }
+
+    fn finish(&self, output: Output) -> io::Result<Finished> {
+        let spec = output.spec.clone();
+        let stream = output.into_writer().into_any().downcast::<Stream>();
+        let written = self.end(&spec, *stream.map_err(|_| not_of_this_run())?)?;
+        let blocks = spec.blocks.then(|| self.write_blocks(&written, spec.number)).transpose()?;
+        let all: Vec<Written> = std::iter::once(written).chain(blocks).collect();
+        Ok(Finished::new(spec, Box::new(all)))
+    }
+}
+
+fn not_of_this_run() -> io::Error {
+    io::Error::other("A source gave back an artifact that is not of this run")
 }
 
 /// What the manifest says of an encoded stream.
-fn artifact(name: &str, source: Option<&Name>, kind: ArtifactKind, encoded: &Encoded) -> Artifact {
-    let base = format!("{name}{}", encoded.codec.suffix());
+fn artifact(
+    name: &str,
+    base: &str,
+    source: Option<&Name>,
+    kind: ArtifactKind,
+    encoded: &Encoded,
+) -> Artifact {
     let objects = (0..)
         .zip(&encoded.objects)
         .map(|(index, object)| StoredObject {
-            key: object_key(&base, index),
+            key: object_key(base, index),
             size: object.size,
             digest: object.digest,
         })

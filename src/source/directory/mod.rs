@@ -129,12 +129,14 @@ impl Source for Directory {
         let create = |spec| outputs.create(spec).map_err(SourceError::Stream);
         let tar = create(ArtifactSpec {
             extension: "tar",
+            number: ArtifactSpec::FIRST,
             kind: ArtifactKind::Tar,
             bulk: true,
             blocks: true,
         })?;
         let index = create(ArtifactSpec {
             extension: "index",
+            number: ArtifactSpec::FIRST,
             kind: ArtifactKind::Index,
             bulk: false,
             blocks: false,
@@ -149,6 +151,8 @@ impl Source for Directory {
             )));
         }
         let (tar, index, entries, counts, remarks) = dumper.finish()?;
+        let finish = |output| outputs.finish(output).map_err(SourceError::Stream);
+        let artifacts = vec![finish(tar)?, finish(index)?];
         let facts = json!({
             "type": "directory",
             "v": 1,
@@ -164,7 +168,7 @@ impl Source for Directory {
             "excluded": walk.excluded,
             "changed": counts.changed,
         });
-        Ok(Dumped { outputs: vec![tar, index], consistency: CONSISTENCY, facts, remarks })
+        Ok(Dumped { artifacts, consistency: CONSISTENCY, facts, remarks })
     }
 
     fn check(&self, cx: &Context) -> Vec<Finding> {

@@ -183,30 +183,34 @@ impl Source for Postgres {
     fn dump(&self, cx: &Context, outputs: &dyn Outputs) -> Result<Dumped, SourceError> {
         let (session, client) = self.begin(cx)?;
         let mut remarks = Remarks::default();
-        let mut written = Vec::new();
+        let mut artifacts = Vec::new();
         // First, since they are restored first: what the database contains belongs to these roles.
         if self.config.globals {
             let spec = ArtifactSpec {
                 extension: "globals.sql",
+                number: ArtifactSpec::FIRST,
                 kind: ArtifactKind::PgGlobals,
                 bulk: false,
                 blocks: false,
             };
             let mut output = outputs.create(spec).map_err(SourceError::Stream)?;
             self.dump_globals(cx, &session, &client, &mut output, &mut remarks)?;
-            written.push(output);
+            artifacts.push(outputs.finish(output).map_err(SourceError::Stream)?);
         }
         let spec = ArtifactSpec {
             extension: "pgdump",
+            number: ArtifactSpec::FIRST,
             kind: ArtifactKind::PgDump,
             bulk: true,
             blocks: false,
         };
         let mut output = outputs.create(spec).map_err(SourceError::Stream)?;
         let (session, census) = self.dump_database(cx, session, &client, &mut output)?;
-        written.push(output);
+        let Session { server, snapshot, connection, .. } = session;
+        // The transaction need not last while a storage takes the end of the dump.
+        drop(connection);
+        artifacts.push(outputs.finish(output).map_err(SourceError::Stream)?);
 
-        let Session { server, snapshot, .. } = session;
         let mut counted = if self.config.row_counts == RowCounts::Exact { "exact" } else { "off" };
         let consistency = match snapshot {
             Ok(_) => "snapshot",
@@ -236,7 +240,7 @@ impl Source for Postgres {
             "extensions": census.extensions,
             "roles": census.roles,
         });
-        Ok(Dumped { outputs: written, consistency, facts, remarks })
+        Ok(Dumped { artifacts, consistency, facts, remarks })
     }
 
     fn check(&self, cx: &Context) -> Vec<Finding> {

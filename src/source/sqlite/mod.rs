@@ -118,6 +118,7 @@ impl Source for Sqlite {
     fn dump(&self, cx: &Context, outputs: &dyn Outputs) -> Result<Dumped, SourceError> {
         let spec = ArtifactSpec {
             extension: "sqlite",
+            number: ArtifactSpec::FIRST,
             kind: ArtifactKind::Sqlite,
             bulk: true,
             blocks: false,
@@ -158,6 +159,7 @@ impl Source for Sqlite {
             output = outputs.create(spec).map_err(SourceError::Stream)?;
             copy.pour(cx, &image, &mut output)?;
         }
+        let artifact = outputs.finish(output).map_err(SourceError::Stream)?;
         let file = self.config.path.file_name().map(|name| name.to_string_lossy().into_owned());
         if let Some(facts) = facts.as_object_mut() {
             facts.insert("file".to_owned(), json!(file));
@@ -165,7 +167,7 @@ impl Source for Sqlite {
             facts.insert("pages".to_owned(), json!(image.pages));
             facts.insert("journal_mode".to_owned(), json!(image.journal_mode));
         }
-        Ok(Dumped { outputs: vec![output], consistency: "snapshot", facts, remarks })
+        Ok(Dumped { artifacts: vec![artifact], consistency: "snapshot", facts, remarks })
     }
 
     fn check(&self, cx: &Context) -> Vec<Finding> {

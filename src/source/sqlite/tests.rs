@@ -14,7 +14,7 @@ use super::{RowCounts, Sqlite, SqliteConfig, SqliteRestorer};
 use crate::model::{ArtifactKind, Cancel, DatabaseUrl};
 use crate::source::process::Environment;
 use crate::source::{
-    ArtifactSpec, Context, Dumped, Level, Output, OutputWriter, Outputs, RestoreArtifact,
+    ArtifactSpec, Context, Dumped, Finished, Level, Output, OutputWriter, Outputs, RestoreArtifact,
     RestoreJob, RestoreOptions, Restored, Restorer as _, Source as _, SourceError, Target,
 };
 
@@ -111,7 +111,7 @@ impl Place {
     fn dump(&self, path: &Path) -> Result<(Vec<u8>, Dumped), SourceError> {
         let collect = Collect::default();
         let dumped = self.source(path).dump(&self.context(), &collect)?;
-        assert_eq!(dumped.outputs.len(), 1);
+        assert_eq!(dumped.artifacts.len(), 1);
         assert_eq!(
             std::fs::read_dir(self.path("work")).unwrap().count(),
             0,
@@ -159,6 +159,7 @@ fn artifact(image: &[u8], facts: &Value) -> RestoreArtifact {
         name: "db.sqlite".to_owned(),
         kind: ArtifactKind::Sqlite,
         plain_bytes: Some(image.len() as u64),
+        of: None,
         facts: facts.clone(),
     }
 }
@@ -175,6 +176,10 @@ impl Outputs for Collect {
     fn create(&self, spec: ArtifactSpec) -> io::Result<Output> {
         assert_eq!((spec.extension, spec.kind, spec.bulk), ("sqlite", ArtifactKind::Sqlite, true));
         Ok(Output::new(spec, Box::new(self.clone())))
+    }
+
+    fn finish(&self, output: Output) -> io::Result<Finished> {
+        Ok(Finished::new(output.spec.clone(), Box::new(())))
     }
 }
 
@@ -456,6 +461,10 @@ struct CancelsOnWrite(Cancel);
 impl Outputs for CancelsOnWrite {
     fn create(&self, spec: ArtifactSpec) -> io::Result<Output> {
         Ok(Output::new(spec, Box::new(self.clone())))
+    }
+
+    fn finish(&self, output: Output) -> io::Result<Finished> {
+        Ok(Finished::new(output.spec.clone(), Box::new(())))
     }
 }
 

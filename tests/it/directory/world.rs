@@ -16,7 +16,7 @@ use holdfast::model::{ArtifactKind, Cancel, Notes, Remarks, Warnings};
 use holdfast::source::directory::{Directory, DirectoryConfig, DirectoryRestorer};
 use holdfast::source::process::Environment;
 use holdfast::source::{
-    ArtifactSpec, Context, Output, OutputWriter, Outputs, RestoreArtifact, RestoreJob,
+    ArtifactSpec, Context, Finished, Output, OutputWriter, Outputs, RestoreArtifact, RestoreJob,
     RestoreOptions, Restored, Restorer, Source, SourceError, Target,
 };
 
@@ -152,6 +152,11 @@ impl Outputs for Memory {
         let keep = self.keep;
         Ok(Output::new(spec, Box::new(MemoryWriter { bytes: Vec::new(), keep, hook })))
     }
+
+    fn finish(&self, output: Output) -> std::io::Result<Finished> {
+        let spec = output.spec.clone();
+        Ok(Finished::new(spec, output.into_writer().into_any().downcast::<MemoryWriter>().unwrap()))
+    }
 }
 
 pub(crate) fn config(path: &Path) -> DirectoryConfig {
@@ -216,20 +221,27 @@ impl World {
 
     fn dump_into(&self, config: DirectoryConfig, outputs: &Memory) -> Result<Backup, SourceError> {
         let dumped = Directory::new(config).dump(&self.context(), outputs)?;
-        let mut streams = dumped.outputs.into_iter().map(|output| {
-            let spec = output.spec.clone();
-            (spec, output.into_writer().into_any().downcast::<MemoryWriter>().unwrap().bytes)
+        let mut streams = dumped.artifacts.into_iter().map(|artifact| {
+            let spec = artifact.spec.clone();
+            (spec, artifact.into_written().downcast::<MemoryWriter>().unwrap().bytes)
         });
         let (spec, tar) = streams.next().unwrap();
         assert_eq!(
             spec,
-            ArtifactSpec { extension: "tar", kind: ArtifactKind::Tar, bulk: true, blocks: true }
+            ArtifactSpec {
+                extension: "tar",
+                number: ArtifactSpec::FIRST,
+                kind: ArtifactKind::Tar,
+                bulk: true,
+                blocks: true
+            }
         );
         let (spec, index) = streams.next().unwrap();
         assert_eq!(
             spec,
             ArtifactSpec {
                 extension: "index",
+                number: ArtifactSpec::FIRST,
                 kind: ArtifactKind::Index,
                 bulk: false,
                 blocks: false
@@ -271,6 +283,7 @@ pub(crate) fn artifact() -> RestoreArtifact {
         name: "files.tar".to_owned(),
         kind: ArtifactKind::Tar,
         plain_bytes: None,
+        of: None,
         facts: serde_json::Value::Null,
     }
 }

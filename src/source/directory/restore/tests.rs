@@ -23,7 +23,7 @@ use crate::source::directory::accounts::Accounts;
 use crate::source::directory::{Directory, DirectoryConfig};
 use crate::source::process::Environment;
 use crate::source::{
-    ArtifactSpec, Context, Output, OutputWriter, Outputs, RestoreArtifact, RestoreJob,
+    ArtifactSpec, Context, Finished, Output, OutputWriter, Outputs, RestoreArtifact, RestoreJob,
     RestoreOptions, Restorer, Source, SourceError, Streams, Target,
 };
 
@@ -50,6 +50,11 @@ struct InMemory;
 impl Outputs for InMemory {
     fn create(&self, spec: ArtifactSpec) -> std::io::Result<Output> {
         Ok(Output::new(spec, Box::new(Memory(Vec::new()))))
+    }
+
+    fn finish(&self, output: Output) -> std::io::Result<Finished> {
+        let spec = output.spec.clone();
+        Ok(Finished::new(spec, output.into_writer().into_any().downcast::<Memory>().unwrap()))
     }
 }
 
@@ -116,10 +121,9 @@ impl World {
             one_file_system: false,
         };
         let dumped = Directory::new(config).dump(&self.context(), &InMemory).unwrap();
-        let bytes =
-            |output: Output| output.into_writer().into_any().downcast::<Memory>().unwrap().0;
-        let mut outputs = dumped.outputs.into_iter().map(bytes);
-        Dump { tar: outputs.next().unwrap(), index: outputs.next().unwrap() }
+        let bytes = |artifact: Finished| artifact.into_written().downcast::<Memory>().unwrap().0;
+        let mut artifacts = dumped.artifacts.into_iter().map(bytes);
+        Dump { tar: artifacts.next().unwrap(), index: artifacts.next().unwrap() }
     }
 
     fn select(
@@ -155,6 +159,7 @@ fn artifact() -> RestoreArtifact {
         name: "files.tar".to_owned(),
         kind: ArtifactKind::Tar,
         plain_bytes: None,
+        of: None,
         facts: serde_json::Value::Null,
     }
 }

@@ -46,6 +46,7 @@ pub fn artifact() -> RestoreArtifact {
         name: "files.tar".to_owned(),
         kind: ArtifactKind::Tar,
         plain_bytes: None,
+        of: None,
         facts: Default::default(),
     }
 }
