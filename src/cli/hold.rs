@@ -36,7 +36,8 @@ pub(super) struct ReleaseArgs {
     /// The snapshot: its id, the beginning of it, or the digits after the dash
     #[arg(value_name = "SNAPSHOT")]
     snapshot: String,
-    /// End only its holds, or only the suspicion of a drill; both where this is not given
+    /// End only its holds, only the suspicion of a drill, or only marks of it that are damaged; all
+    /// of them where this is not given
     #[arg(long, value_name = "WHICH")]
     only: Option<Only>,
     /// Of this strategy
@@ -50,6 +51,7 @@ pub(super) struct ReleaseArgs {
 enum Only {
     Hold,
     Suspicion,
+    Damaged,
 }
 
 #[derive(Debug, Args)]
@@ -95,6 +97,7 @@ pub(super) async fn release(
         None => Released::All,
         Some(Only::Hold) => Released::Hold,
         Some(Only::Suspicion) => Released::Suspicion,
+        Some(Only::Damaged) => Released::Damaged,
     };
     let of = match (engine::find(&listing, &args.snapshot, None), &reading.instance) {
         (Ok(copies), _) => copies.first().map(Snapshot::snapshot_ref),

@@ -176,6 +176,12 @@ impl Mark {
         Self { format: MARK_FORMAT, instance, strategy, id, mark_id: Some(own), made, says }
     }
 
+    /// The suspicion that goes with the mark of a drill which found its snapshot suspect.
+    pub fn suspicion(&self) -> Self {
+        let reason = "It has much less than the last good snapshot, by a drill".to_owned();
+        Self { says: Says::Suspect { reason }, ..self.clone() }
+    }
+
     /// The snapshot that it is about.
     pub fn snapshot_ref(&self) -> SnapshotRef {
         SnapshotRef {

@@ -4,10 +4,11 @@
 use std::fs;
 use std::path::Path;
 
-use holdfast::model::{Completeness, Digest, Mark, MarkRef, Says, SnapshotId};
+use holdfast::model::{Completeness, Digest, Evidence, Mark, MarkRef, Says, SnapshotId, Verdict};
 use holdfast::storage::Storage;
 
 use crate::prune::{CONFIGURATION, Pruned, store};
+use crate::support::daemon::until;
 use crate::support::plant::{plant, plant_one};
 use crate::support::site::{Site, s3_storage};
 use crate::support::stores::{Identity, Server, fresh};
@@ -38,6 +39,12 @@ fn old_mark(id: &SnapshotId, says: Says) -> Mark {
         made: "2026-11-01T00:00:00Z".parse().unwrap(),
         says,
     }
+}
+
+fn new_mark(id: &SnapshotId, says: Says) -> Mark {
+    let of = old_mark(id, says.clone()).snapshot_ref();
+    let own = "20261122T050000Z-0a1b2c".parse().unwrap();
+    Mark::new(of, own, "2026-11-22T05:00:00Z".parse().unwrap(), says)
 }
 
 fn old_hold(id: &SnapshotId, reason: &str) -> Mark {
@@ -188,6 +195,126 @@ async fn hold_and_suspicion_end_separately() {
 }
 
 #[tokio::test]
+async fn a_suspicion_is_of_one_strategy() {
+    let second = "[strategies.weekly]\nsources = [\"dump\"]\nstorages = [\"local\"]\n\
+        retention = { keep_last = 2 }\n";
+    let configuration = CONFIGURATION.replace("RETENTION", "{ keep_last = 2 }") + second;
+    let pruned = Pruned::configured(&configuration, 3).await;
+    let id = &pruned.ids[2];
+    plant_one(&*pruned.storage, "app", "weekly", id, Completeness::Whole).await;
+    let suspect = old_mark(id, Says::Suspect { reason: "rows".to_owned() });
+    put(&*pruned.storage, &Mark { strategy: "weekly".parse().unwrap(), ..suspect }).await;
+    pruned.prune(&["--plan", "--strategy", "weekly"], 1);
+    pruned.site.backup(["release", id.as_str(), "--strategy", "daily"]).expect(1);
+    pruned.prune(&["--plan", "--strategy", "weekly"], 1);
+    pruned.site.backup(["release", id.as_str(), "--strategy", "weekly"]).expect(0);
+    pruned.prune(&["--plan", "--strategy", "weekly"], 0);
+}
+
+#[tokio::test]
+async fn a_drill_that_died_before_its_suspicion_leaves_it_suspect() {
+    let (pruned, _other) = in_two_storages().await;
+    let id = &pruned.ids[2];
+    let evidence = Evidence {
+        drill: "20261122T050000Z-0a1b2c".parse().unwrap(),
+        storage: "local".parse().unwrap(),
+        recovery_seconds: 1,
+        passed: 1,
+        not_passed: 1,
+        suspect: true,
+        version: "0.1.0".to_owned(),
+    };
+    let says = Says::Drill { verdict: Verdict::Failed, evidence: Some(evidence) };
+    put(&*pruned.storage, &new_mark(id, says)).await;
+    assert_eq!(
+        pruned.prune(&["--plan"], 1).json()["plan"]["places"][0]["refusals"][0]["kind"],
+        "suspect"
+    );
+    pruned.site.backup(["release", id.as_str()]).expect(0);
+    pruned.site.backup(["release", id.as_str()]).expect(1);
+    assert!(!stays(&pruned));
+}
+
+#[tokio::test]
+async fn a_release_is_brought_to_storages_that_missed_it() {
+    let (pruned, _other) = in_two_storages().await;
+    let id = &pruned.ids[2];
+    pruned.site.backup(["hold", id.as_str()]).expect(0);
+    pruned.site.backup(["release", id.as_str(), "--storage", "local"]).expect(0);
+    pruned.site.backup(["release", id.as_str()]).expect(0);
+    let release = |storage: &str| {
+        let marks = files(&pruned.site.path(format!("{storage}/app/marks/{id}")));
+        marks.into_iter().find(|(name, _)| name.to_str().unwrap().starts_with("release-")).unwrap()
+    };
+    assert_eq!(release("store"), release("other"));
+    pruned.site.backup(["release", id.as_str()]).expect(1);
+}
+
+#[tokio::test]
+async fn a_hold_outlives_a_disk_that_is_filled_again() {
+    for old in [true, false] {
+        let (pruned, _other) = in_two_storages().await;
+        let id = &pruned.ids[2];
+        if old {
+            put(&*pruned.storage, &old_hold(id, "audit")).await;
+        } else {
+            pruned.site.backup(["hold", id.as_str(), "--storage", "local"]).expect(0);
+        }
+        pruned.prune(&["--plan"], 0);
+        fs::remove_dir_all(pruned.site.path("store")).unwrap();
+        fs::create_dir(pruned.site.path("store")).unwrap();
+        pruned.site.backup(["copy", "--from", "other", "--to", "local"]).expect(0);
+        pruned.prune(&["--yes", "--force"], 0);
+        assert!(pruned.path(id).exists(), "of format 1: {old}");
+    }
+}
+
+#[tokio::test]
+async fn a_hold_of_another_storage_explains_nothing_that_is_gone() {
+    let configuration = CONFIGURATION
+        .replace("RETENTION", "{ keep_last = 9 }")
+        .replace("[\"local\"]", "[\"local\", \"other\"]")
+        + "[storages.other]\ntype = \"local\"\npath = \"@/other\"\nretention = { keep_last = 2 }\n";
+    let pruned = Pruned::configured(&configuration, 3).await;
+    let other = store(&pruned.site, "other").await;
+    plant(&*other, "app", "daily", pruned.ids.iter().map(SnapshotId::time)).await;
+    // Another machine, which has seen all of them, while this one prunes `other`.
+    pruned.prune(&["--plan"], 0);
+    let copy = "cp -r state state-of-another";
+    crate::support::sh(pruned.site.dir.path(), copy, &[]);
+    pruned.prune(&["--yes"], 0);
+    crate::support::sh(pruned.site.dir.path(), "rm -r state; mv state-of-another state", &[]);
+    pruned.site.backup(["hold", pruned.ids[2].as_str()]).expect(0);
+    let plan = pruned.prune(&["--plan"], 0).json();
+    for place in plan["plan"]["places"].as_array().unwrap() {
+        assert_eq!(place["refusals"], serde_json::json!([]), "{place}");
+    }
+}
+
+#[tokio::test]
+async fn a_hold_waits_for_a_deletion_that_has_begun() {
+    for deleted in [false, true] {
+        let (pruned, _other) = in_two_storages().await;
+        let id = &pruned.ids[2];
+        let folder = pruned.path(id);
+        let beat = "{\"format\": 1, \"node\": \"n\", \"host\": \"h\", \"pid\": 1, \
+            \"started\": \"2026-11-22T05:00:00Z\", \"beat\": \"2026-11-22T05:00:00Z\", \
+            \"deleting\": true}";
+        fs::write(folder.join("run.json"), beat).unwrap();
+        let args = ["hold", id.as_str(), "--storage", "local"];
+        let holding = pruned.site.backup(args).spawn();
+        let marks = pruned.site.path(format!("store/app/marks/{id}"));
+        until("the mark stands", || marks.exists());
+        if deleted {
+            fs::remove_file(folder.join("manifest.json")).unwrap();
+        }
+        fs::remove_file(folder.join("run.json")).unwrap();
+        let code = holding.wait().code();
+        assert_eq!(code, Some(i32::from(deleted)), "deleted: {deleted}");
+    }
+}
+
+#[tokio::test]
 async fn what_is_said_of_a_lost_snapshot_can_be_released() {
     let (pruned, other) = in_two_storages().await;
     let lost: SnapshotId = "20200101T000000Z-00000a".parse().unwrap();
@@ -214,7 +341,11 @@ async fn a_damaged_mark_is_released_and_a_newer_one_is_not() {
         };
         fs::write(folder.join(&name), changed).unwrap();
         pruned.prune(&["--plan"], 1);
-        // The whole hold in the other storage ends in both cases.
+        if !newer {
+            // The whole one in the other storage holds while the damaged one is released.
+            pruned.site.backup(["release", id.as_str(), "--only", "damaged"]).expect(0);
+            assert!(stays(&pruned));
+        }
         pruned.site.backup(["release", id.as_str()]).expect(0);
         let code = i32::from(newer);
         let plan = pruned.prune(&["--yes"], code).json();
@@ -267,10 +398,7 @@ async fn a_damaged_copy_is_not_the_last_good_one() {
     for id in &pruned.ids[..2] {
         let says =
             Says::Damaged { storage: "local".parse().unwrap(), reason: "dump.out".to_owned() };
-        let of = old_mark(id, says.clone()).snapshot_ref();
-        let own = "20261122T050000Z-0a1b2c".parse().unwrap();
-        put(&*pruned.storage, &Mark::new(of, own, "2026-11-22T05:00:00Z".parse().unwrap(), says))
-            .await;
+        put(&*pruned.storage, &new_mark(id, says)).await;
     }
     pruned.prune(&["--yes"], 0);
     let left: Vec<bool> = pruned.ids.iter().map(|id| pruned.path(id).exists()).collect();
@@ -285,11 +413,7 @@ async fn a_release_cannot_end_marks_of_another_snapshot() {
     put(&*pruned.storage, &hold).await;
     let ends =
         vec![MarkRef { key: format!("hold-{id}.json"), digest: Digest::of(&hold.to_bytes()) }];
-    let of = old_hold(another, "").snapshot_ref();
-    let own = "20261122T050000Z-0a1b2c".parse().unwrap();
-    let planted =
-        Mark::new(of, own, "2026-11-22T05:00:00Z".parse().unwrap(), Says::Release { ends });
-    put(&*pruned.storage, &planted).await;
+    put(&*pruned.storage, &new_mark(another, Says::Release { ends })).await;
     pruned.prune(&["--yes"], 1);
     assert!(pruned.path(id).exists());
 }

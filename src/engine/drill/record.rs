@@ -95,13 +95,13 @@ pub(in crate::engine) async fn mark(
         strategy: report.strategy.clone(),
         id: id.clone(),
     };
-    // The drill's own id makes them the same marks in every storage.
-    let mark = |says| Mark::new(of.clone(), report.id.clone(), report.finished, says);
-    let drilled = mark(Says::Drill { verdict: report.verdict, evidence: Some(evidence) });
-    write_mark(&open, &drilled).await.map_err(failed)?;
+    let says = Says::Drill { verdict: report.verdict, evidence: Some(evidence) };
+    // The drill's own id makes it the same mark in every storage.
+    let drilled = Mark::new(of, report.id.clone(), report.finished, says);
+    // First what protects: this may be cut off at any moment.
     if report.suspect {
-        let reason = "It has much less than the last good snapshot, by a drill".to_owned();
-        write_mark(&open, &mark(Says::Suspect { reason })).await.map_err(failed)?;
+        write_mark(&open, &drilled.suspicion()).await.map_err(failed)?;
     }
+    write_mark(&open, &drilled).await.map_err(failed)?;
     Ok(true)
 }

@@ -2,7 +2,7 @@
 //! restores as well as what is there.
 
 use crate::config::{DrillCheck, Instance, Measure, ShrinkCheck, Strategy};
-use crate::engine::context::Engine;
+use crate::engine::context::{Engine, OpenStorage};
 use crate::engine::drill::subject::Subject;
 use crate::engine::error::{EngineError, chain};
 use crate::engine::read::fetch::read_facts;
@@ -32,20 +32,30 @@ pub(in crate::engine) async fn checks(
     if wanted.is_empty() {
         return Ok(Vec::new());
     }
-    let marks = read_marks(engine, std::slice::from_ref(&subject.storage), &instance.name).await;
+    let mut storages = vec![subject.storage.clone()];
+    // Somebody may have released it in another. One that cannot be reached has released nothing.
+    for (name, config) in &instance.storages {
+        if *name != subject.storage.name
+            && let Ok(open) = OpenStorage::open(name, config, &engine.cancel).await
+        {
+            storages.push(open);
+        }
+    }
+    let marks = read_marks(engine, &storages, &instance.name).await;
     let all = |outcome: CheckOutcome, reason: &str| -> Vec<Check> {
         wanted
             .iter()
             .map(|check| empty(check, check.source.as_ref()).ended(outcome, reason))
             .collect()
     };
-    if let Some((_, problem)) = marks.unread().first() {
+    let of_subject = |(storage, _): &&(Name, String)| *storage == subject.storage.name;
+    if let Some((_, problem)) = marks.unread().iter().find(of_subject) {
         return Ok(all(
             CheckOutcome::Inconclusive,
             &format!("the marks of the snapshots cannot be read: {problem}"),
         ));
     }
-    if marks.is_released(&subject.manifest.id) {
+    if marks.is_released(&strategy.name, &subject.manifest.id) {
         return Ok(all(CheckOutcome::Skipped, "somebody looked at it and released it"));
     }
     let Some(before) = baseline(subject, &marks) else {
@@ -83,8 +93,9 @@ fn baseline<'a>(subject: &'a Subject, marks: &Marks) -> Option<&'a Snapshot> {
         subject.others.iter().filter(|one| one.id < *id && one.is_whole()).collect();
     let verdict =
         |one: &Snapshot| marks.drilled(&one.strategy, &one.id).map(|drilled| drilled.verdict);
-    let good =
-        |one: &&&Snapshot| verdict(one) == Some(Verdict::Passed) || marks.is_released(&one.id);
+    let good = |one: &&&Snapshot| {
+        verdict(one) == Some(Verdict::Passed) || marks.is_released(&one.strategy, &one.id)
+    };
     let not_bad = |one: &&&Snapshot| verdict(one) != Some(Verdict::Failed);
     let newest = |found: Option<&&'a Snapshot>| found.copied();
     newest(older.iter().filter(good).max_by_key(|one| &one.id))

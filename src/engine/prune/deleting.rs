@@ -248,7 +248,12 @@ impl Deleter<'_> {
         let storage = open.storage.as_ref();
         let strategy_folder = SnapshotRef::strategy_folder(instance, strategy);
         let folder = format!("{strategy_folder}{id}/");
-        let heartbeat = Heartbeat::new(node.to_owned(), engine.clock.now_seconds());
+        let of =
+            SnapshotRef { instance: instance.clone(), strategy: strategy.clone(), id: id.clone() };
+        let heartbeat = Heartbeat {
+            deleting: true,
+            ..Heartbeat::new(node.to_owned(), engine.clock.now_seconds())
+        };
         let beat = format!("{folder}{RUN_KEY}");
         match storage.replace(&beat, heartbeat.to_bytes()).await {
             Err(error) if error.is_about_reaching() => return Err(Undeleted::There(error)),
@@ -260,7 +265,7 @@ impl Deleter<'_> {
             Ok(()) => {}
         }
         // Marks were read a while ago, and another machine may have held it since.
-        let deleted = match marks.refuses_now(open, instance, id, engine.clock.now()).await {
+        let deleted = match marks.refuses_now(open, &of, engine.clock.now()).await {
             Ok(None) => {
                 storage.delete(&format!("{folder}{MANIFEST_KEY}")).await.map_err(Undeleted::There)
             }
@@ -418,7 +423,7 @@ mod tests {
     async fn a_release_that_only_the_plan_knows_counts() {
         let place = Place::new().await;
         place.hold().await;
-        let (ends, _) = place.marks().await.releasable(&place.of.id, Released::Hold);
+        let (ends, _) = place.marks().await.releasable(&place.of, Released::Hold);
         let release = place.mark(2, Says::Release { ends });
         write_mark(&place.open, &release).await.unwrap();
         // As where it stands in another storage.

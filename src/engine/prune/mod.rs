@@ -293,8 +293,9 @@ async fn unexplained(
             listed_bytes: 0,
         });
     }
-    let kept =
-        decisions(strategy, policy, &all, marks, now).into_iter().filter(|decision| decision.keep);
+    let kept = decisions(strategy, policy, &all, &marks.as_of(&open.name), now)
+        .into_iter()
+        .filter(|decision| decision.keep);
     let mut missed: Vec<SnapshotId> = kept
         .map(|decision| decision.id)
         .filter(|id| gone.iter().any(|manifest| manifest.id == *id))

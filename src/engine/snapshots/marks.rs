@@ -10,15 +10,20 @@ use serde::Serialize;
 
 use crate::catalog::CachedMark;
 use crate::engine::context::{Engine, OpenStorage};
-use crate::engine::snapshots::list::{LARGEST_DOCUMENT, PARALLEL, Snapshot, read_whole};
-use crate::model::{Digest, Mark, MarkRef, Name, Says, SnapshotId, Verdict};
+use crate::engine::snapshots::list::{PARALLEL, Snapshot, read_whole};
+use crate::model::{Digest, Mark, MarkRef, Name, Says, SnapshotId, SnapshotRef, Verdict};
 use crate::storage::{Object, Storage, StorageError};
+
+/// A larger object is no mark.
+const LARGEST_MARK: u64 = 1 << 20;
 
 /// What the marks of an instance say, all storages together.
 #[derive(Debug, Clone, Default)]
 pub struct Marks {
-    /// Each mark that could be read. The same one may stand in several storages.
-    marks: BTreeMap<MarkRef, Standing>,
+    /// Each mark that could be read, by its snapshot. The same one may stand in several storages.
+    marks: BTreeMap<SnapshotId, BTreeMap<MarkRef, Standing>>,
+    /// Every mark that a release ends.
+    ended: BTreeSet<MarkRef>,
     /// Marks that cannot be read. Nobody knows what they protect.
     unreadable: Vec<Unreadable>,
     /// Storages whose marks could not be read, and why. Nobody knows what these protect.
@@ -64,58 +69,70 @@ pub struct Drilled {
 }
 
 impl Marks {
-    /// The marks that no release has ended.
-    fn in_force(&self) -> impl Iterator<Item = (&MarkRef, &Standing)> {
-        let ended = self.ended();
-        self.marks.iter().filter(move |(one, _)| !ended.contains(one))
-    }
-
-    /// Every mark that a release ends.
-    fn ended(&self) -> BTreeSet<&MarkRef> {
-        let releases = self.marks.values().filter_map(|standing| match &standing.mark.says {
-            Says::Release { ends } => Some(ends),
-            _ => None,
-        });
-        releases.flatten().collect()
+    /// The marks of a snapshot that no release has ended.
+    fn of(&self, id: &SnapshotId) -> impl Iterator<Item = (&MarkRef, &Standing)> {
+        let of_it = self.marks.get(id).into_iter().flatten();
+        of_it.filter(|(one, _)| !self.ended.contains(*one))
     }
 
     /// What could not be read and no release has ended: the storage, and the mark or listing with
     /// the reason. Nobody knows what these protect.
     pub fn unread(&self) -> Vec<(Name, String)> {
-        let ended = self.ended();
         let unreadable = self
             .unreadable
             .iter()
-            .filter(|one| one.mark.as_ref().is_none_or(|mark| !ended.contains(mark)))
+            .filter(|one| one.mark.as_ref().is_none_or(|mark| !self.ended.contains(mark)))
             .map(|one| (one.storage.clone(), one.problem.clone()));
         self.unlisted.iter().cloned().chain(unreadable).collect()
+    }
+
+    /// What these said of the snapshots that were in `storage`: a hold or verdict that never stood
+    /// there came after they had gone.
+    pub(in crate::engine) fn as_of(&self, storage: &Name) -> Self {
+        let mut own = self.clone();
+        for marks in own.marks.values_mut() {
+            marks.retain(|_, standing| standing.storages.contains(storage));
+        }
+        own
     }
 
     /// The hold on a snapshot at the time `now`, the longest of several. A hold has the id only in
     /// its key, so it holds the snapshots of every strategy that have it.
     pub fn hold(&self, id: &SnapshotId, now: DateTime<Utc>) -> Option<Hold> {
-        let of_it = self.in_force().map(|(_, standing)| &standing.mark);
-        let holds = of_it.filter(|mark| mark.id == *id).filter_map(|mark| match &mark.says {
-            Says::Hold { reason, until } if until.is_none_or(|until| now < until) => {
-                Some(Hold { reason: reason.clone(), until: *until, since: mark.made })
-            }
-            Says::Unknown { kind } => {
-                let reason = format!("a mark of the kind `{kind}`, which a newer version knows");
-                Some(Hold { reason: Some(reason), until: None, since: mark.made })
+        let holds = self.of(id).filter_map(|(_, Standing { mark, .. })| match &mark.says {
+            Says::Hold { reason, until } if until.is_none_or(|until| now < until) => Some(Hold {
+                reason: reason.as_deref().map(printable),
+                until: *until,
+                since: mark.made,
+            }),
+            Says::Unknown { .. } => {
+                Some(Hold { reason: Some(unknown(mark)), until: None, since: mark.made })
             }
             _ => None,
         });
         holds.max_by_key(|hold| hold.until.unwrap_or(DateTime::<Utc>::MAX_UTC))
     }
 
-    /// The marks that a release of the snapshot ends, and the storages where any of them stands. Of
-    /// the marks that cannot be read, those that are damaged.
-    pub fn releasable(&self, id: &SnapshotId, what: Released) -> (Vec<MarkRef>, BTreeSet<Name>) {
+    /// What holds a snapshot that only a newer version can release.
+    pub(in crate::engine) fn held_by_unknown(&self, id: &SnapshotId) -> Option<String> {
+        let is_unknown = |mark: &&Mark| matches!(mark.says, Says::Unknown { .. });
+        self.of(id).map(|(_, standing)| &standing.mark).find(is_unknown).map(unknown)
+    }
+
+    /// The marks that a release of the snapshot ends, and the storages where any of them stands.
+    pub(in crate::engine) fn releasable(
+        &self,
+        of: &SnapshotRef,
+        what: Released,
+    ) -> (Vec<MarkRef>, BTreeSet<Name>) {
         let (mut ends, mut storages) = (BTreeSet::new(), BTreeSet::new());
-        for (one, standing) in self.in_force().filter(|(_, standing)| standing.mark.id == *id) {
+        for (one, standing) in self.of(&of.id) {
             let is_meant = match standing.mark.says {
-                Says::Hold { .. } => what != Released::Suspicion,
-                Says::Suspect { .. } => what != Released::Hold,
+                Says::Hold { .. } => matches!(what, Released::Hold | Released::All),
+                Says::Suspect { .. } => {
+                    standing.mark.strategy == of.strategy
+                        && matches!(what, Released::Suspicion | Released::All)
+                }
                 _ => false,
             };
             if is_meant {
@@ -123,10 +140,16 @@ impl Marks {
                 storages.extend(standing.storages.iter().cloned());
             }
         }
-        let ended = self.ended();
-        for one in self.unreadable.iter().filter(|one| what == Released::All && !one.is_newer) {
-            if let Some(mark) =
-                one.mark.as_ref().filter(|mark| mark.is_of(id) && !ended.contains(mark))
+        if matches!(what, Released::Suspicion | Released::All) {
+            for (mark, standing) in self.unmarked(&of.strategy, &of.id) {
+                ends.insert(mark);
+                storages.extend(standing.storages.iter().cloned());
+            }
+        }
+        let damaged = self.unreadable.iter().filter(|one| !one.is_newer);
+        for one in damaged.filter(|_| matches!(what, Released::Damaged | Released::All)) {
+            let mark = one.mark.as_ref();
+            if let Some(mark) = mark.filter(|mark| mark.is_of(&of.id) && !self.ended.contains(mark))
             {
                 ends.insert(mark.clone());
                 storages.insert(one.storage.clone());
@@ -135,10 +158,35 @@ impl Marks {
         (ends.into_iter().collect(), storages)
     }
 
+    /// Releases of a snapshot, each with the storages where a mark stands that it ends, and it does
+    /// not: they could not be reached when it was written.
+    pub(in crate::engine) fn missing_releases(
+        &self,
+        id: &SnapshotId,
+    ) -> Vec<(&Mark, BTreeSet<&Name>)> {
+        let mut missing = Vec::new();
+        let Some(of_it) = self.marks.get(id) else { return missing };
+        for Standing { mark, storages } in of_it.values() {
+            let Says::Release { ends } = &mark.says else { continue };
+            let read = ends.iter().filter_map(|ended| of_it.get(ended));
+            let unreadable = self
+                .unreadable
+                .iter()
+                .filter(|one| one.mark.as_ref().is_some_and(|mark| ends.contains(mark)));
+            let stand = read
+                .flat_map(|standing| &standing.storages)
+                .chain(unreadable.map(|one| &one.storage));
+            let places: BTreeSet<&Name> = stand.filter(|name| !storages.contains(*name)).collect();
+            if !places.is_empty() {
+                missing.push((mark, places));
+            }
+        }
+        missing
+    }
+
     /// The snapshot with this id, as the marks know it.
-    pub fn snapshot(&self, id: &SnapshotId) -> Option<crate::model::SnapshotRef> {
-        let mut known = self.marks.values().map(|standing| &standing.mark);
-        known.find(|mark| mark.id == *id).map(Mark::snapshot_ref)
+    pub fn snapshot(&self, id: &SnapshotId) -> Option<SnapshotRef> {
+        self.marks.get(id)?.values().next().map(|standing| standing.mark.snapshot_ref())
     }
 
     /// Takes in what was read under `key`, below the folder of the instance's marks.
@@ -154,9 +202,12 @@ impl Marks {
                 let found = MarkRef { key, digest: Digest::of(&body) };
                 match Mark::from_bytes(&body, &read.key) {
                     Ok(mark) => {
+                        if let Says::Release { ends } = &mark.says {
+                            self.ended.extend(ends.iter().cloned());
+                        }
+                        let of_it = self.marks.entry(mark.id.clone()).or_default();
                         let new = || Standing { mark, storages: BTreeSet::new() };
-                        let standing = self.marks.entry(found).or_insert_with(new);
-                        standing.storages.insert(storage.clone());
+                        of_it.entry(found).or_insert_with(new).storages.insert(storage.clone());
                         return;
                     }
                     Err(error) => (Some(found), error.to_string(), error.is_newer()),
@@ -169,34 +220,59 @@ impl Marks {
 
     /// The snapshots of a strategy that a drill found suspect, and nobody has released.
     pub fn suspects(&self, strategy: &Name) -> Vec<&SnapshotId> {
+        self.marks.keys().filter(|id| self.is_suspect(strategy, id)).collect()
+    }
+
+    /// Whether a drill found the snapshot suspect, and nobody has released it.
+    fn is_suspect(&self, strategy: &Name, id: &SnapshotId) -> bool {
+        let mut of_it = self.of(id).map(|(_, standing)| &standing.mark);
         let is_suspect =
-            |mark: &&Mark| mark.strategy == *strategy && matches!(mark.says, Says::Suspect { .. });
-        let marks = self.in_force().map(|(_, standing)| &standing.mark);
-        let ids: BTreeSet<&SnapshotId> = marks.filter(is_suspect).map(|mark| &mark.id).collect();
-        ids.into_iter().collect()
+            |mark: &Mark| mark.strategy == *strategy && matches!(mark.says, Says::Suspect { .. });
+        of_it.any(is_suspect) || self.unmarked(strategy, id).next().is_some()
     }
 
     /// Whether a drill found the snapshot suspect, and somebody has released it since.
-    pub fn is_released(&self, id: &SnapshotId) -> bool {
-        let is_suspicion = |mark: &Mark| match &mark.says {
-            Says::Drill { evidence: Some(evidence), .. } => evidence.suspect,
-            _ => false,
-        };
-        let of_it = |mark: &&Mark| mark.id == *id;
-        self.marks.values().map(|standing| &standing.mark).filter(of_it).any(is_suspicion)
-            && !self
-                .in_force()
-                .map(|(_, standing)| &standing.mark)
-                .filter(of_it)
-                .any(|mark| matches!(mark.says, Says::Suspect { .. }))
+    pub fn is_released(&self, strategy: &Name, id: &SnapshotId) -> bool {
+        self.suspicions(strategy, id).next().is_some() && !self.is_suspect(strategy, id)
+    }
+
+    /// The marks of drills that found the snapshot suspect.
+    fn suspicions(&self, strategy: &Name, id: &SnapshotId) -> impl Iterator<Item = &Standing> {
+        let of_it = self.marks.get(id).into_iter().flat_map(BTreeMap::values);
+        of_it.filter(move |Standing { mark, .. }| {
+            mark.strategy == *strategy
+                && matches!(&mark.says, Says::Drill { evidence: Some(evidence), .. }
+                    if evidence.suspect)
+        })
+    }
+
+    /// The suspicions that drills did not come to mark, since they died: each as it would have
+    /// been, with the mark of its drill. In format 1 a suspicion was released by deleting it, so
+    /// there it is not known.
+    fn unmarked(
+        &self,
+        strategy: &Name,
+        id: &SnapshotId,
+    ) -> impl Iterator<Item = (MarkRef, &Standing)> {
+        let of_it = self.marks.get(id);
+        self.suspicions(strategy, id).filter(|one| one.mark.mark_id.is_some()).filter_map(
+            move |standing| {
+                let mark = standing.mark.suspicion();
+                let folder = Mark::folder(&mark.instance);
+                let key = mark.key().strip_prefix(&folder)?.to_owned();
+                let is_marked = of_it.is_some_and(|of_it| of_it.keys().any(|one| one.key == key))
+                    || self.ended.iter().any(|one| one.key == key);
+                let found = MarkRef { key, digest: Digest::of(&mark.to_bytes()) };
+                (!is_marked).then_some((found, standing))
+            },
+        )
     }
 
     /// Whether a copy was found damaged, and nobody has said since that it is sound.
     pub fn is_damaged(&self, snapshot: &Snapshot) -> bool {
         let Ok(manifest) = &snapshot.manifest else { return false };
-        self.in_force().map(|(_, standing)| &standing.mark).any(|mark| {
-            mark.id == snapshot.id
-                && mark.strategy == snapshot.strategy
+        self.of(&snapshot.id).map(|(_, standing)| &standing.mark).any(|mark| {
+            mark.strategy == snapshot.strategy
                 && matches!(&mark.says, Says::Damaged { storage, .. }
                     if *storage == manifest.storage.name)
         })
@@ -204,29 +280,29 @@ impl Marks {
 
     /// The last drill of a snapshot that came to a verdict about it.
     pub fn drilled(&self, strategy: &Name, id: &SnapshotId) -> Option<Drilled> {
-        let of_snapshot = |mark: &&Mark| mark.strategy == *strategy && mark.id == *id;
-        let marks = self.in_force().map(|(_, standing)| &standing.mark);
-        let drills = marks.filter(of_snapshot).filter_map(|mark| match mark.says {
-            Says::Drill { verdict, .. } if verdict != Verdict::Inconclusive => {
-                Some(Drilled { at: mark.made, verdict })
-            }
-            _ => None,
-        });
+        let marks = self.of(id).map(|(_, standing)| &standing.mark);
+        let drills =
+            marks.filter(|mark| mark.strategy == *strategy).filter_map(|mark| match mark.says {
+                Says::Drill { verdict, .. } if verdict != Verdict::Inconclusive => {
+                    Some(Drilled { at: mark.made, verdict })
+                }
+                _ => None,
+            });
         drills.max_by_key(|drilled| drilled.at)
     }
 
-    /// Whether the snapshot may be deleted from the storage by the marks that stand there now,
-    /// which may be newer than these; otherwise why not.
+    /// Why the snapshot must not be deleted from the storage, by the marks that stand there now,
+    /// which may be newer than these.
     ///
     /// # Errors
     /// When they cannot be read.
     pub(in crate::engine) async fn refuses_now(
         &self,
         storage: &OpenStorage,
-        instance: &Name,
-        id: &SnapshotId,
+        of: &SnapshotRef,
         now: DateTime<Utc>,
     ) -> Result<Option<String>, StorageError> {
+        let SnapshotRef { instance, strategy, id } = of;
         let place = storage.storage.as_ref();
         let mut objects: Vec<Object> =
             place.list(&Mark::folder_of(instance, id)).try_collect().await?;
@@ -235,9 +311,8 @@ impl Marks {
             Err(error) => return Err(error),
             Ok(old) => objects.push(old),
         }
-        let of_it = self.marks.iter().filter(|(_, standing)| standing.mark.id == *id);
-        let known = of_it.map(|(one, standing)| (one.clone(), standing.clone())).collect();
-        let mut marks = Self { marks: known, ..Self::default() };
+        let mut marks = Self { ended: self.ended.clone(), ..Self::default() };
+        marks.marks.extend(self.marks.get(id).map(|of_it| (id.clone(), of_it.clone())));
         for object in objects {
             if let Some((read, _)) = read_mark(place, object).await? {
                 marks.take(&storage.name, instance, read);
@@ -246,11 +321,25 @@ impl Marks {
         if let Some((_, problem)) = marks.unread().first() {
             return Ok(Some(problem.clone()));
         }
+        if marks.is_suspect(strategy, id) {
+            return Ok(Some("a drill found it suspect".to_owned()));
+        }
         Ok(marks.hold(id, now).map(|hold| match hold.reason {
             Some(reason) => format!("it is held ({reason})"),
             None => "it is held".to_owned(),
         }))
     }
+}
+
+/// What holds the snapshot of a mark that this version does not know.
+fn unknown(mark: &Mark) -> String {
+    let Says::Unknown { kind } = &mark.says else { return String::new() };
+    format!("a mark of the kind `{}`, which a newer version knows", printable(kind))
+}
+
+/// A text that somebody else wrote, fit for a terminal.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 /// Of which marks a release frees a snapshot.
@@ -260,7 +349,9 @@ pub enum Released {
     Hold,
     /// That it is suspect.
     Suspicion,
-    /// Both, and marks of it that are damaged.
+    /// Marks of it that are damaged.
+    Damaged,
+    /// All of these.
     All,
 }
 
@@ -341,7 +432,7 @@ async fn read_mark(
     object: Object,
 ) -> Result<Option<(ReadMark, Option<CachedMark>)>, StorageError> {
     let Object { key, size, modified, .. } = object;
-    if size > LARGEST_DOCUMENT {
+    if size > LARGEST_MARK {
         return Ok(Some((ReadMark { key, body: Body::TooLarge(size) }, None)));
     }
     let body = match read_whole(storage, &key).await {
@@ -435,8 +526,8 @@ async fn read_from(
     Ok(vanished)
 }
 
-/// Brings to `to` the marks of the snapshots `ids` that `from` has and `to` has not, byte for byte,
-/// releases last. Returns how many.
+/// Brings to `to` the marks of the snapshots `ids` that `from` has and `to` has not, byte for byte.
+/// Returns how many.
 ///
 /// # Errors
 /// When one could not be read or written.
@@ -457,17 +548,47 @@ pub(in crate::engine) async fn bring_marks(
         name.is_some_and(|id| ids.contains(&id)) && !here.contains_key(key)
     };
     let mut missing: Vec<(&String, &u64)> = there.iter().filter(|(key, _)| is_meant(key)).collect();
-    // Cut off between the two, a snapshot that was released is held, and not the other way round.
-    missing.sort_by_key(|(key, _)| key.contains("/release-"));
-    for (key, size) in &missing {
-        if **size > LARGEST_DOCUMENT {
-            let problem = format!("`{key}` has {size} bytes, which is too many for a mark");
-            return Err(StorageError::unsuitable(problem));
+    // Cut off between two of them, too much is protected and not too little.
+    missing.sort_by_key(|(key, _)| {
+        let name = key.rsplit('/').next().unwrap_or(key);
+        (name.starts_with("release-"), name.starts_with("drill-"))
+    });
+    let mut count = 0;
+    for (key, size) in missing {
+        if *size > LARGEST_MARK {
+            tracing::warn!(storage = %from.name, "`{key}` is too large for a mark, and stays there");
+            continue;
         }
         let body = read_whole(from.storage.as_ref(), key).await?;
         to.storage.replace(key, Bytes::from(body)).await?;
+        count += 1;
     }
-    Ok(missing.len() as u64)
+    Ok(count)
+}
+
+/// Puts the hold of format 1 back that was seen in a storage and is gone from it, before its
+/// snapshot arrives there anew: a hold that is gone beside its snapshot was released.
+///
+/// # Errors
+/// When it could not be written.
+pub(in crate::engine) async fn put_back_hold(
+    engine: &Engine,
+    to: &OpenStorage,
+    instance: &Name,
+    id: &SnapshotId,
+) -> Result<(), StorageError> {
+    let Some(catalog) = engine.catalog().await else { return Ok(()) };
+    let key = Mark::old_hold_key(instance, id);
+    let known = catalog.marks(&to.storage.place()).await.unwrap_or_else(|error| {
+        tracing::warn!("{error}");
+        Vec::new()
+    });
+    let Some(known) = known.into_iter().find(|mark| mark.key == key) else { return Ok(()) };
+    match to.storage.stat(&key).await {
+        Err(error) if error.is_not_found() => to.storage.replace(&key, known.body.into()).await,
+        Err(error) if error.is_denied() => Ok(()),
+        found => found.map(drop),
+    }
 }
 
 /// Whether another mark may come to stand under the key: holds and suspicions of format 1.

@@ -1,6 +1,7 @@
 //! Holds: snapshots that retention does not delete.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -10,6 +11,8 @@ use crate::engine::error::{EngineError, chain};
 use crate::engine::snapshots::list::{Listing, Snapshot};
 use crate::engine::snapshots::marks::{Marks, Released, read_marks, write_mark};
 use crate::engine::state::locks::ReadLock;
+use crate::engine::write::heartbeat::read_heartbeat;
+use crate::engine::write::writer;
 use crate::model::{Mark, MarkRef, Name, Says, SnapshotId, SnapshotRef};
 use crate::storage::StorageError;
 
@@ -38,6 +41,7 @@ impl MarkReport {
 
     fn note(&mut self, storage: &Name, result: Result<(), StorageError>) {
         match result {
+            Ok(()) if self.done.contains(storage) => {}
             Ok(()) => self.done.push(storage.clone()),
             Err(error) => self.failed.push((storage.clone(), chain(&error))),
         }
@@ -81,27 +85,58 @@ pub async fn hold(
     // While snapshots are deleted here, this one may be the next.
     let _reading = ReadLock::share(&engine.state_dir, &first.instance, &first.strategy)?;
     let before = read_marks(engine, storages, &first.instance).await;
-    let manifest = first.manifest_key();
     let mut report = MarkReport::new(&of);
     for open in storages.iter().filter(|open| copies.iter().any(|copy| copy.storage == open.name)) {
-        // Another machine may have deleted it meanwhile. It looks for a hold before it deletes.
         let held = match write_mark(open, &mark).await {
-            Ok(()) => match open.storage.stat(&manifest).await {
-                Err(error) if !error.is_denied() => Err(error),
-                _ => Ok(()),
-            },
+            Ok(()) => ensure_kept(open, &of).await,
             Err(error) => Err(error),
         };
         report.note(&open.name, held);
     }
     if !report.done.is_empty() {
         // The new one stands: only now those that it replaces may end.
-        let (ends, places) = before.releasable(&first.id, Released::Hold);
+        let (ends, mut places) = before.releasable(&of, Released::Hold);
+        places.retain(|name| {
+            report.done.contains(name) || copies.iter().all(|copy| copy.storage != *name)
+        });
         let mut ended = MarkReport::new(&of);
         end_marks(engine, storages, &of, ends, &places, &mut ended).await?;
         report.failed.extend(ended.failed);
     }
     Ok(report)
+}
+
+/// How long a deletion that has begun is waited for, and how often it is looked at.
+const DELETION: Duration = Duration::from_secs(30);
+const LOOK: Duration = Duration::from_millis(250);
+
+/// Makes sure that a snapshot was not deleted before its hold stood there. Who deletes says so in
+/// the heartbeat, looks for holds, and only then deletes: so either it saw the hold, or we see the
+/// heartbeat and wait for what comes of it.
+async fn ensure_kept(open: &OpenStorage, of: &SnapshotRef) -> Result<(), StorageError> {
+    let storage = open.storage.as_ref();
+    let folder = SnapshotRef::strategy_folder(&of.instance, &of.strategy);
+    let began = tokio::time::Instant::now();
+    loop {
+        match read_heartbeat(storage, &folder, &of.id).await {
+            Ok(Some(heartbeat)) if heartbeat.deleting => {
+                if began.elapsed() > DELETION {
+                    let who = format!(
+                        "`{}` (process {}) began to delete `{}` and does not go on: hold it again",
+                        heartbeat.host, heartbeat.pid, of.id
+                    );
+                    return Err(writer::busy(storage, &folder, &who));
+                }
+                tokio::time::sleep(LOOK).await;
+            }
+            Err(error) if !error.is_denied() => return Err(error),
+            _ => break,
+        }
+    }
+    match storage.stat(&of.manifest_key()).await {
+        Err(error) if !error.is_denied() => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Releases a snapshot: ends its holds, and what a drill said of it, that it is suspect. A mark
@@ -117,28 +152,29 @@ pub async fn release(
     what: Released,
 ) -> Result<MarkReport, EngineError> {
     let marks = read_marks(engine, storages, &of.instance).await;
-    let (ends, places) = marks.releasable(&of.id, what);
+    let (ends, places) = marks.releasable(of, what);
+    let missing = marks.missing_releases(&of.id);
     let mut report = MarkReport::new(of);
     report.failed.extend(marks.unlisted.iter().cloned());
-    if ends.is_empty() && report.failed.is_empty() {
-        return Err(nothing_to_end(&marks, listing, of, engine.clock.now()));
+    if ends.is_empty() && missing.is_empty() && report.failed.is_empty() {
+        return Err(nothing_to_end(&marks, listing, of));
+    }
+    for (release, places) in missing {
+        for open in storages.iter().filter(|open| places.contains(&open.name)) {
+            report.note(&open.name, write_mark(open, release).await);
+        }
     }
     end_marks(engine, storages, of, ends, &places, &mut report).await?;
     Ok(report)
 }
 
-fn nothing_to_end(
-    marks: &Marks,
-    listing: &Listing,
-    of: &SnapshotRef,
-    now: DateTime<Utc>,
-) -> EngineError {
+fn nothing_to_end(marks: &Marks, listing: &Listing, of: &SnapshotRef) -> EngineError {
     let mut doubts = listing.doubts();
     doubts.extend(
         marks.unread().into_iter().map(|(storage, problem)| format!("`{storage}`: {problem}")),
     );
     let doubts = if doubts.is_empty() { String::new() } else { format!(". {}", doubts.join(". ")) };
-    EngineError::NotFound(match marks.hold(&of.id, now).and_then(|hold| hold.reason) {
+    EngineError::NotFound(match marks.held_by_unknown(&of.id) {
         Some(reason) => {
             format!("`{}` is held by {reason}, which alone can release it{doubts}", of.id)
         }

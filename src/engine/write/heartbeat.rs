@@ -34,6 +34,9 @@ pub(in crate::engine) struct Heartbeat {
     pub(in crate::engine) pid: u32,
     pub(in crate::engine) started: DateTime<Utc>,
     pub(in crate::engine) beat: DateTime<Utc>,
+    /// Whether the snapshot is being deleted.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(in crate::engine) deleting: bool,
 }
 
 /// The name of this machine, as it knows itself.
@@ -58,6 +61,7 @@ impl Heartbeat {
             pid: std::process::id(),
             started,
             beat: started,
+            deleting: false,
         }
     }
 

@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 
 use crate::engine::context::{Engine, OpenStorage};
 use crate::engine::error::EngineError;
+use crate::engine::snapshots::marks::put_back_hold;
 use crate::engine::state::locks::StateLock;
 use crate::engine::state::node::node;
 use crate::engine::write::heartbeat::{Heartbeat, read_heartbeat};
@@ -35,6 +36,7 @@ const SPARE_BYTES: u64 = 16 << 20;
 pub(in crate::engine) struct Gate<'a> {
     engine: &'a Engine,
     to: &'a OpenStorage,
+    instance: Name,
     /// `<instance>/<strategy>/`.
     folder: String,
     node: String,
@@ -64,7 +66,15 @@ impl<'a> Gate<'a> {
                 },
                 error => EngineError::storage(&to.name, error),
             })?;
-        Ok(Self { engine, to, folder, node, _state: state, _storage: lock })
+        Ok(Self {
+            engine,
+            to,
+            instance: instance.clone(),
+            folder,
+            node,
+            _state: state,
+            _storage: lock,
+        })
     }
 }
 
@@ -99,6 +109,7 @@ impl<'a> Arrival<'a> {
         let storage = gate.to.storage.as_ref();
         writer::look(storage, &gate.folder, &gate.node, id).await?;
         let folder = format!("{}{id}/", gate.folder);
+        put_back_hold(gate.engine, gate.to, &gate.instance, id).await?;
         let left = take_over(storage, gate, id, &folder).await?;
         let heartbeat = Heartbeat::new(gate.node.clone(), gate.engine.clock.now_seconds());
         if let Err(error) = writer::enter(storage, &gate.folder, &heartbeat, id).await {
