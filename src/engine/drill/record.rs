@@ -6,7 +6,7 @@ use crate::catalog::DrillRecord;
 use crate::config::{Instance, Strategy};
 use crate::engine::context::{Engine, OpenStorage};
 use crate::engine::error::{EngineError, chain};
-use crate::engine::snapshots::marks::write_mark;
+use crate::engine::snapshots::mark_writer::write_mark;
 use crate::model::{
     CheckOutcome, Evidence, MANIFEST_KEY, Mark, Name, Says, SnapshotId, SnapshotRef, Verdict,
 };

@@ -12,7 +12,7 @@ use crate::engine::error::{EngineError, chain};
 use crate::engine::read::fetch::read_ahead;
 use crate::engine::snapshots::find::find;
 use crate::engine::snapshots::list::{Listing, Selection, Snapshot, list_one, read_whole};
-use crate::engine::snapshots::marks::bring_marks;
+use crate::engine::snapshots::mark_writer::bring_marks;
 use crate::engine::write::snapshot_writer::{Arrival, Gate, Incoming, check_keys, objects};
 use crate::model::{MANIFEST_KEY, Manifest, Name, Rate, SnapshotId, StoredObject};
 use crate::pipeline::Throttle;

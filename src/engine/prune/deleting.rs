@@ -344,7 +344,8 @@ fn hint(error: &StorageError) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::snapshots::marks::{Released, read_marks, write_mark};
+    use crate::engine::snapshots::mark_writer::write_mark;
+    use crate::engine::snapshots::marks::{Released, read_marks};
     use crate::model::{Cancel, Mark, Says};
     use crate::source::process::Environment;
     use crate::storage::StorageConfig;

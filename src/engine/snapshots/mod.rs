@@ -1,8 +1,9 @@
 //! Which snapshots there are, and what is said of them: listings, marks, drills, retention's
-//! decisions. Reads manifests and marks only, never an artifact.
+//! decisions. Reads manifests and marks, writes marks, and never touches an artifact.
 
 pub(in crate::engine) mod decisions;
 pub(in crate::engine) mod drills;
 pub(in crate::engine) mod find;
 pub(in crate::engine) mod list;
+pub(in crate::engine) mod mark_writer;
 pub(in crate::engine) mod marks;

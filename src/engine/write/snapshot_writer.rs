@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 
 use crate::engine::context::{Engine, OpenStorage};
 use crate::engine::error::EngineError;
-use crate::engine::snapshots::marks::put_back_hold;
+use crate::engine::snapshots::mark_writer::put_back_hold;
 use crate::engine::state::locks::StateLock;
 use crate::engine::state::node::node;
 use crate::engine::write::heartbeat::{Heartbeat, read_heartbeat};
