@@ -51,6 +51,9 @@ struct Row {
     encrypted: Option<bool>,
     storages: Vec<Name>,
     damaged: Vec<Unlisted>,
+    /// Copies that only a newer version can read.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    newer: Vec<Unlisted>,
     /// What retention says of each copy that it is configured for.
     retention: BTreeMap<Name, Retention>,
     held: Option<Hold>,
@@ -67,6 +70,7 @@ pub(super) async fn run(setup: &Setup, args: ListArgs, printer: &Printer) -> any
     let rows = rows(&listing, standings, now, reading.instance.as_ref());
     drop(reading);
     let damaged = rows.iter().any(|row| !row.damaged.is_empty());
+    let newer = rows.iter().any(|row| !row.newer.is_empty());
     let told = |(storage, error)| Unlisted { storage, error };
     let unlisted: Vec<Unlisted> = listing.unlisted.into_iter().map(told).collect();
     // Of a storage that could not be listed the marks are not known either.
@@ -96,6 +100,7 @@ pub(super) async fn run(setup: &Setup, args: ListArgs, printer: &Printer) -> any
     Ok(match (damaged, failed) {
         (true, _) => Exit::Damaged,
         (false, true) => Exit::Failed,
+        (false, false) if newer => Exit::Problems,
         (false, false) => Exit::Done,
     })
 }
@@ -128,6 +133,7 @@ fn rows(
             encrypted: manifest.map(Manifest::is_encrypted),
             storages: Vec::new(),
             damaged: Vec::new(),
+            newer: Vec::new(),
             retention: BTreeMap::new(),
             held: None,
             drilled: None,
@@ -136,9 +142,10 @@ fn rows(
             let storage = copy.storage.clone();
             let sound = copy.manifest.is_ok() && copy.flaws.is_empty();
             match &copy.manifest {
-                Err(error) => {
-                    let error = format!("`manifest.json`: {error}");
-                    row.damaged.push(Unlisted { storage, error });
+                Err(bad) => {
+                    let error = format!("`manifest.json`: {bad}");
+                    let copies = if bad.is_newer { &mut row.newer } else { &mut row.damaged };
+                    copies.push(Unlisted { storage, error });
                 }
                 Ok(_) if !copy.flaws.is_empty() => {
                     row.damaged.push(Unlisted { storage, error: copy.flaws.join(", ") });
@@ -181,7 +188,7 @@ fn text(rows: &[Row], now: DateTime<Utc>) -> String {
             let storages: Vec<&str> = row
                 .storages
                 .iter()
-                .chain(row.damaged.iter().map(|damaged| &damaged.storage))
+                .chain(row.damaged.iter().chain(&row.newer).map(|copy| &copy.storage))
                 .map(Name::as_str)
                 .collect();
             let mut cells = vec![
@@ -202,12 +209,10 @@ fn text(rows: &[Row], now: DateTime<Utc>) -> String {
             if let Some(reason) = row.held.as_ref().and_then(|hold| hold.reason.as_ref()) {
                 let _ = writeln!(text, "  {DIM}{} is held: {reason}{DIM:#}", row.id);
             }
-            for damaged in &row.damaged {
-                let _ = writeln!(
-                    text,
-                    "  {BAD}{} in {}:{BAD:#} {}",
-                    row.id, damaged.storage, damaged.error
-                );
+            let damaged = row.damaged.iter().map(|copy| (BAD, copy));
+            let newer = row.newer.iter().map(|copy| (WARN, copy));
+            for (style, Unlisted { storage, error }) in damaged.chain(newer) {
+                let _ = writeln!(text, "  {style}{} in {storage}:{style:#} {error}", row.id);
             }
         }
     }
@@ -243,6 +248,9 @@ fn state(row: &Row) -> Cell {
             true => Cell::styled("damaged", BAD),
             false => Cell::styled("one copy is damaged", BAD),
         };
+    }
+    if row.storages.is_empty() && !row.newer.is_empty() {
+        return Cell::styled("of a newer version", WARN);
     }
     let (mut words, style) =
         match (row.completeness, row.drilled.as_ref().map(|drilled| drilled.verdict)) {

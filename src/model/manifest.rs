@@ -80,7 +80,8 @@ pub enum RemoteCheck {
 /// One stored stream of a snapshot: a dump, a tarball, an index.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Artifact {
-    /// [`artifact_name`](super::artifact_name), or `facts.json`; the objects are named after it.
+    /// [`artifact_name()`](super::artifact_name()), or `facts.json`; the objects are named after
+    /// it.
     pub name: String,
     /// The source it came from; none for the facts.
     #[serde(default, skip_serializing_if = "Option::is_none")]

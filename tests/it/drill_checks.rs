@@ -383,6 +383,14 @@ fn much_less_than_before_is_suspect_and_holds_all_pruning_until_it_is_released()
     let forgotten = shop.backup(&["forget", &bad, "--yes"]).expect(2);
     assert!(forgotten.err().contains("backup release"), "{forgotten}");
     shop.backup(&["release", &bad]).expect(0);
+    // The release stands in another storage, as where this one could not be reached.
+    let other = shop.site.path("other").display().to_string();
+    let text = std::fs::read_to_string(shop.site.config()).unwrap();
+    let more = format!("[storages.other]\ntype = \"local\"\npath = \"{other}\"\n");
+    std::fs::write(shop.site.config(), format!("{text}\n{more}")).unwrap();
+    let script = r#"mkdir -p "other/app/marks/$1"
+        mv "store/app/marks/$1"/release-* "other/app/marks/$1""#;
+    sh(shop.site.dir.path(), script, &[bad.as_ref()]);
     // Somebody looked: it is what later ones are held against now.
     let report = shop.drill(0, &["--snapshot", &bad]).json();
     assert!(

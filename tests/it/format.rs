@@ -207,7 +207,8 @@ pub(crate) fn edit_manifest(folder: &Path, edit: impl FnOnce(&mut serde_json::Va
 fn a_newer_format_is_refused_in_words() {
     let copy = edited("plain", |manifest, _| manifest["format"] = 2.into());
     let said = "format 2";
-    let list = listing_of(copy.path()).expect(4);
+    // It is not damaged, as far as anybody knows.
+    let list = listing_of(copy.path()).expect(3);
     assert!(list.out().contains(said), "{list}");
     for args in [&["show", "latest"][..], &["verify"], &["restore", "--to", "nowhere"]] {
         let refused = on(copy.path(), args).dir(copy.path()).run();

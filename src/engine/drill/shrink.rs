@@ -33,15 +33,18 @@ pub(in crate::engine) async fn checks(
         return Ok(Vec::new());
     }
     let mut storages = vec![subject.storage.clone()];
-    // Somebody may have released it in another. One that cannot be reached has released nothing.
-    for (name, config) in &instance.storages {
-        if *name != subject.storage.name
-            && let Ok(open) = OpenStorage::open(name, config, &engine.cancel).await
-        {
-            storages.push(open);
+    let mut marks = read_marks(engine, &storages, &instance.name).await;
+    if !marks.suspects(&strategy.name).is_empty() {
+        // The release may stand in another. One that cannot be reached has released nothing.
+        for (name, config) in &instance.storages {
+            if *name != subject.storage.name
+                && let Ok(open) = OpenStorage::open(name, config, &engine.cancel).await
+            {
+                storages.push(open);
+            }
         }
+        marks = read_marks(engine, &storages, &instance.name).await;
     }
-    let marks = read_marks(engine, &storages, &instance.name).await;
     let all = |outcome: CheckOutcome, reason: &str| -> Vec<Check> {
         wanted
             .iter()

@@ -3,10 +3,9 @@
 use super::Drill;
 use crate::engine::context::{Engine, OpenStorage};
 use crate::engine::error::EngineError;
+use crate::engine::snapshots::documents::read_whole;
 use crate::engine::snapshots::find::find;
-use crate::engine::snapshots::list::{
-    BadManifest, Listing, Selection, Snapshot, list_one, read_whole,
-};
+use crate::engine::snapshots::list::{BadManifest, Listing, Selection, Snapshot, list_one};
 use crate::model::{Check, CheckOutcome, Completeness, MANIFEST_KEY, Manifest, Name, SnapshotId};
 use crate::pipeline::Step;
 use crate::report::DrilledSnapshot;

@@ -19,7 +19,8 @@ use crate::engine::read::fault::reading_failed;
 use crate::engine::read::fetch::read_stored;
 use crate::engine::read::files::Side;
 use crate::engine::run::{last_committed, run};
-use crate::engine::snapshots::list::{Selection, Snapshot, list, read_whole};
+use crate::engine::snapshots::documents::read_whole;
+use crate::engine::snapshots::list::{Selection, Snapshot, list};
 use crate::engine::state::locks::ReadLock;
 use crate::engine::write::snapshot_writer::{check_keys, objects};
 use crate::model::{

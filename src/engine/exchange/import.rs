@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use crate::engine::context::{Engine, OpenStorage};
 use crate::engine::error::EngineError;
 use crate::engine::exchange::{README, SEALED};
-use crate::engine::snapshots::list::read_whole;
+use crate::engine::snapshots::documents::read_whole;
 use crate::engine::write::snapshot_writer::{Arrival, Gate, check_keys, objects};
 use crate::model::{
     ByteSize, Digest, Digester, MANIFEST_KEY, Manifest, Name, RUN_KEY, Rate, SnapshotId,

@@ -11,16 +11,14 @@ use crate::catalog::{CachedManifest, Catalog};
 use crate::config::{Instance, Strategy};
 use crate::engine::context::{Engine, OpenStorage, blocking};
 use crate::engine::error::chain;
+use crate::engine::snapshots::documents::{Document, PARALLEL, read_listed};
 use crate::model::{
     Completeness, MANIFEST_KEY, Manifest, ManifestError, Name, SnapshotId, SnapshotRef,
 };
 use crate::storage::{Object, Storage, StorageError};
 
-/// Manifests and marks that are fetched from one storage at a time.
-pub(in crate::engine) const PARALLEL: usize = 8;
-
-/// A manifest or mark that is larger is not one of ours.
-pub(in crate::engine) const LARGEST_DOCUMENT: u64 = 64 << 20;
+/// A larger object is no manifest.
+const LARGEST_MANIFEST: u64 = 64 << 20;
 
 /// Which snapshots are meant.
 #[derive(Debug, Clone, Default)]
@@ -243,29 +241,25 @@ pub(in crate::engine) async fn list_one(
                 let SnapshotRef { instance, strategy, id } = place;
                 let (manifest, keep) = match known {
                     Some(manifest) => (manifest, None),
-                    None if object.size > LARGEST_DOCUMENT => {
-                        (Err(BadManifest::damaged(format!("It has {} bytes", object.size))), None)
-                    }
-                    None => match read_whole(storage, &object.key).await {
-                        // Deleted since it was listed.
-                        Err(error) if error.is_not_found() => return Ok(None),
-                        // The storage went away: that tells nothing about the snapshot.
-                        Err(error) if error.is_about_reaching() => return Err(error),
-                        Err(error) => (Err(BadManifest::damaged(error.to_string())), None),
-                        Ok(body) => match Manifest::from_bytes(&body, &instance, &strategy, &id) {
-                            Err(error) => (Err(error.into()), None),
-                            Ok(manifest) => {
-                                let keep = CachedManifest {
-                                    instance: instance.clone(),
-                                    strategy: strategy.clone(),
-                                    id: id.clone(),
-                                    size: object.size,
-                                    modified: object.modified,
-                                    body,
-                                };
-                                (Ok(manifest), Some(keep))
+                    None => match read_listed(storage, &object, LARGEST_MANIFEST).await? {
+                        Document::Gone => return Ok(None),
+                        Document::Unreadable(problem) => (Err(BadManifest::damaged(problem)), None),
+                        Document::Read(body) => {
+                            match Manifest::from_bytes(&body, &instance, &strategy, &id) {
+                                Err(error) => (Err(error.into()), None),
+                                Ok(manifest) => {
+                                    let keep = CachedManifest {
+                                        instance: instance.clone(),
+                                        strategy: strategy.clone(),
+                                        id: id.clone(),
+                                        size: object.size,
+                                        modified: object.modified,
+                                        body,
+                                    };
+                                    (Ok(manifest), Some(keep))
+                                }
                             }
-                        },
+                        }
                     },
                 };
                 let listed_bytes = sizes.values().sum();
@@ -349,17 +343,4 @@ pub(in crate::engine) async fn list_side_by_side(
             .ok()
     });
     futures::future::join_all(looks).await
-}
-
-/// A small object, whole.
-pub(in crate::engine) async fn read_whole(
-    storage: &dyn Storage,
-    key: &str,
-) -> Result<Vec<u8>, StorageError> {
-    let mut stream = storage.read(key, None).await?;
-    let mut body = Vec::new();
-    while let Some(chunk) = stream.try_next().await? {
-        body.extend_from_slice(&chunk);
-    }
-    Ok(body)
 }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures::TryStreamExt as _;
 
 use crate::engine::context::{Engine, OpenStorage};
-use crate::engine::snapshots::list::read_whole;
+use crate::engine::snapshots::documents::read_whole;
 use crate::engine::snapshots::marks::LARGEST_MARK;
 use crate::model::{Mark, Name, SnapshotId};
 use crate::storage::StorageError;

@@ -9,7 +9,8 @@ use serde::Serialize;
 
 use crate::catalog::CachedMark;
 use crate::engine::context::{Engine, OpenStorage};
-use crate::engine::snapshots::list::{PARALLEL, Snapshot, read_whole};
+use crate::engine::snapshots::documents::{Document, PARALLEL, read_listed};
+use crate::engine::snapshots::list::Snapshot;
 use crate::model::{Digest, Mark, MarkRef, Name, Says, SnapshotId, SnapshotRef, Verdict};
 use crate::storage::{Object, Storage, StorageError};
 
@@ -39,8 +40,7 @@ struct Standing {
 #[derive(Debug, Clone)]
 struct Unreadable {
     storage: Name,
-    /// The key is below the folder of the instance's marks. None for one that is too large for a
-    /// mark.
+    /// Below the folder of the instance's marks. None where its bytes are not known.
     mark: Option<MarkRef>,
     /// The key and the reason.
     problem: String,
@@ -193,11 +193,8 @@ impl Marks {
         let folder = Mark::folder(instance);
         let key = read.key.strip_prefix(&folder).unwrap_or(&read.key).to_owned();
         let (mark, problem, is_newer) = match read.body {
-            Body::TooLarge(size) => {
-                let problem = format!("It has {size} bytes, which is too many for a mark");
-                (None, problem, false)
-            }
-            Body::Read(body) => {
+            Err(problem) => (None, problem, false),
+            Ok(body) => {
                 let found = MarkRef { key, digest: Digest::of(&body) };
                 match Mark::from_bytes(&body, &read.key) {
                     Ok(mark) => {
@@ -389,7 +386,7 @@ pub async fn read_marks(engine: &Engine, storages: &[OpenStorage], instance: &Na
         if released.contains(&cached.key) {
             update(engine, &address, &[], &[cached.key]).await;
         } else {
-            let read = ReadMark { key: cached.key, body: Body::Read(cached.body) };
+            let read = ReadMark { key: cached.key, body: Ok(cached.body) };
             marks.take(&storage, instance, read);
         }
     }
@@ -405,16 +402,10 @@ struct Vanished {
     released: bool,
 }
 
-/// What stands under a mark's key.
+/// What stands under a mark's key, or why it cannot be read.
 struct ReadMark {
     key: String,
-    body: Body,
-}
-
-enum Body {
-    Read(Vec<u8>),
-    /// So many bytes.
-    TooLarge(u64),
+    body: Result<Vec<u8>, String>,
 }
 
 async fn update(engine: &Engine, address: &str, added: &[CachedMark], gone: &[String]) {
@@ -430,18 +421,19 @@ async fn read_mark(
     storage: &dyn Storage,
     object: Object,
 ) -> Result<Option<(ReadMark, Option<CachedMark>)>, StorageError> {
-    let Object { key, size, modified, .. } = object;
-    if size > LARGEST_MARK {
-        return Ok(Some((ReadMark { key, body: Body::TooLarge(size) }, None)));
-    }
-    let body = match read_whole(storage, &key).await {
-        Err(error) if error.is_not_found() => return Ok(None),
-        body => body?,
+    let body = match read_listed(storage, &object, LARGEST_MARK).await? {
+        Document::Gone => return Ok(None),
+        Document::Unreadable(problem) => Err(problem),
+        Document::Read(body) => Ok(body),
     };
-    // One that cannot be read is read again the next time.
-    let keep = Mark::from_bytes(&body, &key).is_ok();
-    let cached = keep.then(|| CachedMark { key: key.clone(), size, modified, body: body.clone() });
-    Ok(Some((ReadMark { key, body: Body::Read(body) }, cached)))
+    let Object { key, size, modified } = object;
+    // One that is no mark is read again the next time.
+    let cached = body
+        .as_ref()
+        .ok()
+        .filter(|body| Mark::from_bytes(body, &key).is_ok())
+        .map(|body| CachedMark { key: key.clone(), size, modified, body: body.clone() });
+    Ok(Some((ReadMark { key, body }, cached)))
 }
 
 async fn read_from(
@@ -506,8 +498,7 @@ async fn read_from(
             async move {
                 match known {
                     Some(known) => {
-                        let body = Body::Read(known.body);
-                        Ok(Some((ReadMark { key: known.key, body }, None)))
+                        Ok(Some((ReadMark { key: known.key, body: Ok(known.body) }, None)))
                     }
                     None => read_mark(storage, object).await,
                 }

@@ -2,6 +2,7 @@
 //! decisions. Reads manifests and marks, writes marks, and never touches an artifact.
 
 pub(in crate::engine) mod decisions;
+pub(in crate::engine) mod documents;
 pub(in crate::engine) mod drills;
 pub(in crate::engine) mod find;
 pub(in crate::engine) mod list;
