@@ -33,6 +33,7 @@ mod status;
 mod strategies;
 mod verify;
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -41,7 +42,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use crate::config::{ConfigErrors, FindError};
 use crate::daemon::DaemonError;
 use crate::engine::EngineError;
-use output::Printer;
+use output::{Printer, wrote};
 
 /// Backs up databases and files together, by named strategies, and gets them back.
 #[derive(Debug, Parser)]
@@ -289,8 +290,12 @@ pub fn main() -> ExitCode {
         Err(error) => {
             // Help and version are printed on stdout and are no error.
             if !error.use_stderr() {
-                let _ = error.print();
-                return Exit::Done.into();
+                let printed = error.print();
+                return if wrote(printed.and_then(|()| std::io::stdout().flush())) {
+                    Exit::Done.into()
+                } else {
+                    Exit::Failed.into()
+                };
             }
             // Which of the options were meant is not known, but this one can mean nothing else.
             if std::env::args_os().any(|arg| arg == "--json") {
@@ -315,7 +320,9 @@ pub fn main() -> ExitCode {
             exit
         }
     };
-    exit.into()
+    let Some(error) = output::unwritten() else { return exit.into() };
+    printer.error(&error.into(), Exit::Failed);
+    if matches!(exit, Exit::Done) { Exit::Failed.into() } else { exit.into() }
 }
 
 fn dispatch(cli: Cli, printer: &Printer) -> anyhow::Result<Exit> {

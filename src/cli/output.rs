@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::ops::ControlFlow;
+use std::sync::{Mutex, PoisonError};
 
 use anstyle::{AnsiColor, Style};
 use chrono::{DateTime, TimeZone, Utc};
@@ -44,10 +45,10 @@ impl Printer {
         self.json
     }
 
-    /// Prints data. Who closed the pipe does not want more.
+    /// Prints data.
     pub(super) fn text(&self, text: &str) {
         let mut out = anstream::stdout().lock();
-        let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+        wrote(out.write_all(text.as_bytes()).and_then(|()| out.flush()));
     }
 
     pub(super) fn document(&self, value: &impl Serialize) {
@@ -92,6 +93,23 @@ impl Printer {
     }
 }
 
+/// The first failure to write to stdout, for [`unwritten`].
+static UNWRITTEN: Mutex<Option<std::io::Error>> = Mutex::new(None);
+
+/// Keeps the failure of a write to stdout. A closed pipe is none: its reader wants no more.
+pub(super) fn wrote(result: std::io::Result<()>) -> bool {
+    let Err(error) = result else { return true };
+    if error.kind() != std::io::ErrorKind::BrokenPipe {
+        UNWRITTEN.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+    }
+    false
+}
+
+/// Why not all of the output was written, if so. A command that says so must not exit with 0.
+pub(super) fn unwritten() -> Option<EngineError> {
+    UNWRITTEN.lock().unwrap_or_else(PoisonError::into_inner).take().map(EngineError::Output)
+}
+
 /// Data that is too much to be held, written as it comes.
 pub(super) struct Stream {
     out: std::io::BufWriter<anstream::AutoStream<std::io::Stdout>>,
@@ -105,15 +123,14 @@ impl Stream {
 
     /// Writes a text. Breaks off when nobody reads any more.
     pub(super) fn put(&mut self, text: &str) -> ControlFlow<()> {
-        self.broken = self.broken || self.out.write_all(text.as_bytes()).is_err();
+        self.broken = self.broken || !wrote(self.out.write_all(text.as_bytes()));
         if self.broken { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 }
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        // Who closed the pipe does not want more.
-        let _ = self.out.flush();
+        wrote(self.out.flush());
     }
 }
 

@@ -215,12 +215,16 @@ pub struct Pruned {
     pub kept: usize,
     /// Why not all was done; where it was refused, nothing was deleted.
     pub problem: Option<String>,
+    /// Of the storage's error, where one stopped the deleting.
+    #[serde(default)]
+    pub code: Option<ErrorCode>,
 }
 
 impl Pruned {
     /// Nothing was deleted, because of `problem` where there is one.
     pub fn refused(strategy: Name, storage: Name, problem: Option<String>) -> Self {
-        Self { strategy, storage, deleted: Vec::new(), freed_bytes: 0, kept: 0, problem }
+        let deleted = Vec::new();
+        Self { strategy, storage, deleted, freed_bytes: 0, kept: 0, problem, code: None }
     }
 }
 

@@ -69,10 +69,9 @@ impl SourceError {
             Self::Io { error, .. } if error.kind() == std::io::ErrorKind::PermissionDenied => {
                 ErrorCode::FileDenied
             }
-            Self::Io { .. } => ErrorCode::FileFailed,
-            Self::Damaged(_) => ErrorCode::ArtifactDamaged,
+            Self::Io { .. } | Self::Stream(_) => ErrorCode::FileFailed,
+            Self::Damaged(_) => ErrorCode::SnapshotDamaged,
             Self::BeginAgain { .. } => ErrorCode::SourceChanged,
-            Self::Stream(_) => ErrorCode::StreamFailed,
         }
     }
 
@@ -123,9 +122,9 @@ mod tests {
             (SourceError::NotEmpty(String::new()), "target_not_empty"),
             (SourceError::Io { attempt: "read", path: String::new(), error: io() }, "file_denied"),
             (SourceError::Io { attempt: "read", path: String::new(), error: full }, "file_failed"),
-            (SourceError::Damaged(String::new()), "artifact_damaged"),
+            (SourceError::Damaged(String::new()), "snapshot_damaged"),
             (SourceError::BeginAgain { reason: String::new() }, "source_changed"),
-            (SourceError::Stream(io()), "stream_failed"),
+            (SourceError::Stream(io()), "file_failed"),
         ] {
             assert_eq!(error.code(), code);
         }

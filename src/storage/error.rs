@@ -119,15 +119,14 @@ impl StorageError {
     /// The name of the kind for programs. It never changes.
     pub fn code(&self) -> ErrorCode {
         match self.kind {
-            StorageErrorKind::NotFound => ErrorCode::ObjectNotFound,
             StorageErrorKind::AlreadyExists => ErrorCode::ObjectExists,
             StorageErrorKind::Locked { .. } => ErrorCode::ObjectLocked,
             StorageErrorKind::Mismatch => ErrorCode::ObjectMismatch,
-            StorageErrorKind::Busy => ErrorCode::StorageBusy,
+            StorageErrorKind::Busy => ErrorCode::RunLocked,
             StorageErrorKind::Denied => ErrorCode::StorageDenied,
             StorageErrorKind::Full => ErrorCode::StorageFull,
             StorageErrorKind::Unavailable => ErrorCode::StorageUnavailable,
-            StorageErrorKind::Failed => ErrorCode::StorageFailed,
+            StorageErrorKind::NotFound | StorageErrorKind::Failed => ErrorCode::StorageFailed,
             StorageErrorKind::Cancelled => ErrorCode::Cancelled,
             StorageErrorKind::Unsuitable => ErrorCode::StorageUnsuitable,
         }

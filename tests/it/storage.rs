@@ -107,9 +107,7 @@ async fn an_upload_that_is_given_up_leaves_nothing(place: Place) {
         upload.abort().await;
     }
     assert_eq!(keys(storage, "").await, Vec::<String>::new());
-    assert!(
-        matches!(storage.stat("a/aborted").await, Err(error) if error.code() == "object_not_found")
-    );
+    assert!(matches!(storage.stat("a/aborted").await, Err(error) if error.is_not_found()));
     place.assert_no_uploads_where_listed().await;
 }
 
@@ -168,19 +166,17 @@ async fn what_is_not_there_is_not_found_and_already_deleted(place: Place) {
     let storage = &*place.storage;
     assert_eq!(keys(storage, "").await, Vec::<String>::new());
     assert_eq!(keys(storage, "a/b/").await, Vec::<String>::new());
-    assert!(matches!(storage.stat("a/b").await, Err(error) if error.code() == "object_not_found"));
-    assert!(matches!(read(storage, "a/b").await, Err(error) if error.code() == "object_not_found"));
+    assert!(matches!(storage.stat("a/b").await, Err(error) if error.is_not_found()));
+    assert!(matches!(read(storage, "a/b").await, Err(error) if error.is_not_found()));
     storage.delete("a/b").await.unwrap();
     write(storage, "a/b", &sample(10)).await.unwrap();
     // To s3s-fs a folder is an error of its own.
     if place.server != Some(Server::S3s) {
-        assert!(
-            matches!(storage.stat("a").await, Err(error) if error.code() == "object_not_found")
-        );
+        assert!(matches!(storage.stat("a").await, Err(error) if error.is_not_found()));
     }
     storage.delete("a/b").await.unwrap();
     storage.delete("a/b").await.unwrap();
-    assert!(matches!(storage.stat("a/b").await, Err(error) if error.code() == "object_not_found"));
+    assert!(matches!(storage.stat("a/b").await, Err(error) if error.is_not_found()));
     assert_eq!(keys(storage, "").await, Vec::<String>::new());
 }
 
@@ -309,9 +305,7 @@ async fn a_lock_excludes_another_writer_where_there_are_locks(place: Place) {
     assert_eq!(held.is_some(), place.server.is_none());
     let other = place.again().await;
     if held.is_some() {
-        assert!(
-            matches!(other.lock("a/daily").await, Err(error) if error.code() == "storage_busy")
-        );
+        assert!(matches!(other.lock("a/daily").await, Err(error) if error.is_busy()));
         assert!(other.lock("a/weekly").await.unwrap().is_some());
         drop(held);
         assert!(other.lock("a/daily").await.unwrap().is_some());

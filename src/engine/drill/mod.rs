@@ -31,8 +31,8 @@ use crate::engine::state::locks::{DrillLock, ReadLock};
 use crate::engine::state::node::node;
 use crate::engine::state::private::{free_bytes, make_private_folder};
 use crate::model::{
-    ByteSize, Cancel, Check, CheckOutcome, Digest, Facts, Name, Program, Remarks, SnapshotId, Span,
-    Verdict, verdict,
+    ByteSize, Cancel, Check, CheckOutcome, Digest, ErrorCode, Facts, Name, Program, Remarks,
+    SnapshotId, Span, Verdict, verdict,
 };
 use crate::pipeline::{Identity, Step, Stopwatch};
 use crate::report::{DrillReport, DrillStep};
@@ -112,7 +112,9 @@ pub async fn drill(
         Ok(()) => None,
         Err(_) if engine.cancel.is_cancelled() => return Err(EngineError::Cancelled),
         Err(_) if timed_out.load(Ordering::SeqCst) => {
-            Some(format!("The drill took longer than its `timeout` of {}", strategy.drill.timeout))
+            let limit = strategy.drill.timeout;
+            let problem = format!("The drill took longer than its `timeout` of {limit}");
+            Some((ErrorCode::TimedOut, problem))
         }
         Err(
             error @ (EngineError::Request(_)
@@ -122,7 +124,7 @@ pub async fn drill(
             return Err(error);
         }
         Err(error @ EngineError::NotFound(_)) if request.snapshot != "latest" => return Err(error),
-        Err(error) => Some(chain(&error)),
+        Err(error) => Some((error.code(), chain(&error))),
     };
     let mut report = drill.conclude(engine, unjudged);
     record::record(engine, instance, strategy, &mut report).await;
@@ -151,6 +153,7 @@ fn empty_report(
         strategy: strategy.name.clone(),
         verdict: Verdict::Inconclusive,
         problem: None,
+        code: None,
         suspect: false,
         snapshot: None,
         storage: request.storage.clone().unwrap_or_else(|| strategy.drill.storage.clone()),
@@ -457,7 +460,7 @@ impl Drill<'_> {
     }
 
     /// Sums everything up.
-    fn conclude(self, engine: &Engine, unjudged: Option<String>) -> DrillReport {
+    fn conclude(self, engine: &Engine, unjudged: Option<(ErrorCode, String)>) -> DrillReport {
         let mut report = self.report;
         report.finished = engine.clock.now_seconds();
         let spent = self.watch.seconds();
@@ -504,6 +507,8 @@ impl Drill<'_> {
         let bad: Vec<String> = report.bad_news().map(Check::in_words).collect();
         let more = bad.len().saturating_sub(1);
         let first = bad.into_iter().next();
+        let (code, unjudged) = unjudged.unzip();
+        report.code = code;
         report.problem = match (first, unjudged, more) {
             (None, unjudged, _) => unjudged,
             (Some(first), Some(unjudged), _) if report.verdict == Verdict::Inconclusive => {

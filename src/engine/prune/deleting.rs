@@ -14,7 +14,7 @@ use crate::engine::state::locks::{ReadLock, StateLock};
 use crate::engine::state::node::node;
 use crate::engine::write::heartbeat::Heartbeat;
 use crate::engine::write::{leftovers, writer};
-use crate::model::{MANIFEST_KEY, Name, RUN_KEY, SnapshotId, SnapshotRef};
+use crate::model::{ErrorCode, MANIFEST_KEY, Name, RUN_KEY, SnapshotId, SnapshotRef};
 use crate::report::Pruned;
 use crate::storage::{StorageError, StorageErrorKind};
 
@@ -230,6 +230,7 @@ impl Deleter<'_> {
                         pruned.deleted.push(id.clone());
                     }
                     pruned.problem = Some(format!("`{id}` {error}"));
+                    pruned.code = error.code();
                     break;
                 }
             }
@@ -328,6 +329,13 @@ impl Undeleted {
     /// Whether the snapshot is gone all the same.
     pub(in crate::engine) fn is_gone(&self) -> bool {
         matches!(self, Self::Rest(_))
+    }
+
+    fn code(&self) -> Option<ErrorCode> {
+        match self {
+            Self::There(error) | Self::Rest(error) => Some(error.code()),
+            Self::Held(_) => None,
+        }
     }
 }
 

@@ -6,7 +6,8 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    Check, CheckOutcome, Completeness, Digest, Name, Program, Remarks, SnapshotId, Verdict,
+    Check, CheckOutcome, Completeness, Digest, ErrorCode, Name, Program, Remarks, SnapshotId,
+    Verdict,
 };
 
 pub use html::html;
@@ -23,6 +24,9 @@ pub struct DrillReport {
     pub verdict: Verdict,
     /// Why it did not pass, in words: what is wrong first, then how much else.
     pub problem: Option<String>,
+    /// Of the error that kept it from being judged.
+    #[serde(default)]
+    pub code: Option<ErrorCode>,
     /// Whether it failed only because there is much less than in the last good snapshot. Nothing of
     /// the strategy is deleted until the snapshot is released.
     pub suspect: bool,

@@ -143,6 +143,15 @@ impl Daemon {
         self.child.id()
     }
 
+    /// Waits until it is the scheduler of `site`.
+    pub fn holds_the_lock(&self, site: &Site) {
+        let holder = format!("{} ", self.pid());
+        until("the scheduler holds its lock", || {
+            std::fs::read_to_string(site.path("state/scheduler.lock"))
+                .is_ok_and(|text| text.starts_with(&holder))
+        });
+    }
+
     pub fn signal(&self, signal: rustix::process::Signal) {
         rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), signal)
             .unwrap();

@@ -237,6 +237,13 @@ pub struct Ran {
 }
 
 impl Ran {
+    /// What came of a command that is not `backup` itself.
+    pub fn of(mut command: Command) -> Self {
+        let line = format!("{command:?}");
+        let output = command.stdin(Stdio::null()).output().unwrap();
+        Self { line, status: output.status, stdout: output.stdout, stderr: output.stderr }
+    }
+
     /// Its exit code; none when a signal ended it.
     pub fn code(&self) -> Option<i32> {
         self.status.code()
