@@ -32,6 +32,10 @@ pub struct Manifest {
     pub started: DateTime<Utc>,
     /// When every artifact was complete and checked.
     pub finished: DateTime<Utc>,
+    /// When the next snapshot of the strategy is due, by the schedule that was in force; none
+    /// without a schedule.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_due: Option<DateTime<Utc>>,
     pub program: Program,
     /// Whether content is missing.
     pub completeness: Completeness,
@@ -345,6 +349,7 @@ mod tests {
             strategy: name("daily"),
             started: id.time(),
             finished: id.time(),
+            next_due: Some(id.time()),
             id,
             program: Program { name: "holdfast".to_owned(), version: "0.1.0".to_owned() },
             completeness: Completeness::Whole,

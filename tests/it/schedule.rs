@@ -577,3 +577,23 @@ fn a_strategy_that_is_removed_and_brought_back_while_it_runs_is_not_run_twice() 
     daemon.stop();
     assert_eq!(site.ids().len(), 1);
 }
+
+#[test]
+fn a_manifest_says_when_the_next_is_due() {
+    let manifest = |site: &Site| {
+        let text = std::fs::read(site.newest().join("manifest.json")).unwrap();
+        serde_json::from_slice::<serde_json::Value>(&text).unwrap()["manifest"].clone()
+    };
+    let body = scheduled("0 0 3 3 *") + "timezone = \"Europe/Berlin\"\njitter = \"1h\"\n";
+    let site = site("0 0 3 3 *");
+    site.configure(&body);
+    site.run(0);
+    let status = site.backup(["status", "--json"]).run().json();
+    let due = manifest(&site)["next_due"].clone();
+    assert!(due.is_string() && due == status["strategies"][0]["next"], "{due}\n{status:#}");
+    for body in [body + "active = false\n", SCRIPTED.to_owned()] {
+        site.configure(&body);
+        site.run(0);
+        assert_eq!(manifest(&site)["next_due"], serde_json::Value::Null);
+    }
+}

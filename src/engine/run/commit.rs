@@ -4,6 +4,7 @@
 use std::num::NonZeroU32;
 
 use bytes::Bytes;
+use chrono::{DateTime, Utc};
 
 use crate::engine::context::OpenStorage;
 use crate::engine::error::{EngineError, chain};
@@ -17,6 +18,7 @@ use crate::engine::write::{leftovers, writer};
 use crate::model::{
     Artifact, Cancel, Completeness, FORMAT, MANIFEST_KEY, Manifest, Name, Program, StorageNote,
 };
+use crate::schedule::jitter;
 use crate::storage::{CreateOptions, StorageError};
 
 impl Run<'_> {
@@ -46,6 +48,7 @@ impl Run<'_> {
             }
         }
         let folder = self.folder();
+        let next_due = self.next_due();
         let mut committed = false;
         for place in &mut self.members {
             // The last moment at which a cancellation stops the commit. After the first manifest
@@ -66,6 +69,7 @@ impl Run<'_> {
                 id: self.id.clone(),
                 started: self.started,
                 finished: self.engine.clock.now_seconds(),
+                next_due,
                 program: Program {
                     name: "holdfast".to_owned(),
                     version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -90,6 +94,13 @@ impl Run<'_> {
         } else {
             Err(EngineError::NoStorage("Each of them failed".to_owned()))
         }
+    }
+
+    fn next_due(&self) -> Option<DateTime<Utc>> {
+        let schedule = self.strategy.schedule.as_ref().filter(|_| self.strategy.active)?;
+        let jitter =
+            jitter(self.strategy.jitter, &format!("{}/{}", self.instance.name, self.strategy.name));
+        Some(schedule.due(self.started, self.started, self.strategy.missed, jitter)?.begins)
     }
 
     /// Carries out the retention in each storage where the run committed. What cannot be pruned now

@@ -164,6 +164,7 @@ mod tests {
             strategy: name("daily"),
             started: id.time(),
             finished: id.time(),
+            next_due: None,
             id: id.clone(),
             program: crate::model::Program { name: String::new(), version: String::new() },
             completeness,

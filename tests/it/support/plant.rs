@@ -32,6 +32,7 @@ pub fn manifest(
         id: id.clone(),
         started: id.time(),
         finished: id.time(),
+        next_due: None,
         program: Program { name: "holdfast".to_owned(), version: "0.1.0".to_owned() },
         completeness,
         storage: StorageNote { name: "local".parse().unwrap(), remote_check: RemoteCheck::Size },
