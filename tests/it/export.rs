@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use crate::copy::without_configuration;
 use crate::support::site::{Site, noise, s3_storage, small_tree};
 use crate::support::stores::{Server, fresh};
-use crate::support::{Ran, age_key, backup, s3, sh};
+use crate::support::{Ran, age_key, backup, files, s3, sh};
 
 const APP: &str = r#"
 [sources.db]
@@ -298,6 +298,67 @@ fn pack(file: &Path, members: &[(String, Vec<u8>)]) {
         archive.append(&header, content.as_slice()).unwrap();
     }
     archive.finish().unwrap();
+}
+
+#[test]
+fn marks_travel_in_the_file() {
+    let here = host("");
+    here.run(0);
+    let id = here.ids().remove(0);
+    here.backup(["hold", &id, "--reason", "audit"]).expect(0);
+    let file = here.path("held.tar");
+    export(&here, "held.tar", &["--snapshot", &id], 0);
+    let there = Site::new(&format!("{APP}retention = {{ keep_last = 1 }}\n"));
+    import(&there, &file, &[], 0);
+    let marks = |site: &Site| files(&site.path("store/app/marks"));
+    assert_eq!(marks(&there), marks(&here));
+    let held = |site: &Site| {
+        let list = site.backup(["list", "--json"]).expect(0).json();
+        !list["snapshots"][0]["held"].is_null()
+    };
+    assert!(held(&there));
+    // It is the oldest, and stays.
+    plant_newer(&there, &here);
+    there.backup(["prune", "--yes", "--force"]).expect(0);
+    assert!(there.ids().contains(&id));
+    // A release that came later comes with the next file, though the snapshot is there.
+    here.backup(["release", &id]).expect(0);
+    export(&here, "released.tar", &["--snapshot", &id], 0);
+    import(&there, &here.path("released.tar"), &[], 0);
+    assert!(!held(&there));
+    there.backup(["prune", "--yes", "--force"]).expect(0);
+    assert!(!there.ids().contains(&id));
+
+    // The extracted file is a storage that has them too.
+    sh(here.dir.path(), "mkdir unpacked && tar xf held.tar -C unpacked", &[]);
+    let unpacked = here.path("unpacked");
+    let list = ["list", "--storage", unpacked.to_str().unwrap(), "--json"];
+    assert!(!backup(list).expect(0).json()["snapshots"][0]["held"].is_null());
+
+    let all = members(&file);
+    let (name, mark) = all.iter().find(|(name, _)| name.contains("/marks/")).unwrap().clone();
+    let other = format!("{}1", &id[..id.len() - 1]);
+    let other = if other == id { format!("{}2", &id[..id.len() - 1]) } else { other };
+    for (name, content) in [
+        (name.replacen(&id, &other, 1), mark),
+        (name.clone(), vec![b' '; (1 << 20) + 1]),
+        (name.replace(".json", ""), Vec::new()),
+    ] {
+        let mut with = all.clone();
+        with.insert(1, (name.clone(), content));
+        pack(&here.path("hostile.tar"), &with);
+        let elsewhere = Site::new(APP);
+        import(&elsewhere, &here.path("hostile.tar"), &[], 4);
+        assert!(elsewhere.folders().is_empty(), "{name}");
+        assert!(!elsewhere.path("store/app/marks").exists(), "{name}");
+    }
+}
+
+/// Brings a newer snapshot of `from` to `to`.
+fn plant_newer(to: &Site, from: &Site) {
+    from.run(0);
+    export(from, "newer.tar", &["--snapshot", "latest"], 0);
+    import(to, &from.path("newer.tar"), &[], 0);
 }
 
 #[test]

@@ -21,6 +21,7 @@ use crate::engine::read::files::Side;
 use crate::engine::run::{last_committed, run};
 use crate::engine::snapshots::documents::read_whole;
 use crate::engine::snapshots::list::{Selection, Snapshot, list};
+use crate::engine::snapshots::mark_writer::keys_of;
 use crate::engine::state::locks::ReadLock;
 use crate::engine::write::snapshot_writer::{check_keys, objects};
 use crate::model::{
@@ -31,8 +32,8 @@ use crate::pipeline::{
     Algorithm, CompressionConfig, EncodeSettings, Encoder, ObjectSink, Recipient,
 };
 use crate::report::RunReport;
-use crate::storage::StorageConfig;
 use crate::storage::local::LocalConfig;
+use crate::storage::{StorageConfig, StorageError};
 
 /// Room that must be left beyond what is written.
 const SPARE_BYTES: u64 = 16 << 20;
@@ -170,6 +171,9 @@ async fn pack_into(
         sealed: !request.recipients.is_empty(),
         encrypted: manifest.is_encrypted(),
     };
+    let marks = marks(storage, snapshot)
+        .await
+        .map_err(|error| EngineError::storage(&storage.name, error))?;
     engine.progress.begin("packing", Some(manifest.stored_bytes()));
     let packer = Packer {
         engine: engine.clone(),
@@ -177,6 +181,7 @@ async fn pack_into(
         snapshot: snapshot.clone(),
         manifest,
         body,
+        marks,
         runtime: Handle::current(),
     };
     let (recipients, output) = (request.recipients.clone(), request.output.clone());
@@ -196,12 +201,30 @@ async fn pack_into(
     Ok(ExportReport { bytes, ..report })
 }
 
+/// The marks of a snapshot. One that says that the copy in a storage is damaged is about no other
+/// copy; this one is held against its digests while it is packed.
+async fn marks(
+    storage: &OpenStorage,
+    snapshot: &Snapshot,
+) -> Result<Vec<(String, Vec<u8>)>, StorageError> {
+    let mut marks = Vec::new();
+    for key in keys_of(storage, &snapshot.instance, &[&snapshot.id].into()).await? {
+        if !key.contains("/damaged-") {
+            let body = read_whole(storage.storage.as_ref(), &key).await?;
+            marks.push((key, body));
+        }
+    }
+    Ok(marks)
+}
+
 struct Packer {
     engine: Engine,
     storage: OpenStorage,
     snapshot: Snapshot,
     manifest: Manifest,
     body: Vec<u8>,
+    /// By key.
+    marks: Vec<(String, Vec<u8>)>,
     runtime: Handle,
 }
 
@@ -254,6 +277,9 @@ impl Packer {
                     Err(error) => return Err((object.key.clone(), error)),
                 }
             }
+        }
+        for (key, body) in &self.marks {
+            member(key, key, body.len() as u64, &mut body.as_slice())?;
         }
         let path = format!("{folder}{MANIFEST_KEY}");
         member(&path, MANIFEST_KEY, self.body.len() as u64, &mut self.body.as_slice())

@@ -17,10 +17,12 @@ use crate::engine::context::{Engine, OpenStorage};
 use crate::engine::error::EngineError;
 use crate::engine::exchange::{README, SEALED};
 use crate::engine::snapshots::documents::read_whole;
+use crate::engine::snapshots::mark_writer::put_marks;
+use crate::engine::snapshots::marks::LARGEST_MARK;
 use crate::engine::write::snapshot_writer::{Arrival, Gate, check_keys, objects};
 use crate::model::{
-    ByteSize, Digest, Digester, MANIFEST_KEY, Manifest, Name, RUN_KEY, Rate, SnapshotId,
-    SnapshotRef,
+    ByteSize, Digest, Digester, MANIFEST_KEY, MARKS_FOLDER, Manifest, Mark, Name, RUN_KEY, Rate,
+    SnapshotId, SnapshotRef,
 };
 use crate::pipeline::{DecodeError, Identity, Throttle, decoder};
 use crate::storage::StorageError;
@@ -31,6 +33,10 @@ const QUEUE: usize = 2;
 const CHUNK_BYTES: usize = 256 << 10;
 /// A manifest that is larger is not one of ours.
 const LARGEST_MANIFEST: u64 = 64 << 20;
+/// More marks than this are not of one snapshot.
+const MOST_MARKS: usize = 1_000;
+/// Bytes of marks that are held until the manifest is known.
+const MOST_MARK_BYTES: u64 = 16 << 20;
 /// More members than this are not of one snapshot.
 const MOST_MEMBERS: usize = 100_000;
 /// The first bytes of a file that is encrypted with age.
@@ -86,7 +92,7 @@ pub async fn import(
             let _ = sender.blocking_send(Err(fault));
         }
     });
-    let mut parts = Parts { path, parts };
+    let mut parts = Parts { path, parts, marks: Vec::new() };
     let first = parts.next_member().await?.ok_or_else(|| parts.bad("It has no manifest"))?;
     let SnapshotRef { instance, strategy, id } = &first.place;
     if let Some(wanted) = request.instance.as_ref().filter(|wanted| *wanted != instance) {
@@ -205,7 +211,14 @@ impl Import<'_> {
                 there.id
             )));
         }
+        self.put_marks(parts).await?;
         Ok(manifest)
+    }
+
+    /// What was said of the snapshot where it was exported counts where it is imported.
+    async fn put_marks(&self, parts: &mut Parts<'_>) -> Result<(), EngineError> {
+        let marks = std::mem::take(&mut parts.marks);
+        put_marks(self.to, marks).await.map_err(|error| self.failed(error))
     }
 
     async fn take_in(
@@ -234,6 +247,8 @@ impl Import<'_> {
     ) -> Result<Manifest, EngineError> {
         arrival.ensure_free(self.bytes).await.map_err(|error| self.failed(error))?;
         let (manifest, body) = self.read(parts, first, Some(&mut *arrival)).await?;
+        // Before the manifest: at no moment may a held snapshot be pruned.
+        self.put_marks(parts).await?;
         arrival.commit(&manifest, &body).await.map_err(|error| self.failed(error))?;
         Ok(manifest)
     }
@@ -329,6 +344,13 @@ impl Import<'_> {
             };
             return Err(parts.bad(&format!("`{}` {problem}", object.key)));
         }
+        let folder = Mark::folder(instance);
+        let is_own = |key: &str| {
+            key.strip_prefix(&folder).and_then(Mark::id_in_key).is_some_and(|of| of == *id)
+        };
+        if let Some((key, _)) = parts.marks.iter().find(|(key, _)| !is_own(key)) {
+            return Err(parts.bad(&format!("`{key}` is a mark of another snapshot")));
+        }
         if objects(&manifest).count() != found.len() {
             return Err(parts.bad("It has objects that its manifest does not name"));
         }
@@ -342,6 +364,8 @@ enum Part {
     Chunk(Bytes),
     /// The member is whole.
     End,
+    /// A mark: its key and all of it.
+    Mark(String, Bytes),
 }
 
 /// An object of a snapshot in the file.
@@ -362,6 +386,8 @@ enum Fault {
 struct Parts<'a> {
     path: &'a Path,
     parts: mpsc::Receiver<Result<Part, Fault>>,
+    /// Those that came so far, by key.
+    marks: Vec<(String, Bytes)>,
 }
 
 impl Parts<'_> {
@@ -384,10 +410,16 @@ impl Parts<'_> {
 
     /// The next object; none at the end of the file.
     async fn next_member(&mut self) -> Result<Option<Member>, EngineError> {
-        match self.next().await? {
-            Some(Part::Member(member)) => Ok(Some(member)),
-            None => Ok(None),
-            Some(_) => Err(EngineError::Internal("Parts of the file came out of order".to_owned())),
+        loop {
+            match self.next().await? {
+                Some(Part::Mark(key, body)) => self.marks.push((key, body)),
+                Some(Part::Member(member)) => return Ok(Some(member)),
+                None => return Ok(None),
+                Some(_) => {
+                    let problem = "Parts of the file came out of order".to_owned();
+                    return Err(EngineError::Internal(problem));
+                }
+            }
         }
     }
 
@@ -434,6 +466,7 @@ fn read(
         Box::new(io::BufReader::with_capacity(CHUNK_BYTES, file))
     };
     let mut archive = tar::Archive::new(plain);
+    let (mut marks, mut mark_bytes) = (0, 0_u64);
     // Only plain headers: no long names, no attributes, nothing that is read whole into memory
     // because the file says so.
     for entry in archive.entries().map_err(unreadable)?.raw(true) {
@@ -450,6 +483,22 @@ fn read(
             )));
         }
         if name == README {
+            continue;
+        }
+        let name = name.strip_prefix("./").unwrap_or(&name).to_owned();
+        if is_mark(&name) {
+            (marks, mark_bytes) = (marks + 1, mark_bytes.saturating_add(entry.size()));
+            if marks > MOST_MARKS || mark_bytes > MOST_MARK_BYTES || entry.size() > LARGEST_MARK {
+                return Err(Fault::Bad("It has more marks than a snapshot has".to_owned()));
+            }
+            let mut body = Vec::new();
+            entry.read_to_end(&mut body).map_err(unreadable)?;
+            if body.len() as u64 != entry.size() {
+                return Err(Fault::Bad(format!("It ends within {name:?}")));
+            }
+            if parts.blocking_send(Ok(Part::Mark(name, body.into()))).is_err() {
+                return Ok(());
+            }
             continue;
         }
         let member = member(&name, entry.size())
@@ -483,9 +532,22 @@ fn read(
     Ok(())
 }
 
+/// Whether a member is a mark, by its name.
+fn is_mark(name: &str) -> bool {
+    let Some((instance, key)) = name.split_once('/') else { return false };
+    let Some(key) = key.strip_prefix(MARKS_FOLDER).and_then(|key| key.strip_prefix('/')) else {
+        return false;
+    };
+    let is_plain = |name: &str| !name.starts_with('.') && !name.contains(char::is_control);
+    instance.parse::<Name>().is_ok()
+        && Mark::id_in_key(key).is_some()
+        && key.ends_with(".json")
+        && key.split('/').all(is_plain)
+}
+
 /// The object that a member's name means.
 fn member(name: &str, size: u64) -> Option<Member> {
-    let (place, key) = SnapshotRef::of_key(name.strip_prefix("./").unwrap_or(name))?;
+    let (place, key) = SnapshotRef::of_key(name)?;
     let plain = !key.is_empty()
         && key != RUN_KEY
         && !key.starts_with('.')
@@ -495,13 +557,28 @@ fn member(name: &str, size: u64) -> Option<Member> {
 
 #[cfg(test)]
 mod tests {
-    use super::member;
+    use super::{is_mark, member};
 
     #[test]
     fn only_objects_of_a_snapshot_are_taken_from_a_file() {
         let folder = "app/daily/20261121T013000Z-7f3a9c";
         assert!(member(&format!("{folder}/db.pgdump.zst"), 1).is_some());
-        assert!(member(&format!("./{folder}/manifest.json"), 1).is_some());
+        assert!(member(&format!("{folder}/manifest.json"), 1).is_some());
+        let id = "20261121T013000Z-7f3a9c";
+        assert!(is_mark(&format!("app/marks/{id}/hold-20261122T013000Z-7f3a9c.json")));
+        assert!(is_mark(&format!("app/marks/hold-{id}.json")));
+        for name in [
+            format!("app/marks/{id}/.."),
+            format!("app/marks/{id}/.hold.json"),
+            format!("app/marks/{id}/hold"),
+            format!("app/marks/{id}/a/hold.json"),
+            format!("app/marks/../hold-{id}.json"),
+            format!("../marks/hold-{id}.json"),
+            format!("app/daily/hold-{id}.json"),
+            "app/marks/hold.json".to_owned(),
+        ] {
+            assert!(!is_mark(&name), "{name:?}");
+        }
         for name in [
             format!("{folder}/../../../../etc/passwd"),
             format!("{folder}/.."),

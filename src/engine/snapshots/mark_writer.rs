@@ -1,6 +1,6 @@
 //! Marks put into storages: new ones, and those of other storages.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use futures::TryStreamExt as _;
@@ -33,34 +33,74 @@ pub(in crate::engine) async fn bring_marks(
     instance: &Name,
     ids: &BTreeSet<&SnapshotId>,
 ) -> Result<u64, StorageError> {
-    let folder = Mark::folder(instance);
-    let list = async |open: &OpenStorage| -> Result<BTreeMap<String, u64>, StorageError> {
-        let listing = open.storage.list(&folder);
-        listing.map_ok(|object| (object.key, object.size)).try_collect().await
-    };
-    let (there, here) = (list(from).await?, list(to).await?);
-    let is_meant = |key: &str| {
-        let name = key.strip_prefix(&folder).and_then(Mark::id_in_key);
-        name.is_some_and(|id| ids.contains(&id)) && !here.contains_key(key)
-    };
-    let mut missing: Vec<(&String, &u64)> = there.iter().filter(|(key, _)| is_meant(key)).collect();
-    // Cut off between two of them, too much is protected and not too little.
-    missing.sort_by_key(|(key, _)| {
-        let name = key.rsplit('/').next().unwrap_or(key);
-        (name.starts_with("release-"), name.starts_with("drill-"))
-    });
+    let here = keys_of(to, instance, ids).await?;
     let mut count = 0;
-    for (key, size) in missing {
-        if *size > LARGEST_MARK {
-            tracing::warn!(storage = %from.name, "`{key}` is too large for a mark and stays \
-                there");
+    for key in keys_of(from, instance, ids).await? {
+        if here.contains(&key) {
             continue;
         }
-        let body = read_whole(from.storage.as_ref(), key).await?;
-        to.storage.replace(key, Bytes::from(body)).await?;
+        let body = read_whole(from.storage.as_ref(), &key).await?;
+        to.storage.replace(&key, Bytes::from(body)).await?;
         count += 1;
     }
     Ok(count)
+}
+
+/// The keys of the marks of the snapshots `ids` in `open`, in the order in which they are to be
+/// brought elsewhere: cut off between two of them, too much is protected and not too little.
+///
+/// # Errors
+/// When they could not be listed.
+pub(in crate::engine) async fn keys_of(
+    open: &OpenStorage,
+    instance: &Name,
+    ids: &BTreeSet<&SnapshotId>,
+) -> Result<Vec<String>, StorageError> {
+    let folder = Mark::folder(instance);
+    let mut listing = open.storage.list(&folder);
+    let mut keys = Vec::new();
+    while let Some(object) = listing.try_next().await? {
+        let id = object.key.strip_prefix(&folder).and_then(Mark::id_in_key);
+        if !id.is_some_and(|id| ids.contains(&id)) {
+            continue;
+        }
+        if object.size > LARGEST_MARK {
+            let key = &object.key;
+            tracing::warn!(storage = %open.name, "`{key}` is too large for a mark and stays there");
+            continue;
+        }
+        keys.push(object.key);
+    }
+    keys.sort_by_cached_key(|key| order(key));
+    Ok(keys)
+}
+
+fn order(key: &str) -> (bool, bool) {
+    let name = key.rsplit('/').next().unwrap_or(key);
+    (name.starts_with("release-"), name.starts_with("drill-"))
+}
+
+/// Puts marks of another place into `to`, each given by its key, byte for byte, where they are not
+/// yet.
+///
+/// # Errors
+/// When one could not be written.
+pub(in crate::engine) async fn put_marks(
+    to: &OpenStorage,
+    mut marks: Vec<(String, Bytes)>,
+) -> Result<(), StorageError> {
+    marks.sort_by_cached_key(|(key, _)| order(key));
+    for (key, body) in marks {
+        match to.storage.stat(&key).await {
+            Ok(_) => {}
+            // An identity that may only write cannot tell; a mark is the same wherever it stands.
+            Err(error) if error.is_not_found() || error.is_denied() => {
+                to.storage.replace(&key, body).await?;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// Puts the hold of format 1 back that was seen in a storage and is gone from it, before its

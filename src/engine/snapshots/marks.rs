@@ -15,7 +15,7 @@ use crate::model::{Digest, Mark, MarkRef, Name, Says, SnapshotId, SnapshotRef, V
 use crate::storage::{Object, Storage, StorageError};
 
 /// A larger object is no mark.
-pub(super) const LARGEST_MARK: u64 = 1 << 20;
+pub(in crate::engine) const LARGEST_MARK: u64 = 1 << 20;
 
 /// What the marks of an instance say, all storages together.
 #[derive(Debug, Clone, Default)]
