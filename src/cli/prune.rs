@@ -77,6 +77,10 @@ pub(super) async fn run(setup: &Setup, args: PruneArgs, printer: &Printer) -> an
                 }
                 return Ok(if plan.is_refused(args.force) { Exit::Failed } else { Exit::Done });
             }
+            if plan.is_refused(args.force) && plan.delete_count() > 0 {
+                printer.note("Nothing was deleted: a plan is carried out whole or not at all.");
+                return Ok(Exit::Failed);
+            }
             let (delete, freed) =
                 (count(plan.delete_count() as u64, "snapshot"), ByteSize(plan.freed_bytes()));
             if plan.delete_count() > 0 && !confirmed(&format!("Delete {delete} ({freed})?")) {

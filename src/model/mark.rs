@@ -220,6 +220,11 @@ impl Mark {
         format!("{}hold-{id}.json", Self::folder(instance))
     }
 
+    /// Whether `key`, in a storage, is one of format 1: such keys are used more than once.
+    pub fn is_of_format_1(key: &str) -> bool {
+        key.split('/').count() == 3
+    }
+
     /// Where it stands in a storage.
     pub fn key(&self) -> String {
         let kind = self.says.kind();

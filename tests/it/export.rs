@@ -340,8 +340,9 @@ fn marks_travel_in_the_file() {
     let other = format!("{}1", &id[..id.len() - 1]);
     let other = if other == id { format!("{}2", &id[..id.len() - 1]) } else { other };
     for (name, content) in [
-        (name.replacen(&id, &other, 1), mark),
+        (name.replacen(&id, &other, 1), mark.clone()),
         (name.clone(), vec![b' '; (1 << 20) + 1]),
+        (name.clone(), mark.iter().map(|byte| byte ^ 1).collect()),
         (name.replace(".json", ""), Vec::new()),
     ] {
         let mut with = all.clone();

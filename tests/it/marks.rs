@@ -17,7 +17,7 @@ use crate::support::{S3, files, repository, s3};
 const TWO: &str = "[storages.other]\ntype = \"local\"\npath = \"@/other\"\n";
 
 /// Three snapshots in `local` and `other`, of which retention keeps the two newest.
-async fn in_two_storages() -> (Pruned, Box<dyn Storage>) {
+pub(crate) async fn in_two_storages() -> (Pruned, Box<dyn Storage>) {
     let configuration = CONFIGURATION
         .replace("RETENTION", "{ keep_last = 2 }")
         .replace("[\"local\"]", "[\"local\", \"other\"]")

@@ -5,9 +5,10 @@ use chrono::{TimeDelta, Utc};
 use holdfast::model::{Cancel, Completeness, Mark, Says, SnapshotId, Verdict};
 use holdfast::storage::local::LocalConfig;
 use holdfast::storage::{Storage, StorageConfig};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::format::edit_manifest;
+use crate::marks::in_two_storages;
 use crate::support::plant::{days_ago, plant, plant_one};
 use crate::support::site::Site;
 use crate::support::{Ran, files, sh};
@@ -163,6 +164,36 @@ async fn a_plan_says_why_and_is_carried_out_exactly_or_not_at_all() {
     for bad in ["", "1234567", "not-a-digest"] {
         pruned.prune(&["--apply", bad], 2);
     }
+}
+
+#[tokio::test]
+async fn a_plan_that_one_storage_refuses_deletes_nothing() {
+    let (pruned, other) = in_two_storages().await;
+    let manifest = format!("app/daily/{}/manifest.json", pruned.ids[0]);
+    let (there, away) = (pruned.site.path("other"), pruned.site.path("away"));
+    for damage in ["unreachable", "damaged"] {
+        if damage == "damaged" {
+            std::fs::remove_file(&there).unwrap();
+            std::fs::rename(&away, &there).unwrap();
+            other.replace(&manifest, "{}".into()).await.unwrap();
+        } else {
+            std::fs::rename(&there, &away).unwrap();
+            std::fs::write(&there, "a file").unwrap();
+        }
+        let plan = pruned.prune(&["--plan"], 1).json();
+        let digest = plan["plan"]["digest"].as_str().unwrap();
+        let applied = pruned.prune(&["--apply", digest], 1).json();
+        for place in applied["pruned"].as_array().unwrap() {
+            assert!(place["problem"].is_string() && place["deleted"] == json!([]), "{place}");
+        }
+        assert_eq!(pruned.site.folders().len(), 3, "{damage}");
+    }
+    // One of them alone, planned anew.
+    let only = ["--storage", "local"];
+    let plan = pruned.prune(&[&["--plan"], &only[..]].concat(), 0).json();
+    let digest = plan["plan"]["digest"].as_str().unwrap();
+    pruned.prune(&[&["--apply", digest], &only[..]].concat(), 0);
+    assert_eq!(pruned.site.folders().len(), 2);
 }
 
 #[tokio::test]

@@ -301,3 +301,31 @@ async fn what_the_store_keeps_locked_is_a_decision_and_no_error() {
         [old[0].as_str(), locked[0].as_str(), locked[1].as_str(), locked[2].as_str()]
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deletion_that_fails_leaves_nothing_that_waits() {
+    let (bucket, ids) = Bucket::with("{ keep_last = 2 }", 3).await;
+    let full = || Fault::SayInWords(403, "QuotaExceeded", "Bucket quota exceeded");
+    let before = bucket.keys().await;
+    // The first steps: nothing is deleted, and nothing stays that was not there.
+    for (op, key, fault) in [
+        (Op::Delete, "manifest.json", Fault::Say(403, "AccessDenied")),
+        (Op::Delete, "manifest.json", Fault::Say(403, "ObjectLocked")),
+        (Op::Put, "run.json", Fault::Say(403, "AccessDenied")),
+        (Op::Put, "run.json", Fault::Say(503, "SlowDown")),
+    ] {
+        bucket.proxy.inject_at(op, key, fault, ALWAYS);
+        bucket.prune(&["--yes"]).expect(1);
+        bucket.proxy.heal();
+        assert_eq!(bucket.keys().await, before, "{op:?} {key}");
+    }
+    // Full, and then cut off: the next pruning knows whose the rest is.
+    bucket.proxy.inject_at(Op::Put, "run.json", full(), 1);
+    bucket.proxy.inject_at(Op::Delete, "dump.out", Fault::Say(403, "AccessDenied"), ALWAYS);
+    bucket.prune(&["--yes"]).expect(3);
+    assert_eq!(bucket.keys().await.len(), before.len(), "run.json in place of the manifest");
+    bucket.proxy.heal();
+    bucket.prune(&["--yes"]).expect(0);
+    bucket.kept(&ids[..2]);
+    assert_eq!(bucket.keys().await.len(), 4);
+}

@@ -25,7 +25,7 @@ use crate::engine::snapshots::mark_writer::keys_of;
 use crate::engine::state::locks::ReadLock;
 use crate::engine::write::snapshot_writer::{check_keys, objects};
 use crate::model::{
-    Artifact, ByteSize, Completeness, MANIFEST_KEY, Manifest, Name, RemoteCheck, SnapshotId,
+    Artifact, ByteSize, Completeness, MANIFEST_KEY, Manifest, Mark, Name, RemoteCheck, SnapshotId,
     StorageNote,
 };
 use crate::pipeline::{
@@ -108,6 +108,8 @@ pub async fn export_fresh(
     let mut strategy = strategy.clone();
     strategy.storages = vec![place.clone()];
     strategy.retention = None;
+    // No other export is due by the schedule.
+    strategy.schedule = None;
     let unrecorded = engine.unrecorded();
     let report = run(&unrecorded, &instance, &strategy).await?;
     if report.completeness.is_none() {
@@ -211,7 +213,12 @@ async fn marks(
     for key in keys_of(storage, &snapshot.instance, &[&snapshot.id].into()).await? {
         if !key.contains("/damaged-") {
             let body = read_whole(storage.storage.as_ref(), &key).await?;
-            marks.push((key, body));
+            match Mark::from_bytes(&body, &key) {
+                Err(error) if !error.is_newer() => {
+                    tracing::warn!(storage = %storage.name, "`{key}` is not exported: {error}");
+                }
+                _ => marks.push((key, body)),
+            }
         }
     }
     Ok(marks)

@@ -351,6 +351,14 @@ impl Import<'_> {
         if let Some((key, _)) = parts.marks.iter().find(|(key, _)| !is_own(key)) {
             return Err(parts.bad(&format!("`{key}` is a mark of another snapshot")));
         }
+        for (key, body) in &parts.marks {
+            match Mark::from_bytes(body, key) {
+                Err(error) if !error.is_newer() => {
+                    return Err(parts.bad(&format!("`{key}`: {error}")));
+                }
+                _ => {}
+            }
+        }
         if objects(&manifest).count() != found.len() {
             return Err(parts.bad("It has objects that its manifest does not name"));
         }

@@ -28,8 +28,8 @@ pub struct PruneReport {
 }
 
 /// Prunes `scope`: plans under the locks, and deletes. With `expected`, only a plan is carried out
-/// whose digest, in hex, begins with it. `force` overrules the refusals that
-/// [yield](super::Refusal::yields) to it.
+/// whose digest, in hex, begins with it, and nothing of it where one place refuses. `force` overrules
+/// the refusals that [yield](super::Refusal::yields) to it.
 ///
 /// # Errors
 /// [`EngineError::Locked`] while a run writes or a restore reads, [`EngineError::Request`] when the
@@ -59,8 +59,26 @@ pub async fn prune(
         )));
     }
     let deleter = Deleter { engine, instance: &instance.name, node: &locks.node, marks: &marks };
+    let problem_of = |place: &PlacePlan| {
+        let unlocked = locks.unlocked.get(&(place.strategy.clone(), place.storage.clone()));
+        refused(place, force).or_else(|| unlocked.cloned()).filter(|_| place.rests.is_none())
+    };
+    let refusing = plan.places.iter().find(|place| problem_of(place).is_some());
     let mut pruned = Vec::new();
     for place in &plan.places {
+        if let Some(refusing) = refusing.filter(|_| expected.is_some()) {
+            let problem = problem_of(place).unwrap_or_else(|| {
+                format!(
+                    "`{}` refuses, and a plan is carried out whole or not at all. Plan for this \
+                     storage alone with `--storage {}`",
+                    refusing.storage, place.storage
+                )
+            });
+            let (strategy, storage) = (place.strategy.clone(), place.storage.clone());
+            let refused = Pruned::refused(strategy, storage, Some(problem));
+            pruned.push(Pruned { kept: place.snapshots.len(), ..refused });
+            continue;
+        }
         let unlocked = locks.unlocked.get(&(place.strategy.clone(), place.storage.clone()));
         let open = scope
             .storages
@@ -256,15 +274,15 @@ impl Deleter<'_> {
             ..Heartbeat::new(node.to_owned(), engine.clock.now_seconds())
         };
         let beat = format!("{folder}{RUN_KEY}");
-        match storage.replace(&beat, heartbeat.to_bytes()).await {
+        let beats = match storage.replace(&beat, heartbeat.to_bytes()).await {
             Err(error) if error.is_about_reaching() => return Err(Undeleted::There(error)),
-            // The disk may be full, or the credentials may only delete. Without it the rest is
-            // collected a day later, if need be.
+            // The disk may be full.
             Err(error) => {
                 tracing::debug!(storage = %open.name, "no heartbeat while deleting: {error}");
+                false
             }
-            Ok(()) => {}
-        }
+            Ok(()) => true,
+        };
         // Marks were read a while ago, and another machine may have held it since.
         let deleted = match marks.refuses_now(open, &of, engine.clock.now()).await {
             Ok(None) => {
@@ -280,9 +298,13 @@ impl Deleter<'_> {
                 &error,
                 Undeleted::There(error) if error.may_pass() || error.is_cancelled()
             );
-            if !unanswered && let Err(error) = storage.delete(&beat).await {
-                tracing::debug!(storage = %open.name, "could not take the heartbeat away again: \
-                    {error}");
+            if beats && !unanswered && storage.delete(&beat).await.is_err() {
+                // Who may not delete says at least that nobody is deleting: a hold would wait.
+                let over = Heartbeat { deleting: false, ..heartbeat };
+                if let Err(error) = storage.replace(&beat, over.to_bytes()).await {
+                    tracing::debug!(storage = %open.name, "could not take the heartbeat away \
+                        again: {error}");
+                }
             }
             return Err(error);
         }
@@ -291,7 +313,16 @@ impl Deleter<'_> {
         {
             tracing::warn!("{error}");
         }
-        leftovers::remove(storage, &strategy_folder, id).await.map_err(Undeleted::Rest)
+        let removed = leftovers::remove(storage, &strategy_folder, id).await;
+        // With the heartbeat the next run knows whose the rest is; without it the rest waits for a
+        // day. The manifest has made room for it.
+        if removed.is_err()
+            && !beats
+            && let Err(error) = storage.replace(&beat, heartbeat.to_bytes()).await
+        {
+            tracing::debug!(storage = %open.name, "no heartbeat beside what is left: {error}");
+        }
+        removed.map_err(Undeleted::Rest)
     }
 }
 

@@ -93,8 +93,10 @@ pub(in crate::engine) async fn put_marks(
     for (key, body) in marks {
         match to.storage.stat(&key).await {
             Ok(_) => {}
-            // An identity that may only write cannot tell; a mark is the same wherever it stands.
-            Err(error) if error.is_not_found() || error.is_denied() => {
+            Err(error) if error.is_not_found() => to.storage.replace(&key, body).await?,
+            // An identity that may only write cannot tell. A mark with an id of its own is the same
+            // wherever it stands; one of format 1 may be another one there.
+            Err(error) if error.is_denied() && !Mark::is_of_format_1(&key) => {
                 to.storage.replace(&key, body).await?;
             }
             Err(error) => return Err(error),
