@@ -282,6 +282,8 @@ pub struct CreateOptions {
     pub small: bool,
     /// It belongs to a commit that has begun: it is written even when the run is cancelled.
     pub steady: bool,
+    /// The key has an object that could not be deleted and that no manifest names: it is replaced.
+    pub replaces: bool,
 }
 
 /// An object while it is written. Dropping it gives it up, as far as that can be done without

@@ -6,6 +6,11 @@ use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
 
+use chrono::{TimeDelta, Utc};
+use rustix::process::Signal;
+
+use crate::support::daemon::{WallClock, until};
+use crate::support::s3_proxy::{Fault, Op, S3Proxy};
 use crate::support::site::{Site, s3_storage};
 use crate::support::stores::{Identity, Server, fresh};
 use crate::support::{S3, s3};
@@ -129,4 +134,79 @@ storages = ["offsite"]
     let findings = check["instances"][0]["storages"][0]["findings"].as_array().unwrap();
     let delete = findings.iter().find(|finding| finding["subject"] == "delete").unwrap();
     assert_eq!(delete["level"], "warning", "{delete}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_delete_a_month_passes_without_a_complaint() {
+    let (bucket, owner) = (fresh("month"), Server::SeaweedFs.client());
+    let second = fresh("month");
+    for bucket in [&bucket, &second] {
+        owner.create_bucket().bucket(bucket).send().await.unwrap();
+    }
+    let proxy = S3Proxy::before(&Server::SeaweedFs.endpoint()).await;
+    let (access_key, secret_key) = Identity::NoDelete.keys();
+    let server = S3 { access_key, secret_key, endpoint: proxy.endpoint.clone(), ..s3("SEAWEEDFS") };
+    let site = Site::new(&format!(
+        "[sources.dump]\ntype = \"command\"\ncommand = [\"sh\", \"@/dump.sh\"]\n\
+         {}prune = false\n{}prune = false\n\
+         [strategies.daily]\nsources = [\"dump\"]\nstorages = [\"offsite\"]\n\
+         retention = {{ keep_last = 3 }}\n",
+        s3_storage("offsite", &server, &bucket),
+        s3_storage("second", &server, &second)
+    ));
+    let script = "here=\"${0%/*}\"; date +%N\n\
+        if [ -e \"$here/wait\" ]; then touch \"$here/waits\"; sleep 600; fi";
+    std::fs::write(site.path("dump.sh"), script).unwrap();
+    let clock = WallClock::at(Utc::now() - TimeDelta::days(30));
+    let quiet = |args: &[&str]| {
+        let ran = clock.shown_to(site.backup(args)).expect(0);
+        assert!(!ran.err().contains("WARN") && !ran.err().contains("error"), "{args:?}: {ran}");
+        ran
+    };
+    let mut taken = 0;
+    for day in 0..30 {
+        clock.set(Utc::now() - TimeDelta::days(30 - day));
+        if day == 5 {
+            std::fs::write(site.path("wait"), "").unwrap();
+            let args = ["run", "--strategy", "daily"];
+            let running = clock.shown_to(site.backup(args)).spawn();
+            until("it dumps", || site.path("waits").exists());
+            running.signal(Signal::KILL);
+            assert_eq!(running.wait().code(), None);
+            std::fs::remove_file(site.path("wait")).unwrap();
+        }
+        let report = quiet(&["run", "--strategy", "daily", "--json"]).json();
+        taken += 1;
+        let id = report["id"].as_str().unwrap();
+        if day == 7 {
+            // Cut off, and what it left is damaged: it can be replaced though not deleted.
+            proxy.inject_at(Op::Put, "manifest.json", Fault::Say(400, "InvalidRequest"), 1);
+            let copy = ["copy", "--from", "offsite", "--to", "second", "--snapshot", id];
+            clock.shown_to(site.backup(copy)).expect(1);
+            proxy.heal();
+            put(&owner, &second, &format!("app/daily/{id}/dump.out.zst")).await;
+        }
+        if day % 7 == 0 || day == 29 {
+            quiet(&["verify", "--read-data"]);
+            quiet(&["drill", "--strategy", "daily", "--json"]);
+            quiet(&["copy", "--from", "offsite", "--to", "second"]);
+            quiet(&["hold", id, "--reason", "month"]);
+            quiet(&["status"]);
+        }
+        if day % 14 == 0 {
+            quiet(&["release", id]);
+            let check = quiet(&["check", "--json"]).json();
+            for storage in check["instances"][0]["storages"].as_array().unwrap() {
+                let findings = storage["findings"].as_array().unwrap();
+                let said = findings.iter().filter(|one| one["subject"] == "delete").count();
+                assert_eq!(said, 1, "{storage:#}");
+            }
+        }
+    }
+    quiet(&["verify", "--read-data", "--storage", "second"]);
+    for bucket in [&bucket, &second] {
+        let keys = keys(&owner, bucket).await;
+        let named = |end: &str| keys.iter().filter(|key| key.ends_with(end)).count();
+        assert_eq!((named("/manifest.json"), named("/probe")), (taken, 1), "{keys:?}");
+    }
 }

@@ -28,8 +28,8 @@ pub struct PruneReport {
 }
 
 /// Prunes `scope`: plans under the locks, and deletes. With `expected`, only a plan is carried out
-/// whose digest, in hex, begins with it, and nothing of it where one place refuses. `force` overrules
-/// the refusals that [yield](super::Refusal::yields) to it.
+/// whose digest, in hex, begins with it, and nothing of it where one place refuses. `force`
+/// overrules the refusals that [yield](super::Refusal::yields) to it.
 ///
 /// # Errors
 /// [`EngineError::Locked`] while a run writes or a restore reads, [`EngineError::Request`] when the

@@ -180,7 +180,7 @@ impl Run<'_> {
             };
             match cleaned {
                 // It tells nobody anything beside a manifest.
-                Err(error) if place.committed && error.is_denied_or_locked() => {}
+                Err(error) if error.is_denied_or_locked() => {}
                 Err(error) if place.committed => {
                     place.note(format!("The heartbeat could not be taken away: {error}"));
                 }
@@ -210,7 +210,9 @@ async fn commit_to(
     )
     .await?;
     let key = format!("{folder}{MANIFEST_KEY}");
-    let mut upload = storage.create(&key, CreateOptions { small: true, steady: committed }).await?;
+    let mut upload = storage
+        .create(&key, CreateOptions { small: true, steady: committed, replaces: false })
+        .await?;
     upload.write(Bytes::from(manifest.to_bytes())).await?;
     place.attempted = true;
     upload.finish().await.map(|_| ())

@@ -17,7 +17,8 @@ use crate::engine::snapshots::decisions::rests;
 use crate::engine::snapshots::find::find;
 use crate::engine::snapshots::list::{Selection, list};
 use crate::engine::state::private::make_private_folder;
-use crate::model::{ByteSize, Name};
+use crate::engine::write::heartbeat::host;
+use crate::model::{ByteSize, Digest, Name};
 use crate::pipeline::Identity;
 use crate::source::{
     Context, Finding, Level, ScratchConfig, SourceConfig, check_scratch, refuse_sources,
@@ -270,9 +271,18 @@ async fn check_storage(
     if let Err(error) = getrandom::fill(&mut salt) {
         return vec![Finding::new(Level::Error, "random", error.to_string())];
     }
-    // Not in the form of a snapshot's key, so that no listing ever takes it for one.
-    let folder = format!("{}/check-{}/", instance.name, hex::encode(salt));
-    let key = format!("{folder}probe");
+    // Not in the form of a snapshot's key, so that no listing ever takes it for one. Where it may
+    // not be deleted there is one for each machine, and not one for each check.
+    let probe = |unique: String| format!("{}/check-{unique}/probe", instance.name);
+    let random = probe(hex::encode(salt));
+    let key = match storage.delete(&random).await {
+        Err(error) if error.is_denied_or_locked() => {
+            let host = Digest::of(host().as_bytes());
+            probe(hex::encode(host.as_bytes().get(..8).unwrap_or_default()))
+        }
+        _ => random,
+    };
+    let folder = key.trim_end_matches("probe");
     let body = Bytes::from_static(b"written by `backup check`; may be deleted\n");
     let failed =
         |subject: &str, error: StorageError| Finding::new(Level::Error, subject, error.to_string());
@@ -312,7 +322,7 @@ async fn check_storage(
         ),
         Err(error) => failed("read", error),
     });
-    findings.push(match storage.list(&folder).try_collect::<Vec<_>>().await {
+    findings.push(match storage.list(folder).try_collect::<Vec<_>>().await {
         Ok(objects) if objects.iter().any(|object| object.key == key) => {
             Finding::new(Level::Ok, "list", "Permitted")
         }

@@ -168,22 +168,46 @@ pub(in crate::engine) async fn look(
 
 /// Deletes what [`look`] found dead, and what died before it had anything to list. Returns how many
 /// folders went. `locked` tells that the storage's own lock is held: then nobody else writes there.
+///
+/// # Errors
+/// What may not be deleted does not keep the rest from going; it is told at the end.
 pub(in crate::engine) async fn sweep(
     storage: &dyn Storage,
     folder: &str,
     leftovers: &Leftovers,
     locked: bool,
 ) -> Result<usize, StorageError> {
+    // Who may not delete one object may delete none; a lock is of one object only.
+    let mut forbidden: Option<StorageError> = None;
     for dead in &leftovers.dead {
-        delete_folder(storage, &format!("{folder}{}/", dead.id), &dead.keys).await?;
+        let deleted = delete_folder(storage, &format!("{folder}{}/", dead.id), &dead.keys).await;
+        bear(&mut forbidden, deleted)?;
+        if forbidden.as_ref().is_some_and(StorageError::is_denied) {
+            break;
+        }
     }
     for key in &leftovers.stale {
-        storage.delete(key).await?;
+        if forbidden.as_ref().is_some_and(StorageError::is_denied) {
+            break;
+        }
+        bear(&mut forbidden, storage.delete(key).await)?;
     }
     let dead =
         if locked && !leftovers.undecided { leftovers.now } else { leftovers.now - ABANDONED };
-    storage.sweep_uploads(folder, dead).await?;
-    Ok(leftovers.dead.len())
+    bear(&mut forbidden, storage.sweep_uploads(folder, dead).await.map(drop))?;
+    forbidden.map_or(Ok(leftovers.dead.len()), Err)
+}
+
+/// Keeps an error that says that something may not be deleted.
+fn bear(
+    forbidden: &mut Option<StorageError>,
+    deleted: Result<(), StorageError>,
+) -> Result<(), StorageError> {
+    match deleted {
+        Err(error) if error.is_denied_or_locked() => *forbidden = Some(error),
+        deleted => deleted?,
+    }
+    Ok(())
 }
 
 /// Deletes the folder of a snapshot that has no manifest, any more or yet.

@@ -89,6 +89,8 @@ pub(in crate::engine) struct Arrival<'a> {
     rate: Option<Throttle>,
     /// Sizes of what an earlier arrival left, by key within the folder.
     left: BTreeMap<String, u64>,
+    /// Those of them that are not right and may not be deleted.
+    stuck: BTreeSet<String>,
     /// The weakest check that any of its objects had.
     check: RemoteCheck,
     /// Whether a manifest was sent: then it may be there, whatever the storage answered.
@@ -138,6 +140,7 @@ impl<'a> Arrival<'a> {
             beating: tokio::spawn(beating),
             rate,
             left,
+            stuck: BTreeSet::new(),
             check: RemoteCheck::Crc32c,
             attempted: false,
         })
@@ -207,8 +210,18 @@ impl<'a> Arrival<'a> {
             return Ok(true);
         }
         tracing::info!(key, "what an earlier copy left is not whole, and is sent again");
-        self.storage().delete(&key).await?;
+        self.discard(&object.key).await?;
         Ok(false)
+    }
+
+    async fn discard(&mut self, key: &str) -> Result<(), StorageError> {
+        match self.storage().delete(&format!("{}{key}", self.folder)).await {
+            Err(error) if error.is_denied_or_locked() => {
+                self.stuck.insert(key.to_owned());
+                Ok(())
+            }
+            deleted => deleted,
+        }
     }
 
     async fn digest_of(&self, key: &str) -> Result<Digest, StorageError> {
@@ -230,10 +243,11 @@ impl<'a> Arrival<'a> {
         key: &str,
         size: u64,
     ) -> Result<Incoming, StorageError> {
-        let options = CreateOptions { small: size <= SMALL_BYTES, ..CreateOptions::default() };
         if self.left.remove(key).is_some() {
-            self.storage().delete(&format!("{}{key}", self.folder)).await?;
+            self.discard(key).await?;
         }
+        let (small, replaces) = (size <= SMALL_BYTES, self.stuck.contains(key));
+        let options = CreateOptions { small, replaces, ..CreateOptions::default() };
         let upload = self.storage().create(&format!("{}{key}", self.folder), options).await?;
         Ok(Incoming {
             upload,
@@ -279,7 +293,7 @@ impl<'a> Arrival<'a> {
         let note = StorageNote { name: self.gate.to.name.clone(), remote_check: self.check };
         let body = Manifest::for_copy(body, &note)
             .map_err(|error| StorageError::unsuitable(error.to_string()))?;
-        let options = CreateOptions { small: true, steady: false };
+        let options = CreateOptions { small: true, ..CreateOptions::default() };
         let mut upload =
             self.storage().create(&format!("{}{MANIFEST_KEY}", self.folder), options).await?;
         upload.write(Bytes::from(body)).await?;
@@ -299,9 +313,14 @@ impl<'a> Arrival<'a> {
     /// anything.
     pub(in crate::engine) async fn leave(mut self) {
         self.hush().await;
-        if let Err(error) = writer::leave(self.storage(), &self.folder).await {
-            tracing::warn!(storage = %self.gate.to.name, "the heartbeat could not be taken away: \
-                {error}");
+        match writer::leave(self.storage(), &self.folder).await {
+            // It tells nobody anything beside a manifest.
+            Err(error) if error.is_denied_or_locked() => {}
+            Err(error) => {
+                tracing::warn!(storage = %self.gate.to.name, "the heartbeat could not be taken \
+                    away: {error}");
+            }
+            Ok(()) => {}
         }
     }
 
@@ -313,9 +332,14 @@ impl<'a> Arrival<'a> {
         if keep || self.attempted || !may_tidy(self.gate, &self.id, &self.heartbeat).await {
             return;
         }
-        if let Err(error) = self.remove().await {
-            tracing::warn!(storage = %self.gate.to.name, "could not clean up: {error}; a later run \
-                will");
+        match self.remove().await {
+            // Who may delete there sweeps it.
+            Err(error) if error.is_denied_or_locked() => {}
+            Err(error) => {
+                tracing::warn!(storage = %self.gate.to.name, "could not clean up: {error}; a later \
+                    run will");
+            }
+            Ok(()) => {}
         }
     }
 

@@ -359,6 +359,7 @@ impl Storage for S3 {
         // beginning. Who may not look does without.
         let bucket = if options.steady { &Arc::new(self.bucket.steady()) } else { &self.bucket };
         match bucket.until_cancelled(bucket.stat(key)).await? {
+            Ok(_) if options.replaces => Ok(()),
             Ok(_) => Err(StorageError::already_exists(bucket.address(), key)),
             Err(error) if error.is_not_found() || error.is_denied() => Ok(()),
             Err(error) => Err(error),

@@ -69,8 +69,10 @@ impl S3Upload {
         } else {
             (bucket.config.part_size.bytes(), bucket.config.upload_concurrency)
         };
+        let mut known = bucket.known();
+        known.conditional_writes &= !options.replaces;
         Ok(Self {
-            known: bucket.known(),
+            known,
             bucket,
             key,
             token: salt()?,

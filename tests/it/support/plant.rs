@@ -83,7 +83,10 @@ pub async fn plant_one(
     let manifest = manifest(instance, strategy, id, completeness).to_bytes();
     for (name, body) in [("dump.out", CONTENT.to_vec()), ("manifest.json", manifest)] {
         let mut upload = storage
-            .create(&format!("{folder}/{name}"), CreateOptions { small: true, steady: false })
+            .create(
+                &format!("{folder}/{name}"),
+                CreateOptions { small: true, ..CreateOptions::default() },
+            )
             .await
             .unwrap();
         upload.write(Bytes::from(body)).await.unwrap();
