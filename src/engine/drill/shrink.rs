@@ -92,8 +92,11 @@ fn empty(check: &ShrinkCheck, source: Option<&Name>) -> Check {
 /// none did, the newest whole one that no drill found bad.
 fn baseline<'a>(subject: &'a Subject, marks: &Marks) -> Option<&'a Snapshot> {
     let id = &subject.manifest.id;
-    let older: Vec<&Snapshot> =
-        subject.others.iter().filter(|one| one.id < *id && one.is_whole()).collect();
+    let older: Vec<&Snapshot> = subject
+        .others
+        .iter()
+        .filter(|one| one.id < *id && one.is_whole() && !one.is_future)
+        .collect();
     let verdict =
         |one: &Snapshot| marks.drilled(&one.strategy, &one.id).map(|drilled| drilled.verdict);
     let good = |one: &&&Snapshot| {

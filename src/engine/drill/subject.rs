@@ -4,7 +4,7 @@ use super::Drill;
 use crate::engine::context::{Engine, OpenStorage};
 use crate::engine::error::EngineError;
 use crate::engine::snapshots::documents::read_whole;
-use crate::engine::snapshots::find::find;
+use crate::engine::snapshots::find::{find, future_of};
 use crate::engine::snapshots::list::{BadManifest, Listing, Selection, Snapshot, list_one};
 use crate::model::{Check, CheckOutcome, Completeness, MANIFEST_KEY, Manifest, Name, SnapshotId};
 use crate::pipeline::Step;
@@ -153,8 +153,8 @@ impl Drill<'_> {
     }
 }
 
-/// The snapshot that `wanted` means. `latest` is the newest that is not known to be partial: one
-/// that is damaged is not passed over.
+/// The snapshot that `wanted` means. `latest` is the newest that is not known to be partial, nor
+/// of the future: one that is damaged is not passed over.
 fn choose(snapshots: &[Snapshot], wanted: &str) -> Result<SnapshotId, EngineError> {
     if wanted == "latest" {
         let partial = |snapshot: &&Snapshot| {
@@ -165,9 +165,12 @@ fn choose(snapshots: &[Snapshot], wanted: &str) -> Result<SnapshotId, EngineErro
         };
         let newest = snapshots
             .iter()
-            .filter(|snapshot| !partial(snapshot))
+            .filter(|snapshot| !snapshot.is_future && !partial(snapshot))
             .map(|snapshot| &snapshot.id)
             .max();
+        if let Some(words) = future_of(snapshots) {
+            tracing::warn!("{words}");
+        }
         return newest
             .cloned()
             .ok_or_else(|| EngineError::NotFound("There is no snapshot to drill".to_owned()));

@@ -85,10 +85,9 @@ pub async fn forget(
             ));
         }
         // Where drills found all of them bad, the last whole one is still better than nothing.
-        let any_good = going.iter().chain(&staying).any(|snapshot| is_good(snapshot, &marks, now));
+        let any_good = going.iter().chain(&staying).any(|snapshot| is_good(snapshot, &marks));
         let good = |snapshot: &&Snapshot| {
-            is_good(snapshot, &marks, now)
-                || (!any_good && snapshot.is_whole() && snapshot.id.time() <= now)
+            is_good(snapshot, &marks) || (!any_good && snapshot.is_whole() && !snapshot.is_future)
         };
         if let Some(last) = going.iter().rfind(good)
             && !staying.iter().any(|snapshot| good(&snapshot))

@@ -20,6 +20,7 @@ use crate::engine::snapshots::decisions::{decisions, rests};
 use crate::engine::snapshots::documents::PARALLEL;
 use crate::engine::snapshots::list::{BadManifest, Selection, Snapshot, list};
 use crate::engine::snapshots::marks::{Marks, read_marks};
+use crate::engine::snapshots::present::{is_future, present};
 use crate::model::{Completeness, Digest, Digester, MANIFEST_KEY, Manifest, Name, SnapshotId};
 use crate::retention::{Decision, Policy};
 use crate::storage::{Storage, StorageError};
@@ -221,7 +222,8 @@ pub(in crate::engine) async fn plan_place(
         return plan;
     }
     let snapshots = listing.snapshots;
-    let now = engine.clock.now();
+    let newest = snapshots.iter().map(|snapshot| &snapshot.id).max();
+    let now = present(engine, open, newest).await;
     let everything = Policy::default();
     let policy =
         if plan.rests.is_none() { rules.policy.unwrap_or(&everything) } else { &everything };
@@ -292,6 +294,7 @@ async fn unexplained(
             manifest: Manifest::from_bytes(body, instance, strategy, id).map_err(BadManifest::from),
             flaws: Vec::new(),
             listed_bytes: 0,
+            is_future: is_future(id, now),
         });
     }
     let kept = decisions(strategy, policy, &all, &marks.as_of(&open.name), now)
@@ -323,8 +326,7 @@ fn refusals(snapshots: &[Snapshot], marks: &Marks, now: DateTime<Utc>) -> Vec<Re
     }
     let unread = marks.unread().into_iter();
     refusals.extend(unread.map(|(storage, problem)| Refusal::Mark { storage, problem }));
-    let newest = snapshots.iter().map(|snapshot| &snapshot.id).max();
-    if let Some(newest) = newest.filter(|newest| newest.time() > now) {
+    if let Some(newest) = snapshots.iter().filter(|one| one.is_future).map(|one| &one.id).max() {
         refusals.push(Refusal::Clock { newest: newest.clone(), now });
     }
     refusals

@@ -9,6 +9,7 @@ use crate::catalog::RunRecord;
 use crate::engine::context::{OpenStorage, not_twice};
 use crate::engine::error::{EngineError, chain};
 use crate::engine::run::{Run, RunMember};
+use crate::engine::snapshots::present::differ;
 use crate::engine::write::heartbeat::Heartbeat;
 use crate::engine::write::outputs::Member;
 use crate::engine::write::{leftovers, writer};
@@ -107,6 +108,17 @@ impl Run<'_> {
         member._lock = storage.lock(folder.trim_end_matches('/')).await?;
         let leftovers = writer::look(storage, &folder, node, &self.id).await?;
         member.reached = true;
+        let (host, told) = (self.engine.clock.now(), leftovers.now);
+        // A file system mostly has the clock of its host.
+        if storage.local_path().is_none() && differ(told, host) {
+            member.warn(format!(
+                "The clock of this host says {}, and `{}` says {}: set the clock of this host. The \
+                 snapshot is dated by it, and `latest` may mean another",
+                host.to_rfc3339(),
+                storage.address(),
+                told.to_rfc3339()
+            ));
+        }
         // Only once nobody else is known to write; a leftover that cannot be deleted is in nobody's
         // way.
         match leftovers::sweep(storage, &folder, &leftovers, member._lock.is_some()).await {

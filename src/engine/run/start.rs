@@ -6,6 +6,7 @@ use chrono::{DateTime, SubsecRound as _, Utc};
 
 use crate::config::{Instance, Strategy};
 use crate::engine::context::Engine;
+use crate::engine::snapshots::present::is_future;
 use crate::model::Remarks;
 
 /// Lowers the priority of every thread of the process. Linux keeps it by thread, and threads and
@@ -37,9 +38,11 @@ pub(super) async fn next_second(
     let last = last.inspect_err(|error| tracing::warn!("{error}")).ok().flatten();
     let now = engine.clock.now();
     if let Some(last) = last.as_ref().filter(|last| last.id.time() > now) {
+        let means =
+            if is_future(&last.id, now) { "never means that one" } else { "means that one" };
         let note = format!(
-            "The clock is behind that of the last run (`{}`), so `latest` will mean that one and \
-             not this: set the clock of this machine",
+            "The clock is behind that of the last run (`{}`), and `latest` {means}: see that the \
+             clock of this machine is right",
             last.id
         );
         tracing::info!("{note}");

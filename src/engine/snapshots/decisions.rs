@@ -50,11 +50,11 @@ pub(in crate::engine) fn decisions(
         protected.entry(id).or_default().push(Reason::Drilled { at });
     }
     // Where no drill found the newest one bad, that is the one; it stays anyhow.
-    let whole = |snapshot: &&Snapshot| snapshot.is_whole() && snapshot.id.time() <= now;
+    let whole = |snapshot: &&Snapshot| snapshot.is_whole() && !snapshot.is_future;
     let newest = snapshots.iter().filter(whole).map(|snapshot| &snapshot.id).max();
     let good = snapshots
         .iter()
-        .filter(|snapshot| is_good(snapshot, marks, now))
+        .filter(|snapshot| is_good(snapshot, marks))
         .map(|snapshot| &snapshot.id)
         .max();
     if let Some(good) = good.filter(|good| Some(*good) != newest) {
@@ -64,14 +64,17 @@ pub(in crate::engine) fn decisions(
         .iter()
         .map(|snapshot| retention::Snapshot { id: snapshot.id.clone(), whole: snapshot.is_whole() })
         .collect();
-    decide(policy, &known, strategy.timezone, now, &protected)
+    // Those of the future are later than every other.
+    let present = snapshots.iter().filter(|snapshot| !snapshot.is_future);
+    let present = present.map(|snapshot| snapshot.id.time()).max().unwrap_or(now);
+    decide(policy, &known, strategy.timezone, present, &protected)
 }
 
 /// Whether a snapshot is good as far as is known: nothing is missing from it, its last drill did
 /// not find it bad, and nobody found it damaged.
-pub(in crate::engine) fn is_good(snapshot: &Snapshot, marks: &Marks, now: DateTime<Utc>) -> bool {
+pub(in crate::engine) fn is_good(snapshot: &Snapshot, marks: &Marks) -> bool {
     let bad = marks
         .drilled(&snapshot.strategy, &snapshot.id)
         .is_some_and(|drilled| drilled.verdict == Verdict::Failed);
-    snapshot.is_whole() && snapshot.id.time() <= now && !bad && !marks.is_damaged(snapshot)
+    snapshot.is_whole() && !snapshot.is_future && !bad && !marks.is_damaged(snapshot)
 }

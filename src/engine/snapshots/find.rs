@@ -11,7 +11,7 @@ use crate::model::{Completeness, Name, SnapshotId};
 /// The snapshot that `which` means, as each storage that has it has it, in the order of the
 /// storages. `which` is `latest`, or an id or the beginning of one, or the end of one (the six
 /// digits after the dash). `latest` with `at` is the newest begun at or before it; whole ones go
-/// before partial ones.
+/// before partial ones, and one of the future is never meant.
 ///
 /// # Errors
 /// [`EngineError::NotFound`] when there is none, [`EngineError::Request`] when several are meant.
@@ -29,7 +29,9 @@ pub fn find(
         if unlisted.is_empty() { String::new() } else { format!(". {}", unlisted.join(". ")) }
     };
     if which == "latest" {
-        let before = |snapshot: &&Snapshot| at.is_none_or(|at| snapshot.id.time() <= at);
+        let before = |snapshot: &&Snapshot| {
+            !snapshot.is_future && at.is_none_or(|at| snapshot.id.time() <= at)
+        };
         let rank =
             |snapshot: &&Snapshot| {
                 snapshot.manifest.as_ref().ok().map(|manifest| {
@@ -58,11 +60,16 @@ pub fn find(
             let unreadable = unreadable();
             let usable = if unreadable.is_some() { " that can be read" } else { "" };
             let unreadable = unreadable.unwrap_or_default();
+            let future =
+                future_of(&listing.snapshots).map(|words| format!(". {words}")).unwrap_or_default();
             EngineError::NotFound(format!(
-                "There is no snapshot{usable}{when}{unreadable}{}",
+                "There is no snapshot{usable}{when}{unreadable}{future}{}",
                 hint()
             ))
         })?;
+        if let Some(words) = future_of(&listing.snapshots) {
+            tracing::warn!("{words}");
+        }
         let newer: BTreeSet<&SnapshotId> = listing
             .snapshots
             .iter()
@@ -109,6 +116,23 @@ pub fn find(
             )))
         }
     }
+}
+
+/// That snapshots of the future are passed over, if there are any.
+pub(in crate::engine) fn future_of(snapshots: &[Snapshot]) -> Option<String> {
+    let ids: BTreeSet<&str> = snapshots
+        .iter()
+        .filter(|snapshot| snapshot.is_future)
+        .map(|snapshot| snapshot.id.as_str())
+        .collect();
+    let ids: Vec<&str> = ids.into_iter().collect();
+    (!ids.is_empty()).then(|| {
+        format!(
+            "Passed over, as they are dated in the future by a clock that was wrong: {}. Name one by \
+             its id to use it",
+            ids.join(", ")
+        )
+    })
 }
 
 pub(in crate::engine) fn copies(listing: &Listing, of: &Snapshot) -> Vec<Snapshot> {
@@ -182,6 +206,7 @@ mod tests {
             manifest: manifest.ok_or_else(|| BadManifest::damaged("damaged".to_owned())),
             flaws: Vec::new(),
             listed_bytes: 0,
+            is_future: false,
         }
     }
 

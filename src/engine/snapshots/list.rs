@@ -12,6 +12,7 @@ use crate::config::{Instance, Strategy};
 use crate::engine::context::{Engine, OpenStorage, blocking};
 use crate::engine::error::chain;
 use crate::engine::snapshots::documents::{Document, PARALLEL, read_listed};
+use crate::engine::snapshots::present::{is_future, present};
 use crate::model::{
     Completeness, MANIFEST_KEY, Manifest, ManifestError, Name, SnapshotId, SnapshotRef,
 };
@@ -45,6 +46,8 @@ pub struct Snapshot {
     pub flaws: Vec<String>,
     /// Bytes of all objects in its folder, as listed.
     pub listed_bytes: u64,
+    /// Whether it was begun later than it is now, so that nobody knows when: it is never `latest`.
+    pub is_future: bool,
 }
 
 /// Why a manifest cannot be used.
@@ -272,6 +275,7 @@ pub(in crate::engine) async fn list_one(
                     manifest,
                     flaws: Vec::new(),
                     listed_bytes,
+                    is_future: false,
                 };
                 snapshot.flaws = flaws(storage, &snapshot, &sizes).await?;
                 Ok(Some((snapshot, keep)))
@@ -280,7 +284,12 @@ pub(in crate::engine) async fn list_one(
         .buffered(PARALLEL)
         .try_collect()
         .await?;
-    let (snapshots, added): (Vec<_>, Vec<_>) = read.into_iter().flatten().unzip();
+    let (mut snapshots, added): (Vec<Snapshot>, Vec<_>) = read.into_iter().flatten().unzip();
+    let newest = snapshots.iter().map(|snapshot| &snapshot.id).max();
+    let now = present(engine, open, newest).await;
+    for snapshot in &mut snapshots {
+        snapshot.is_future = is_future(&snapshot.id, now);
+    }
     if let Some(catalog) = catalog {
         if let Err(error) = catalog.note_listed(&known_as, engine.clock.now_seconds()).await {
             tracing::warn!("{error}");

@@ -8,7 +8,8 @@ use crate::config::{Instance, Strategy};
 use crate::engine::context::Engine;
 use crate::engine::error::EngineError;
 use crate::engine::snapshots::drills::{last_drills, to_report};
-use crate::engine::snapshots::list::{Snapshot, list_side_by_side};
+use crate::engine::snapshots::list::list_side_by_side;
+use crate::engine::snapshots::present::is_future;
 use crate::engine::state::locks::is_running;
 use crate::model::{Completeness, Manifest, Name, Verdict, VerificationOutcome};
 use crate::report::{
@@ -137,7 +138,10 @@ pub async fn newest_everywhere(
     let now = engine.clock.now();
     let newest = list_side_by_side(engine, instance, strategy).await.into_iter().map(|listed| {
         // One that a clock dated ahead says nothing about today.
-        let whole = listed?.into_iter().filter(Snapshot::is_whole).map(|one| one.id.time());
+        let whole = listed?
+            .into_iter()
+            .filter(|one| one.is_whole() && !one.is_future)
+            .map(|one| one.id.time());
         whole.filter(|taken| *taken <= now).max()
     });
     newest.collect::<Option<Vec<_>>>()?.into_iter().min()
@@ -332,7 +336,7 @@ async fn kept(
         };
         found.snapshots += 1;
         found.stored_bytes += manifest.stored_bytes();
-        if manifest.completeness == Completeness::Whole && cached.id.time() <= now {
+        if manifest.completeness == Completeness::Whole && !is_future(&cached.id, now) {
             found.newest_whole = found.newest_whole.max(Some(cached.id.time()));
         }
     }
