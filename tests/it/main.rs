@@ -31,6 +31,7 @@ mod examples;
 mod export;
 mod faults;
 mod faults_s3;
+mod file_systems;
 mod format;
 mod hooks;
 mod layers;

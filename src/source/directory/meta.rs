@@ -2,7 +2,7 @@
 
 use std::os::fd::BorrowedFd;
 
-use rustix::fs::{AtFlags, FileType, Statx, StatxFlags, StatxTimestamp};
+use rustix::fs::{AtFlags, FileType, Statx, StatxAttributes, StatxFlags, StatxTimestamp};
 use rustix::io::Errno;
 
 use crate::archive::{Kind, Time};
@@ -30,6 +30,8 @@ pub(super) struct Meta {
     pub(super) rdev: (u32, u32),
     pub(super) mtime: Time,
     pub(super) ctime: Time,
+    /// Whether something is mounted there, as far as the system tells (Linux 5.8 and newer).
+    pub(super) mounted: bool,
 }
 
 impl Meta {
@@ -76,6 +78,7 @@ impl From<&Statx> for Meta {
             rdev: (stat.stx_rdev_major, stat.stx_rdev_minor),
             mtime: time(stat.stx_mtime),
             ctime: time(stat.stx_ctime),
+            mounted: stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT),
         }
     }
 }

@@ -22,7 +22,7 @@ use serde_json::json;
 pub use restore::{DirectoryRestorer, OwnerRule, OwnerRuleError};
 
 use self::dump::Dumper;
-use self::walk::{Scope, Walk};
+use self::walk::{Boundary, Scope, Walk};
 use super::scratch::refuse_overlap;
 use super::{
     ArtifactSpec, Context, Dumped, Finding, Level, Outputs, ScratchConfig, Source, SourceError,
@@ -66,7 +66,9 @@ pub struct DirectoryConfig {
     /// is never taken for one.
     #[serde(default)]
     pub exclude_caches: bool,
-    /// Stay on the file system of `path`: what is mounted beneath it is left out.
+    /// Stay on the file system of `path`: of folders of another one (mounts, subvolumes of btrfs)
+    /// nothing but the empty folder is taken, and a note names each. A single file that is mounted
+    /// beneath `path` is taken.
     #[serde(default)]
     pub one_file_system: bool,
 }
@@ -111,11 +113,9 @@ impl Directory {
                 error: error.into(),
             },
         };
-        let scope = Scope {
-            filter,
-            one_file_system: self.config.one_file_system,
-            exclude_caches: self.config.exclude_caches,
-        };
+        let boundary =
+            if self.config.one_file_system { Boundary::FileSystem } else { Boundary::Open };
+        let scope = Scope { filter, boundary, exclude_caches: self.config.exclude_caches };
         let mut walk = Walk::open(&self.config.path, scope, &cx.cancel).map_err(refused)?;
         walk.start().map_err(refused)?;
         Ok(walk)

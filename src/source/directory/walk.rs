@@ -122,12 +122,35 @@ pub(super) struct Late {
     pub(super) retries: u32,
 }
 
+/// Which folders are not entered, but found empty. Only folders are asked: an overlay of layers on
+/// two file systems gives a file another device than its folder, and a single file that is mounted
+/// into a tree belongs to it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Boundary {
+    /// None.
+    Open,
+    /// Those of another file system than the root, as GNU tar has it: mounts, and subvolumes of
+    /// btrfs.
+    FileSystem,
+    /// Those, and those that are mounted from the same file system.
+    Mount,
+}
+
+impl Boundary {
+    fn excludes(self, folder: &Meta, root: &Meta) -> bool {
+        match self {
+            Self::Open => false,
+            Self::FileSystem => folder.device() != root.device(),
+            Self::Mount => folder.mounted || folder.device() != root.device(),
+        }
+    }
+}
+
 /// What of a tree is walked.
 #[derive(Clone, Copy)]
 pub(super) struct Scope<'a> {
     pub(super) filter: &'a Filter,
-    /// Nothing of what is mounted in it.
-    pub(super) one_file_system: bool,
+    pub(super) boundary: Boundary,
     /// Of folders that are marked as caches the mark only.
     pub(super) exclude_caches: bool,
 }
@@ -144,7 +167,7 @@ pub(super) struct Walk<'a> {
     retries: u32,
     repeated: bool,
     late: VecDeque<Late>,
-    /// Entries that a pattern or `one_file_system` left out, and folders of which `exclude_caches`
+    /// Entries that a pattern left out, and folders of which `one_file_system` or `exclude_caches`
     /// left out what is in them.
     pub(super) excluded: u64,
     /// Entries that could not be taken.
@@ -342,18 +365,28 @@ impl<'a> Walk<'a> {
         };
         let is_folder = meta.kind == Some(Kind::Directory);
         let choice = self.scope.filter.choose(&self.path, is_folder, within);
-        let elsewhere = self.scope.one_file_system && meta.device() != self.root_meta.device();
-        if choice == Choice::Leave || elsewhere && !is_folder {
+        if choice == Choice::Leave {
             self.excluded += 1;
             return None;
         }
         let found = Found { name, meta, choice, within, retries };
-        if elsewhere && is_folder {
-            // The place of a mount is kept, as an empty folder.
-            self.excluded += 1;
+        if !is_folder {
             return Some(found);
         }
-        if is_folder { self.enter(found, remarks) } else { Some(found) }
+        if self.scope.boundary.excludes(&meta, &self.root_meta) {
+            self.beyond(remarks);
+            return Some(found);
+        }
+        self.enter(found, remarks)
+    }
+
+    /// The folder that was found last is not entered: its place is kept, as an empty folder.
+    fn beyond(&mut self, remarks: &mut Remarks) {
+        self.excluded += 1;
+        remarks.note(at(
+            &self.path,
+            "Another file system begins there, and `one_file_system` leaves out what is in it",
+        ));
     }
 
     fn enter(&mut self, mut found: Found, remarks: &mut Remarks) -> Option<Found> {
@@ -385,9 +418,9 @@ impl<'a> Walk<'a> {
             }
         };
         found.meta = meta;
-        if self.scope.one_file_system && meta.device() != self.root_meta.device() {
+        if self.scope.boundary.excludes(&meta, &self.root_meta) {
             // Something was mounted on it just now.
-            self.excluded += 1;
+            self.beyond(remarks);
             return Some(found);
         }
         let is_cache = self.scope.exclude_caches && is_cache(folder.as_fd());
@@ -534,12 +567,12 @@ fn listing(folder: BorrowedFd<'_>) -> Result<Dir, Errno> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Choice, Filter, Found, Kind, Late, Meta, RETRIES, Remarks, Scope, Walk};
+    use super::{Boundary, Choice, Filter, Found, Kind, Late, Meta, RETRIES, Remarks, Scope, Walk};
     use crate::model::Cancel;
     use std::os::fd::AsFd;
 
     fn scope(filter: &Filter) -> Scope<'_> {
-        Scope { filter, one_file_system: false, exclude_caches: false }
+        Scope { filter, boundary: Boundary::Open, exclude_caches: false }
     }
 
     /// Between a look at an entry and opening it, somebody swaps it for a link that leads out.

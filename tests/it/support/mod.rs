@@ -303,6 +303,14 @@ pub fn sh(dir: &Path, script: &str, args: &[&OsStr]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+/// As [`sh`], in a mount namespace of its own: whatever the script mounts is gone when it ends,
+/// however it ends. It has no single quotes.
+pub fn sh_in_mounts(dir: &Path, script: &str, args: &[&OsStr]) -> String {
+    needs_root("it mounts file systems");
+    let script = format!("unshare --mount bash -euo pipefail -c '{script}' judge \"$@\"");
+    sh(dir, &script, args)
+}
+
 /// Every file under `dir` with its content, by its path relative to `dir`.
 pub fn files(dir: &Path) -> std::collections::BTreeMap<OsString, Vec<u8>> {
     let mut all = std::collections::BTreeMap::new();

@@ -3,7 +3,7 @@
 //! Of the paths of the index only hashes are kept, so many at a time that memory stays small; an
 //! index of more is gone through several times, and the target with it, each time for a part of all
 //! hashes. The target is walked as a source is: by names in open folders, never through a link, and
-//! not onto another file system.
+//! not into what is mounted there.
 
 use std::hash::{BuildHasher, RandomState};
 use std::ops::RangeInclusive;
@@ -24,7 +24,7 @@ use crate::archive::{Kind, lossy};
 use crate::model::{Cancel, Remarks};
 use crate::source::directory::at;
 use crate::source::directory::meta::Meta;
-use crate::source::directory::walk::{Found, Scope, Walk};
+use crate::source::directory::walk::{Boundary, Found, Scope, Walk};
 use crate::source::{SourceError, Streams};
 
 /// How many hashes are kept at a time.
@@ -205,7 +205,7 @@ impl<'a> Extras<'a> {
             path: place.clone(),
             error: error.into(),
         };
-        let scope = Scope { filter: &filter, one_file_system: true, exclude_caches: false };
+        let scope = Scope { filter: &filter, boundary: Boundary::Mount, exclude_caches: false };
         let mut walk = match Walk::open(self.place, scope, self.cancel) {
             Err(Errno::NOENT) => return Ok(()),
             walk => walk.map_err(failed)?,
@@ -243,11 +243,11 @@ impl<'a> Extras<'a> {
             let within = remover.as_ref().is_some_and(|remover| !remover.doomed.is_empty());
             let hash = self.hasher.hash_one(path);
             let extra = within || known.lacks(hash) && self.covers(path);
-            if extra && is_folder && found.meta.device() != root.device() {
+            let beyond = is_folder && found.meta.device() != root.device();
+            if extra && (found.meta.mounted || beyond) {
                 self.remarks.warn(at(
                     path,
-                    "Another file system is mounted there, so it was left, with the folders that \
-                     lead there",
+                    "Something is mounted there, so it was left, with the folders that lead there",
                 ));
                 if let Some(remover) = &mut remover {
                     remover.doomed.iter_mut().for_each(|folder| folder.held = true);
