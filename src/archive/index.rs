@@ -237,7 +237,8 @@ impl<W: Write> IndexWriter<W> {
 
     pub(crate) fn entry(&mut self, entry: Entry) -> std::io::Result<()> {
         self.footer.entries += 1;
-        self.footer.bytes += entry.size;
+        // Sparse files may have any size; readers add up in the same way.
+        self.footer.bytes = self.footer.bytes.saturating_add(entry.size);
         self.write(&Line::from(entry))
     }
 

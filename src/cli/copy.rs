@@ -8,7 +8,7 @@ use super::output::{BAD, Cell, DIM, GOOD, Printer, Table, WARN, count};
 use super::setup::{Setup, open_storage, parse_name};
 use super::{Exit, UsageError};
 use crate::engine::{self, CopyReport, CopyRequest, CopyState, Selection};
-use crate::model::ByteSize;
+use crate::model::{ByteSize, total};
 
 #[derive(Debug, Args)]
 pub(super) struct CopyArgs {
@@ -120,7 +120,7 @@ fn report_text(report: &CopyReport) -> String {
         );
     } else if !report.snapshots.is_empty() {
         let copied = count(report.count(CopyState::Copied) as u64, "snapshot");
-        let taken_up: u64 = report.snapshots.iter().map(|one| one.taken_up_bytes).sum();
+        let taken_up = total(report.snapshots.iter().map(|one| one.taken_up_bytes));
         let taken_up = if taken_up > 0 {
             format!(
                 "; {} of that were there from a copy that was broken off, and were read back",

@@ -226,7 +226,7 @@ fn totals(group: &[Row]) -> String {
         for storage in &row.storages {
             let (snapshots, bytes) = by_storage.entry(storage).or_default();
             *snapshots += 1;
-            *bytes += row.stored_bytes.unwrap_or(0);
+            *bytes = bytes.saturating_add(row.stored_bytes.unwrap_or(0));
         }
     }
     let all = count(group.len() as u64, "snapshot");

@@ -113,7 +113,7 @@ impl Check {
         let told = differences.len().min(TOLD_DIFFERENCES);
         self.details.extend(differences.into_iter().take(TOLD_DIFFERENCES).map(cut));
         if all > told as u64 {
-            self.details.push(format!("and {} more", all - told as u64));
+            self.details.push(format!("and {} more", all.saturating_sub(told as u64)));
         }
         self
     }

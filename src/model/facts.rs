@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Digest, Name, Remarks, SnapshotId, parse_artifact_name};
+use super::{Digest, Name, Remarks, SnapshotId, checked_total, parse_artifact_name, total};
 
 /// The format of the facts that this version writes.
 pub const FACTS_FORMAT: u32 = 1;
@@ -43,7 +43,32 @@ pub struct ArtifactFacts {
     pub facts: Option<serde_json::Value>,
 }
 
+/// Why a document is not facts that may be used.
+#[derive(Debug, thiserror::Error)]
+pub enum FactsError {
+    #[error(transparent)]
+    Malformed(#[from] serde_json::Error),
+    #[error("its sizes are larger than can be")]
+    TooLarge,
+}
+
 impl Facts {
+    /// Reads the plain stream of `facts.json`.
+    ///
+    /// # Errors
+    /// When it is malformed, or states sizes that cannot be.
+    pub fn from_reader(stream: impl std::io::Read) -> Result<Self, FactsError> {
+        let facts: Self = serde_json::from_reader(stream)?;
+        let plain = facts.artifacts.iter().map(|artifact| artifact.plain_bytes);
+        checked_total(plain).ok_or(FactsError::TooLarge)?;
+        Ok(facts)
+    }
+
+    /// Bytes before compression of all artifacts together.
+    pub fn plain_bytes(&self) -> u64 {
+        total(self.artifacts.iter().map(|artifact| artifact.plain_bytes))
+    }
+
     /// The plain stream of the artifact of that name.
     pub fn artifact(&self, name: &str) -> Option<&ArtifactFacts> {
         self.artifacts.iter().find(|known| known.name == name)

@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::sealed::{SealError, seal, unseal};
-use super::{Digest, Name, SnapshotId, SnapshotRef, parse_artifact_name};
+use super::{Digest, Name, SnapshotId, SnapshotRef, checked_total, parse_artifact_name, total};
 
 /// The format this version writes, and the newest it reads.
 pub const FORMAT: u32 = 1;
@@ -108,7 +108,7 @@ impl Artifact {
 
     /// Bytes stored, all objects together.
     pub fn stored_bytes(&self) -> u64 {
-        self.objects.iter().map(|object| object.size).sum()
+        total(self.objects.iter().map(|object| object.size))
     }
 }
 
@@ -315,12 +315,19 @@ impl Manifest {
                 )));
             }
         }
+        let compressed = manifest.artifacts.iter().map(|artifact| artifact.compressed_bytes);
+        let stored = manifest.artifacts.iter().flat_map(|artifact| &artifact.objects);
+        if checked_total(compressed).is_none()
+            || checked_total(stored.map(|object| object.size)).is_none()
+        {
+            return Err(malformed("its sizes are larger than can be"));
+        }
         Ok(manifest)
     }
 
     /// Bytes stored, all artifacts together.
     pub fn stored_bytes(&self) -> u64 {
-        self.artifacts.iter().map(Artifact::stored_bytes).sum()
+        total(self.artifacts.iter().map(Artifact::stored_bytes))
     }
 
     /// Whether any artifact is encrypted.

@@ -5,6 +5,8 @@
 //! wall clock, no database, no storage, no terminal. It imports no other room. Add a type here only
 //! when two rooms need the same word for the same thing.
 
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+
 mod artifact_name;
 mod cancel;
 mod check;
@@ -21,6 +23,7 @@ mod paths;
 mod sealed;
 mod secret;
 mod snapshot_ref;
+mod total;
 mod units;
 mod warning;
 
@@ -30,7 +33,7 @@ pub use check::{Check, CheckOutcome, TOLD_DIFFERENCES, verdict};
 pub use clock::Clock;
 pub use digest::{Digest, DigestError, Digester};
 pub use error_code::ErrorCode;
-pub use facts::{ArtifactFacts, FACTS_FORMAT, Facts, SourceFacts};
+pub use facts::{ArtifactFacts, FACTS_FORMAT, Facts, FactsError, SourceFacts};
 pub use id::{IdError, Name, NameError, SnapshotId};
 pub use layout::{MANIFEST_KEY, MARKS_FOLDER, RUN_KEY};
 pub use manifest::{
@@ -43,5 +46,6 @@ pub use paths::counted_from;
 pub use sealed::SealError;
 pub use secret::{DatabaseUrl, Secret};
 pub use snapshot_ref::SnapshotRef;
+pub use total::{LARGEST_TOTAL, checked_total, total, utc};
 pub use units::{ByteSize, Rate, Span, UnitError};
 pub use warning::{Note, Notes, Remarks, Warning, Warnings};

@@ -47,7 +47,7 @@ fn middle(kind: &str) -> String {
 pub(super) fn seal(kind: &str, document: &impl Serialize) -> Vec<u8> {
     let mut body = serde_json::to_string_pretty(document).unwrap_or_default();
     body.push('\n');
-    let mut text = String::with_capacity(body.len() + 128);
+    let mut text = String::with_capacity(body.len().saturating_add(128));
     // Writing to a String cannot fail.
     let _ = write!(text, "{HEAD}{}{}\n{body}}}\n", Digest::of(body.as_bytes()), middle(kind));
     text.into_bytes()

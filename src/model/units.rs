@@ -35,9 +35,9 @@ impl fmt::Display for ByteSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut unit = 0;
         let mut scaled = self.0 as f64;
-        while scaled >= 1023.95 && unit + 1 < BINARY.len() {
+        while scaled >= 1023.95 && unit < BINARY.len().saturating_sub(1) {
             scaled /= 1024.0;
-            unit += 1;
+            unit = unit.saturating_add(1);
         }
         let name = BINARY.get(unit).copied().unwrap_or("B");
         let text =
@@ -258,11 +258,11 @@ impl fmt::Display for Span {
         for (size, name) in units {
             if parts.len() < 2 && (rest >= size || !parts.is_empty()) {
                 if rest >= size {
-                    parts.push(format!("{}{name}", rest / size));
+                    parts.push(format!("{}{name}", rest.checked_div(size).unwrap_or(0)));
                 } else {
                     break;
                 }
-                rest %= size;
+                rest = rest.checked_rem(size).unwrap_or(0);
             }
         }
         f.pad(&parts.join(" "))

@@ -102,7 +102,7 @@ impl<T> Bounded<T> {
         if self.kept.len() < Self::LIMIT {
             self.kept.push(one);
         } else {
-            self.omitted += 1;
+            self.omitted = self.omitted.saturating_add(1);
         }
     }
 
@@ -112,7 +112,7 @@ impl<T> Bounded<T> {
             note.source = note.source.take().or_else(|| source.map(str::to_owned));
             self.push(one);
         }
-        self.omitted += other.omitted;
+        self.omitted = self.omitted.saturating_add(other.omitted);
     }
 
     /// Those whose text was kept.
@@ -122,7 +122,7 @@ impl<T> Bounded<T> {
 
     /// How many there were in all.
     pub fn count(&self) -> u64 {
-        self.kept.len() as u64 + self.omitted
+        self.omitted.saturating_add(self.kept.len() as u64)
     }
 
     /// Whether there were none.
@@ -166,13 +166,13 @@ impl Remarks {
 
     /// Content is missing: the snapshot is partial.
     pub fn missing(&mut self, note: impl Into<Note>) {
-        self.warnings.missing += 1;
+        self.warnings.missing = self.warnings.missing.saturating_add(1);
         self.warnings.list.push(Warning { note: note.into(), missing: true });
     }
 
     /// Takes in all of `other`, each without a source marked as from `source`.
     pub fn extend(&mut self, source: Option<&str>, other: Self) {
-        self.warnings.missing += other.warnings.missing;
+        self.warnings.missing = self.warnings.missing.saturating_add(other.warnings.missing);
         self.warnings.list.extend(other.warnings.list, |warning| &mut warning.note, source);
         self.notes.extend(other.notes, |note| note, source);
     }

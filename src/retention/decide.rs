@@ -161,7 +161,7 @@ impl Spending {
         }
         self.last = period;
         if let Left::Count(left) = &mut self.left {
-            *left -= 1;
+            *left = left.saturating_sub(1);
         }
         Some(Reason::Rule { rule: self.rule.to_string(), oldest: !first })
     }

@@ -6,6 +6,8 @@
 //! too. To add a rule: a field of [`Policy`], a line in [`Policy::rules`], and its cases in
 //! `tests/cases.rs`.
 
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+
 mod decide;
 mod policy;
 mod reason;

@@ -195,7 +195,7 @@ impl FromStr for Period {
             rest = tail;
         }
         let [years, months, days, hours] = amounts;
-        let period = Self { months: years * 12 + months, days, hours };
+        let period = Self { months: years.saturating_mul(12).saturating_add(months), days, hours };
         if (period.months, days, hours) == (0, 0, 0) { Err(wrong()) } else { Ok(period) }
     }
 }

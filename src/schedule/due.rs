@@ -46,14 +46,15 @@ impl Schedule {
     ) -> Option<Due> {
         let at = self.next_after(last)?;
         let begins = at.checked_add_signed(jitter)?;
-        if now <= begins + LATE {
+        if begins.checked_add_signed(LATE).is_none_or(|late| now <= late) {
             return Some(Due { at, begins, missed: false });
         }
         match missed {
             Missed::RunOnce => Some(Due { at: now, begins: now, missed: true }),
             Missed::Skip => {
                 // One that is due now is not missed.
-                let at = self.next_after(now - LATE - jitter)?;
+                let at =
+                    self.next_after(now.checked_sub_signed(LATE)?.checked_sub_signed(jitter)?)?;
                 Some(Due { at, begins: at.checked_add_signed(jitter)?, missed: false })
             }
         }
@@ -70,7 +71,8 @@ pub fn jitter(most: Option<Span>, name: &str) -> TimeDelta {
         .iter()
         .take(7)
         .fold(0_i64, |number, byte| (number << 8) | i64::from(*byte));
-    TimeDelta::seconds(if most > 0 { number % (most + 1) } else { 0 })
+    let seconds = number.checked_rem(most.saturating_add(1)).unwrap_or(0);
+    TimeDelta::try_seconds(seconds).unwrap_or(TimeDelta::MAX)
 }
 
 #[cfg(test)]
@@ -80,6 +82,30 @@ mod tests {
 
     fn at(text: &str) -> DateTime<Utc> {
         text.parse().unwrap()
+    }
+
+    #[test]
+    fn times_at_the_borders_of_the_calendar_do_not_overflow() {
+        let nightly = schedule("30 1 * * *", "UTC");
+        let moments = [DateTime::<Utc>::MIN_UTC, DateTime::UNIX_EPOCH, DateTime::<Utc>::MAX_UTC];
+        let spans = [TimeDelta::MIN, TimeDelta::zero(), TimeDelta::MAX];
+        for (last, now) in moments.into_iter().flat_map(|a| moments.map(|b| (a, b))) {
+            for jitter in spans {
+                for missed in [Missed::RunOnce, Missed::Skip] {
+                    let _ = nightly.due(last, now, missed, jitter);
+                }
+                let allowance = crate::schedule::Allowance {
+                    stale_after: None,
+                    last_took: Some(jitter),
+                    jitter,
+                };
+                let _ = nightly.overdue(last, now, allowance);
+            }
+        }
+        for seconds in [0, 1, i64::MAX as u64, u64::MAX] {
+            let most = Span::from(std::time::Duration::from_secs(seconds));
+            assert!(jitter(Some(most), "a") >= TimeDelta::zero(), "{seconds}");
+        }
     }
 
     fn schedule(line: &str, zone: &str) -> Schedule {

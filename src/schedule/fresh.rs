@@ -42,8 +42,10 @@ impl Schedule {
     ) -> Option<Overdue> {
         let due = self.next_after(newest)?;
         let patience = allowance.stale_after.or_else(|| {
-            let period = self.next_after(due)? - due;
-            let twice = allowance.last_took.map_or(TimeDelta::zero(), |took| took * 2);
+            let period = self.next_after(due)?.signed_duration_since(due);
+            let twice = allowance
+                .last_took
+                .map_or(TimeDelta::zero(), |took| took.checked_mul(2).unwrap_or(TimeDelta::MAX));
             Some(PATIENCE.min(period).max(twice))
         });
         let since = due

@@ -6,6 +6,8 @@
 //! `croner` reads the line and finds matching wall-clock times; which instants such a time is, when
 //! the clocks change, is decided here.
 
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+
 mod due;
 mod fresh;
 mod retry;
@@ -207,8 +209,9 @@ impl Schedule {
         // The change lies between the two; `before` is always before it, `behind` never.
         let offset = first.offset().fix();
         let (mut before, mut behind) = (first.to_utc(), second.to_utc());
-        while behind - before > TimeDelta::seconds(1) {
-            let middle = before + TimeDelta::seconds((behind - before).num_seconds() / 2);
+        while behind.signed_duration_since(before) > TimeDelta::seconds(1) {
+            let half = TimeDelta::seconds(behind.signed_duration_since(before).num_seconds() / 2);
+            let middle = before.checked_add_signed(half)?;
             if self.timezone.offset_from_utc_datetime(&middle.naive_utc()).fix() == offset {
                 before = middle;
             } else {

@@ -7,6 +7,8 @@
 //! To add a storage: a file here with its configuration and its [`Storage`], a variant of
 //! [`StorageConfig`], one line in the list of the conformance suite.
 
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+
 mod error;
 pub mod local;
 pub mod s3;

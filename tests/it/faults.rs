@@ -296,3 +296,41 @@ fn what_may_pass_by_itself_is_told_from_what_does_not() {
         "there is no such disk"
     );
 }
+
+/// A stored file may have any modification time: file systems take what is set.
+#[test]
+fn modification_times_beyond_the_calendar_are_errors() {
+    let shared = tempfile::tempdir_in("/dev/shm").unwrap();
+    let store = shared.path().to_str().unwrap();
+    let site = Site::new(
+        &SCRIPTED
+            .replace("@/store", store)
+            .replace("[strategies.daily]", "[strategies.daily]\nretention = { keep_last = 1 }"),
+    );
+    write_script(&site, "echo good");
+    site.run(0);
+    let id = site.ids().pop().unwrap();
+    let manifest = shared.path().join("app/daily").join(&id).join("manifest.json");
+    let kept = std::fs::metadata(&manifest).unwrap().modified().unwrap();
+    let far = std::time::Duration::from_secs(10_000_000_000_000);
+    for absurd in [std::time::UNIX_EPOCH + far, std::time::UNIX_EPOCH - far] {
+        let file = std::fs::File::options().write(true).open(&manifest).unwrap();
+        file.set_modified(absurd).unwrap();
+        let taken = std::fs::metadata(&manifest).unwrap().modified().unwrap();
+        assert_eq!(taken, absurd, "/dev/shm does not keep such a time, so nothing is shown");
+        for args in [
+            &["list", "--json"][..],
+            &["verify", "--json"],
+            &["prune", "--json"],
+            &["restore", "--strategy", "daily", "--to", "/nowhere", "--json"],
+            &["drill", "--strategy", "daily", "--json"],
+            &["--strategy", "daily", "--json"],
+        ] {
+            let ran = site.backup(args).expect(1);
+            assert!(format!("{}{}", ran.out(), ran.err()).contains("beyond the calendar"), "{ran}");
+        }
+        assert!(manifest.exists(), "nothing is deleted beside it");
+        file.set_modified(kept).unwrap();
+        assert_eq!(site.ids(), std::slice::from_ref(&id));
+    }
+}

@@ -399,7 +399,7 @@ impl Drill<'_> {
         match read_facts(engine, &subject.storage, &subject.manifest, identities).await {
             Ok(Some(facts)) => {
                 self.report.checks.push(check.judged(true, stored.unwrap_or_default(), "the same"));
-                let plain = facts.artifacts.iter().map(|artifact| artifact.plain_bytes).sum();
+                let plain = facts.plain_bytes();
                 if let Some(snapshot) = &mut self.report.snapshot {
                     snapshot.plain_bytes = Some(plain);
                 }
@@ -426,7 +426,7 @@ impl Drill<'_> {
 
     /// Refuses what is more than is allowed, or does not fit.
     fn ensure_room(&self, place: &ScratchPlace, facts: &Facts) -> Result<(), EngineError> {
-        let plain: u64 = facts.artifacts.iter().map(|artifact| artifact.plain_bytes).sum();
+        let plain = facts.plain_bytes();
         if let Some(most) = self.strategy.drill.max_bytes.filter(|most| plain > most.0) {
             let plain = ByteSize(plain);
             return Err(EngineError::Undrilled(format!(
@@ -437,7 +437,7 @@ impl Drill<'_> {
         let needs = rehearsal::room(facts, &self.strategy.drill.postgres);
         let same = place.shared_folder == parent(&place.folder);
         let wanted = if same {
-            vec![(parent(&place.folder), needs.folder + needs.cluster)]
+            vec![(parent(&place.folder), needs.folder.saturating_add(needs.cluster))]
         } else {
             vec![
                 (parent(&place.folder), needs.folder),

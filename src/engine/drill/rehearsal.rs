@@ -50,10 +50,11 @@ pub(super) fn room(facts: &Facts, postgres: &ScratchServer) -> Room {
         match artifact.name.rsplit('.').next().unwrap_or_default() {
             // With its indexes a database is larger than its dump.
             "pgdump" if postgres.url.is_none() => {
-                room.cluster += CLUSTER + artifact.plain_bytes.saturating_mul(2);
+                let needed = artifact.plain_bytes.saturating_mul(2).saturating_add(CLUSTER);
+                room.cluster = room.cluster.saturating_add(needed);
             }
             "pgdump" | "index" | "blocks" => {}
-            _ => room.folder += artifact.plain_bytes,
+            _ => room.folder = room.folder.saturating_add(artifact.plain_bytes),
         }
     }
     room

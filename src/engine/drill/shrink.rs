@@ -122,14 +122,15 @@ fn compare(check: &ShrinkCheck, then: &Then<'_>, manifest: &Manifest, facts: &Fa
     };
     let mut made = Vec::new();
     for source in &sources {
-        let mut one = |what: String, before: Option<u64>, now: Option<u64>, is_bytes: bool| {
+        let mut one = |what: String, before: Option<u128>, now: Option<u128>, is_bytes: bool| {
             let Some(before) = before else { return };
-            let words = |number: u64| {
-                if is_bytes { ByteSize(number).to_string() } else { number.to_string() }
+            let words = |number: u128| {
+                let size = || ByteSize(u64::try_from(number).unwrap_or(u64::MAX));
+                if is_bytes { size().to_string() } else { number.to_string() }
             };
-            let least = u128::from(before) * u128::from(100 - check.percent.min(100));
+            let least = before * u128::from(100 - check.percent.min(100));
             let now = now.unwrap_or(0);
-            let holds = u128::from(now) * 100 >= least;
+            let holds = now * 100 >= least;
             let name =
                 check.name.as_ref().map_or_else(|| what.clone(), |name| format!("{name}: {what}"));
             let check = Check {
@@ -137,7 +138,7 @@ fn compare(check: &ShrinkCheck, then: &Then<'_>, manifest: &Manifest, facts: &Fa
                 ..empty(check, Some(source))
             };
             let expected = match least.is_multiple_of(100) {
-                _ if is_bytes => format!("at least {}", words((least / 100) as u64)),
+                _ if is_bytes => format!("at least {}", words(least / 100)),
                 true => format!("at least {}", least / 100),
                 false => format!("at least {}", least / 100 + 1),
             };
@@ -187,17 +188,18 @@ fn tables<'a>(facts: &'a Facts, source: &Name) -> Option<Vec<&'a serde_json::Val
     (!lists.is_empty()).then(|| lists.into_iter().flatten().collect())
 }
 
-fn rows(table: &serde_json::Value) -> Option<u64> {
-    table.get("rows").and_then(serde_json::Value::as_u64)
+/// In a type that holds the sum of any number of them.
+fn rows(table: &serde_json::Value) -> Option<u128> {
+    table.get("rows").and_then(serde_json::Value::as_u64).map(u128::from)
 }
 
 /// The rows of all tables together; none where any was not counted.
-fn all_rows(facts: &Facts, source: &Name) -> Option<u64> {
+fn all_rows(facts: &Facts, source: &Name) -> Option<u128> {
     tables(facts, source)?.into_iter().map(rows).sum()
 }
 
 /// The rows of the tables of that name, `name` or `schema.name`.
-fn table_rows(facts: &Facts, source: &Name, wanted: &str) -> Option<u64> {
+fn table_rows(facts: &Facts, source: &Name, wanted: &str) -> Option<u128> {
     let text = |table: &serde_json::Value, key: &str| {
         table.get(key).and_then(serde_json::Value::as_str).map(str::to_owned)
     };
@@ -211,20 +213,22 @@ fn table_rows(facts: &Facts, source: &Name, wanted: &str) -> Option<u64> {
     meant.map(rows).sum()
 }
 
-fn files(facts: &Facts, source: &Name) -> Option<u64> {
-    let mut counts =
-        facts.objects_of(source).filter_map(|(_, object)| object.get("files")?.as_u64()).peekable();
+fn files(facts: &Facts, source: &Name) -> Option<u128> {
+    let mut counts = facts
+        .objects_of(source)
+        .filter_map(|(_, object)| object.get("files")?.as_u64().map(u128::from))
+        .peekable();
     counts.peek()?;
     Some(counts.sum())
 }
 
 /// The plain bytes of what was dumped of the source.
-fn bytes(facts: &Facts, manifest: &Manifest, source: &Name) -> Option<u64> {
+fn bytes(facts: &Facts, manifest: &Manifest, source: &Name) -> Option<u128> {
     let dumped = manifest
         .artifacts
         .iter()
         .filter(|artifact| artifact.source.as_ref() == Some(source) && artifact.kind.is_main());
-    let bytes =
-        dumped.map(|artifact| facts.artifact(&artifact.name).map(|known| known.plain_bytes));
+    let bytes = dumped
+        .map(|artifact| facts.artifact(&artifact.name).map(|known| u128::from(known.plain_bytes)));
     bytes.sum()
 }

@@ -15,7 +15,7 @@ use crate::engine::snapshots::find::find;
 use crate::engine::snapshots::list::{Listing, Selection, Snapshot, list_one};
 use crate::engine::snapshots::mark_writer::bring_marks;
 use crate::engine::write::snapshot_writer::{Arrival, Gate, Incoming, check_keys, objects};
-use crate::model::{MANIFEST_KEY, Manifest, Name, Rate, SnapshotId, StoredObject};
+use crate::model::{MANIFEST_KEY, Manifest, Name, Rate, SnapshotId, StoredObject, total};
 use crate::pipeline::Throttle;
 use crate::storage::{StorageError, StorageErrorKind};
 
@@ -303,7 +303,7 @@ impl Copy<'_> {
         let mut taken_up = 0;
         for object in objects(manifest) {
             if arrival.has(object).await.map_err(|error| self.target_failed(error))? {
-                taken_up += object.size;
+                taken_up = total([taken_up, object.size]);
                 continue;
             }
             let mut incoming = arrival

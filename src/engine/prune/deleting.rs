@@ -235,13 +235,14 @@ impl Deleter<'_> {
                 ));
                 break;
             }
-            self.engine
-                .progress
-                .begin(format!("deleting in {}, {} of {count}", open.name, number + 1), None);
+            self.engine.progress.begin(
+                format!("deleting in {}, {} of {count}", open.name, number.saturating_add(1)),
+                None,
+            );
             match self.delete(&pruned.strategy, open, id).await {
                 Ok(()) => {
                     pruned.deleted.push(id.clone());
-                    pruned.freed_bytes += bytes;
+                    pruned.freed_bytes = pruned.freed_bytes.saturating_add(*bytes);
                 }
                 Err(error) => {
                     if error.is_gone() {

@@ -5,6 +5,8 @@
 //! refusal means that nothing is deleted there. A snapshot's manifest is deleted first, so that a
 //! pruning that dies leaves no half snapshot but a folder that the next one collects.
 
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+
 pub(in crate::engine) mod deleting;
 mod forget;
 pub(in crate::engine) mod refusal;
@@ -21,7 +23,9 @@ use crate::engine::snapshots::documents::PARALLEL;
 use crate::engine::snapshots::list::{BadManifest, Selection, Snapshot, list};
 use crate::engine::snapshots::marks::{Marks, read_marks};
 use crate::engine::snapshots::present::{is_future, present};
-use crate::model::{Completeness, Digest, Digester, MANIFEST_KEY, Manifest, Name, SnapshotId};
+use crate::model::{
+    Completeness, Digest, Digester, MANIFEST_KEY, Manifest, Name, SnapshotId, total,
+};
 use crate::retention::{Decision, Policy};
 use crate::storage::{Storage, StorageError};
 
@@ -89,7 +93,7 @@ impl PlacePlan {
 
     /// Bytes that would be freed.
     pub fn freed_bytes(&self) -> u64 {
-        self.to_delete().map(|snapshot| snapshot.stored_bytes).sum()
+        total(self.to_delete().map(|snapshot| snapshot.stored_bytes))
     }
 
     /// The refusals that stand, where those that `force` overrules do not count.
@@ -120,12 +124,12 @@ impl PrunePlan {
 
     /// How many snapshots would be deleted.
     pub fn delete_count(&self) -> usize {
-        self.places.iter().map(|place| place.to_delete().count()).sum()
+        self.places.iter().flat_map(PlacePlan::to_delete).count()
     }
 
     /// Bytes that would be freed.
     pub fn freed_bytes(&self) -> u64 {
-        self.places.iter().map(PlacePlan::freed_bytes).sum()
+        total(self.places.iter().map(PlacePlan::freed_bytes))
     }
 
     /// Whether something is refused that `force` does not overrule.

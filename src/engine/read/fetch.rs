@@ -171,7 +171,7 @@ pub async fn read_facts(
         DecodeError::Io(_) if engine.cancel.is_cancelled() => EngineError::Cancelled,
         DecodeError::Io(error) => reading_failed(storage, &manifest.id, "facts.json", &error),
     })?;
-    let facts: Facts = serde_json::from_slice(&body)
+    let facts: Facts = Facts::from_reader(body.as_slice())
         .map_err(|error| damaged(format!("`facts.json` is not what it should be: {error}")))?;
     if (&facts.instance, &facts.strategy, &facts.id)
         != (&manifest.instance, &manifest.strategy, &manifest.id)

@@ -3,6 +3,8 @@
 //! A stream that is assembled from several objects implements `Streams` here, beside
 //! [`streams`], so that nothing above learns of it.
 
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+
 pub(in crate::engine) mod by_hand;
 pub(in crate::engine) mod databases;
 pub(in crate::engine) mod fault;

@@ -14,7 +14,8 @@ use crate::engine::error::chain;
 use crate::engine::snapshots::documents::{Document, PARALLEL, read_listed};
 use crate::engine::snapshots::present::{is_future, present};
 use crate::model::{
-    Completeness, MANIFEST_KEY, Manifest, ManifestError, Name, SnapshotId, SnapshotRef,
+    Completeness, LARGEST_TOTAL, MANIFEST_KEY, Manifest, ManifestError, Name, SnapshotId,
+    SnapshotRef, checked_total,
 };
 use crate::storage::{Object, Storage, StorageError};
 
@@ -265,7 +266,13 @@ pub(in crate::engine) async fn list_one(
                         }
                     },
                 };
-                let listed_bytes = sizes.values().sum();
+                let (manifest, listed_bytes) = match checked_total(sizes.values().copied()) {
+                    Some(listed_bytes) => (manifest, listed_bytes),
+                    None => {
+                        let problem = "The objects of its folder are larger than can be";
+                        (Err(BadManifest::damaged(problem.to_owned())), LARGEST_TOTAL)
+                    }
+                };
                 let storage_name = open.name.clone();
                 let mut snapshot = Snapshot {
                     storage: storage_name,

@@ -41,7 +41,7 @@ pub(in crate::engine) async fn bring_marks(
         }
         let body = read_whole(from.storage.as_ref(), &key).await?;
         to.storage.replace(&key, Bytes::from(body)).await?;
-        count += 1;
+        count = u64::saturating_add(count, 1);
     }
     Ok(count)
 }

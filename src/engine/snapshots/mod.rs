@@ -1,6 +1,8 @@
 //! Which snapshots there are, and what is said of them: listings, marks, drills, retention's
 //! decisions. Reads manifests and marks, writes marks, and never touches an artifact.
 
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+
 pub(in crate::engine) mod decisions;
 pub(in crate::engine) mod documents;
 pub(in crate::engine) mod drills;

@@ -24,6 +24,7 @@ use crate::engine::state::locks::ReadLock;
 use crate::engine::state::private::{free_bytes, make_private_folder};
 use crate::model::{
     Artifact, ArtifactKind, ByteSize, DatabaseUrl, Facts, Manifest, Name, Remarks, SnapshotId,
+    total,
 };
 use crate::pipeline::Identity;
 use crate::source::command::CommandConfig;
@@ -525,7 +526,7 @@ fn context(engine: &Engine, planned: &PlannedArtifact, request: &RestoreRequest)
 
 /// Refuses a restore that would not fit, as far as sizes are known.
 fn ensure_room(folder: &Path, plan: &RestorePlan) -> Result<(), EngineError> {
-    let needed: u64 = plan.artifacts.iter().filter_map(|planned| planned.plain_bytes).sum();
+    let needed = total(plan.artifacts.iter().filter_map(|planned| planned.plain_bytes));
     let existing = folder.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(Path::new("/"));
     let existing = if existing.as_os_str().is_empty() { Path::new(".") } else { existing };
     let free = free_bytes(existing)?;

@@ -8,7 +8,7 @@ use crate::engine::context::{Engine, OpenStorage};
 use crate::engine::snapshots::decisions::decisions;
 use crate::engine::snapshots::list::{Listing, Snapshot};
 use crate::engine::snapshots::marks::{Drilled, Hold, Marks, read_marks};
-use crate::model::{Name, SnapshotId};
+use crate::model::{self, Name, SnapshotId};
 use crate::retention::{self, Policy, Reason, decide};
 
 /// What is known of one copy of a snapshot beyond what it is.
@@ -175,7 +175,9 @@ pub async fn stats(
             if let Some(days) = days {
                 total = Some(match total {
                     None => days,
-                    Some(total) => total.iter().zip(days).map(|(a, b)| a + b).collect(),
+                    Some(total) => {
+                        total.iter().zip(days).map(|(a, b)| a.saturating_add(b)).collect()
+                    }
                 });
             }
             stats.places.push(place);
@@ -183,7 +185,7 @@ pub async fn stats(
         if of_storage.is_empty() {
             continue;
         }
-        let stored_bytes: u64 = of_storage.iter().map(|snapshot| snapshot.listed_bytes).sum();
+        let stored_bytes = model::total(of_storage.iter().map(|snapshot| snapshot.listed_bytes));
         let free_bytes = open.storage.free_bytes().await.ok().flatten();
         let full = free_bytes.zip(total.as_ref()).and_then(|(free, days)| {
             days.iter().position(|bytes| bytes.saturating_sub(stored_bytes) > free)
@@ -237,7 +239,7 @@ fn place(
         snapshots: snapshots.len(),
         oldest: first.id.time(),
         newest: last.id.time(),
-        stored_bytes: snapshots.iter().map(|snapshot| snapshot.listed_bytes).sum(),
+        stored_bytes: model::total(snapshots.iter().map(|snapshot| snapshot.listed_bytes)),
         newest_bytes,
         growth_bytes_per_day: growth,
         forecast: days.as_deref().map(horizons).unwrap_or_default(),
@@ -301,7 +303,7 @@ fn ahead(
                 .collect();
             present.retain(|(id, ..)| kept.contains(id));
         }
-        days.push(present.iter().map(|(_, bytes, _)| bytes).sum());
+        days.push(model::total(present.iter().map(|(_, bytes, _)| *bytes)));
     }
     Some(days)
 }

@@ -335,7 +335,7 @@ async fn kept(
             continue;
         };
         found.snapshots += 1;
-        found.stored_bytes += manifest.stored_bytes();
+        found.stored_bytes = found.stored_bytes.saturating_add(manifest.stored_bytes());
         if manifest.completeness == Completeness::Whole && !is_future(&cached.id, now) {
             found.newest_whole = found.newest_whole.max(Some(cached.id.time()));
         }

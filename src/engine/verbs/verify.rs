@@ -14,7 +14,7 @@ use crate::engine::read::whole::read_through;
 use crate::engine::snapshots::documents::read_whole;
 use crate::engine::snapshots::list::{BadManifest, Listing, Selection, Snapshot, list};
 use crate::engine::state::locks::ReadLock;
-use crate::model::{Manifest, Name, SnapshotId, VerificationOutcome};
+use crate::model::{Manifest, Name, SnapshotId, VerificationOutcome, total};
 use crate::pipeline::Identity;
 
 /// What a verification found.
@@ -100,7 +100,7 @@ pub async fn verify_strategy(
             let read = |verdict: &&SnapshotVerdict| verdict.read;
             record.snapshots = report.snapshots.len() as u64;
             record.read_bytes =
-                report.snapshots.iter().filter(read).map(|verdict| verdict.stored_bytes).sum();
+                total(report.snapshots.iter().filter(read).map(|verdict| verdict.stored_bytes));
             let words = |verdict: &SnapshotVerdict, problem: &String| {
                 format!("`{}` in `{}`: {problem}", verdict.id, verdict.storage)
             };

@@ -39,7 +39,7 @@ impl Unfinished {
         node: &str,
         now: DateTime<Utc>,
     ) -> Result<Fate, StorageError> {
-        let silent = now - self.touched;
+        let silent = now.signed_duration_since(self.touched);
         let heartbeat =
             if self.beats { read_heartbeat(storage, folder, &self.id).await? } else { None };
         Ok(match heartbeat {
@@ -192,8 +192,11 @@ pub(in crate::engine) async fn sweep(
         }
         bear(&mut forbidden, storage.delete(key).await)?;
     }
-    let dead =
-        if locked && !leftovers.undecided { leftovers.now } else { leftovers.now - ABANDONED };
+    let dead = if locked && !leftovers.undecided {
+        leftovers.now
+    } else {
+        leftovers.now.checked_sub_signed(ABANDONED).unwrap_or(DateTime::<Utc>::MIN_UTC)
+    };
     bear(&mut forbidden, storage.sweep_uploads(folder, dead).await.map(drop))?;
     forbidden.map_or(Ok(leftovers.dead.len()), Err)
 }

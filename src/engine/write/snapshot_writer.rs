@@ -20,7 +20,7 @@ use crate::engine::write::leftovers::{self, Fate};
 use crate::engine::write::writer;
 use crate::model::{
     ByteSize, Digest, Digester, MANIFEST_KEY, Manifest, Name, RUN_KEY, RemoteCheck, SnapshotId,
-    SnapshotRef, StorageNote, StoredObject,
+    SnapshotRef, StorageNote, StoredObject, total,
 };
 use crate::pipeline::Throttle;
 use crate::storage::{CreateOptions, Storage, StorageError, StorageErrorKind, Upload};
@@ -171,10 +171,10 @@ impl<'a> Arrival<'a> {
                 ByteSize(largest)
             )));
         }
-        let there: u64 = objects(manifest)
+        let there = objects(manifest)
             .filter(|object| self.left.get(&object.key) == Some(&object.size))
-            .map(|object| object.size)
-            .sum();
+            .map(|object| object.size);
+        let there = total(there);
         let needed = manifest.stored_bytes().saturating_sub(there);
         self.ensure_free(needed).await
     }

@@ -205,7 +205,7 @@ impl Tally {
         match entry.kind {
             Kind::File => {
                 self.files += 1;
-                self.bytes += meta.size;
+                self.bytes = self.bytes.saturating_add(meta.size);
                 if meta.size == entry.size {
                     self.content(entry, open(OFlags::RDONLY), cancel, buffer)?;
                 } else {

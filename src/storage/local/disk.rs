@@ -4,11 +4,13 @@ use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use chrono::{DateTime, Utc};
 use rustix::fs::{CWD, OFlags, RenameFlags, Timespec, Timestamps, UTIME_NOW};
 use rustix::io::Errno;
 
+use crate::model::utc;
 use crate::storage::{Object, StorageError, StorageErrorKind, named, salt};
 
 /// The end of the name of a file that is not finished.
@@ -176,14 +178,15 @@ impl Disk {
         options: &OpenOptions,
         attempt: &str,
     ) -> Result<File, StorageError> {
-        let mut tries = 0;
-        loop {
-            tries += 1;
+        for _ in 1..FOLDER_ATTEMPTS {
             match options.open(self.make_folder(folder, attempt)?.join(name)) {
-                Err(error) if error.kind() == ErrorKind::NotFound && tries < FOLDER_ATTEMPTS => {}
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
                 result => return result.map_err(|error| self.error(attempt, &error)),
             }
         }
+        options
+            .open(self.make_folder(folder, attempt)?.join(name))
+            .map_err(|error| self.error(attempt, &error))
     }
 
     /// A new hidden file beside the place of `key`.
@@ -396,14 +399,14 @@ impl Disk {
     pub(super) fn sweep(&self, prefix: &str, before: DateTime<Utc>) -> Result<u64, StorageError> {
         let attempt = format!("sweep unfinished files of {}", named(prefix));
         self.check_root(&attempt)?;
-        let mut swept = 0;
+        let before = SystemTime::from(before);
+        let mut swept = 0_u64;
         let mut folders = vec![prefix.to_owned()];
         while let Some(folder) = folders.pop() {
             let path = self.path(folder.trim_end_matches('/'));
             // A folder that was made and never written into is a leftover too.
             let made = fs::symlink_metadata(&path).and_then(|metadata| metadata.modified());
-            let mut any =
-                folder != prefix && made.is_ok_and(|made| DateTime::<Utc>::from(made) < before);
+            let mut any = folder != prefix && made.is_ok_and(|made| made < before);
             for (name, kind) in self.entries(&folder)? {
                 let hidden = name.starts_with('.');
                 if kind.is_dir() && !hidden {
@@ -416,13 +419,13 @@ impl Disk {
                     let old = match fs::symlink_metadata(&path)
                         .and_then(|metadata| metadata.modified())
                     {
-                        Ok(modified) => DateTime::<Utc>::from(modified) < before,
+                        Ok(modified) => modified < before,
                         Err(error) if is_missing(&error) => false,
                         Err(error) => return Err(self.error(&attempt, &error)),
                     };
                     if old {
                         match fs::remove_file(&path) {
-                            Ok(()) => swept += 1,
+                            Ok(()) => swept = swept.saturating_add(1),
                             Err(error) if is_missing(&error) => {}
                             Err(error) => return Err(self.error(&attempt, &error)),
                         }
@@ -457,8 +460,7 @@ impl Disk {
             &Timestamps { last_access: present, last_modification: present },
         )
         .map_err(|error| fail(error.into()))?;
-        let modified = file.metadata().and_then(|metadata| metadata.modified()).map_err(fail)?;
-        Ok(modified.into())
+        file.metadata().and_then(|metadata| modified(&metadata)).map_err(fail)
     }
 
     pub(super) fn free_bytes(&self) -> Result<u64, StorageError> {
@@ -493,7 +495,19 @@ impl Disk {
 }
 
 fn object(key: String, metadata: &fs::Metadata) -> io::Result<Object> {
-    Ok(Object { key, size: metadata.len(), modified: metadata.modified()?.into() })
+    let modified = modified(metadata)
+        .map_err(|error| io::Error::new(error.kind(), format!("`{key}`: {error}")))?;
+    Ok(Object { key, size: metadata.len(), modified })
+}
+
+/// When a file was last written.
+fn modified(metadata: &fs::Metadata) -> io::Result<DateTime<Utc>> {
+    utc(metadata.modified()?).ok_or_else(|| {
+        io::Error::new(
+            ErrorKind::InvalidData,
+            "its modification time is beyond the calendar; `touch` corrects it",
+        )
+    })
 }
 
 /// Flags as the standard library takes them.

@@ -159,7 +159,7 @@ impl Storage for Local {
                     }
                     file.seek(SeekFrom::Start(range.start))
                         .map_err(|error| disk.error(&attempt, &error))?;
-                    Ok((file, range.end - range.start))
+                    Ok((file, range.end.saturating_sub(range.start)))
                 }
             })
             .await?;

@@ -9,6 +9,7 @@ use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
 use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
 
 use super::{Bucket, time};
+use crate::model::LARGEST_TOTAL;
 use crate::storage::{Object, StorageError, named};
 
 /// So many pages may be empty one after the other before the store is taken to be broken.
@@ -78,7 +79,8 @@ impl Listing {
             let object = listed(object, key.to_owned());
             objects.push(object.ok_or_else(|| self.lie(&format!("{full:?} has no size or time")))?);
         }
-        self.empty_pages = if page.contents().is_empty() { self.empty_pages + 1 } else { 0 };
+        self.empty_pages =
+            if page.contents().is_empty() { self.empty_pages.saturating_add(1) } else { 0 };
         if page.is_truncated() == Some(true) {
             let next = page.next_continuation_token().map(ToOwned::to_owned);
             if next.is_none() || next == self.token || self.empty_pages > MAX_EMPTY_PAGES {
@@ -101,7 +103,7 @@ impl Listing {
 
 /// An object as a page tells of it; none when the page does not tell enough.
 pub(super) fn listed(object: &aws_sdk_s3::types::Object, key: String) -> Option<Object> {
-    let size = u64::try_from(object.size()?).ok()?;
+    let size = u64::try_from(object.size()?).ok().filter(|size| *size <= LARGEST_TOTAL)?;
     Some(Object { key, size, modified: object.last_modified().and_then(time)? })
 }
 

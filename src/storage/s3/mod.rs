@@ -464,7 +464,7 @@ impl Storage for S3 {
                         .abort_upload(key, id)
                         .await
                         .map_err(|fault| fault.into_error(bucket, &attempt))?;
-                    swept += 1;
+                    swept = swept.saturating_add(1);
                 }
             }
             if page.is_truncated() != Some(true) {

@@ -135,7 +135,7 @@ impl Reading {
                     format!("nothing came for {} s, {left} bytes before the end", STALL.as_secs())
                 }
             };
-            self.broken += 1;
+            self.broken = self.broken.saturating_add(1);
             if self.broken >= self.bucket.config.attempts {
                 return Err(self.bucket.unavailable(&attempt(&self.key), problem));
             }

@@ -147,7 +147,7 @@ impl S3Upload {
                 format!("it would be more than {LAST_PART} parts; raise `part_size`"),
             ));
         }
-        multipart.begun_parts += 1;
+        multipart.begun_parts = multipart.begun_parts.saturating_add(1);
         let number = multipart.begun_parts;
         let body = std::mem::take(&mut self.buffer).freeze();
         let (bucket, full, id) =
@@ -179,7 +179,7 @@ impl S3Upload {
             })?;
             Ok((number, Part { etag: etag.to_owned(), checksum }, body))
         });
-        self.wait_for_less_than(self.overlap + 1).await
+        self.wait_for_less_than(self.overlap.saturating_add(1)).await
     }
 
     /// Waits until less than `count` parts are under way.

@@ -457,7 +457,7 @@ impl<'a> Dumper<'a> {
         let changed = self.changed(path, &opened.meta, &outcome);
         self.counts.files += 1;
         self.counts.changed += u64::from(changed);
-        self.counts.bytes += opened.meta.size;
+        self.counts.bytes = self.counts.bytes.saturating_add(opened.meta.size);
         let entry = Entry {
             size: opened.meta.size,
             length,
