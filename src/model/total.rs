@@ -60,7 +60,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn documents_with_extreme_sizes_are_refused(sizes in prop::collection::vec(extreme(), 1..4)) {
+        fn documents_with_extreme_sizes_are_refused(
+            sizes in prop::collection::vec(extreme(), 1..4),
+        ) {
             let id: SnapshotId = "20261121T013000Z-7f3a9c".parse().unwrap();
             let (instance, strategy): (Name, Name) = ("a".parse().unwrap(), "d".parse().unwrap());
             let fits = sizes.iter().map(|size| u128::from(*size)).sum::<u128>()

@@ -22,7 +22,7 @@ pub(in crate::engine) async fn present(
     let host = engine.clock.now();
     let is_near = open.storage.local_path().is_some();
     let Some(newest) = newest else { return host };
-    if is_near && newest.time() <= host + GRACE {
+    if is_near && !is_future(newest, host) {
         return host;
     }
     let told = match open.storage.now().await {
@@ -46,7 +46,7 @@ pub(in crate::engine) async fn present(
 
 /// Whether two clocks tell different times.
 pub(in crate::engine) fn differ(one: DateTime<Utc>, other: DateTime<Utc>) -> bool {
-    (one - other).abs() > GRACE
+    one.signed_duration_since(other).abs() > GRACE
 }
 
 /// Whether a snapshot was begun later than it is now: the clock of its host was wrong.
