@@ -32,6 +32,7 @@ mod faults;
 mod faults_s3;
 mod format;
 mod hooks;
+mod hostile;
 mod layers;
 mod limits;
 mod marks;
