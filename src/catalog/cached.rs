@@ -8,6 +8,9 @@ use sqlx::{Connection as _, Row as _};
 use super::{Catalog, CatalogError, parsed};
 use crate::model::{Name, SnapshotId, SnapshotRef};
 
+/// The largest manifest that is held in memory together with all others, in bytes.
+pub const LARGEST_BULK: u64 = 1 << 20;
+
 /// A manifest as it was read from a storage, with what tells whether it still is the same object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CachedManifest {
@@ -34,15 +37,16 @@ pub struct CachedMark {
 
 impl Catalog {
     /// The manifests that were read from the storage at `address` and were there when it was last
-    /// listed.
+    /// listed. Those of more than [`LARGEST_BULK`] come without a body.
     ///
     /// # Errors
     /// When they could not be read.
     pub async fn manifests(&self, address: &str) -> Result<Vec<CachedManifest>, CatalogError> {
         let query = sqlx::query(
-            "SELECT instance, strategy, id, size, modified, body FROM manifest WHERE address = ? \
-             AND gone IS NULL",
+            "SELECT instance, strategy, id, size, modified, CASE WHEN length(body) <= ? THEN body \
+             ELSE x'' END AS body FROM manifest WHERE address = ? AND gone IS NULL",
         )
+        .bind(i64::try_from(LARGEST_BULK).unwrap_or(i64::MAX))
         .bind(address);
         self.all(query, cached_manifest).await
     }

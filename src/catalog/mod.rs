@@ -29,7 +29,7 @@ use tokio::sync::Mutex;
 
 use crate::model::{ErrorCode, Name, Outcome, SnapshotId};
 
-pub use cached::{CachedManifest, CachedMark};
+pub use cached::{CachedManifest, CachedMark, LARGEST_BULK};
 pub use drill::DrillRecord;
 pub use watch::{VerificationRecord, Watched};
 

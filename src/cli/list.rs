@@ -144,7 +144,7 @@ fn rows(
             match &copy.manifest {
                 Err(bad) => {
                     let error = format!("`manifest.json`: {bad}");
-                    let copies = if bad.is_newer { &mut row.newer } else { &mut row.damaged };
+                    let copies = if bad.is_damage() { &mut row.damaged } else { &mut row.newer };
                     copies.push(Unlisted { storage, error });
                 }
                 Ok(_) if !copy.flaws.is_empty() => {

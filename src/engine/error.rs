@@ -110,6 +110,9 @@ pub enum EngineError {
     /// A later version wrote a snapshot, which says nothing against it.
     #[error("The snapshot `{snapshot}` in `{storage}` cannot be used by this version: {problem}")]
     Newer { snapshot: String, storage: Name, problem: String },
+    /// A document of a snapshot is larger than this version reads, which says nothing against it.
+    #[error("{0}")]
+    TooLarge(String),
     /// The request cannot be carried out as it stands.
     #[error("{0}")]
     Request(String),
@@ -145,6 +148,17 @@ impl EngineError {
         Self::Newer { snapshot, storage, problem: problem.into() }
     }
 
+    pub(in crate::engine) fn too_large(
+        snapshot: &SnapshotId,
+        storage: &Name,
+        problem: impl Into<String>,
+    ) -> Self {
+        Self::TooLarge(format!(
+            "The snapshot `{snapshot}` in `{storage}` cannot be used by this version: {}",
+            problem.into()
+        ))
+    }
+
     /// The name of the error for programs: that of the cause, where a source or storage failed.
     pub fn code(&self) -> ErrorCode {
         match self {
@@ -166,6 +180,7 @@ impl EngineError {
             Self::Undrilled(_) => ErrorCode::NotDrilled,
             Self::Damaged { .. } => ErrorCode::SnapshotDamaged,
             Self::Newer { .. } => ErrorCode::SnapshotNewer,
+            Self::TooLarge(_) => ErrorCode::DocumentTooLarge,
             Self::Request(_) => ErrorCode::InvalidRequest,
             Self::Internal(_) => ErrorCode::Internal,
         }

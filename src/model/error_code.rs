@@ -48,6 +48,7 @@ codes! {
     SnapshotNotFound = "snapshot_not_found",
     SnapshotDamaged = "snapshot_damaged",
     SnapshotNewer = "snapshot_newer",
+    DocumentTooLarge = "document_too_large",
     ExportDamaged = "export_damaged",
     RunLocked = "run_locked",
     RestoreIncomplete = "restore_incomplete",

@@ -1,9 +1,14 @@
 //! The facts: all that was counted and noticed when a snapshot was taken, stored encrypted with the
 //! rest.
 
+use std::io::{self, BufReader, Read};
+
 use serde::{Deserialize, Serialize};
 
-use super::{Digest, Name, Remarks, SnapshotId, checked_total, parse_artifact_name, total};
+use super::total::{MOST_VALUES, values_in};
+use super::{
+    ByteSize, Digest, Name, Remarks, SnapshotId, checked_total, parse_artifact_name, total,
+};
 
 /// The format of the facts that this version writes.
 pub const FACTS_FORMAT: u32 = 1;
@@ -46,10 +51,48 @@ pub struct ArtifactFacts {
 /// Why a document is not facts that may be used.
 #[derive(Debug, thiserror::Error)]
 pub enum FactsError {
+    /// The stream failed; [`io::ErrorKind::FileTooLarge`] where it is larger than this version
+    /// reads.
     #[error(transparent)]
-    Malformed(#[from] serde_json::Error),
+    Stream(#[from] io::Error),
+    #[error(transparent)]
+    Malformed(serde_json::Error),
     #[error("its sizes are larger than can be")]
-    TooLarge,
+    Sizes,
+}
+
+/// The largest facts, in bytes before compression.
+const LARGEST_FACTS: u64 = 32 << 20;
+
+/// Ends with an error where facts are larger than this version reads.
+struct Bounded<R> {
+    stream: R,
+    bytes: u64,
+    /// What begins a value or ends one, wherever it stands.
+    values: u64,
+}
+
+impl<R: Read> Bounded<R> {
+    fn new(stream: R) -> Self {
+        Self { stream, bytes: 0, values: 0 }
+    }
+}
+
+impl<R: Read> Read for Bounded<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.stream.read(buffer)?;
+        let came = buffer.get(..count).unwrap_or_default();
+        self.bytes = self.bytes.saturating_add(count as u64);
+        self.values = self.values.saturating_add(values_in(came));
+        if self.bytes > LARGEST_FACTS || self.values > MOST_VALUES {
+            let problem = format!(
+                "larger than this version reads: up to {} with {MOST_VALUES} values",
+                ByteSize(LARGEST_FACTS)
+            );
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, problem));
+        }
+        Ok(count)
+    }
 }
 
 impl Facts {
@@ -57,11 +100,28 @@ impl Facts {
     ///
     /// # Errors
     /// When it is malformed, or states sizes that cannot be.
-    pub fn from_reader(stream: impl std::io::Read) -> Result<Self, FactsError> {
-        let facts: Self = serde_json::from_reader(stream)?;
+    pub fn from_reader(stream: impl Read) -> Result<Self, FactsError> {
+        let stream = BufReader::with_capacity(64 << 10, Bounded::new(stream));
+        let facts: Self = serde_json::from_reader(stream).map_err(|error| {
+            if error.is_io() {
+                FactsError::Stream(error.into())
+            } else {
+                FactsError::Malformed(error)
+            }
+        })?;
         let plain = facts.artifacts.iter().map(|artifact| artifact.plain_bytes);
-        checked_total(plain).ok_or(FactsError::TooLarge)?;
+        checked_total(plain).ok_or(FactsError::Sizes)?;
         Ok(facts)
+    }
+
+    /// The plain stream of `facts.json`.
+    ///
+    /// # Errors
+    /// When nobody could read it again, since it is too large.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, FactsError> {
+        let body = serde_json::to_vec(self).map_err(FactsError::Malformed)?;
+        io::copy(&mut Bounded::new(body.as_slice()), &mut io::sink())?;
+        Ok(body)
     }
 
     /// Bytes before compression of all artifacts together.
@@ -107,4 +167,59 @@ pub struct SourceFacts {
     pub seconds: f64,
     /// The source's own object, tagged with `type` and `v`.
     pub facts: serde_json::Value,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// Facts of a PostgreSQL source with so many tables.
+    fn of_tables(count: u32) -> Facts {
+        let table = |number| {
+            let name = format!("table_{number}");
+            json!({ "schema": "public", "name": name, "rows": number })
+        };
+        let tables: Vec<_> = (0..count).map(table).collect();
+        let mut remarks = Remarks::default();
+        for number in 0..1_000_000 {
+            remarks.warn(format!("warning {number}"));
+        }
+        Facts {
+            format: FACTS_FORMAT,
+            instance: "app".parse().unwrap(),
+            strategy: "daily".parse().unwrap(),
+            id: "20261121T013000Z-7f3a9c".parse().unwrap(),
+            configuration: json!({}),
+            artifacts: Vec::new(),
+            sources: vec![SourceFacts {
+                name: "db".parse().unwrap(),
+                consistency: "snapshot".to_owned(),
+                seconds: 1.0,
+                facts: json!({ "type": "postgres", "v": 1, "tables": tables }),
+            }],
+            remarks,
+        }
+    }
+
+    #[test]
+    fn the_largest_honest_facts_read_back_as_written() {
+        let facts = of_tables(100_000);
+        let body = facts.to_bytes().unwrap();
+        assert_eq!(Facts::from_reader(body.as_slice()).unwrap(), facts);
+        // As earlier versions wrote them.
+        let pretty = serde_json::to_vec_pretty(&facts).unwrap();
+        assert_eq!(Facts::from_reader(pretty.as_slice()).unwrap(), facts);
+    }
+
+    #[test]
+    fn facts_that_nobody_could_read_are_not_written() {
+        let error = of_tables(1_000_000).to_bytes().unwrap_err();
+        assert!(
+            matches!(&error, FactsError::Stream(error)
+                if error.kind() == io::ErrorKind::FileTooLarge),
+            "{error}"
+        );
+    }
 }

@@ -233,6 +233,11 @@ pub enum ManifestError {
 }
 
 impl ManifestError {
+    /// Whether it is whole, and larger than this version reads.
+    pub fn is_too_large(&self) -> bool {
+        matches!(self, Self::Sealed(SealError::TooLarge))
+    }
+
     /// Whether it is whole, and a later version wrote it: that says nothing against the snapshot.
     pub fn is_newer(&self) -> bool {
         matches!(self, Self::Requires(_) | Self::Sealed(SealError::Newer { .. }))
@@ -286,11 +291,10 @@ impl Manifest {
     ) -> Result<Self, ManifestError> {
         let malformed = |what: &str| ManifestError::Malformed(what.to_owned());
         let (head, document) = unseal(KIND, bytes, FORMAT)?;
-        let requires = head.requires.as_ref().and_then(serde_json::Value::as_array);
-        let unknown: Vec<String> = requires
+        let unknown: Vec<String> = head
+            .requires
             .ok_or_else(|| malformed("it states no `requires`"))?
-            .iter()
-            .map(|feature| feature.as_str().map_or_else(|| feature.to_string(), str::to_owned))
+            .into_iter()
             .filter(|feature| !FEATURES.contains(&feature.as_str()))
             .collect();
         if !unknown.is_empty() {

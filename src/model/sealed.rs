@@ -6,9 +6,9 @@
 use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use super::Digest;
+use super::total::{MOST_VALUES, values_in};
 
 /// Why a document is not the sealed one that it should be.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +23,9 @@ pub enum SealError {
         /// As stated in it.
         stated: Digest,
     },
+    /// It has more values than this version reads.
+    #[error("It is larger than this version reads: it has more than {MOST_VALUES} values")]
+    TooLarge,
     /// A later version wrote it.
     #[error(
         "It has format {found}, and this version reads up to {known}: use a newer version of the \
@@ -57,10 +60,10 @@ pub(super) fn seal(kind: &str, document: &impl Serialize) -> Vec<u8> {
 /// longer, for a thousand of them in a listing.)
 #[derive(Deserialize)]
 pub(super) struct Head {
-    format: Option<Value>,
+    format: Option<u64>,
     /// What a reader must understand, where the document says it.
     #[serde(default)]
-    pub(super) requires: Option<Value>,
+    pub(super) requires: Option<Vec<String>>,
 }
 
 /// The head and the text of the document of a `kind` in `bytes`, which is JSON, whose digest
@@ -86,8 +89,11 @@ pub(super) fn unseal<'a>(
     if found != stated {
         return Err(SealError::Damaged { found, stated });
     }
+    if values_in(body.as_bytes()) > MOST_VALUES {
+        return Err(SealError::TooLarge);
+    }
     let head: Head = serde_json::from_str(body).map_err(|error| malformed(&error.to_string()))?;
-    match head.format.as_ref().and_then(Value::as_u64) {
+    match head.format {
         None => Err(malformed("it states no format")),
         Some(found) if found > u64::from(newest) || found == 0 => {
             Err(SealError::Newer { found, known: newest })

@@ -4,7 +4,7 @@ use std::fmt;
 
 use chrono::{DateTime, Utc};
 
-use crate::model::ErrorCode;
+use crate::model::{ByteSize, ErrorCode};
 
 /// Why a storage did not do what was asked, by what the caller does about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +30,8 @@ pub enum StorageErrorKind {
     Unavailable,
     /// Trying again is no use.
     Failed,
+    /// It is larger than a document of its kind may be. That says nothing against it.
+    TooLarge,
     /// Not an error of the storage: the run was cancelled.
     Cancelled,
     /// The configuration, key or address cannot be used.
@@ -106,6 +108,12 @@ impl StorageError {
         Self::new(StorageErrorKind::Unsuitable, "", "", problem)
     }
 
+    /// That the document under `key` has more than `limit` bytes.
+    pub fn too_large(address: impl Into<String>, key: impl Into<String>, limit: u64) -> Self {
+        let problem = format!("it reads up to {}. Use a newer version", ByteSize(limit));
+        Self::new(StorageErrorKind::TooLarge, address, key, problem)
+    }
+
     /// An error of kind `Cancelled`.
     pub fn cancelled() -> Self {
         Self::new(StorageErrorKind::Cancelled, "", "", "")
@@ -127,6 +135,7 @@ impl StorageError {
             StorageErrorKind::Full => ErrorCode::StorageFull,
             StorageErrorKind::Unavailable => ErrorCode::StorageUnavailable,
             StorageErrorKind::NotFound | StorageErrorKind::Failed => ErrorCode::StorageFailed,
+            StorageErrorKind::TooLarge => ErrorCode::DocumentTooLarge,
             StorageErrorKind::Cancelled => ErrorCode::Cancelled,
             StorageErrorKind::Unsuitable => ErrorCode::StorageUnsuitable,
         }
@@ -150,6 +159,11 @@ impl StorageError {
     /// Whether no object has the key.
     pub fn is_not_found(&self) -> bool {
         self.kind == StorageErrorKind::NotFound
+    }
+
+    /// Whether a document is larger than this version reads, which says nothing against it.
+    pub fn is_too_large(&self) -> bool {
+        self.kind == StorageErrorKind::TooLarge
     }
 
     /// Whether another writer holds the folder.
@@ -214,6 +228,9 @@ impl fmt::Display for StorageError {
                 write!(f, "Could not {subject} in `{address}` for now: {problem}")
             }
             StorageErrorKind::Failed => write!(f, "Could not {subject} in `{address}`: {problem}"),
+            StorageErrorKind::TooLarge => {
+                write!(f, "`{subject}` in `{address}` is larger than this version reads: {problem}")
+            }
             StorageErrorKind::Cancelled => f.write_str("Cancelled"),
             StorageErrorKind::Unsuitable => f.write_str(problem),
         }

@@ -217,6 +217,11 @@ fn snapshots_provoke_their_codes() {
     edit_manifest(&newest, |manifest, _| manifest["requires"] = json!(["zstd", "later"]));
     let newer = newest.file_name().unwrap().to_str().unwrap();
     provokes("snapshot_newer", 1, restore(&["--to", &format!("{target}3"), "--snapshot", newer]));
+    let kept = std::fs::read(newest.join("manifest.json")).unwrap();
+    std::fs::File::create(newest.join("manifest.json")).unwrap().set_len(1 << 30).unwrap();
+    let larger = ["--to", &format!("{target}4"), "--snapshot", newer];
+    provokes("document_too_large", 1, restore(&larger));
+    std::fs::write(newest.join("manifest.json"), kept).unwrap();
     // It is not damaged, as far as anybody knows.
     let verified = site.backup(["verify", "--json"]).expect(1).json();
     assert_eq!(verified["snapshots"][1]["problems"], json!([]), "{verified}");

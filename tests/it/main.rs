@@ -34,6 +34,7 @@ mod faults_s3;
 mod file_systems;
 mod format;
 mod hooks;
+mod hostile;
 mod layers;
 mod limits;
 mod marks;

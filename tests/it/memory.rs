@@ -9,7 +9,7 @@ use super::support::stores::{Server, fresh};
 
 /// What a run of two threads may hold at its peak. A release build stays within 64 MiB. The tests
 /// run a debug build, of which more code is resident, so that the bound here is wider by that.
-const BOUND: u64 = (64 + DEBUG_CODE_MIB) << 20;
+pub(crate) const BOUND: u64 = (64 + DEBUG_CODE_MIB) << 20;
 #[cfg(debug_assertions)]
 const DEBUG_CODE_MIB: u64 = 24;
 #[cfg(not(debug_assertions))]

@@ -3,7 +3,7 @@
 use super::Drill;
 use crate::engine::context::{Engine, OpenStorage};
 use crate::engine::error::EngineError;
-use crate::engine::snapshots::documents::read_whole;
+use crate::engine::snapshots::documents::{LARGEST_MANIFEST, read_document};
 use crate::engine::snapshots::find::{find, future_of};
 use crate::engine::snapshots::list::{BadManifest, Listing, Selection, Snapshot, list_one};
 use crate::model::{Check, CheckOutcome, Completeness, MANIFEST_KEY, Manifest, Name, SnapshotId};
@@ -59,20 +59,19 @@ impl Drill<'_> {
         };
         let folder = format!("{}/{}/{id}/", self.instance.name, self.strategy.name);
         // The one that is stored: what the catalog remembers of it proves nothing.
-        let manifest = match read_whole(open.storage.as_ref(), &format!("{folder}{MANIFEST_KEY}"))
-            .await
-        {
+        let key = format!("{folder}{MANIFEST_KEY}");
+        let manifest = match read_document(open.storage.as_ref(), &key, LARGEST_MANIFEST).await {
             Ok(body) => Manifest::from_bytes(&body, &self.instance.name, &self.strategy.name, &id)
                 .map_err(BadManifest::from),
             Err(error) if error.is_about_reaching() => {
                 return Err(EngineError::storage(&name, error));
             }
-            Err(error) => Err(BadManifest::damaged(error.to_string())),
+            Err(error) => Err(BadManifest::of(&error)),
         };
         let manifest = match manifest {
             Ok(manifest) => manifest,
             // Nothing is known against it.
-            Err(bad) if bad.is_newer => return Err(EngineError::newer(&id, &name, bad.problem)),
+            Err(bad) if !bad.is_damage() => return Err(bad.error_in(&id, &name)),
             Err(bad) => {
                 self.bad_manifest(&id, &bad.problem);
                 return Ok(None);

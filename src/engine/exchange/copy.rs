@@ -10,7 +10,7 @@ use tokio::runtime::Handle;
 use crate::engine::context::{Engine, OpenStorage};
 use crate::engine::error::{EngineError, chain};
 use crate::engine::read::fetch::read_ahead;
-use crate::engine::snapshots::documents::read_whole;
+use crate::engine::snapshots::documents::{LARGEST_MANIFEST, read_document};
 use crate::engine::snapshots::find::find;
 use crate::engine::snapshots::list::{Listing, Selection, Snapshot, list_one};
 use crate::engine::snapshots::mark_writer::bring_marks;
@@ -265,7 +265,7 @@ impl Copy<'_> {
         }
         // The one that is stored: what the catalog remembers of it proves nothing.
         let key = snapshot.manifest_key();
-        let body = match read_whole(self.from.storage.as_ref(), &key).await {
+        let body = match read_document(self.from.storage.as_ref(), &key, LARGEST_MANIFEST).await {
             Ok(body) => body,
             Err(error) => return Err(self.source_failed(snapshot, MANIFEST_KEY, error).await),
         };
@@ -434,7 +434,7 @@ fn judge(snapshot: &Snapshot, present: &[Snapshot]) -> (CopyState, Option<String
             );
             (CopyState::Differs, Some(problem))
         }
-        Some((storage, Err(error))) if error.is_newer => {
+        Some((storage, Err(error))) if !error.is_damage() => {
             let problem = format!("`{storage}` has a snapshot of this id: {error}");
             (CopyState::Differs, Some(problem))
         }

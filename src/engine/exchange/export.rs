@@ -19,9 +19,10 @@ use crate::engine::read::fault::reading_failed;
 use crate::engine::read::fetch::read_stored;
 use crate::engine::read::files::Side;
 use crate::engine::run::{last_committed, run};
-use crate::engine::snapshots::documents::read_whole;
+use crate::engine::snapshots::documents::{LARGEST_MANIFEST, read_document};
 use crate::engine::snapshots::list::{Selection, Snapshot, list};
 use crate::engine::snapshots::mark_writer::keys_of;
+use crate::engine::snapshots::marks::LARGEST_MARK;
 use crate::engine::state::locks::ReadLock;
 use crate::engine::write::snapshot_writer::{check_keys, objects};
 use crate::model::{
@@ -150,7 +151,7 @@ async fn pack_into(
     let damaged = |problem: String| EngineError::damaged(&snapshot.id, &storage.name, problem);
     // The one that is stored: what the catalog remembers of it proves nothing.
     let key = snapshot.manifest_key();
-    let body = read_whole(storage.storage.as_ref(), &key)
+    let body = read_document(storage.storage.as_ref(), &key, LARGEST_MANIFEST)
         .await
         .map_err(|error| EngineError::storage(&storage.name, error))?;
     let manifest =
@@ -212,7 +213,7 @@ async fn marks(
     let mut marks = Vec::new();
     for key in keys_of(storage, &snapshot.instance, &[&snapshot.id].into()).await? {
         if !key.contains("/damaged-") {
-            let body = read_whole(storage.storage.as_ref(), &key).await?;
+            let body = read_document(storage.storage.as_ref(), &key, LARGEST_MARK).await?;
             match Mark::from_bytes(&body, &key) {
                 Err(error) if !error.is_newer() => {
                     tracing::warn!(storage = %storage.name, "`{key}` is not exported: {error}");

@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use crate::engine::context::{Engine, OpenStorage};
 use crate::engine::error::EngineError;
 use crate::engine::exchange::{README, SEALED};
-use crate::engine::snapshots::documents::read_whole;
+use crate::engine::snapshots::documents::{LARGEST_MANIFEST, read_document};
 use crate::engine::snapshots::mark_writer::put_marks;
 use crate::engine::snapshots::marks::LARGEST_MARK;
 use crate::engine::write::snapshot_writer::{Arrival, Gate, check_keys, objects};
@@ -31,8 +31,6 @@ use crate::storage::StorageError;
 const QUEUE: usize = 2;
 /// How much is read at a time.
 const CHUNK_BYTES: usize = 256 << 10;
-/// A manifest that is larger is not one of ours.
-const LARGEST_MANIFEST: u64 = 64 << 20;
 /// More marks than this are not of one snapshot.
 const MOST_MARKS: usize = 1_000;
 /// Bytes of marks that are held until the manifest is known.
@@ -155,7 +153,9 @@ impl Import<'_> {
     /// The snapshot as the storage has it already.
     async fn present(&self) -> Result<Option<Manifest>, EngineError> {
         let SnapshotRef { instance, strategy, id } = self.place;
-        match read_whole(self.to.storage.as_ref(), &self.place.manifest_key()).await {
+        match read_document(self.to.storage.as_ref(), &self.place.manifest_key(), LARGEST_MANIFEST)
+            .await
+        {
             Ok(body) => match Manifest::from_bytes(&body, instance, strategy, id) {
                 Ok(manifest) => Ok(Some(manifest)),
                 Err(error) => Err(EngineError::Request(format!(
@@ -443,7 +443,13 @@ impl Parts<'_> {
     /// The present object, whole.
     async fn small(&mut self, member: &Member) -> Result<Vec<u8>, EngineError> {
         if member.size > LARGEST_MANIFEST {
-            return Err(self.bad(&format!("Its `{}` has {} bytes", member.key, member.size)));
+            return Err(EngineError::TooLarge(format!(
+                "`{}` in `{}` is larger than this version reads: it has {}, and the most is {}",
+                member.key,
+                self.path.display(),
+                ByteSize(member.size),
+                ByteSize(LARGEST_MANIFEST)
+            )));
         }
         let mut body = Vec::new();
         while let Some(chunk) = self.chunk().await? {

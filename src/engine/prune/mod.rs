@@ -318,8 +318,8 @@ fn refusals(snapshots: &[Snapshot], marks: &Marks, now: DateTime<Utc>) -> Vec<Re
     for snapshot in snapshots {
         let id = snapshot.id.clone();
         match &snapshot.manifest {
-            Err(BadManifest { problem, is_newer }) => {
-                let (problem, newer) = (problem.clone(), *is_newer);
+            Err(bad) => {
+                let (problem, newer) = (bad.problem.clone(), !bad.is_damage());
                 refusals.push(Refusal::Manifest { id, problem, newer });
             }
             Ok(_) if !snapshot.flaws.is_empty() => {

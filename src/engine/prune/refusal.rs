@@ -17,7 +17,7 @@ pub enum Refusal {
     Manifest {
         id: SnapshotId,
         problem: String,
-        /// A later version wrote it.
+        /// A later version wrote it, or one that reads larger ones.
         newer: bool,
     },
     /// An object that a manifest names is missing or cut.

@@ -86,14 +86,8 @@ pub(in crate::engine) fn usable_manifest<'a>(
     snapshot: &'a Snapshot,
     identities: &[Identity],
 ) -> Result<&'a Manifest, EngineError> {
-    let manifest = snapshot.manifest.as_ref().map_err(|bad| {
-        let problem = format!("`manifest.json`: {bad}");
-        if bad.is_newer {
-            EngineError::newer(&snapshot.id, &storage.name, problem)
-        } else {
-            EngineError::damaged(&snapshot.id, &storage.name, problem)
-        }
-    })?;
+    let manifest =
+        snapshot.manifest.as_ref().map_err(|bad| bad.error_in(&snapshot.id, &storage.name))?;
     let encrypted =
         manifest.artifacts.iter().any(|artifact| artifact.codec.encryption == Encryption::Age);
     if encrypted && identities.is_empty() {

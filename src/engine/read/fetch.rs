@@ -14,15 +14,12 @@ use tokio::sync::mpsc;
 use crate::engine::context::{Engine, OpenStorage};
 use crate::engine::error::EngineError;
 use crate::engine::read::fault::{UNREACHED, reading_failed};
-use crate::model::{Artifact, Encryption, Facts, Manifest};
+use crate::model::{Artifact, Encryption, Facts, FactsError, Manifest};
 use crate::pipeline::{Clocked, DecodeError, Expected, Identity, Step, Verified, timed_decoder};
 use crate::storage::StorageError;
 
 /// Chunks that wait between the storage and who reads.
 const QUEUE: usize = 2;
-
-/// Facts that are larger are not ours.
-const LARGEST_FACTS: u64 = 256 << 20;
 
 /// An object by its key, and the part of it that is read; all of it where none is given.
 type StoredRange = (String, Option<Range<u64>>);
@@ -156,11 +153,12 @@ pub async fn read_facts(
     }
     let folder = manifest.snapshot_ref().folder();
     let (from, identities, runtime) = (storage.clone(), identities.to_vec(), Handle::current());
-    let body = tokio::task::spawn_blocking(move || -> Result<Vec<u8>, DecodeError> {
-        let mut body = Vec::new();
+    let facts = tokio::task::spawn_blocking(move || -> Result<_, DecodeError> {
         let plain = read_plain(&from, &folder, &artifact, &identities, None, &runtime)?;
-        plain.take(LARGEST_FACTS).read_to_end(&mut body)?;
-        Ok(body)
+        match Facts::from_reader(plain) {
+            Err(FactsError::Stream(error)) => Err(error.into()),
+            read => Ok(read),
+        }
     })
     .await
     .map_err(|error| EngineError::Internal(error.to_string()))?
@@ -169,9 +167,12 @@ pub async fn read_facts(
             EngineError::Request(format!("`{}` is encrypted, and {why}", manifest.id))
         }
         DecodeError::Io(_) if engine.cancel.is_cancelled() => EngineError::Cancelled,
+        DecodeError::Io(error) if error.kind() == io::ErrorKind::FileTooLarge => {
+            EngineError::too_large(&manifest.id, &storage.name, format!("`facts.json` is {error}"))
+        }
         DecodeError::Io(error) => reading_failed(storage, &manifest.id, "facts.json", &error),
     })?;
-    let facts: Facts = Facts::from_reader(body.as_slice())
+    let facts = facts
         .map_err(|error| damaged(format!("`facts.json` is not what it should be: {error}")))?;
     if (&facts.instance, &facts.strategy, &facts.id)
         != (&manifest.instance, &manifest.strategy, &manifest.id)

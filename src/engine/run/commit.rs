@@ -12,6 +12,7 @@ use crate::engine::prune::deleting::Deleter;
 use crate::engine::prune::plan_place;
 use crate::engine::run::{Run, RunMember};
 use crate::engine::snapshots::decisions::rests;
+use crate::engine::snapshots::documents::LARGEST_MANIFEST;
 use crate::engine::snapshots::marks::{Marks, read_marks};
 use crate::engine::state::locks::ReadLock;
 use crate::engine::write::{leftovers, writer};
@@ -210,10 +211,16 @@ async fn commit_to(
     )
     .await?;
     let key = format!("{folder}{MANIFEST_KEY}");
+    let body = manifest.to_bytes();
+    // One that nobody could read again is not written.
+    let read = Manifest::from_bytes(&body, &manifest.instance, &manifest.strategy, &manifest.id);
+    if body.len() as u64 > LARGEST_MANIFEST || read.is_err() {
+        return Err(StorageError::too_large(storage.address(), key, LARGEST_MANIFEST));
+    }
     let mut upload = storage
         .create(&key, CreateOptions { small: true, steady: committed, replaces: false })
         .await?;
-    upload.write(Bytes::from(manifest.to_bytes())).await?;
+    upload.write(Bytes::from(body)).await?;
     place.attempted = true;
     upload.finish().await.map(|_| ())
 }

@@ -32,8 +32,8 @@ use crate::engine::state::private::make_private_folder;
 use crate::engine::write::heartbeat::Heartbeat;
 use crate::engine::write::outputs::{Member, Outlet, SourceOutputs};
 use crate::model::{
-    Artifact, ArtifactFacts, ArtifactKind, Cancel, Completeness, FACTS_FORMAT, Facts, Name, Note,
-    Remarks, SnapshotId, SourceFacts, Warning,
+    Artifact, ArtifactFacts, ArtifactKind, Cancel, Completeness, FACTS_FORMAT, Facts, FactsError,
+    Name, Note, Remarks, SnapshotId, SourceFacts, Warning,
 };
 use crate::pipeline::{EncodeSettings, Throttle};
 use crate::report::{Outcome, Pruned, RunReport, SourceReport, StorageReport, Tally};
@@ -444,8 +444,10 @@ impl Run<'_> {
             remarks: self.remarks.clone(),
         };
         self.engine.progress.begin("facts", None);
-        let body = serde_json::to_vec_pretty(&facts)
-            .map_err(|error| EngineError::Internal(error.to_string()))?;
+        let body = facts.to_bytes().map_err(|error| match error {
+            FactsError::Stream(error) => EngineError::TooLarge(format!("The facts are {error}")),
+            error => EngineError::Internal(error.to_string()),
+        })?;
         let outputs = SourceOutputs::new(outlet.clone(), None);
         let written =
             blocking(move || outputs.write_document("facts.json", ArtifactKind::Facts, &body))

@@ -6,21 +6,19 @@ use std::fmt;
 
 use chrono::{DateTime, Utc};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
+use tokio::sync::Semaphore;
 
-use crate::catalog::{CachedManifest, Catalog};
+use crate::catalog::{CachedManifest, Catalog, LARGEST_BULK};
 use crate::config::{Instance, Strategy};
 use crate::engine::context::{Engine, OpenStorage, blocking};
-use crate::engine::error::chain;
-use crate::engine::snapshots::documents::{Document, PARALLEL, read_listed};
+use crate::engine::error::{EngineError, chain};
+use crate::engine::snapshots::documents::{Document, LARGEST_MANIFEST, PARALLEL, read_listed};
 use crate::engine::snapshots::present::{is_future, present};
 use crate::model::{
     Completeness, LARGEST_TOTAL, MANIFEST_KEY, Manifest, ManifestError, Name, SnapshotId,
     SnapshotRef, checked_total,
 };
 use crate::storage::{Object, Storage, StorageError};
-
-/// A larger object is no manifest.
-const LARGEST_MANIFEST: u64 = 64 << 20;
 
 /// Which snapshots are meant.
 #[derive(Debug, Clone, Default)]
@@ -55,19 +53,59 @@ pub struct Snapshot {
 #[derive(Debug, Clone)]
 pub struct BadManifest {
     pub problem: String,
+    pub fault: ManifestFault,
+}
+
+/// What is wrong with a manifest that cannot be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ManifestFault {
+    Damaged,
     /// A later version wrote it, and knows how.
-    pub is_newer: bool,
+    Newer,
+    /// It is larger than this version reads.
+    TooLarge,
 }
 
 impl BadManifest {
     pub(in crate::engine) fn damaged(problem: String) -> Self {
-        Self { problem, is_newer: false }
+        Self { problem, fault: ManifestFault::Damaged }
+    }
+
+    pub(in crate::engine) fn too_large(problem: String) -> Self {
+        Self { problem, fault: ManifestFault::TooLarge }
+    }
+
+    /// What an error says that is not about reaching the storage.
+    pub(in crate::engine) fn of(error: &StorageError) -> Self {
+        let fault =
+            if error.is_too_large() { ManifestFault::TooLarge } else { ManifestFault::Damaged };
+        Self { problem: error.to_string(), fault }
+    }
+
+    /// Whether it says something against the snapshot.
+    pub fn is_damage(&self) -> bool {
+        self.fault == ManifestFault::Damaged
+    }
+
+    /// What a command says that needs the manifest of the snapshot `id` in `storage`.
+    pub(in crate::engine) fn error_in(&self, id: &SnapshotId, storage: &Name) -> EngineError {
+        let problem = format!("`{MANIFEST_KEY}`: {self}");
+        match self.fault {
+            ManifestFault::Damaged => EngineError::damaged(id, storage, problem),
+            ManifestFault::Newer => EngineError::newer(id, storage, problem),
+            ManifestFault::TooLarge => EngineError::too_large(id, storage, problem),
+        }
     }
 }
 
 impl From<ManifestError> for BadManifest {
     fn from(error: ManifestError) -> Self {
-        Self { problem: error.to_string(), is_newer: error.is_newer() }
+        let fault = match &error {
+            error if error.is_newer() => ManifestFault::Newer,
+            error if error.is_too_large() => ManifestFault::TooLarge,
+            _ => ManifestFault::Damaged,
+        };
+        Self { problem: error.to_string(), fault }
     }
 }
 
@@ -155,7 +193,8 @@ struct Folder {
 struct Known {
     size: u64,
     modified: DateTime<Utc>,
-    manifest: Result<Manifest, BadManifest>,
+    /// None for one that is so large that it is read from the storage each time.
+    manifest: Option<Result<Manifest, BadManifest>>,
 }
 
 /// The manifests that the catalog has of the storage that is `known_as`; none where it cannot be
@@ -176,8 +215,9 @@ async fn known_manifests(
     let read = move || {
         let read = |cached: CachedManifest| {
             let CachedManifest { instance, strategy, id, size, modified, body } = cached;
-            let manifest =
-                Manifest::from_bytes(&body, &instance, &strategy, &id).map_err(BadManifest::from);
+            let manifest = (!body.is_empty()).then(|| {
+                Manifest::from_bytes(&body, &instance, &strategy, &id).map_err(BadManifest::from)
+            });
             (SnapshotRef { instance, strategy, id }, Known { size, modified, manifest })
         };
         cached.into_iter().map(read).collect()
@@ -235,19 +275,26 @@ pub(in crate::engine) async fn list_one(
         .filter(|place| found.binary_search_by(|(one, ..)| one.cmp(place)).is_err())
         .cloned()
         .collect();
+    // In KiB: as much as the largest takes, of all that are read at a time.
+    let room = Semaphore::new((LARGEST_MANIFEST >> 10) as usize);
     let read: Vec<Option<(Snapshot, Option<CachedManifest>)>> = stream::iter(found)
         .map(|(place, object, sizes)| {
             let known = known
                 .remove(&place)
-                .filter(|known| known.size == object.size && known.modified == object.modified)
-                .map(|known| known.manifest);
+                .filter(|known| known.size == object.size && known.modified == object.modified);
+            let is_known = known.is_some();
+            let known = known.and_then(|known| known.manifest);
+            let (room, known_as) = (&room, &known_as);
             async move {
                 let SnapshotRef { instance, strategy, id } = place;
-                let (manifest, keep) = match known {
+                let needed = object.size.div_ceil(1 << 10).clamp(1, LARGEST_MANIFEST >> 10);
+                let room = room.acquire_many(u32::try_from(needed).unwrap_or(u32::MAX)).await;
+                let (manifest, mut keep) = match known {
                     Some(manifest) => (manifest, None),
                     None => match read_listed(storage, &object, LARGEST_MANIFEST).await? {
                         Document::Gone => return Ok(None),
                         Document::Unreadable(problem) => (Err(BadManifest::damaged(problem)), None),
+                        Document::TooLarge(problem) => (Err(BadManifest::too_large(problem)), None),
                         Document::Read(body) => {
                             match Manifest::from_bytes(&body, &instance, &strategy, &id) {
                                 Err(error) => (Err(error.into()), None),
@@ -266,6 +313,17 @@ pub(in crate::engine) async fn list_one(
                         }
                     },
                 };
+                drop(room);
+                // What is large is not held until the listing is complete.
+                if let Some(large) = keep.take_if(|keep| keep.size > LARGEST_BULK)
+                    && let Some(catalog) = catalog.filter(|_| !is_known)
+                {
+                    let now = engine.clock.now_seconds();
+                    if let Err(error) = catalog.update_manifests(known_as, &[large], &[], now).await
+                    {
+                        tracing::warn!("{error}");
+                    }
+                }
                 let (manifest, listed_bytes) = match checked_total(sizes.values().copied()) {
                     Some(listed_bytes) => (manifest, listed_bytes),
                     None => {

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures::TryStreamExt as _;
 
 use crate::engine::context::{Engine, OpenStorage};
-use crate::engine::snapshots::documents::read_whole;
+use crate::engine::snapshots::documents::read_document;
 use crate::engine::snapshots::marks::LARGEST_MARK;
 use crate::model::{Mark, Name, SnapshotId};
 use crate::storage::StorageError;
@@ -39,7 +39,7 @@ pub(in crate::engine) async fn bring_marks(
         if here.contains(&key) {
             continue;
         }
-        let body = read_whole(from.storage.as_ref(), &key).await?;
+        let body = read_document(from.storage.as_ref(), &key, LARGEST_MARK).await?;
         to.storage.replace(&key, Bytes::from(body)).await?;
         count = u64::saturating_add(count, 1);
     }

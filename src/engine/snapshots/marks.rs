@@ -16,6 +16,10 @@ use crate::storage::{Object, Storage, StorageError};
 
 /// A larger object is no mark.
 pub(in crate::engine) const LARGEST_MARK: u64 = 1 << 20;
+/// More bytes of marks are not read, of one instance in one storage.
+const MOST_BYTES: u64 = 16 << 20;
+/// More marks are not read, of one instance in one storage.
+const MOST_MARKS: usize = 100_000;
 
 /// What the marks of an instance say, all storages together.
 #[derive(Debug, Clone, Default)]
@@ -193,7 +197,7 @@ impl Marks {
         let folder = Mark::folder(instance);
         let key = read.key.strip_prefix(&folder).unwrap_or(&read.key).to_owned();
         let (mark, problem, is_newer) = match read.body {
-            Err(problem) => (None, problem, false),
+            Err((problem, is_newer)) => (None, problem, is_newer),
             Ok(body) => {
                 let found = MarkRef { key, digest: Digest::of(&body) };
                 match Mark::from_bytes(&body, &read.key) {
@@ -405,7 +409,8 @@ struct Vanished {
 /// What stands under a mark's key, or why it cannot be read.
 struct ReadMark {
     key: String,
-    body: Result<Vec<u8>, String>,
+    /// Otherwise why not, and whether that says nothing against it.
+    body: Result<Vec<u8>, (String, bool)>,
 }
 
 async fn update(engine: &Engine, address: &str, added: &[CachedMark], gone: &[String]) {
@@ -423,7 +428,8 @@ async fn read_mark(
 ) -> Result<Option<(ReadMark, Option<CachedMark>)>, StorageError> {
     let body = match read_listed(storage, &object, LARGEST_MARK).await? {
         Document::Gone => return Ok(None),
-        Document::Unreadable(problem) => Err(problem),
+        Document::Unreadable(problem) => Err((problem, false)),
+        Document::TooLarge(problem) => Err((problem, true)),
         Document::Read(body) => Ok(body),
     };
     let Object { key, size, modified } = object;
@@ -445,7 +451,18 @@ async fn read_from(
     let storage = open.storage.as_ref();
     let address = storage.place();
     let folder = Mark::folder(instance);
-    let objects: Vec<Object> = storage.list(&folder).try_collect().await?;
+    let mut listing = storage.list(&folder);
+    let (mut objects, mut bytes): (Vec<Object>, u64) = (Vec::new(), 0);
+    while let Some(object) = listing.try_next().await? {
+        // One that is too large is not read.
+        if object.size <= LARGEST_MARK {
+            bytes = bytes.saturating_add(object.size);
+        }
+        if bytes > MOST_BYTES || objects.len() >= MOST_MARKS {
+            return Err(StorageError::too_large(open.storage.address(), folder, MOST_BYTES));
+        }
+        objects.push(object);
+    }
     let mut cached: BTreeMap<String, CachedMark> = BTreeMap::new();
     if let Some(catalog) = engine.catalog().await {
         match catalog.marks(&address).await {

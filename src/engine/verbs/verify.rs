@@ -11,7 +11,7 @@ use crate::engine::context::{Engine, OpenStorage};
 use crate::engine::error::{EngineError, chain};
 use crate::engine::read::fetch::read_facts;
 use crate::engine::read::whole::read_through;
-use crate::engine::snapshots::documents::read_whole;
+use crate::engine::snapshots::documents::{LARGEST_MANIFEST, read_document};
 use crate::engine::snapshots::list::{BadManifest, Listing, Selection, Snapshot, list};
 use crate::engine::state::locks::ReadLock;
 use crate::model::{Manifest, Name, SnapshotId, VerificationOutcome, total};
@@ -269,7 +269,7 @@ async fn verify_one(
     };
     // The one that is stored: what the catalog remembers of it proves nothing.
     let key = snapshot.manifest_key();
-    let manifest = match read_whole(storage.storage.as_ref(), &key).await {
+    let manifest = match read_document(storage.storage.as_ref(), &key, LARGEST_MANIFEST).await {
         Ok(body) => {
             Manifest::from_bytes(&body, &snapshot.instance, &snapshot.strategy, &snapshot.id)
                 .map_err(BadManifest::from)
@@ -279,11 +279,11 @@ async fn verify_one(
             verdict.unread.push(error.to_string());
             return Ok(verdict);
         }
-        Err(error) => Err(BadManifest::damaged(error.to_string())),
+        Err(error) => Err(BadManifest::of(&error)),
     };
     let manifest = match &manifest {
         Ok(manifest) => manifest,
-        Err(error) if error.is_newer => {
+        Err(error) if !error.is_damage() => {
             verdict.unread.push(format!("`manifest.json`: {error}"));
             return Ok(verdict);
         }

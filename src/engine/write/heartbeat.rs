@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use chrono::{DateTime, TimeDelta, Utc};
-use futures::TryStreamExt as _;
 use serde::{Deserialize, Serialize};
 
+use crate::engine::snapshots::documents::read_document;
 use crate::model::{RUN_KEY, SnapshotId};
 use crate::storage::{Storage, StorageError};
 
@@ -20,6 +20,9 @@ pub(in crate::engine) const LEASE: TimeDelta = TimeDelta::minutes(5);
 /// What another machine left unfinished is collected when its heartbeat is older, by the storage's
 /// clock.
 pub(in crate::engine) const ABANDONED: TimeDelta = TimeDelta::hours(24);
+
+/// A larger heartbeat cannot be read.
+const LARGEST: u64 = 64 << 10;
 
 /// What `run.json` says: who writes into this folder, and that it is alive.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,18 +96,8 @@ pub(in crate::engine) async fn read_heartbeat(
     id: &SnapshotId,
 ) -> Result<Option<Heartbeat>, StorageError> {
     let key = format!("{folder}{id}/{RUN_KEY}");
-    let body = async {
-        let mut body = Vec::new();
-        let mut stream = storage.read(&key, None).await?;
-        while let Some(chunk) = stream.try_next().await? {
-            body.extend_from_slice(&chunk);
-            if body.len() > 64 << 10 {
-                return Ok(Vec::new());
-            }
-        }
-        Ok::<_, StorageError>(body)
-    };
-    match body.await {
+    match read_document(storage, &key, LARGEST).await {
+        Err(error) if error.is_too_large() => Ok(None),
         Ok(body) => Ok(serde_json::from_slice(&body).ok()),
         // Its run ended between the listing and now.
         Err(error) if error.is_not_found() => Ok(None),

@@ -10,7 +10,8 @@ use aws_config::meta::region::RegionProviderChain;
 use aws_config::profile::ProfileFileRegionProvider;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::interceptors::{
-    BeforeDeserializationInterceptorContextRef, InterceptorContext,
+    BeforeDeserializationInterceptorContextMut, BeforeDeserializationInterceptorContextRef,
+    InterceptorContext,
 };
 use aws_sdk_s3::config::retry::{
     ClassifyRetry, RetryAction, RetryConfig, RetryPartition, TokenBucket,
@@ -21,9 +22,12 @@ use aws_sdk_s3::config::{
     ResponseChecksumValidation, RuntimeComponents, SharedHttpClient, StalledStreamProtectionConfig,
 };
 use aws_sdk_s3::error::BoxError;
+use aws_sdk_s3::primitives::SdkBody;
 use aws_smithy_http_client::tls;
+use aws_smithy_runtime_api::client::orchestrator::Metadata;
 use aws_types::service_config::ServiceConfigKey;
 use chrono::{DateTime, Utc};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use schemars::JsonSchema;
@@ -363,6 +367,7 @@ impl S3Config {
                     .build(),
             )
             .retry_classifier(Busy)
+            .interceptor(Limits)
             .timeout_config(timeouts(QUICK))
             .stalled_stream_protection(
                 StalledStreamProtectionConfig::enabled().grace_period(STALL).build(),
@@ -444,6 +449,47 @@ impl ClassifyRetry for Busy {
 
     fn name(&self) -> &'static str {
         "Busy"
+    }
+}
+
+/// The largest answer that is read into memory: a page of a listing with a thousand long keys.
+const LARGEST_ANSWER: usize = 8 << 20;
+/// The largest answer that says why a request failed.
+const LARGEST_REFUSAL: usize = 1 << 20;
+
+/// Ends what the SDK would read into memory without a limit: everything but the content of an
+/// object.
+#[derive(Debug)]
+struct Limits;
+
+impl Intercept for Limits {
+    fn name(&self) -> &'static str {
+        "Limits"
+    }
+
+    fn modify_before_deserialization(
+        &self,
+        context: &mut BeforeDeserializationInterceptorContextMut<'_>,
+        _: &RuntimeComponents,
+        bag: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let is_content = bag.load::<Metadata>().is_some_and(|of| of.name() == "GetObject");
+        let response = context.response_mut();
+        let limit = match response.status().is_success() {
+            true if is_content => return Ok(()),
+            true => LARGEST_ANSWER,
+            false => LARGEST_REFUSAL,
+        };
+        let body = std::mem::replace(response.body_mut(), SdkBody::taken());
+        let limited = Limited::new(body, limit).map_err(move |error| -> BoxError {
+            if error.is::<LengthLimitError>() {
+                format!("the answer has more than {}", ByteSize(limit as u64)).into()
+            } else {
+                error
+            }
+        });
+        *response.body_mut() = SdkBody::from_body_1_x(limited);
+        Ok(())
     }
 }
 

@@ -73,6 +73,8 @@ pub(crate) enum Fault {
     DropRequest,
     /// Passes it on, and closes the connection without an answer.
     DropAnswer,
+    /// Answers with this status and a body of so many bytes, and passes nothing on.
+    Flood(u16, u64),
     /// Says that all is well, and passes nothing on.
     Swallow,
     /// Passes it on with a bit changed.
@@ -303,6 +305,12 @@ async fn serve(
     match fault {
         Some(Fault::Say(status, code)) => return Ok(error(status, code, "As told")),
         Some(Fault::SayInWords(status, code, words)) => return Ok(error(status, code, words)),
+        Some(Fault::Flood(status, bytes)) => {
+            let chunk = Bytes::from(vec![b' '; 64 << 10]);
+            let frames = (0..bytes >> 16).map(move |_| Ok(Frame::data(chunk.clone())));
+            let body = StreamBody::new(stream::iter(frames)).boxed();
+            return Ok(Response::builder().status(status).body(body).unwrap());
+        }
         Some(Fault::Swallow) => {
             return Ok(Response::builder()
                 .header("etag", "\"d41d8cd98f00b204e9800998ecf8427e\"")
