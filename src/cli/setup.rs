@@ -1,6 +1,7 @@
 //! What commands need before they begin: the runtime, the log, the configuration, the storages, the
 //! keys.
 
+use std::io::Read as _;
 use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -117,12 +118,18 @@ pub(super) struct IdentityArgs {
     pub(super) identity_file: Vec<PathBuf>,
 }
 
+/// The largest file of keys that is read, in bytes.
+const LARGEST_KEYS: u64 = 1 << 20;
+
 impl IdentityArgs {
     pub(super) fn load(&self) -> anyhow::Result<Vec<Identity>> {
         let mut identities = Vec::new();
         for path in &self.identity_file {
             let read = || -> anyhow::Result<Vec<Identity>> {
-                Ok(Identity::parse_file(&std::fs::read_to_string(path)?)?)
+                let mut text = String::new();
+                std::fs::File::open(path)?.take(LARGEST_KEYS + 1).read_to_string(&mut text)?;
+                anyhow::ensure!(text.len() as u64 <= LARGEST_KEYS, "It has more than 1 MiB");
+                Ok(Identity::parse_file(&text)?)
             };
             identities.extend(read().with_context(|| {
                 format!("Could not use the identity file `{}`", path.display())

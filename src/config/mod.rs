@@ -31,9 +31,11 @@ mod walk;
 mod whole;
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use crate::model::{ErrorCode, Name};
+use crate::model::{ByteSize, ErrorCode, Name};
 use crate::source::process::Environment;
 
 pub use drill::{
@@ -177,9 +179,17 @@ impl Locations {
     }
 }
 
+/// The largest file of a configuration, in bytes.
+const LARGEST: u64 = 4 << 20;
+
 /// The text of a file.
 fn read(file: &Path) -> Result<String, ConfigErrors> {
-    let (code, message) = match std::fs::read(file).map(String::from_utf8) {
+    let mut bytes = Vec::new();
+    let read = File::open(file).and_then(|file| file.take(LARGEST + 1).read_to_end(&mut bytes));
+    let (code, message) = match read.map(|_| String::from_utf8(bytes)) {
+        Ok(Ok(text)) if text.len() as u64 > LARGEST => {
+            (ErrorCode::ConfigUnreadable, format!("It is larger than {}", ByteSize(LARGEST)))
+        }
         Ok(Ok(text)) => return Ok(text),
         Ok(Err(_)) => (ErrorCode::ConfigUnreadable, "Not UTF-8, which TOML must be".to_owned()),
         Err(error) => {

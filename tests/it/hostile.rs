@@ -194,3 +194,26 @@ async fn answers_of_a_store_without_end_are_cut() {
         site.backup(["verify"]).expect(0);
     });
 }
+
+#[test]
+fn local_files_without_end_are_refused() {
+    let site = site();
+    let endless = |file: &Path| File::create(file).unwrap().set_len(3 << 30).unwrap();
+    let keys = site.path("keys.txt");
+    endless(&keys);
+    let keys = ["restore", "--strategy", "daily", "--to", "/nowhere", "--identity-file"]
+        .into_iter()
+        .chain([keys.to_str().unwrap(), "--json"])
+        .collect::<Vec<_>>();
+    let (code, peak, said) = judged(&site, &keys);
+    assert!(code != 0 && peak <= BOUND, "{peak}: {said}");
+    let node = site.path("state/node");
+    let kept = std::fs::read(&node).unwrap();
+    endless(&node);
+    let (code, peak, said) = judged(&site, &["--strategy", "daily", "--json"]);
+    assert!(code != 0 && peak <= BOUND && said.contains("state_failed"), "{peak}: {said}");
+    std::fs::write(&node, kept).unwrap();
+    endless(&site.config());
+    let (code, peak, said) = judged(&site, &["list", "--json"]);
+    assert!(code != 0 && peak <= BOUND && said.contains("config_unreadable"), "{peak}: {said}");
+}

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use crate::engine::error::EngineError;
+use crate::engine::state::private::read_small;
 use crate::pipeline::Identity;
 
 /// The keys in a file.
@@ -15,6 +16,6 @@ pub(in crate::engine) fn read_identities(path: &Path) -> Result<Vec<Identity>, E
         path: path.to_owned(),
         error,
     };
-    let text = std::fs::read_to_string(path).map_err(failed)?;
+    let text = std::fs::File::open(path).and_then(read_small).map_err(failed)?;
     Identity::parse_file(&text).map_err(|error| failed(std::io::Error::other(error.to_string())))
 }

@@ -1,11 +1,11 @@
 //! Locks on this machine: one writer of a strategy at a time, readers beside it, and drills.
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{Read as _, Seek as _, Write as _};
+use std::io::{Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use crate::engine::error::EngineError;
-use crate::engine::state::private::{make_private_file, make_private_folder};
+use crate::engine::state::private::{make_private_file, make_private_folder, read_small};
 use crate::model::Name;
 
 /// The lock of one strategy in the state folder, held while it lives, by who writes or deletes
@@ -106,9 +106,8 @@ impl DrillLock {
     /// Where drills before this one were: folders, and servers by their masked addresses.
     pub(in crate::engine) fn noted(&mut self) -> (Vec<PathBuf>, Vec<String>) {
         let (mut folders, mut servers) = (Vec::new(), Vec::new());
-        let mut text = String::new();
         // What cannot be read is as good as not written.
-        let _ = self.file.rewind().and_then(|()| self.file.read_to_string(&mut text));
+        let text = self.file.rewind().and_then(|()| read_small(&self.file)).unwrap_or_default();
         for line in text.lines() {
             match line.split_once(' ') {
                 Some(("folder", path)) => folders.push(PathBuf::from(path)),

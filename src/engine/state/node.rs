@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use crate::engine::error::EngineError;
-use crate::engine::state::private::{make_private_file, make_private_folder};
+use crate::engine::state::private::{make_private_file, make_private_folder, read_small};
 
 /// What tells the runs of this state folder from those of others: a random text, made once and kept
 /// there.
@@ -16,7 +16,7 @@ pub(in crate::engine) fn node(state_dir: &Path) -> Result<String, EngineError> {
         let path: PathBuf = path.clone();
         move |error| EngineError::State { attempt, path, error }
     };
-    match std::fs::read_to_string(&path) {
+    match std::fs::File::open(&path).and_then(read_small) {
         Ok(text) if text.trim().len() == 32 => return Ok(text.trim().to_owned()),
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             return Err(failed("read")(error));

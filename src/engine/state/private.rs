@@ -1,8 +1,12 @@
 //! Private files and folders of the state folder.
 
+use std::io::Read;
 use std::path::Path;
 
 use crate::engine::error::EngineError;
+
+/// The largest local file that is read as a whole, in bytes.
+const LARGEST: u64 = 1 << 20;
 
 /// Bytes that are free where `folder` lies, for who is not root.
 pub(in crate::engine) fn free_bytes(folder: &Path) -> Result<u64, EngineError> {
@@ -12,6 +16,20 @@ pub(in crate::engine) fn free_bytes(folder: &Path) -> Result<u64, EngineError> {
         error: error.into(),
     })?;
     Ok(space.f_bavail.saturating_mul(space.f_frsize))
+}
+
+/// The text of a small local file: state, or keys.
+///
+/// # Errors
+/// When it cannot be read, or has more than 1 MiB.
+pub(in crate::engine) fn read_small(file: impl Read) -> std::io::Result<String> {
+    let mut text = String::new();
+    file.take(LARGEST + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > LARGEST {
+        let problem = "it has more than 1 MiB";
+        return Err(std::io::Error::new(std::io::ErrorKind::FileTooLarge, problem));
+    }
+    Ok(text)
 }
 
 /// Makes a folder, with its parents, that only its owner may look into.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::engine::error::EngineError;
 use crate::engine::state::locks::open_lock;
+use crate::engine::state::private::read_small;
 
 /// The lock of the scheduler, in the state folder.
 const SCHEDULER: &str = "scheduler.lock";
@@ -78,7 +79,7 @@ pub fn scheduler(state_dir: &Path) -> Result<Option<Scheduler>, EngineError> {
     match file.try_lock_shared() {
         Ok(()) => Ok(None),
         Err(TryLockError::WouldBlock) => {
-            let text = std::fs::read_to_string(&path).map_err(failed("read"))?;
+            let text = read_small(&file).map_err(failed("read"))?;
             let mut words = text.split_whitespace();
             let pid = words.next().and_then(|pid| pid.parse().ok());
             let is_here = words.next().is_some_and(|namespace| namespace == pid_namespace());

@@ -264,7 +264,9 @@ fn with_log(error: SourceError, log: &Path) -> SourceError {
 /// The process of the server that runs in `folder`, by its own note; whether it still is that one
 /// is seen by the folder it works in.
 fn pid(folder: &Path) -> Option<Pid> {
-    let note = std::fs::read_to_string(folder.join("postmaster.pid")).ok()?;
+    let mut note = String::new();
+    let file = std::fs::File::open(folder.join("postmaster.pid")).ok()?;
+    file.take(2_000).read_to_string(&mut note).ok()?;
     // One that is not a server yet, which makes the cluster, writes its number with a minus.
     let pid =
         note.lines().next()?.trim().parse().ok().filter(|pid| *pid > 0).and_then(Pid::from_raw)?;
