@@ -192,7 +192,8 @@ fn one_of_each(role: &str, event: &str, server: &Server) -> String {
          CREATE MATERIALIZED VIEW app.of_near AS SELECT * FROM app.near;
          CREATE MATERIALIZED VIEW app.of_of_near AS SELECT * FROM app.of_near;"
     } else {
-        "CREATE EXTENSION vector; CREATE TABLE app.vectors (v vector(3)); INSERT INTO app.vectors VALUES ('[1,2,3]');"
+        "CREATE EXTENSION vector; CREATE TABLE app.vectors (v vector(3));
+         INSERT INTO app.vectors VALUES ('[1,2,3]');"
     };
     format!(
         r#"

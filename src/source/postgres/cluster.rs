@@ -19,8 +19,8 @@ use crate::source::process::{Call, ProcessError};
 use crate::source::scratch::{ScratchPlace, keep_folder, remove_folder};
 use crate::source::{Context, SourceError};
 
-/// What begins the names of the cluster's own roles. The rest is random, so that no role of a source
-/// is one of them.
+/// What begins the names of the cluster's own roles. The rest is random, so that no role of a
+/// source is one of them.
 const ROLE: &str = "holdfast_";
 /// The folder of a cluster in a scratch folder.
 const FOLDER: &str = "cluster";

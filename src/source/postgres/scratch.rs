@@ -2,6 +2,7 @@
 //! cluster; and what is in it, held against what was in the dumped one (`compare`).
 
 mod allowed;
+mod blame;
 mod compare;
 mod confined;
 pub(super) mod roles;
@@ -25,6 +26,7 @@ use crate::source::process::ProcessError;
 use crate::source::scratch::{Each, Row, Scratch, ScratchPlace};
 use crate::source::{Context, RestoreArtifact, RestoreOptions, SourceError, Streams, Target};
 
+use blame::{is_not_the_dumps, is_of_the_server};
 use compare::{compare, public_is_empty};
 pub(super) use confined::Confined;
 pub use server::ScratchServer;
@@ -200,7 +202,8 @@ async fn create_database(
     let owner = owner.map(|owner| format!(" OWNER {}", quoted(owner))).unwrap_or_default();
     let of = |locale: &str| {
         format!(
-            "CREATE DATABASE {}{owner} TEMPLATE template0{encoding} LC_COLLATE {locale} LC_CTYPE {locale}",
+            "CREATE DATABASE {}{owner} TEMPLATE template0{encoding} LC_COLLATE {locale} \
+             LC_CTYPE {locale}",
             quoted(name),
             locale = literal(locale)
         )
@@ -216,55 +219,6 @@ async fn create_database(
         }
         created => created.map(drop),
     }
-}
-
-/// What of what `pg_restore` says is not the dump's fault.
-const NOT_THE_DUMP: [&str; 30] = [
-    "No space left on device",
-    "could not extend file",
-    "Disk quota exceeded",
-    "out of memory",
-    "out of shared memory",
-    "connection to server",
-    "could not connect",
-    "server closed the connection",
-    "terminating connection",
-    "the database system is",
-    "SSL SYSCALL",
-    "too many clients",
-    "too many connections",
-    "permission denied",
-    "must be owner",
-    "must be superuser",
-    "extension control file",
-    "is not available",
-    "could not load library",
-    "could not access file",
-    "unrecognized configuration parameter",
-    "unsupported version (",
-    "is not supported in this build",
-    "compression method",
-    "requires the server to be built",
-    "unsupported XML feature",
-    "could not create locale",
-    "could not open collator",
-    // Of a language that is kept from running, and of a foreign table.
-    "cache lookup failed for function 0",
-    "has no handler",
-];
-
-/// Whether what a server says of a statement is not the dump's fault.
-fn is_not_the_dumps(code: &str, said: &str) -> bool {
-    // Privileges, what is not supported, connections, room, an end that was asked for, the system.
-    code == "42501"
-        || code == "0A000"
-        || ["08", "53", "57", "58"].iter().any(|class| code.starts_with(class))
-        || is_of_the_server(said)
-}
-
-fn is_of_the_server(said: &str) -> bool {
-    let role_missing = said.contains("role \"") && said.contains("does not exist");
-    role_missing || NOT_THE_DUMP.iter().any(|words| said.contains(words))
 }
 
 impl Scratch for ScratchDatabase {
@@ -360,8 +314,8 @@ impl Scratch for ScratchDatabase {
             ) if said.code().is_some_and(|code| code == "57014") => {
                 SourceError::Database { attempt, target, problem, transient: true }
             }
-            // No query, none that only reads, or one that only a superuser may ask: that says nothing
-            // about what is asked.
+            // No query, none that only reads, or one that only a superuser may ask: that says
+            // nothing about what is asked.
             (SourceError::Database { problem, .. }, sqlx::Error::Database(said))
                 if said.code().is_some_and(|code| matches!(&*code, "42601" | "25006"))
                     || is_not_the_dumps(&said.code().unwrap_or_default(), said.message()) =>

@@ -13,7 +13,7 @@ use sqlx::error::DatabaseError;
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::allowed::{Allowed, allowed, without_privileges};
-use super::is_not_the_dumps;
+use super::blame::is_not_the_dumps;
 use super::statements::{Statement, Statements, Token};
 use crate::model::{ByteSize, DatabaseUrl, Remarks};
 use crate::source::place::write_nameless;
