@@ -141,6 +141,7 @@ pub(super) async fn run(
             jobs: args.jobs,
             no_owner: args.no_owner,
             scratch: false,
+            superuser: None,
             owners: args.owner,
             paths: args.path,
             delete: args.delete,

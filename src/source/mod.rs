@@ -472,6 +472,10 @@ pub struct RestoreOptions {
     /// Databases only: the target is thrown away again. Everything lies in the default tablespace,
     /// and nothing subscribes to other servers.
     pub scratch: bool,
+    /// Databases only: a superuser of the target, which is in a cluster that was made for this
+    /// restore. It makes what only a superuser can make, and runs no code of the source's users:
+    /// all else is restored as the user of the target.
+    pub superuser: Option<DatabaseUrl>,
     /// Files only: to whom entries belong; the first rule that fits an entry counts, and none
     /// leaves it its owner.
     pub owners: Vec<directory::OwnerRule>,

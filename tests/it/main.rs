@@ -24,6 +24,7 @@ mod docs;
 mod drill;
 mod drill_checks;
 mod drill_damage;
+mod drill_power;
 mod drill_targets;
 mod dump;
 mod errors;

@@ -237,7 +237,7 @@ impl Address {
 
     /// Who connects: as the address says, else who we run as. (What the library would take is a
     /// variable of the operator's, or nobody.)
-    fn user(&self) -> Option<String> {
+    pub(super) fn user(&self) -> Option<String> {
         self.user.clone().or_else(|| whoami::username().ok())
     }
 

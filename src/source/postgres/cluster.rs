@@ -1,9 +1,11 @@
 //! A throwaway cluster: made from installed binaries in a private folder, reached by a socket in it
 //! only, and gone with it.
 
-use std::fs::{DirBuilder, Permissions};
-use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom};
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _, lchown};
+use std::fs::{DirBuilder, File, Permissions};
+use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::{
+    DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown, lchown,
+};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,13 +14,14 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::client::{Client, Major};
-use crate::model::DatabaseUrl;
+use crate::model::{DatabaseUrl, Secret};
 use crate::source::process::{Call, ProcessError};
 use crate::source::scratch::{ScratchPlace, keep_folder, remove_folder};
 use crate::source::{Context, SourceError};
 
-/// The cluster's superuser. No source is likely to have a role of that name.
-const SUPERUSER: &str = "holdfast_drill";
+/// What begins the names of the cluster's own roles. The rest is random, so that no role of a
+/// source is one of them.
+const ROLE: &str = "holdfast_";
 /// The folder of a cluster in a scratch folder.
 const FOLDER: &str = "cluster";
 /// The longest path that a socket can have.
@@ -54,6 +57,30 @@ pub(super) struct Cluster {
     apart: Option<PathBuf>,
     /// Whether it goes on when this is dropped.
     stays: bool,
+    pub(super) superuser: Login,
+    /// Who is no superuser: as that one a drill restores and asks.
+    pub(super) restorer: Login,
+}
+
+/// A role that may log in.
+#[derive(Clone)]
+pub(super) struct Login {
+    pub(super) name: String,
+    pub(super) password: Secret,
+}
+
+impl Login {
+    fn random() -> Result<Self, SourceError> {
+        let number = || {
+            getrandom::u64().map_err(|error| {
+                SourceError::Unsuitable(format!("The system gives no random numbers: {error}"))
+            })
+        };
+        Ok(Self {
+            name: format!("{ROLE}{:016x}", number()?),
+            password: Secret::new(format!("{:016x}{:016x}", number()?, number()?)),
+        })
+    }
 }
 
 impl Drop for Cluster {
@@ -89,7 +116,13 @@ impl Cluster {
                 (apart.join(cx.name.as_str()), Some(apart))
             }
         };
-        let cluster = Self { folder: parent.join(FOLDER), apart, stays: false };
+        let cluster = Self {
+            folder: parent.join(FOLDER),
+            apart,
+            stays: false,
+            superuser: Login::random()?,
+            restorer: Login::random()?,
+        };
         cluster.make(cx, &initdb, &parent, user)?;
         Ok(cluster)
     }
@@ -133,17 +166,33 @@ impl Cluster {
                 .variable("LC_ALL", "C")
                 .when_missing("Install the PostgreSQL server of that major version, all of it")
         };
-        call("initdb", "make a cluster for the drill")
+        // Not even the user that the server runs as gets in without it.
+        let password = parent.join("password");
+        let mut secret = File::options()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&password)
+            .map_err(io("create", &password))?;
+        secret
+            .write_all(self.superuser.password.expose().as_bytes())
+            .map_err(io("write", &password))?;
+        if let Some((uid, gid)) = user {
+            fchown(&secret, Some(uid), Some(gid)).map_err(io("give away", &password))?;
+        }
+        let made = call("initdb", "make a cluster for the drill")
             .args([
-                "--auth=trust",
+                "--auth=scram-sha-256",
                 "--encoding=UTF8",
                 "--locale=C",
                 "--no-sync",
                 "--no-instructions",
             ])
-            .args(["--username", SUPERUSER, "--pgdata"])
-            .args([folder.as_os_str()])
-            .capture(cx, 1 << 20)?;
+            .args(["--username", &self.superuser.name, "--pgdata"])
+            .args([folder.as_os_str(), "--pwfile".as_ref(), password.as_os_str()])
+            .capture(cx, 1 << 20);
+        std::fs::remove_file(&password).map_err(io("remove", &password))?;
+        made?;
         // As options, and not in its file: that is another user's, and may lead anywhere by the
         // time we write.
         let sockets = format!(
@@ -163,8 +212,8 @@ impl Cluster {
         started.map(drop).map_err(|error| with_log(error, &log))
     }
 
-    /// The address of its database `postgres`.
-    pub(super) fn url(&self) -> Result<DatabaseUrl, SourceError> {
+    /// The address of its database `postgres`, for that role.
+    pub(super) fn url(&self, login: &Login) -> Result<DatabaseUrl, SourceError> {
         let mut url = url::Url::parse("postgresql:///postgres").map_err(|error| {
             SourceError::Unsuitable(format!(
                 "The address of the cluster cannot be written: {error}"
@@ -173,11 +222,12 @@ impl Cluster {
         url.query_pairs_mut()
             .append_pair("host", &self.folder.display().to_string())
             .append_pair("port", "5432")
-            .append_pair("user", SUPERUSER);
+            .append_pair("user", &login.name);
         // `+` means itself in an address of PostgreSQL.
         let query = url.query().map(|query| query.replace('+', "%20"));
         url.set_query(query.as_deref());
-        DatabaseUrl::try_from(url.to_string()).map_err(SourceError::Unsuitable)
+        let url = DatabaseUrl::try_from(url.to_string()).map_err(SourceError::Unsuitable)?;
+        Ok(url.with_password(login.password.expose()))
     }
 
     /// Lets it go on; how to end and remove it.
@@ -204,7 +254,7 @@ impl Cluster {
 /// The number of a user that is not root, and that of its group.
 fn user(wanted: Option<&str>) -> Result<(u32, u32), SourceError> {
     let names = wanted.map_or_else(|| vec!["postgres", "nobody"], |name| vec![name]);
-    let file = std::fs::File::open("/etc/passwd").map_err(|error| SourceError::Io {
+    let file = File::open("/etc/passwd").map_err(|error| SourceError::Io {
         attempt: "read",
         path: "/etc/passwd".to_owned(),
         error,
@@ -232,18 +282,19 @@ fn shell_quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 
+/// A file in the cluster's folder. It is another user's, and may have become a link to something
+/// that is not theirs to read, or something that never ends.
+fn open_theirs(path: &Path) -> Option<File> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = File::from(openat(CWD, path, flags, Mode::empty()).ok()?);
+    file.metadata().is_ok_and(|found| found.is_file()).then_some(file)
+}
+
 /// The error with the end of what the server said.
 fn with_log(error: SourceError, log: &Path) -> SourceError {
     let tail = || {
-        // It is another user's, and may have become a link to something that is not theirs to read.
-        let opened = openat(
-            CWD,
-            log,
-            OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC,
-            Mode::empty(),
-        );
-        let mut file = std::fs::File::from(opened.ok()?);
-        let length = file.metadata().ok().filter(std::fs::Metadata::is_file)?.len();
+        let mut file = open_theirs(log)?;
+        let length = file.metadata().ok()?.len();
         file.seek(SeekFrom::Start(length.saturating_sub(2_000))).ok()?;
         let mut text = Vec::new();
         file.take(2_000).read_to_end(&mut text).ok()?;
@@ -265,8 +316,7 @@ fn with_log(error: SourceError, log: &Path) -> SourceError {
 /// is seen by the folder it works in.
 fn pid(folder: &Path) -> Option<Pid> {
     let mut note = String::new();
-    let file = std::fs::File::open(folder.join("postmaster.pid")).ok()?;
-    file.take(2_000).read_to_string(&mut note).ok()?;
+    open_theirs(&folder.join("postmaster.pid"))?.take(4096).read_to_string(&mut note).ok()?;
     // One that is not a server yet, which makes the cluster, writes its number with a minus.
     let pid =
         note.lines().next()?.trim().parse().ok().filter(|pid| *pid > 0).and_then(Pid::from_raw)?;

@@ -12,9 +12,9 @@ use sqlx::Row;
 use super::address::{Address, dbname_argument};
 use super::census::{ANYTHING, Server, quoted, tables};
 use super::client::{Client, Major};
-use super::scratch::ScratchDatabase;
+use super::scratch::{Confined, ScratchDatabase, roles};
 use super::{NO_PASSWORD, block};
-use crate::model::{ArtifactKind, ByteSize, Remarks};
+use crate::model::{ArtifactKind, ByteSize, DatabaseUrl, Remarks};
 use crate::source::place::{file_in, refuse_existing, write_nameless, write_private};
 use crate::source::process::{Call, MemoryFile, ProcessError, path_for_children};
 use crate::source::scratch::{Scratch, ScratchPlace};
@@ -159,6 +159,29 @@ impl PostgresRestorer {
         }
     }
 
+    /// Into a cluster that was made for it: no code of the source's users runs as a superuser.
+    fn confined(
+        cx: &Context,
+        prepared: &Prepared,
+        artifact: &RestoreArtifact,
+        input: &mut dyn Read,
+        superuser: &DatabaseUrl,
+        options: &RestoreOptions,
+    ) -> Result<Remarks, SourceError> {
+        if artifact.kind == ArtifactKind::PgGlobals {
+            let script = globals_script(input)?;
+            return roles::restore(cx, superuser, &prepared.address, &script);
+        }
+        Confined {
+            address: &prepared.address,
+            client: &prepared.client,
+            server: &prepared.server,
+            superuser,
+            no_owner: options.no_owner,
+        }
+        .restore(cx, input)
+    }
+
     /// Roles and tablespaces. What is there already is left as it is, unless it is to be replaced.
     fn globals(
         cx: &Context,
@@ -166,15 +189,7 @@ impl PostgresRestorer {
         input: &mut dyn Read,
         options: &RestoreOptions,
     ) -> Result<Remarks, SourceError> {
-        let mut script = Vec::new();
-        let read =
-            input.take(GLOBALS_LIMIT + 1).read_to_end(&mut script).map_err(SourceError::Stream)?;
-        if read as u64 > GLOBALS_LIMIT {
-            let limit = ByteSize(GLOBALS_LIMIT);
-            return Err(SourceError::Unsuitable(format!(
-                "The script of the roles is larger than {limit}: it is not one"
-            )));
-        }
+        let script = globals_script(input)?;
         let address = &prepared.address;
         let existing = block(cx, address.within("list the roles", existing_globals(address)))?;
         let mut kept = Vec::with_capacity(script.len());
@@ -193,8 +208,6 @@ impl PostgresRestorer {
                 .map(|(_, name)| name)
                 .find(named);
             match (verb, found) {
-                _ if options.scratch
-                    && (object == "TABLESPACE" || text.contains(" ON TABLESPACE ")) => {}
                 (Some("CREATE"), Some(name)) => {
                     if !options.overwrite {
                         remarks.warn(format!(
@@ -229,6 +242,19 @@ impl Prepared {
             format!("restore into the database `{}`", self.server.database),
         )
     }
+}
+
+fn globals_script(input: &mut dyn Read) -> Result<Vec<u8>, SourceError> {
+    let mut script = Vec::new();
+    let read =
+        input.take(GLOBALS_LIMIT + 1).read_to_end(&mut script).map_err(SourceError::Stream)?;
+    if read as u64 > GLOBALS_LIMIT {
+        let limit = ByteSize(GLOBALS_LIMIT);
+        return Err(SourceError::Unsuitable(format!(
+            "The script of the roles is larger than {limit}: it is not one"
+        )));
+    }
+    Ok(script)
 }
 
 fn restore_args(prepared: &Prepared, options: &RestoreOptions) -> Vec<String> {
@@ -352,6 +378,9 @@ impl Restorer for PostgresRestorer {
                 std::io::copy(input, &mut std::io::sink()).map_err(SourceError::Stream)?;
                 // As was asked for.
                 remarks.note("The roles were not restored, since nothing is to belong to them");
+            }
+            _ if let Some(superuser) = &options.superuser => {
+                remarks = Self::confined(cx, &prepared, artifact, input, superuser, options)?;
             }
             ArtifactKind::PgGlobals => remarks = Self::globals(cx, &prepared, input, options)?,
             _ if options.jobs > 1 => Self::parallel(cx, &prepared, artifact, input, options)?,

@@ -1,8 +1,13 @@
 //! A scratch database: on a server that the configuration names (`server`), or in a throwaway
 //! cluster; and what is in it, held against what was in the dumped one (`compare`).
 
+mod allowed;
+mod blame;
 mod compare;
+mod confined;
+pub(super) mod roles;
 mod server;
+mod statements;
 
 use std::ops::ControlFlow;
 use std::time::Duration;
@@ -14,14 +19,16 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use super::address::Address;
 use super::census::{self, Server, Session, quoted};
 use super::client::Major;
-use super::cluster::Cluster;
+use super::cluster::{Cluster, Login};
 use super::{block, default_lock_timeout};
 use crate::model::{ArtifactKind, Check, DatabaseUrl};
 use crate::source::process::ProcessError;
 use crate::source::scratch::{Each, Row, Scratch, ScratchPlace};
 use crate::source::{Context, RestoreArtifact, RestoreOptions, SourceError, Streams, Target};
 
+use blame::{is_not_the_dumps, is_of_the_server};
 use compare::{compare, public_is_empty};
+pub(super) use confined::Confined;
 pub use server::ScratchServer;
 use server::drop_database;
 pub(in crate::source) use server::{ScratchDatabases, refuse_source};
@@ -34,6 +41,8 @@ const KEPT: &str = "Kept";
 /// A database that a drill made.
 pub(super) struct ScratchDatabase {
     url: DatabaseUrl,
+    /// The same database, for the superuser of the drill's own server.
+    superuser: Option<DatabaseUrl>,
     address: Address,
     /// The database that it was made from.
     admin: Address,
@@ -58,7 +67,7 @@ impl ScratchDatabase {
                 let major =
                     dumped.and_then(|number| i32::try_from(number).ok()).map(Major::of_number);
                 let cluster = Cluster::start(cx, major, place)?;
-                let url = cluster.url()?;
+                let url = cluster.url(&cluster.superuser)?;
                 (Some(cluster), url)
             }
         };
@@ -68,23 +77,35 @@ impl ScratchDatabase {
             SourceError::Unsuitable(format!("The system gives no random numbers: {error}"))
         })?;
         let name = format!("{}{salt:016x}", place.prefix);
-        let url = admin_url.with_database(&name);
-        let url =
-            password.map_or_else(|| url.clone(), |password| url.with_password(password.expose()));
+        let url = match &cluster {
+            Some(cluster) => cluster.url(&cluster.restorer)?.with_database(&name),
+            None => {
+                let url = admin_url.with_database(&name);
+                password
+                    .map_or_else(|| url.clone(), |password| url.with_password(password.expose()))
+            }
+        };
+        let superuser = cluster.is_some().then(|| admin_url.with_database(&name));
         let address = Address::new(&url, None)?.known_as(&place.prefix);
         let text = |key: &str| artifact.facts.get(key).and_then(Value::as_str).map(str::to_owned);
         let (encoding, collate) = (text("encoding"), text("collate"));
         let attempt = "create a scratch database";
-        let is_own = cluster.is_some();
+        let restorer = cluster.as_ref().map(|cluster| cluster.restorer.clone());
         let server = block(cx, async {
             let creating = async {
                 let mut connection = admin.connect().await?;
-                if is_own && artifact.kind != ArtifactKind::PgGlobals {
+                if let Some(restorer) = &restorer {
+                    create_restorer(&mut connection, restorer)
+                        .await
+                        .map_err(|error| admin.failed("create the role that restores", &error))?;
+                }
+                if restorer.is_some() && artifact.kind != ArtifactKind::PgGlobals {
                     create_roles(&mut connection, &artifact.facts).await.map_err(|error| {
                         admin.failed("create the roles that the dump names", &error)
                     })?;
                 }
-                create_database(&mut connection, &name, encoding, collate)
+                let owner = restorer.as_ref().map(|login| login.name.as_str());
+                create_database(&mut connection, &name, owner, encoding, collate)
                     .await
                     .map_err(|error| admin.failed(attempt, &error))?;
                 let comment = format!(
@@ -96,7 +117,11 @@ impl ScratchDatabase {
                     .execute(&mut connection)
                     .await
                     .map_err(|error| admin.failed(attempt, &error))?;
-                let mut connection = address.connect().await?;
+                let within = match &superuser {
+                    Some(url) => Address::new(url, None)?,
+                    None => address.clone(),
+                };
+                let mut connection = within.connect().await?;
                 if let Some(extensions) = artifact.facts.get("extensions").and_then(Value::as_array)
                     && !extensions
                         .iter()
@@ -120,7 +145,7 @@ impl ScratchDatabase {
                 return Err(error);
             }
         };
-        Ok(Self { url, address, admin, name, server, cluster, roles: false })
+        Ok(Self { url, superuser, address, admin, name, server, cluster, roles: false })
     }
 }
 
@@ -136,20 +161,49 @@ async fn create_roles(connection: &mut PgConnection, facts: &Value) -> Result<()
     Ok(())
 }
 
+/// Makes the role that restores and asks: no superuser, and in no role of the server that reads its
+/// files or runs programs.
+async fn create_restorer(
+    connection: &mut PgConnection,
+    restorer: &Login,
+) -> Result<(), sqlx::Error> {
+    let role = quoted(&restorer.name);
+    let mut statements = vec![format!(
+        "CREATE ROLE {role} LOGIN NOSUPERUSER NOCREATEROLE NOCREATEDB NOREPLICATION BYPASSRLS \
+         PASSWORD '{}'",
+        restorer.password.expose()
+    )];
+    let version: i32 = sqlx::query_scalar("SELECT current_setting('server_version_num')::int4")
+        .persistent(false)
+        .fetch_one(&mut *connection)
+        .await?;
+    if version >= 140_000 {
+        // The tables of extensions belong to a superuser.
+        statements.push(format!("GRANT pg_read_all_data, pg_write_all_data TO {role}"));
+    }
+    for sql in statements {
+        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *connection).await?;
+    }
+    Ok(())
+}
+
 /// Makes an empty database of that encoding, with the collation of the source where the server has
 /// it.
 async fn create_database(
     connection: &mut PgConnection,
     name: &str,
+    owner: Option<&str>,
     encoding: Option<String>,
     collate: Option<String>,
 ) -> Result<(), sqlx::Error> {
     let literal = |text: &str| format!("'{}'", text.replace('\'', "''"));
     let encoding =
         encoding.map(|encoding| format!(" ENCODING {}", literal(&encoding))).unwrap_or_default();
+    let owner = owner.map(|owner| format!(" OWNER {}", quoted(owner))).unwrap_or_default();
     let of = |locale: &str| {
         format!(
-            "CREATE DATABASE {} TEMPLATE template0{encoding} LC_COLLATE {locale} LC_CTYPE {locale}",
+            "CREATE DATABASE {}{owner} TEMPLATE template0{encoding} LC_COLLATE {locale} \
+             LC_CTYPE {locale}",
             quoted(name),
             locale = literal(locale)
         )
@@ -167,38 +221,6 @@ async fn create_database(
     }
 }
 
-/// What of what `pg_restore` says is not the dump's fault.
-const NOT_THE_DUMP: [&str; 28] = [
-    "No space left on device",
-    "could not extend file",
-    "Disk quota exceeded",
-    "out of memory",
-    "out of shared memory",
-    "connection to server",
-    "could not connect",
-    "server closed the connection",
-    "terminating connection",
-    "the database system is",
-    "SSL SYSCALL",
-    "too many clients",
-    "too many connections",
-    "permission denied",
-    "must be owner",
-    "must be superuser",
-    "extension control file",
-    "is not available",
-    "could not load library",
-    "could not access file",
-    "unrecognized configuration parameter",
-    "unsupported version (",
-    "is not supported in this build",
-    "compression method",
-    "requires the server to be built",
-    "unsupported XML feature",
-    "could not create locale",
-    "could not open collator",
-];
-
 impl Scratch for ScratchDatabase {
     fn target(&self, artifact: &RestoreArtifact) -> Result<Target, String> {
         if artifact.kind == ArtifactKind::PgGlobals && self.cluster.is_none() {
@@ -214,7 +236,8 @@ impl Scratch for ScratchDatabase {
     fn options(&self, artifact: &RestoreArtifact) -> RestoreOptions {
         // Without the roles of the snapshot there is nobody to give anything to.
         let no_owner = artifact.kind != ArtifactKind::PgGlobals && !self.roles;
-        RestoreOptions { no_owner, scratch: true, ..RestoreOptions::default() }
+        let superuser = self.superuser.clone();
+        RestoreOptions { no_owner, scratch: true, superuser, ..RestoreOptions::default() }
     }
 
     fn inspect(
@@ -248,9 +271,7 @@ impl Scratch for ScratchDatabase {
         let SourceError::Process(ProcessError::Exit { said, .. }) = error else {
             return !matches!(error, SourceError::Damaged(_) | SourceError::Stream(_));
         };
-        let role_missing =
-            said.stderr.contains("role \"") && said.stderr.contains("does not exist");
-        if role_missing || NOT_THE_DUMP.iter().any(|words| said.stderr.contains(words)) {
+        if is_of_the_server(&said.stderr) {
             return true;
         }
         // A server that went away may have been the reason, whatever the tool said.
@@ -293,11 +314,11 @@ impl Scratch for ScratchDatabase {
             ) if said.code().is_some_and(|code| code == "57014") => {
                 SourceError::Database { attempt, target, problem, transient: true }
             }
-            // No query, or none that only reads: that says nothing about what is asked.
+            // No query, none that only reads, or one that only a superuser may ask: that says
+            // nothing about what is asked.
             (SourceError::Database { problem, .. }, sqlx::Error::Database(said))
-                if said
-                    .code()
-                    .is_some_and(|code| matches!(&*code, "42601" | "0A000" | "25006")) =>
+                if said.code().is_some_and(|code| matches!(&*code, "42601" | "25006"))
+                    || is_not_the_dumps(&said.code().unwrap_or_default(), said.message()) =>
             {
                 SourceError::Unsuitable(format!("The query cannot be asked: {problem}"))
             }

@@ -14,6 +14,7 @@ const OVERWRITE: RestoreOptions = RestoreOptions {
     jobs: 0,
     no_owner: false,
     scratch: false,
+    superuser: None,
     owners: Vec::new(),
     paths: Vec::new(),
     delete: false,

@@ -26,7 +26,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 #[serde(deny_unknown_fields)]
 pub struct ScratchServer {
     /// A server for scratch databases, as an address of any database on it that is there already
-    /// (`postgresql://drill@scratch/postgres`). The user must be allowed to create databases.
+    /// (`postgresql://drill@scratch/postgres`). The user must be allowed to create databases
+    /// (`CREATEDB`), and should be no superuser: code that users of the source made runs as it.
     /// Unless set, the drill starts a cluster of its own from installed binaries.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<DatabaseUrl>,
@@ -131,13 +132,26 @@ fn check_scratch(cx: &Context, config: &ScratchServer) -> Finding {
                 .persistent(false)
                 .fetch_one(&mut connection)
                 .await;
-            Ok((server.version, may.map_err(|error| address.failed(attempt, &error))?))
+            Ok((
+                server.superuser,
+                server.version,
+                may.map_err(|error| address.failed(attempt, &error))?,
+            ))
         };
         Ok(Some((address.masked.clone(), block(cx, address.within(attempt, asking))?)))
     });
     match asked {
         Err(error) => Finding::new(Level::Error, subject, error.to_string()),
-        Ok(Some((address, (version, true)))) => Finding::new(
+        Ok(Some((address, (true, version, _)))) => Finding::new(
+            Level::Warning,
+            subject,
+            format!(
+                "Databases go to PostgreSQL {version} at `{address}` as a superuser, and code that \
+                 users of the source made runs as one too: name a role that has `CREATEDB` and is \
+                 no superuser"
+            ),
+        ),
+        Ok(Some((address, (false, version, true)))) => Finding::new(
             Level::Ok,
             subject,
             format!("Databases go to PostgreSQL {version} at `{address}`"),
