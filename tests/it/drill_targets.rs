@@ -163,6 +163,23 @@ fn asked_to_stop_it_cleans_up_and_judges_nothing() {
 }
 
 #[test]
+fn a_cluster_that_is_kept_can_be_entered() {
+    let shop = Shop::new(15);
+    shop.run();
+    let report = shop.drill(0, &["--keep"]).json();
+    let left = report["left"].as_array().unwrap().iter().map(|line| line.as_str().unwrap());
+    let [line] = left.filter(|line| line.contains("`psql ")).collect::<Vec<_>>()[..] else {
+        panic!("{report:#}")
+    };
+    let (remove, open) = line.split("To remove it: ").nth(1).unwrap().split_once(". `").unwrap();
+    let open = open.split_once('`').unwrap().0;
+    let enter = format!("PATH=\"$1:$PATH\"; {open} -Atc 'SELECT count(*) > 0 FROM pg_class'");
+    let entered = sh(shop.site.dir.path(), &enter, &[shop.server().bin.as_os_str()]);
+    assert_eq!(entered.trim(), "t");
+    sh(shop.site.dir.path(), remove, &[]);
+}
+
+#[test]
 fn what_is_to_be_kept_stays_until_somebody_removes_it() {
     let shop = Shop::new(15);
     shop.configure(SERVER);

@@ -239,7 +239,7 @@ impl Cluster {
         let pid = pid(&self.folder)
             .map_or_else(|| "PID".to_owned(), |pid| pid.as_raw_nonzero().to_string());
         Ok(format!(
-            "kill -QUIT {pid} && rm -r {}",
+            "kill -QUIT {pid} && rm -rf {}",
             self.apart.as_ref().unwrap_or(&self.folder).display()
         ))
     }

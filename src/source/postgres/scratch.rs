@@ -22,6 +22,7 @@ use super::client::Major;
 use super::cluster::{Cluster, Login};
 use super::{block, default_lock_timeout};
 use crate::model::{ArtifactKind, Check, DatabaseUrl};
+use crate::source::place::write_private;
 use crate::source::process::ProcessError;
 use crate::source::scratch::{Each, Row, Scratch, ScratchPlace};
 use crate::source::{Context, RestoreArtifact, RestoreOptions, SourceError, Streams, Target};
@@ -394,7 +395,16 @@ impl Scratch for ScratchDatabase {
             admin.within(attempt, noting).await
         })?;
         match &mut self.cluster {
-            Some(cluster) => cluster.keep(),
+            Some(cluster) => {
+                // With its password, which nothing prints.
+                let file = cx.work_dir.join(format!("{}.address", self.name));
+                write_private(&file, &mut self.url.expose().to_string().as_bytes(), true)?;
+                Ok(format!(
+                    "{}. `psql \"$(cat {})\"` opens it before",
+                    cluster.keep()?,
+                    file.display()
+                ))
+            }
             None => Ok(format!("DROP DATABASE {}", quoted(&self.name))),
         }
     }
