@@ -27,7 +27,7 @@ use sqlx::sqlite::{
 use sqlx::{ConnectOptions, Connection, Row, Sqlite};
 use tokio::sync::Mutex;
 
-use crate::model::{ErrorCode, Name, Outcome, SnapshotId};
+use crate::model::{ErrorCode, Name, Outcome, SnapshotId, expect_file, open_own};
 
 pub use cached::{CachedManifest, CachedMark, LARGEST_BULK};
 pub use drill::DrillRecord;
@@ -181,6 +181,24 @@ pub struct RunRecord {
 
 type Sql<'q> = Query<'q, Sqlite, SqliteArguments>;
 
+/// An error when the catalog in `state_dir`, or something that SQLite keeps beside it, is there and
+/// no file: a named pipe would be waited for.
+///
+/// # Errors
+/// That, and when it cannot be looked at.
+pub fn ensure_files(state_dir: &Path) -> std::io::Result<()> {
+    for suffix in ["", "-journal", "-wal", "-shm"] {
+        let path = state_dir.join(format!("{FILE}{suffix}"));
+        match std::fs::symlink_metadata(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            found => found.and_then(|metadata| expect_file(&metadata)).map_err(|error| {
+                std::io::Error::new(error.kind(), format!("`{}`: {error}", path.display()))
+            })?,
+        }
+    }
+    Ok(())
+}
+
 /// The open catalog.
 pub struct Catalog {
     path: PathBuf,
@@ -204,7 +222,8 @@ impl Catalog {
         };
         // SQLite would make it readable by all; what it puts beside the file gets the mode of the
         // file.
-        let made = OpenOptions::new().append(true).create(true).mode(0o600).open(&path);
+        ensure_files(state_dir).map_err(|error| failed("open")(sqlx::Error::Io(error)))?;
+        let made = open_own(&path, OpenOptions::new().append(true).create(true).mode(0o600));
         made.map_err(|error| failed("create")(sqlx::Error::Io(error)))?;
         let mut connection = SqliteConnectOptions::new()
             .filename(&path)

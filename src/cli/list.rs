@@ -29,6 +29,8 @@ struct Document {
     snapshots: Vec<Row>,
     unlisted: Vec<Unlisted>,
     unread_marks: Vec<Unlisted>,
+    /// What is no file or folder where there should be one.
+    unexpected: Vec<Unlisted>,
 }
 
 #[derive(Serialize)]
@@ -79,15 +81,21 @@ pub(super) async fn run(setup: &Setup, args: ListArgs, printer: &Printer) -> any
         .filter(|(name, _)| unlisted.iter().all(|one| one.storage != *name))
         .map(told)
         .collect();
-    let failed = !unlisted.is_empty();
+    let unexpected: Vec<Unlisted> = listing.unexpected.into_iter().map(told).collect();
+    let failed = !unlisted.is_empty() || !unexpected.is_empty();
     if printer.is_json() {
-        printer.document(&Document { snapshots: rows, unlisted, unread_marks: unread });
+        printer.document(&Document { snapshots: rows, unlisted, unread_marks: unread, unexpected });
     } else {
         printer.text(&text(&rows, now));
         for unlisted in &unlisted {
             printer.note(&format!(
                 "{BAD}{} could not be listed:{BAD:#} {}",
                 unlisted.storage, unlisted.error
+            ));
+        }
+        for Unlisted { storage, error } in &unexpected {
+            printer.note(&format!(
+                "{BAD}unexpected in {storage}, so nothing is pruned beside it:{BAD:#} {error}"
             ));
         }
         for unread in &unread {

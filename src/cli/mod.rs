@@ -42,6 +42,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use crate::config::{ConfigErrors, FindError};
 use crate::daemon::DaemonError;
 use crate::engine::EngineError;
+use crate::model::has_credentials;
 use output::{Printer, wrote};
 
 /// Backs up databases and files together, by named strategies, and gets them back.
@@ -285,6 +286,14 @@ struct UsageError(String);
 
 /// Parses the command line, runs the command, and says how it ended.
 pub fn main() -> ExitCode {
+    let args: Vec<String> =
+        std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
+    // Which of the options were meant is not known yet, but this one can mean nothing else.
+    let json = args.iter().any(|arg| arg == "--json");
+    if let Err(error) = refuse_credentials(&args) {
+        Printer::new(json, Color::Auto).error(&error.into(), Exit::Usage);
+        return Exit::Usage.into();
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -297,16 +306,16 @@ pub fn main() -> ExitCode {
                     Exit::Failed.into()
                 };
             }
-            // Which of the options were meant is not known, but this one can mean nothing else.
-            if std::env::args_os().any(|arg| arg == "--json") {
-                let text = error.to_string();
+            if json {
+                let text = without_addresses(error.to_string(), &args);
                 let text = text.split("\n\nUsage:").next().unwrap_or(&text);
                 let text = text.strip_prefix("error: ").unwrap_or(text);
                 let words: Vec<&str> = text.split_whitespace().collect();
                 let error = UsageError(words.join(" ")).into();
                 Printer::new(true, Color::Never).error(&error, Exit::Usage);
             } else {
-                let _ = error.print();
+                let text = without_addresses(error.render().ansi().to_string(), &args);
+                Printer::new(false, Color::Auto).note(&text);
             }
             return Exit::Usage.into();
         }
@@ -323,6 +332,34 @@ pub fn main() -> ExitCode {
     let Some(error) = output::unwritten() else { return exit.into() };
     printer.error(&error.into(), Exit::Failed);
     if matches!(exit, Exit::Done) { Exit::Failed.into() } else { exit.into() }
+}
+
+/// Refuses addresses with a user or password in them but as the value of `--into`: every other
+/// argument is shown.
+fn refuse_credentials(args: &[String]) -> Result<(), UsageError> {
+    let before = std::iter::once("").chain(args.iter().map(String::as_str));
+    let shown =
+        |(before, arg): &(&str, &String)| *before != "--into" && !arg.starts_with("--into=");
+    if before.zip(args).filter(shown).any(|(_, arg)| has_credentials(arg)) {
+        return Err(UsageError(
+            "An address with a user or password is taken as the value of `--into` only. For a \
+             bucket the keys are in the configuration, or in the variables `AWS_ACCESS_KEY_ID` and \
+             `AWS_SECRET_ACCESS_KEY`"
+                .to_owned(),
+        ));
+    }
+    Ok(())
+}
+
+/// What is said of the command line, without the arguments that may be addresses with a password.
+fn without_addresses(mut text: String, args: &[String]) -> String {
+    for arg in args {
+        let values = [Some(arg.as_str()), arg.split_once('=').map(|(_, value)| value)];
+        for value in values.into_iter().flatten().filter(|value| value.contains('@')) {
+            text = text.replace(value, "***").replace(&format!("{value:?}"), "***");
+        }
+    }
+    text
 }
 
 fn dispatch(cli: Cli, printer: &Printer) -> anyhow::Result<Exit> {

@@ -180,13 +180,8 @@ pub(super) async fn run(
 
 /// The address with the password of `PGPASSWORD`, unless it has one.
 fn with_password(url: DatabaseUrl, environment: &Environment) -> anyhow::Result<DatabaseUrl> {
-    let address = url.expose();
-    let has_one =
-        address.password().is_some() || address.query_pairs().any(|(key, _)| key == "password");
-    let Some(password) = environment
-        .get("PGPASSWORD")
-        .filter(|_| address.scheme().starts_with("postgres") && !has_one)
-    else {
+    let wants_one = url.expose().scheme().starts_with("postgres") && !url.has_password();
+    let Some(password) = environment.get("PGPASSWORD").filter(|_| wants_one) else {
         return Ok(url);
     };
     let password =

@@ -1,7 +1,6 @@
 //! What commands need before they begin: the runtime, the log, the configuration, the storages, the
 //! keys.
 
-use std::io::Read as _;
 use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -118,22 +117,11 @@ pub(super) struct IdentityArgs {
     pub(super) identity_file: Vec<PathBuf>,
 }
 
-/// The largest file of keys that is read, in bytes.
-const LARGEST_KEYS: u64 = 1 << 20;
-
 impl IdentityArgs {
     pub(super) fn load(&self) -> anyhow::Result<Vec<Identity>> {
         let mut identities = Vec::new();
         for path in &self.identity_file {
-            let read = || -> anyhow::Result<Vec<Identity>> {
-                let mut text = String::new();
-                std::fs::File::open(path)?.take(LARGEST_KEYS + 1).read_to_string(&mut text)?;
-                anyhow::ensure!(text.len() as u64 <= LARGEST_KEYS, "It has more than 1 MiB");
-                Ok(Identity::parse_file(&text)?)
-            };
-            identities.extend(read().with_context(|| {
-                format!("Could not use the identity file `{}`", path.display())
-            })?);
+            identities.extend(engine::read_identities(path)?);
         }
         Ok(identities)
     }
@@ -425,14 +413,15 @@ pub(super) async fn open_storage(
     match (found, instance) {
         (Some((name, config)), _) => Ok(OpenStorage::open(name, config, cancel).await?),
         (None, Some(instance)) => Err(no_storage(instance, text).into()),
-        (None, None) => Err(UsageError(format!(
-            "`{text}` is not the address of a storage: that has a `/` in it"
-        ))
-        .into()),
+        (None, None) => {
+            Err(UsageError("Not the address of a storage: that has a `/` in it".to_owned()).into())
+        }
     }
 }
 
 fn no_storage(instance: &Instance, text: &str) -> UsageError {
+    // What is no name may be anything, and is not repeated.
+    let text = text.parse::<Name>().map_or_else(|_| "***".to_owned(), |name| name.to_string());
     let known: Vec<&str> = instance.storages.keys().map(Name::as_str).collect();
     UsageError(format!(
         "There is no storage `{text}` in the configuration; there is {}. An address has a `/` in \

@@ -42,7 +42,7 @@ pub(super) async fn run(
     let mut listing = reading.list().await;
     if let Some(wanted) = &args.snapshot {
         let snapshots = engine::find(&listing, wanted, None)?;
-        listing = Listing { snapshots, unlisted: listing.unlisted };
+        listing = Listing { snapshots, ..listing };
     }
     let read_data = match (args.read_data, args.read_data_percent) {
         (true, _) => ReadData::All,
@@ -95,6 +95,9 @@ fn report_text(report: &VerifyReport) -> String {
     }
     for (storage, error) in &report.unlisted {
         let _ = writeln!(text, "{BAD}{storage} could not be listed:{BAD:#} {error}");
+    }
+    for (storage, problem) in &report.unexpected {
+        let _ = writeln!(text, "{BAD}unexpected in {storage}:{BAD:#} {problem}");
     }
     let damaged =
         report.snapshots.iter().filter(|verdict| !verdict.problems.is_empty()).count() as u64;

@@ -91,7 +91,7 @@ impl<'a> Check<'a> {
     pub(super) fn report_at(&mut self, pointer: &str, at: Option<usize>, wrong: Wrong) {
         let message = self.without_secrets(wrong.message);
         let mut error = ConfigError::of_file(self.file, wrong.code, message, None);
-        error.hint = wrong.hint;
+        error.hint = wrong.hint.map(|hint| self.without_secrets(hint));
         error.key = self.places.nearest(pointer).dotted;
         error.locate(self.text, at);
         self.problems.push(error);

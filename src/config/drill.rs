@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
 
 use super::error::Wrong;
 use crate::archive::Pattern;
-use crate::model::{ByteSize, ErrorCode, Name, Span};
+use crate::model::{ByteSize, CommandLine, ErrorCode, Name, Span, without_credentials};
 use crate::schedule::Schedule;
 use crate::source::postgres::ScratchServer;
 
@@ -181,6 +181,7 @@ pub struct QueryCheck {
     pub source: Name,
     /// One statement that gives one value. It is carried out in a transaction that reads only.
     #[schemars(length(min = 1))]
+    #[serde(serialize_with = "masked")]
     pub query: String,
     /// The value that it must give.
     #[serde(default)]
@@ -208,6 +209,7 @@ pub struct ReferencesCheck {
     /// known, `size` in bytes, and `sha256` in hexadecimal digits or as bytes. Each row names a
     /// file that must be there.
     #[schemars(length(min = 1))]
+    #[serde(serialize_with = "masked")]
     pub query: String,
     /// The directory source that must have them.
     pub files: Name,
@@ -262,8 +264,7 @@ pub struct CommandCheck {
     /// The program and its arguments, without a shell. Where things were restored to is in its
     /// environment, by source: `HOLDFAST_DB_URL`, `HOLDFAST_UPLOADS_PATH`. When it ends with an
     /// exit status other than 0, the backup is bad.
-    #[schemars(length(min = 1))]
-    pub command: Vec<String>,
+    pub command: CommandLine,
     /// How long it may take.
     #[serde(default = "ten_minutes")]
     #[schemars(with = "Span", extend("default" = "10m"))]
@@ -302,6 +303,10 @@ pub enum Measure {
     Bytes,
     /// Its files.
     Files,
+}
+
+fn masked<S: Serializer>(text: &str, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&without_credentials(text))
 }
 
 fn ten_minutes() -> Span {

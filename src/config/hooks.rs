@@ -3,6 +3,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::model::CommandLine;
+
 /// What is started when. Each is a program with its arguments, started without a shell, with the
 /// facts of the run in its environment.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -10,14 +12,11 @@ use serde::{Deserialize, Serialize};
 pub struct Hooks {
     /// Started before: the program and its arguments, without a shell. When it fails, nothing is
     /// dumped.
-    #[schemars(length(min = 1))]
-    pub before: Option<Vec<String>>,
+    pub before: Option<CommandLine>,
     /// Started after, however it went, also when `before` failed: it undoes what `before` did.
-    #[schemars(length(min = 1))]
-    pub after: Option<Vec<String>>,
+    pub after: Option<CommandLine>,
     /// Started after a failure, and after `after`.
-    #[schemars(length(min = 1))]
-    pub on_failure: Option<Vec<String>>,
+    pub on_failure: Option<CommandLine>,
 }
 
 impl Hooks {

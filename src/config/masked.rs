@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::{Instance, Strategy};
+use crate::model::without_credentials;
 
 impl Instance {
     /// The strategy with all that it uses, in the shape of a configuration file that had nothing
@@ -50,7 +51,7 @@ impl Instance {
             if let Some(Value::String(value)) =
                 masked.pointer_mut(pointer).filter(|value| *value != "***")
             {
-                value.clone_from(written);
+                *value = without_credentials(written);
             }
         }
         masked

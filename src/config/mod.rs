@@ -31,11 +31,9 @@ mod walk;
 mod whole;
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use crate::model::{ByteSize, ErrorCode, Name};
+use crate::model::{ErrorCode, Name, read_input};
 use crate::source::process::Environment;
 
 pub use drill::{
@@ -179,17 +177,12 @@ impl Locations {
     }
 }
 
-/// The largest file of a configuration, in bytes.
-const LARGEST: u64 = 4 << 20;
+/// A configuration is small; a larger file is a mistake.
+const FILE_BYTES: u64 = 4 << 20;
 
 /// The text of a file.
 fn read(file: &Path) -> Result<String, ConfigErrors> {
-    let mut bytes = Vec::new();
-    let read = File::open(file).and_then(|file| file.take(LARGEST + 1).read_to_end(&mut bytes));
-    let (code, message) = match read.map(|_| String::from_utf8(bytes)) {
-        Ok(Ok(text)) if text.len() as u64 > LARGEST => {
-            (ErrorCode::ConfigUnreadable, format!("It is larger than {}", ByteSize(LARGEST)))
-        }
+    let (code, message) = match read_input(file, FILE_BYTES).map(String::from_utf8) {
         Ok(Ok(text)) => return Ok(text),
         Ok(Err(_)) => (ErrorCode::ConfigUnreadable, "Not UTF-8, which TOML must be".to_owned()),
         Err(error) => {

@@ -322,7 +322,7 @@ storages = ["here"]
     for expected in [
         "a.toml:3:1: compression: `level = 30` is not a level of `zstd`",
         "a.toml:4:10: sources.files: `a[b` is not a pattern",
-        "a.toml:8:10: sources.db: The address `postgresql://u:***@h/db?nonsense=1` cannot be used: \
+        "a.toml:8:10: sources.db: The address `postgresql://u:***@h/db?nonsense=***` cannot be used: \
          the parameter `nonsense`",
         "a.toml:13:11: sources.dump.command: Expected at least 1 entry",
         "a.toml:14:11: storages.here: The storage `s3://b` cannot be used: its `part_size` is 1.0 \

@@ -1,10 +1,10 @@
 //! What a configuration takes from outside: environment variables and the files of secrets.
 
 use std::ffi::OsStr;
-use std::fs::File;
-use std::io::Read as _;
+use std::io::ErrorKind;
 use std::path::Path;
 
+use crate::model::read_input;
 use crate::source::process::Environment;
 
 /// The environment of this process.
@@ -80,13 +80,12 @@ const SECRET_BYTES: u64 = 64 << 10;
 /// repeated.
 pub(super) fn read_secret(path: &Path) -> Result<String, String> {
     let shown = path.display();
-    let mut text = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(SECRET_BYTES + 1).read_to_end(&mut text))
-        .map_err(|error| format!("Could not read `{shown}`: {error}"))?;
-    if text.len() as u64 > SECRET_BYTES {
-        return Err(format!("`{shown}` is larger than 64 KiB: it is not the file of a secret"));
-    }
+    let text = read_input(path, SECRET_BYTES).map_err(|error| match error.kind() {
+        ErrorKind::FileTooLarge => {
+            format!("`{shown}` is larger than 64 KiB: it is not the file of a secret")
+        }
+        _ => format!("Could not read `{shown}`: {error}"),
+    })?;
     let mut text = String::from_utf8(text).map_err(|_| format!("`{shown}` is not UTF-8"))?;
     if text.ends_with('\n') {
         text.pop();

@@ -13,10 +13,13 @@ use super::error::{Wrong, nearest, suggest};
 use super::format;
 use super::schema::{definition, file_key, is_secret};
 use super::values::{expand, read_secret};
-use crate::model::{DatabaseUrl, ErrorCode, Name};
+use crate::model::{DatabaseUrl, ErrorCode, Name, has_credentials};
 
 /// Stands in for a name that is missing or wrong.
 const UNNAMED: &str = "unnamed";
+/// Keys of text that is for others, and is not shown or shown without credentials.
+const FREE_TEXT: [&str; 7] =
+    ["command", "restore_command", "before", "after", "on_failure", "query", "body"];
 
 impl<'a> Check<'a> {
     /// Puts variables into strings.
@@ -196,14 +199,18 @@ impl<'a> Check<'a> {
             }
             None => {
                 let is_address = schema.get("format").is_some_and(|format| format == "uri");
-                let has_password = || {
-                    DatabaseUrl::try_from(text.to_owned())
-                        .is_ok_and(|url| url.masked().contains("***"))
-                };
+                let has_password =
+                    || DatabaseUrl::try_from(text.to_owned()).is_ok_and(|url| url.has_password());
                 if is_secret || is_address && has_password() {
                     self.bare_secrets.push(self.places.nearest(pointer).dotted);
                 }
             }
+        }
+        let is_free = FREE_TEXT.iter().any(|key| pointer.split('/').any(|part| part == *key));
+        if schema.get("format").is_none() && !is_free && has_credentials(text) {
+            let wrong = Wrong::value("Credentials do not belong here, where they would be shown");
+            self.report(pointer, wrong);
+            return;
         }
         if is_name(schema)
             && let Err(error) = text.parse::<Name>()

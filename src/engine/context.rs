@@ -107,6 +107,18 @@ impl Engine {
         Ok(())
     }
 
+    /// Refuses to delete beside a catalog that is no file: what it remembers of snapshots and holds
+    /// that are gone keeps others from being deleted.
+    ///
+    /// # Errors
+    /// [`EngineError::State`].
+    pub(in crate::engine) fn ensure_catalog_files(&self) -> Result<(), EngineError> {
+        catalog::ensure_files(&self.state_dir).map_err(|error| {
+            let path = self.state_dir.join(catalog::FILE);
+            EngineError::State { attempt: "use", path, error }
+        })
+    }
+
     async fn open_catalog(&self) -> Result<Catalog, CatalogError> {
         // What is wrong with it is told by the catalog.
         let _ = make_private_file(&self.state_dir.join(catalog::FILE));

@@ -65,6 +65,7 @@ codes! {
     ToolFailed = "tool_failed",
     ToolTimedOut = "tool_timed_out",
 
+    ObjectNotAFile = "object_not_a_file",
     ObjectExists = "object_exists",
     ObjectLocked = "object_locked",
     ObjectMismatch = "object_mismatch",

@@ -44,7 +44,10 @@ impl FromStr for Name {
         if fits {
             Ok(Self(text.to_owned()))
         } else {
-            Err(NameError(text.chars().take(100).collect()))
+            // An address may have got here, with a password in it.
+            let is_address = text.contains([':', '@', '=']);
+            let shown = if is_address { "***" } else { text };
+            Err(NameError(shown.chars().take(100).collect()))
         }
     }
 }

@@ -1,14 +1,15 @@
-//! Values that must never be printed, and database addresses that contain one.
+//! Values that must never be printed. Addresses of databases, which may contain one, are in
+//! `database_url`; what others print is in `redact`.
 
 use std::borrow::Cow;
 use std::fmt;
+use std::ops::Deref;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize, Serializer};
-use url::Url;
 
 /// What stands where a secret was.
-const MASK: &str = "***";
+pub(super) const MASK: &str = "***";
 
 /// A password or key. It prints, debugs and serialises as `***`; the value is had by
 /// [`Secret::expose`] only.
@@ -62,164 +63,58 @@ impl JsonSchema for Secret {
     }
 }
 
-/// The address of a database, which may contain a password. Printed with the password masked.
-#[derive(Clone, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-pub struct DatabaseUrl(Url);
+/// A program and its arguments. It debugs and serialises with the program only: arguments may hold
+/// what should not be there.
+#[derive(Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(transparent)]
+#[schemars(inline)]
+pub struct CommandLine(#[schemars(length(min = 1))] Vec<String>);
 
-impl DatabaseUrl {
-    /// The parsed address, password included.
-    pub fn expose(&self) -> &Url {
+impl CommandLine {
+    /// The program, to be replaced by its whole path.
+    pub fn program_mut(&mut self) -> Option<&mut String> {
+        self.0.first_mut()
+    }
+}
+
+impl FromIterator<String> for CommandLine {
+    fn from_iter<T: IntoIterator<Item = String>>(words: T) -> Self {
+        Self(words.into_iter().collect())
+    }
+}
+
+impl Deref for CommandLine {
+    type Target = [String];
+
+    fn deref(&self) -> &[String] {
         &self.0
     }
-
-    /// The address with its password, and every query value that is one, replaced by `***`.
-    pub fn masked(&self) -> String {
-        let mut url = self.0.clone();
-        // Both fail only for addresses that cannot have a password.
-        if url.password().is_some() {
-            let _ = url.set_password(Some(MASK));
-        }
-        if url.query().is_some() {
-            let pairs: Vec<(String, String)> = url
-                .query_pairs()
-                .map(|(key, value)| {
-                    let hidden = key.to_ascii_lowercase().contains("pass");
-                    (key.into_owned(), if hidden { MASK.to_owned() } else { value.into_owned() })
-                })
-                .collect();
-            url.query_pairs_mut().clear().extend_pairs(pairs);
-        }
-        url.to_string()
-    }
 }
 
-impl DatabaseUrl {
-    /// Whether it names a database, rather than only a server.
-    pub fn names_database(&self) -> bool {
-        let named =
-            |(key, value): (Cow<'_, str>, Cow<'_, str>)| key == "dbname" && !value.is_empty();
-        !self.0.path().trim_start_matches('/').is_empty() || self.0.query_pairs().any(named)
-    }
-
-    /// The same server's database of that name.
-    #[must_use]
-    pub fn with_database(&self, name: &str) -> Self {
-        let mut url = self.0.clone();
-        let mut pairs: Vec<String> = url
-            .query()
-            .unwrap_or_default()
-            .split('&')
-            .filter(|pair| !pair.is_empty() && !pair.starts_with("dbname="))
-            .map(str::to_owned)
-            .collect();
-        let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
-        if name.chars().all(plain) {
-            url.set_path(name);
-        } else {
-            // In a path `..` and `/` mean something, whatever way they are written.
-            url.set_path("");
-            let encoded: String = name.bytes().map(|byte| format!("%{byte:02X}")).collect();
-            pairs.push(format!("dbname={encoded}"));
-        }
-        let query = pairs.join("&");
-        url.set_query(Some(query.as_str()).filter(|query| !query.is_empty()));
-        Self(url)
-    }
-
-    /// The same address with a password in it.
-    #[must_use]
-    pub fn with_password(&self, password: &str) -> Self {
-        let mut url = self.0.clone();
-        // As a parameter, since an address without a host cannot have it before the host; each byte
-        // in the one form that is read everywhere.
-        let encoded: String = password.bytes().map(|byte| format!("%{byte:02X}")).collect();
-        let others = url
-            .query()
-            .filter(|query| !query.is_empty())
-            .map(|query| format!("{query}&"))
-            .unwrap_or_default();
-        url.set_query(Some(&format!("{others}password={encoded}")));
-        Self(url)
-    }
-}
-
-impl TryFrom<String> for DatabaseUrl {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        // The text is not repeated in the error: it may contain a password.
-        let wrong = |problem: &str| {
-            format!(
-                "Not a database address ({problem}): expected a form like \
-                 `postgresql://user@host/name` or `sqlite:///path`"
-            )
-        };
-        let url = Url::parse(&text).map_err(|error| wrong(&error.to_string()))?;
-        // `user:password@host/name` parses too, with the user as the scheme, and its password would
-        // not be known for one.
-        if url.cannot_be_a_base() && url.scheme() != "sqlite" {
-            Err(wrong("it has no `//`"))
-        } else {
-            Ok(Self(url))
-        }
-    }
-}
-
-impl fmt::Debug for DatabaseUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.masked())
-    }
-}
-
-impl fmt::Display for DatabaseUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.masked())
-    }
-}
-
-impl Serialize for DatabaseUrl {
+impl Serialize for CommandLine {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&self.masked())
+        let words = self.0.iter().enumerate();
+        serializer.collect_seq(words.map(|(at, word)| if at == 0 { word } else { MASK }))
     }
 }
 
-impl JsonSchema for DatabaseUrl {
-    fn schema_name() -> Cow<'static, str> {
-        "DatabaseUrl".into()
-    }
-
-    fn inline_schema() -> bool {
-        true
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "string", "format": "uri" })
+impl fmt::Debug for CommandLine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.0.first()).finish_non_exhaustive()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{DatabaseUrl, Secret};
+    use super::{CommandLine, Secret};
 
     #[test]
     fn a_secret_is_masked_however_it_is_printed() {
         let secret = Secret::new("hunter2");
-        let json = serde_json::to_string(&secret).unwrap_or_default();
-        for printed in [format!("{secret}"), format!("{secret:?}"), json] {
+        let command: CommandLine = ["curl", "hunter2"].map(str::to_owned).into_iter().collect();
+        let json = serde_json::json!([secret, command]).to_string();
+        for printed in [format!("{secret}"), format!("{secret:?} {command:?}"), json] {
             assert!(!printed.contains("hunter2"), "{printed}");
         }
-        for text in [
-            "postgresql://u:hunter2@h/db?sslmode=require",
-            "postgresql://u@h/db?password=hunter2&a=b",
-        ] {
-            let url = DatabaseUrl::try_from(text.to_owned());
-            assert!(
-                url.as_ref().is_ok_and(|url| !format!("{url} {url:?}").contains("hunter2")),
-                "{text}"
-            );
-        }
-        let wrong = DatabaseUrl::try_from("u:hunter2@h/db".to_owned()).map(|url| url.masked());
-        assert!(!format!("{wrong:?}").contains("hunter2"), "{wrong:?}");
     }
 }

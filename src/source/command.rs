@@ -7,8 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use schemars::JsonSchema;
-use serde::ser::SerializeSeq;
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
 use super::place::{file_in, refuse_existing, write_private};
 use super::process::Call;
@@ -17,7 +16,7 @@ use super::{
     ArtifactSpec, Context, Dumped, Finding, Level, Outputs, RestoreArtifact, RestoreJob, Restored,
     Restorer, Source, SourceError, Streams, Target,
 };
-use crate::model::{ArtifactKind, Check, Name, Remarks, Secret};
+use crate::model::{ArtifactKind, Check, CommandLine, Name, Remarks, Secret};
 
 /// Values shorter than this are not masked in what a command says: too many innocent words would
 /// be.
@@ -31,18 +30,11 @@ pub struct CommandConfig {
     /// The program and its arguments. No shell is involved; write `["sh", "-c", "…"]` for one.
     /// Every user of the machine can read the arguments of a running command, so secrets belong in
     /// `env`, `env_pass` or a file.
-    #[schemars(length(min = 1))]
-    #[serde(serialize_with = "program_only")]
-    pub command: Vec<String>,
+    pub command: CommandLine,
     /// The program and its arguments that read the output back from their standard input, with the
     /// same variables and in the same folder as `command`.
-    #[serde(
-        default,
-        skip_serializing_if = "Option::is_none",
-        serialize_with = "optional_program_only"
-    )]
-    #[schemars(length(min = 1))]
-    pub restore_command: Option<Vec<String>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restore_command: Option<CommandLine>,
     /// Variables that are set for the command. It gets no other than these, `env_pass`, and the
     /// usual harmless ones (`PATH`, `HOME`, `LANG`, `TZ` and their like).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -55,22 +47,6 @@ pub struct CommandConfig {
     pub working_dir: Option<PathBuf>,
 }
 
-/// Prints the program and hides its arguments: they may hold what should not be there.
-fn program_only<S: Serializer>(command: &[String], serializer: S) -> Result<S::Ok, S::Error> {
-    let mut list = serializer.serialize_seq(None)?;
-    for (index, word) in command.iter().enumerate() {
-        list.serialize_element(if index == 0 { word.as_str() } else { "***" })?;
-    }
-    list.end()
-}
-
-fn optional_program_only<S: Serializer>(
-    command: &Option<Vec<String>>,
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
-    program_only(command.as_deref().unwrap_or_default(), serializer)
-}
-
 impl CommandConfig {
     /// Makes relative paths absolute. A program with a `/` in it is counted from `working_dir`,
     /// else from `base`.
@@ -80,8 +56,8 @@ impl CommandConfig {
         }
         let from = self.working_dir.as_deref().unwrap_or(base);
         for program in [
-            self.command.first_mut(),
-            self.restore_command.as_mut().and_then(|command| command.first_mut()),
+            self.command.program_mut(),
+            self.restore_command.as_mut().and_then(CommandLine::program_mut),
         ] {
             if let Some(program) = program
                 && program.contains('/')
@@ -91,6 +67,26 @@ impl CommandConfig {
         }
     }
 
+    /// Refuses what could never work.
+    ///
+    /// # Errors
+    /// [`SourceError::Unsuitable`].
+    pub fn validate(&self) -> Result<(), SourceError> {
+        for (key, mut names) in [
+            ("env", Box::new(self.env.keys()) as Box<dyn Iterator<Item = &String>>),
+            ("env_pass", Box::new(self.env_pass.iter())),
+        ] {
+            if names.any(|name| name.is_empty() || name.contains(['=', '\0'])) {
+                // Not repeated: what follows the `=` is often a secret.
+                return Err(SourceError::Unsuitable(format!(
+                    "`{key}` has something in it that is not the name of an environment variable, \
+                     such as `NAME=VALUE`"
+                )));
+            }
+        }
+        Ok(())
+    }
+
     /// A call of one of the two commands with what both get: variables and a folder.
     fn call(
         &self,
@@ -98,6 +94,7 @@ impl CommandConfig {
         command: &[String],
         attempt: &str,
     ) -> Result<(Call, String), SourceError> {
+        self.validate()?;
         let (mut call, program) = call(cx, command, attempt)?;
         call = call.working_dir(self.working_dir.clone());
         let set = self.env.iter().map(|(name, value)| (name, value.expose().to_owned().into()));
@@ -106,14 +103,9 @@ impl CommandConfig {
             .iter()
             .filter_map(|name| Some((name, cx.environment.get(name)?.to_owned())));
         for (name, value) in set.chain(passed) {
-            if name.is_empty() || name.contains(['=', '\0']) {
-                return Err(SourceError::Unsuitable(format!(
-                    "`{name}` is not a name of an environment variable"
-                )));
-            }
             match value.to_str() {
                 Some(text) if text.len() >= SHORTEST_MASKED => {
-                    call = call.redact(Secret::new(text));
+                    call = call.redact(&Secret::new(text));
                 }
                 _ => {}
             }

@@ -64,7 +64,8 @@ impl SourceConfig {
     pub fn validate(&self) -> Result<(), SourceError> {
         match self {
             Self::Postgres(config) => config.validate(),
-            Self::Sqlite(_) | Self::Directory(_) | Self::Command(_) => Ok(()),
+            Self::Command(config) => config.validate(),
+            Self::Sqlite(_) | Self::Directory(_) => Ok(()),
         }
     }
 

@@ -11,6 +11,8 @@ use crate::model::{ByteSize, ErrorCode};
 pub enum StorageErrorKind {
     /// No object has this key.
     NotFound,
+    /// Something that is no object has this key: a link, a folder, a named pipe.
+    NotAFile,
     /// The existing object was not overwritten.
     AlreadyExists,
     /// The store refuses to delete the object.
@@ -50,7 +52,7 @@ pub struct StorageError {
 
 impl StorageError {
     /// That `operation` (``read `a/b` ``) failed. For `Denied`, `Full`, `Unavailable` and `Failed`;
-    /// the other kinds have constructors of their own.
+    /// `NotAFile`; the other kinds have constructors of their own.
     pub fn new(
         kind: StorageErrorKind,
         address: impl Into<String>,
@@ -127,6 +129,7 @@ impl StorageError {
     /// The name of the kind for programs. It never changes.
     pub fn code(&self) -> ErrorCode {
         match self.kind {
+            StorageErrorKind::NotAFile => ErrorCode::ObjectNotAFile,
             StorageErrorKind::AlreadyExists => ErrorCode::ObjectExists,
             StorageErrorKind::Locked { .. } => ErrorCode::ObjectLocked,
             StorageErrorKind::Mismatch => ErrorCode::ObjectMismatch,
@@ -151,6 +154,11 @@ impl StorageError {
         &self.subject
     }
 
+    /// What went wrong, without what was attempted.
+    pub fn problem(&self) -> &str {
+        &self.problem
+    }
+
     /// The same failure, of another operation.
     pub(super) fn of(self, operation: String) -> Self {
         Self { subject: operation, ..self }
@@ -164,6 +172,11 @@ impl StorageError {
     /// Whether a document is larger than this version reads, which says nothing against it.
     pub fn is_too_large(&self) -> bool {
         self.kind == StorageErrorKind::TooLarge
+    }
+
+    /// Whether something that is no object has the key.
+    pub fn is_not_a_file(&self) -> bool {
+        self.kind == StorageErrorKind::NotAFile
     }
 
     /// Whether another writer holds the folder.
@@ -227,7 +240,9 @@ impl fmt::Display for StorageError {
             StorageErrorKind::Unavailable => {
                 write!(f, "Could not {subject} in `{address}` for now: {problem}")
             }
-            StorageErrorKind::Failed => write!(f, "Could not {subject} in `{address}`: {problem}"),
+            StorageErrorKind::NotAFile | StorageErrorKind::Failed => {
+                write!(f, "Could not {subject} in `{address}`: {problem}")
+            }
             StorageErrorKind::TooLarge => {
                 write!(f, "`{subject}` in `{address}` is larger than this version reads: {problem}")
             }

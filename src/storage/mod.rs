@@ -24,7 +24,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::error::{StorageError, StorageErrorKind};
-use crate::model::{Cancel, RemoteCheck};
+use crate::model::{Cancel, Irregular, RemoteCheck};
 
 /// The configuration of a storage, by its `type`. What is kept there (`retention`, `prune` and
 /// `max_delete_percent`, in the same table of a file) is no storage's business: none has settings
@@ -109,14 +109,19 @@ impl StorageConfig {
     pub fn from_address(address: &str) -> Result<Self, StorageError> {
         match address.split_once("://") {
             Some(("s3", _)) => Ok(Self::S3(s3::S3Config::from_address(address)?)),
-            Some((scheme, _)) => Err(StorageError::unsuitable(format!(
-                "`{address}` is not the address of a storage: `{scheme}://` is not known, only \
-                 `s3://BUCKET/PREFIX` or a path"
-            ))),
             None if address.is_empty() => {
                 Err(StorageError::unsuitable("An empty text is not the address of a storage"))
             }
-            None => Ok(Self::Local(local::LocalConfig::from_path(address))),
+            // A key and its secret may be in it, which are not to be shown as a path.
+            None if address.starts_with(['/', '.'])
+                || !address.split_once(':').is_some_and(|(_, rest)| rest.contains('@')) =>
+            {
+                Ok(Self::Local(local::LocalConfig::from_path(address)))
+            }
+            _ => Err(StorageError::unsuitable(
+                "Not the address of a storage: expected `s3://BUCKET/PREFIX` or a path. A path \
+                 with `:` and `@` in it begins with `/` or `./`",
+            )),
         }
     }
 }
@@ -201,7 +206,8 @@ pub trait Storage: Send + Sync {
     /// with an error.
     ///
     /// # Errors
-    /// [`StorageErrorKind::NotFound`], at the latest with the first item.
+    /// [`StorageErrorKind::NotFound`] and [`StorageErrorKind::NotAFile`], at the latest with the
+    /// first item.
     async fn read(
         &self,
         key: &str,
@@ -212,6 +218,10 @@ pub trait Storage: Send + Sync {
     /// `/`, or empty), in the order of keys, to the very end. A storage or prefix that does not
     /// exist is empty, unless the root itself cannot be reached.
     ///
+    /// What has a name there and is no object comes too, as [`Object::irregular`]: who expects an
+    /// object under that key must not take it for missing. Of a folder with nothing in it the key
+    /// ends in `/`.
+    ///
     /// An error ends it: what came before it is not the whole listing, and nothing may be deleted
     /// because of it.
     fn list(&self, prefix: &str) -> BoxStream<'static, Result<Object, StorageError>>;
@@ -219,13 +229,15 @@ pub trait Storage: Send + Sync {
     /// What the storage says it holds under `key`.
     ///
     /// # Errors
-    /// [`StorageErrorKind::NotFound`].
+    /// [`StorageErrorKind::NotFound`]; [`StorageErrorKind::NotAFile`] when something else has that
+    /// name.
     async fn stat(&self, key: &str) -> Result<Object, StorageError>;
 
     /// Deletes an object. One that is not there is deleted already.
     ///
     /// # Errors
-    /// [`StorageErrorKind::Locked`] when the store keeps it until a time.
+    /// [`StorageErrorKind::Locked`] when the store keeps it until a time;
+    /// [`StorageErrorKind::NotAFile`] when something else has that name.
     async fn delete(&self, key: &str) -> Result<(), StorageError>;
 
     /// What keeps an object from being deleted now, where the store has such locks and tells of
@@ -328,6 +340,8 @@ pub struct Object {
     pub size: u64,
     /// When it was written, by the storage's clock.
     pub modified: DateTime<Utc>,
+    /// What it is, where it is no object.
+    pub irregular: Option<Irregular>,
 }
 
 /// What keeps an object from being deleted.

@@ -266,6 +266,10 @@ fn storages_provoke_their_codes() {
     reported("storage_unavailable", &storage_reports(&on(&silent)));
     let list = backup(["list", "--json", "--storage", "ftp://x"]);
     provokes("storage_unsuitable", 1, list.run());
+    let site = scripted("echo a", "");
+    std::fs::create_dir_all(site.path("store/.clock")).unwrap();
+    let run = site.backup(["--strategy", "daily", "--json"]).run();
+    reported("object_not_a_file", &storage_reports(&run));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

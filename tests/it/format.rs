@@ -281,12 +281,12 @@ fn an_artifact_that_goes_on_in_further_objects_is_read_as_one() {
 fn a_newer_snapshot_that_cannot_be_read_is_not_passed_over_in_silence() {
     let copy = temp();
     sh(copy.path(), r#"cp -r "$1/." ."#, &[fixture("plain").as_os_str()]);
-    let newer = copy.path().join("shop/daily/20990101T000000Z-abcdef");
+    let newer = copy.path().join("shop/daily/20261121T103550Z-abcdef");
     std::fs::create_dir(&newer).unwrap();
     std::fs::write(newer.join("manifest.json"), "cut").unwrap();
     let restored = restore(copy.path(), &copy.path().join("out"));
     assert!(
-        restored.err().contains("20990101T000000Z-abcdef")
+        restored.err().contains("20261121T103550Z-abcdef")
             && restored.err().contains("passed over"),
         "{restored}"
     );

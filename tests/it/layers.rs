@@ -105,22 +105,20 @@ const FILES: &[&str] = &[
     "catalog",
     // Stdout as a file, without the buffer of the standard handle.
     "cli::dump",
-    // Identity files that are named on the command line.
-    "cli::setup",
     // The configuration, and files that hold secrets.
     "config",
     // Restored files are looked at.
     "engine::drill::checks",
     // The export, and the folder that it is staged in.
     "engine::exchange",
-    // Identity files that the configuration names.
-    "engine::read::identities",
     // The threads of this process, to lower their priority.
     "engine::run",
     // The state folder and its locks.
     "engine::state",
     // The id of this start of the machine.
     "engine::write::heartbeat",
+    // How files are opened that may be something else.
+    "model::files",
     // Systems that are backed up and restored, and scratch space.
     "source",
     // Snapshots, and files that hold credentials.

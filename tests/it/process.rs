@@ -77,7 +77,7 @@ fn a_flood_of_errors_blocks_nothing_and_only_its_end_is_kept() {
         .0
         .unwrap_err();
     let SourceError::Process(ProcessError::Exit { said, .. }) = error else { panic!("{error}") };
-    assert!(said.stderr.len() <= 16 * 1024 && said.stderr.ends_with("xlast\n"));
+    assert!(said.stderr().len() <= 16 * 1024 && said.stderr().ends_with("xlast\n"));
     assert_eq!(run(&bench, "head -c 9000000 /dev/zero >&2; echo fine").1, b"fine\n");
 }
 

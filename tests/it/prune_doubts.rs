@@ -177,7 +177,9 @@ async fn a_lock_that_cannot_be_taken_stops_deleting() {
     );
     let refused = pruned.site.backup(["forget", pruned.ids[1].as_str(), "--yes"]).expect(2);
     assert!(refused.err().contains("Nothing was deleted"), "{refused}");
-    assert_eq!(pruned.site.ids().len(), 2);
+    let list = pruned.site.backup(["list", "--json"]).expect(1).json();
+    assert_eq!(list["snapshots"].as_array().unwrap().len(), 2);
+    assert_eq!(list["unexpected"].as_array().unwrap().len(), 1, "{list:#}");
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use aws_sdk_s3::types::ChecksumAlgorithm;
 use bytes::Bytes;
 use chrono::TimeDelta;
 use futures::{FutureExt as _, TryStreamExt as _};
-use holdfast::model::{Cancel, RemoteCheck, Secret};
+use holdfast::model::{Cancel, Irregular, RemoteCheck, Secret};
 use holdfast::storage::local::LocalConfig;
 use holdfast::storage::s3::{RetainMode, S3Config};
 use holdfast::storage::{CreateOptions, Object, StorageConfig, StorageError, StorageErrorKind};
@@ -589,9 +589,25 @@ async fn links_and_strange_names_in_the_folder_are_not_objects() {
     .unwrap();
     let keys: Vec<String> = list(storage, "").await.into_iter().map(|object| object.key).collect();
     assert_eq!(keys, ["a/b"]);
+    let all: Vec<Object> = storage.list("").try_collect().await.unwrap();
+    let told: Vec<_> = all.iter().map(|object| (object.key.as_str(), object.irregular)).collect();
+    let expected = [
+        ("a/b", None),
+        ("a/folder", Some(Irregular::Link)),
+        ("a/link", Some(Irregular::Link)),
+        ("a/pipe", Some(Irregular::Pipe)),
+    ];
+    assert_eq!(told, expected, "but nobody takes their names for free");
     for key in ["a/link", "a/pipe", "a/folder"] {
-        assert!(storage.stat(key).await.is_err(), "{key}");
-        assert!(read(storage, key).await.is_err(), "{key}");
+        let errors = [
+            storage.stat(key).await.unwrap_err(),
+            read(storage, key).await.unwrap_err(),
+            storage.replace(key, Bytes::new()).await.unwrap_err(),
+            storage.delete(key).await.unwrap_err(),
+        ];
+        for error in errors {
+            assert_eq!(error.code(), "object_not_a_file", "{key}");
+        }
         // But their names are taken.
         let taken = storage.create(key, CreateOptions::default()).await.err();
         assert!(taken.is_some_and(|error| error.code() == "object_exists"));

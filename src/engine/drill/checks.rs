@@ -17,6 +17,7 @@ use crate::engine::drill::targets::{Rehearsal, Restored, Targets};
 use crate::engine::error::{EngineError, chain};
 use crate::model::{
     Cancel, Check, CheckOutcome, Digest, Digester, Name, Secret, Span, TOLD_DIFFERENCES,
+    without_credentials,
 };
 use crate::source::SourceError;
 use crate::source::process::{Call, ProcessError};
@@ -90,7 +91,7 @@ fn query_failed(check: Check, expected: &str, error: &SourceError) -> Check {
 }
 
 fn in_one_line(query: &str) -> String {
-    query.split_whitespace().collect::<Vec<_>>().join(" ")
+    without_credentials(&query.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
 /// A value as people read it.
@@ -472,13 +473,13 @@ fn command(rehearsal: &Rehearsal, command: &CommandCheck, targets: &mut Targets)
         .variable("HOLDFAST_SNAPSHOT", manifest.id.as_str())
         .variable("HOLDFAST_DRILL", rehearsal.drill.as_str());
     if let Some(password) = &rehearsal.place.config.postgres.password {
-        call = call.redact(password.clone());
+        call = call.redact(password);
     }
     for (name, target) in targets.iter() {
         let name = name.as_str().to_ascii_uppercase().replace('-', "_");
         for (what, value) in target.scratch.variables() {
             if what == "URL" {
-                call = call.redact(Secret::new(value.clone()));
+                call = call.redact(&Secret::new(value.clone()));
             }
             call = call.variable(format!("HOLDFAST_{name}_{what}"), value);
         }
@@ -493,7 +494,7 @@ fn command(rehearsal: &Rehearsal, command: &CommandCheck, targets: &mut Targets)
         ),
         Err(SourceError::Process(ProcessError::Exit { status, said, .. })) => {
             let lines: Vec<String> = said
-                .stderr
+                .stderr()
                 .lines()
                 .filter(|line| !line.trim().is_empty())
                 .map(str::to_owned)

@@ -40,7 +40,8 @@ impl Drill<'_> {
         };
         let snapshots = list_one(engine, &open, &selection)
             .await
-            .map_err(|error| EngineError::storage(&name, error))?;
+            .map_err(|error| EngineError::storage(&name, error))?
+            .snapshots;
         let id = match choose(&snapshots, &self.request.snapshot) {
             Ok(id) => id,
             Err(error) => {
@@ -174,7 +175,7 @@ fn choose(snapshots: &[Snapshot], wanted: &str) -> Result<SnapshotId, EngineErro
             .cloned()
             .ok_or_else(|| EngineError::NotFound("There is no snapshot to drill".to_owned()));
     }
-    let listing = Listing { snapshots: snapshots.to_vec(), unlisted: Vec::new() };
+    let listing = Listing { snapshots: snapshots.to_vec(), ..Listing::default() };
     let found = find(&listing, wanted, None)?;
     found
         .into_iter()

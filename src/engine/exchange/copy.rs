@@ -114,12 +114,13 @@ pub async fn copy(
     }
     let list = async |open: &OpenStorage| {
         engine.progress.begin(format!("listing {}", open.name), None);
-        list_one(engine, open, &request.selection).await.map_err(|error| match error {
+        let found = list_one(engine, open, &request.selection).await;
+        found.map(|found| found.snapshots).map_err(|error| match error {
             error if error.is_cancelled() => EngineError::Cancelled,
             error => EngineError::storage(&open.name, error),
         })
     };
-    let mut wanted = Listing { snapshots: list(from).await?, unlisted: Vec::new() };
+    let mut wanted = Listing { snapshots: list(from).await?, ..Listing::default() };
     wanted
         .snapshots
         .sort_by(|a, b| (&a.instance, &a.strategy, &a.id).cmp(&(&b.instance, &b.strategy, &b.id)));

@@ -5,7 +5,6 @@
 //! object is it written; else all is deleted again.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
@@ -21,8 +20,8 @@ use crate::engine::snapshots::mark_writer::put_marks;
 use crate::engine::snapshots::marks::LARGEST_MARK;
 use crate::engine::write::snapshot_writer::{Arrival, Gate, check_keys, objects};
 use crate::model::{
-    ByteSize, Digest, Digester, MANIFEST_KEY, MARKS_FOLDER, Manifest, Mark, Name, RUN_KEY, Rate,
-    SnapshotId, SnapshotRef,
+    ByteSize, Digest, Digester, Input, MANIFEST_KEY, MARKS_FOLDER, Manifest, Mark, Name, RUN_KEY,
+    Rate, SnapshotId, SnapshotRef,
 };
 use crate::pipeline::{DecodeError, Identity, Throttle, decoder};
 use crate::storage::StorageError;
@@ -79,9 +78,9 @@ pub async fn import(
 ) -> Result<ImportReport, EngineError> {
     let path = &request.file;
     let failed = |attempt| move |error| EngineError::File { attempt, path: path.clone(), error };
-    let file = File::open(path).map_err(failed("open"))?;
-    let bytes = file.metadata().map_err(failed("look up"))?.len();
-    engine.progress.begin(format!("importing to {}", to.name), Some(bytes));
+    let file = Input::open(path, &engine.cancel).map_err(failed("open"))?;
+    let bytes = file.size().map_err(failed("look up"))?;
+    engine.progress.begin(format!("importing to {}", to.name), bytes);
     let (sender, parts) = mpsc::channel(QUEUE);
     let identities = request.identities.clone();
     // It ends when nobody takes the parts any more.
@@ -135,7 +134,7 @@ struct Import<'a> {
     engine: &'a Engine,
     to: &'a OpenStorage,
     place: &'a SnapshotRef,
-    bytes: u64,
+    bytes: Option<u64>,
 }
 
 impl Import<'_> {
@@ -245,7 +244,10 @@ impl Import<'_> {
         first: Member,
         arrival: &mut Arrival<'_>,
     ) -> Result<Manifest, EngineError> {
-        arrival.ensure_free(self.bytes).await.map_err(|error| self.failed(error))?;
+        arrival
+            .ensure_free(self.bytes.unwrap_or_default())
+            .await
+            .map_err(|error| self.failed(error))?;
         let (manifest, body) = self.read(parts, first, Some(&mut *arrival)).await?;
         // Before the manifest: at no moment may a held snapshot be pruned.
         self.put_marks(parts).await?;
@@ -461,13 +463,13 @@ impl Parts<'_> {
 
 /// Reads the file and hands over its objects, until it ends or nobody takes them.
 fn read(
-    file: File,
+    mut file: Input,
     identities: &[Identity],
     parts: &mpsc::Sender<Result<Part, Fault>>,
 ) -> Result<(), Fault> {
     let unreadable = |error: io::Error| Fault::Bad(error.to_string());
     let mut head = Vec::with_capacity(AGE.len());
-    (&file).take(AGE.len() as u64).read_to_end(&mut head).map_err(unreadable)?;
+    file.by_ref().take(AGE.len() as u64).read_to_end(&mut head).map_err(unreadable)?;
     // A pipe cannot be wound back.
     let sealed = head == AGE;
     let file = io::Cursor::new(head).chain(file);

@@ -118,6 +118,7 @@ pub(in crate::engine) async fn exclude(
     places: &[(&Name, &OpenStorage)],
 ) -> Result<Exclusive, EngineError> {
     let node = node(&engine.state_dir)?;
+    engine.ensure_catalog_files()?;
     let mut held: Vec<Box<dyn Send + Sync>> = Vec::new();
     let strategies: BTreeSet<&Name> = places.iter().map(|(strategy, _)| *strategy).collect();
     for strategy in strategies {

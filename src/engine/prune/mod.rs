@@ -20,7 +20,7 @@ use crate::config::{Instance, Strategy};
 use crate::engine::context::{Engine, OpenStorage};
 use crate::engine::snapshots::decisions::{decisions, rests};
 use crate::engine::snapshots::documents::PARALLEL;
-use crate::engine::snapshots::list::{BadManifest, Selection, Snapshot, list};
+use crate::engine::snapshots::list::{BadManifest, Listing, Selection, Snapshot, list};
 use crate::engine::snapshots::marks::{Marks, read_marks};
 use crate::engine::snapshots::present::{is_future, present};
 use crate::model::{
@@ -220,12 +220,12 @@ pub(in crate::engine) async fn plan_place(
     let selection =
         Selection { instance: Some(instance.name.clone()), strategy: Some(strategy.name.clone()) };
     let listing = list(engine, std::slice::from_ref(open), &selection).await;
-    if let Some((_, problem)) = listing.unlisted.into_iter().next() {
+    if let Some((_, problem)) = listing.unlisted.first() {
         plan.refusals
             .push(Refusal::Unreachable { problem: format!("It could not be listed: {problem}") });
         return plan;
     }
-    let snapshots = listing.snapshots;
+    let Listing { snapshots, unexpected, .. } = listing;
     let newest = snapshots.iter().map(|snapshot| &snapshot.id).max();
     let now = present(engine, open, newest).await;
     let everything = Policy::default();
@@ -247,6 +247,8 @@ pub(in crate::engine) async fn plan_place(
         return plan;
     }
     plan.refusals = refusals(&snapshots, marks, now);
+    let unexpected = unexpected.into_iter();
+    plan.refusals.extend(unexpected.map(|(_, problem)| Refusal::Unexpected { problem }));
     plan.refusals.extend(
         marks.suspects(&strategy.name).into_iter().map(|id| Refusal::Suspect { id: id.clone() }),
     );

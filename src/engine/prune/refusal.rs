@@ -20,6 +20,9 @@ pub enum Refusal {
         /// A later version wrote it, or one that reads larger ones.
         newer: bool,
     },
+    /// Something stands where the format has a file or a folder, and is none: nobody knows what it
+    /// hides.
+    Unexpected { problem: String },
     /// An object that a manifest names is missing or cut.
     Damaged { id: SnapshotId, problem: String },
     /// A mark cannot be read: nobody knows what it protects.
@@ -74,6 +77,11 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unreachable { problem } => f.write_str(problem),
+            Self::Unexpected { problem } => write!(
+                f,
+                "{problem}. Nobody knows what it hides: put back what belongs there, or move it out \
+                 of the storage"
+            ),
             Self::Manifest { id, problem, newer: true } => {
                 write!(f, "The manifest of `{id}` cannot be used by this version: {problem}")
             }

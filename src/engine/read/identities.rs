@@ -1,21 +1,28 @@
 //! Private keys from a file.
 
+use std::io::Error;
 use std::path::Path;
 
 use crate::engine::error::EngineError;
-use crate::engine::state::private::read_small;
+use crate::model::read_input;
 use crate::pipeline::Identity;
 
-/// The keys in a file.
+/// A key has 74 bytes.
+const IDENTITY_BYTES: u64 = 1 << 20;
+
+/// The keys in a file, or in a pipe.
 ///
 /// # Errors
 /// When it cannot be read, or has none.
-pub(in crate::engine) fn read_identities(path: &Path) -> Result<Vec<Identity>, EngineError> {
+pub fn read_identities(path: &Path) -> Result<Vec<Identity>, EngineError> {
     let failed = |error| EngineError::File {
         attempt: "use the identity file",
         path: path.to_owned(),
         error,
     };
-    let text = std::fs::File::open(path).and_then(read_small).map_err(failed)?;
-    Identity::parse_file(&text).map_err(|error| failed(std::io::Error::other(error.to_string())))
+    let parse = |text: Vec<u8>| {
+        let text = String::from_utf8(text).map_err(|_| Error::other("it is not UTF-8"))?;
+        Identity::parse_file(&text).map_err(|error| Error::other(error.to_string()))
+    };
+    read_input(path, IDENTITY_BYTES).and_then(parse).map_err(failed)
 }

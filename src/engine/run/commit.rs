@@ -19,6 +19,7 @@ use crate::engine::write::{leftovers, writer};
 use crate::model::{
     Artifact, Cancel, Completeness, FORMAT, MANIFEST_KEY, Manifest, Name, Program, StorageNote,
 };
+use crate::report::Pruned;
 use crate::schedule::jitter;
 use crate::storage::{CreateOptions, StorageError};
 
@@ -122,6 +123,15 @@ impl Run<'_> {
                 return;
             }
         };
+        if let Err(error) = self.engine.ensure_catalog_files() {
+            let problem = chain(&error);
+            tracing::warn!("retention: {problem}");
+            for place in self.members.iter_mut().filter(|place| place.committed && !rests(place)) {
+                let name = place.member.open.name.clone();
+                place.pruned = Some(Pruned::refused(strategy.clone(), name, Some(problem.clone())));
+            }
+            return;
+        }
         let marks = self.marks().await;
         let deleter = Deleter { engine: self.engine, instance, node, marks: &marks };
         for place in self.members.iter_mut().filter(|place| place.committed && !rests(place)) {

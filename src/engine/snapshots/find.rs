@@ -219,7 +219,7 @@ mod tests {
             snapshot("local", "20261121T013000Z-bbbbbb", Some(Partial)),
             snapshot("local", "20261122T013000Z-cccccc", None),
         ];
-        Listing { snapshots, unlisted: Vec::new() }
+        Listing { snapshots, ..Listing::default() }
     }
 
     fn found(which: &str, at: Option<&str>) -> Result<Vec<String>, String> {

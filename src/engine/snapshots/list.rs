@@ -14,6 +14,7 @@ use crate::engine::context::{Engine, OpenStorage, blocking};
 use crate::engine::error::{EngineError, chain};
 use crate::engine::snapshots::documents::{Document, LARGEST_MANIFEST, PARALLEL, read_listed};
 use crate::engine::snapshots::present::{is_future, present};
+use crate::engine::snapshots::unexpected::Listed;
 use crate::model::{
     Completeness, LARGEST_TOTAL, MANIFEST_KEY, Manifest, ManifestError, Name, SnapshotId,
     SnapshotRef, checked_total,
@@ -152,6 +153,9 @@ pub struct Listing {
     pub snapshots: Vec<Snapshot>,
     /// Storages that could not be listed, and why. What they hold is not known.
     pub unlisted: Vec<(Name, String)>,
+    /// What stands in a storage where the format has a file or a folder, and is none: the storage,
+    /// and which with what it is. While it is there nothing is deleted beside it.
+    pub unexpected: Vec<(Name, String)>,
 }
 
 impl Listing {
@@ -171,7 +175,11 @@ pub async fn list(engine: &Engine, storages: &[OpenStorage], selection: &Selecti
     for open in storages {
         engine.progress.begin(format!("listing {}", open.name), None);
         match list_one(engine, open, selection).await {
-            Ok(snapshots) => listing.snapshots.extend(snapshots),
+            Ok(found) => {
+                listing.snapshots.extend(found.snapshots);
+                let here = found.unexpected.into_iter();
+                listing.unexpected.extend(here.map(|problem| (open.name.clone(), problem)));
+            }
             Err(error) => listing.unlisted.push((open.name.clone(), error.to_string())),
         }
     }
@@ -185,8 +193,17 @@ pub async fn list(engine: &Engine, storages: &[OpenStorage], selection: &Selecti
 /// What was listed in a snapshot's folder.
 #[derive(Default)]
 struct Folder {
-    manifest: Option<Object>,
+    /// The manifest, or what is in its place. None in what is no snapshot.
+    manifest: Option<Result<Object, String>>,
     sizes: BTreeMap<String, u64>,
+}
+
+/// What was found in one storage.
+#[derive(Debug, Default)]
+pub(in crate::engine) struct Found {
+    pub(in crate::engine) snapshots: Vec<Snapshot>,
+    /// As in [`Listing::unexpected`].
+    pub(in crate::engine) unexpected: Vec<String>,
 }
 
 /// A manifest as the catalog has it, and what tells whether it still is the one in the storage.
@@ -230,7 +247,7 @@ pub(in crate::engine) async fn list_one(
     engine: &Engine,
     open: &OpenStorage,
     selection: &Selection,
-) -> Result<Vec<Snapshot>, StorageError> {
+) -> Result<Found, StorageError> {
     let storage = open.storage.as_ref();
     let known_as = storage.place();
     let prefix = match (&selection.instance, &selection.strategy) {
@@ -242,30 +259,38 @@ pub(in crate::engine) async fn list_one(
         // Objects come in the order of their keys, so those of a snapshot come together; not relied
         // upon.
         let mut found: BTreeMap<SnapshotRef, Folder> = BTreeMap::new();
+        let mut unexpected = Vec::new();
         let mut objects = storage.list(&prefix);
         while let Some(object) = objects.try_next().await? {
             if engine.cancel.is_cancelled() {
                 return Err(StorageError::cancelled());
             }
-            let Some((place, name)) = SnapshotRef::of_key(&object.key) else { continue };
-            let name = name.to_owned();
-            let folder = found.entry(place).or_default();
-            folder.sizes.insert(name.clone(), object.size);
-            if name == MANIFEST_KEY {
-                folder.manifest = Some(object);
+            match Listed::of(&object) {
+                Listed::Object(place, name) => {
+                    let folder = found.entry(place).or_default();
+                    folder.sizes.insert(name.to_owned(), object.size);
+                    if name == MANIFEST_KEY {
+                        folder.manifest = Some(Ok(object));
+                    }
+                }
+                Listed::NoSnapshot(place, problem) => {
+                    let folder = found.entry(place).or_default();
+                    folder.manifest.get_or_insert(Err(problem));
+                }
+                // Every file in a folder says it once more.
+                Listed::Unexpected(problem) if unexpected.last() == Some(&problem) => {}
+                Listed::Unexpected(problem) => unexpected.push(problem),
+                Listed::Other => {}
             }
         }
-        Ok(found)
+        Ok((found, unexpected))
     };
     // Side by side: where a storage is near, each takes about as long as the other.
     let catalog = engine.catalog().await;
     let (found, mut known) = tokio::join!(walk, known_manifests(catalog, &known_as));
-    let found: Vec<(SnapshotRef, Object, BTreeMap<String, u64>)> = found?
-        .into_iter()
-        .filter_map(|(place, folder)| {
-            folder.manifest.map(|manifest| (place, manifest, folder.sizes))
-        })
-        .collect();
+    let (folders, unexpected) = found?;
+    let is_snapshot = |(_, folder): &(SnapshotRef, Folder)| folder.manifest.is_some();
+    let found: Vec<(SnapshotRef, Folder)> = folders.into_iter().filter(is_snapshot).collect();
     let gone: Vec<SnapshotRef> = known
         .keys()
         .filter(|SnapshotRef { instance, strategy, .. }| {
@@ -278,40 +303,53 @@ pub(in crate::engine) async fn list_one(
     // In KiB: as much as the largest takes, of all that are read at a time.
     let room = Semaphore::new((LARGEST_MANIFEST >> 10) as usize);
     let read: Vec<Option<(Snapshot, Option<CachedManifest>)>> = stream::iter(found)
-        .map(|(place, object, sizes)| {
-            let known = known
-                .remove(&place)
-                .filter(|known| known.size == object.size && known.modified == object.modified);
+        .map(|(place, Folder { manifest: object, sizes })| {
+            let known = known.remove(&place).filter(|known| {
+                let is_it = |object: &Object| {
+                    known.size == object.size && known.modified == object.modified
+                };
+                matches!(&object, Some(Ok(object)) if is_it(object))
+            });
             let is_known = known.is_some();
             let known = known.and_then(|known| known.manifest);
             let (room, known_as) = (&room, &known_as);
             async move {
                 let SnapshotRef { instance, strategy, id } = place;
-                let needed = object.size.div_ceil(1 << 10).clamp(1, LARGEST_MANIFEST >> 10);
+                let listed = object.as_ref().and_then(|object| object.as_ref().ok());
+                let size = listed.map_or(0, |object| object.size);
+                let needed = size.div_ceil(1 << 10).clamp(1, LARGEST_MANIFEST >> 10);
                 let room = room.acquire_many(u32::try_from(needed).unwrap_or(u32::MAX)).await;
-                let (manifest, mut keep) = match known {
-                    Some(manifest) => (manifest, None),
-                    None => match read_listed(storage, &object, LARGEST_MANIFEST).await? {
-                        Document::Gone => return Ok(None),
-                        Document::Unreadable(problem) => (Err(BadManifest::damaged(problem)), None),
-                        Document::TooLarge(problem) => (Err(BadManifest::too_large(problem)), None),
-                        Document::Read(body) => {
-                            match Manifest::from_bytes(&body, &instance, &strategy, &id) {
-                                Err(error) => (Err(error.into()), None),
-                                Ok(manifest) => {
-                                    let keep = CachedManifest {
-                                        instance: instance.clone(),
-                                        strategy: strategy.clone(),
-                                        id: id.clone(),
-                                        size: object.size,
-                                        modified: object.modified,
-                                        body,
-                                    };
-                                    (Ok(manifest), Some(keep))
+                let (manifest, mut keep) = match (known, object) {
+                    (Some(manifest), _) => (manifest, None),
+                    (None, None) => return Ok(None),
+                    (None, Some(Err(problem))) => (Err(BadManifest::damaged(problem)), None),
+                    (None, Some(Ok(object))) => {
+                        match read_listed(storage, &object, LARGEST_MANIFEST).await? {
+                            Document::Gone => return Ok(None),
+                            Document::Unreadable(problem) => {
+                                (Err(BadManifest::damaged(problem)), None)
+                            }
+                            Document::TooLarge(problem) => {
+                                (Err(BadManifest::too_large(problem)), None)
+                            }
+                            Document::Read(body) => {
+                                match Manifest::from_bytes(&body, &instance, &strategy, &id) {
+                                    Err(error) => (Err(error.into()), None),
+                                    Ok(manifest) => {
+                                        let keep = CachedManifest {
+                                            instance: instance.clone(),
+                                            strategy: strategy.clone(),
+                                            id: id.clone(),
+                                            size: object.size,
+                                            modified: object.modified,
+                                            body,
+                                        };
+                                        (Ok(manifest), Some(keep))
+                                    }
                                 }
                             }
                         }
-                    },
+                    }
                 };
                 drop(room);
                 // What is large is not held until the listing is complete.
@@ -366,7 +404,7 @@ pub(in crate::engine) async fn list_one(
             tracing::warn!("{error}");
         }
     }
-    Ok(snapshots)
+    Ok(Found { snapshots, unexpected })
 }
 
 /// Which objects that the manifest names are not there as it says. A listing is not of one moment:
@@ -390,6 +428,9 @@ async fn flaws(
             Err(error) if error.is_not_found() => {
                 flaws.push(format!("`{}` is not there", object.key));
             }
+            Err(error) if error.is_not_a_file() => {
+                flaws.push(format!("`{}`: {}", object.key, error.problem()));
+            }
             Err(error) => return Err(error),
         }
     }
@@ -409,7 +450,10 @@ pub(in crate::engine) async fn list_side_by_side(
     let storages = instance.storages.iter().filter(|(name, _)| strategy.storages.contains(name));
     let looks = storages.map(|(name, config)| async move {
         let listed = match OpenStorage::open(name, config, &engine.cancel).await {
-            Ok(open) => list_one(engine, &open, selection).await.map_err(|error| error.to_string()),
+            Ok(open) => {
+                let found = list_one(engine, &open, selection).await;
+                found.map(|found| found.snapshots).map_err(|error| error.to_string())
+            }
             Err(error) => Err(chain(&error)),
         };
         listed

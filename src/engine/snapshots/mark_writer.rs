@@ -8,6 +8,7 @@ use futures::TryStreamExt as _;
 use crate::engine::context::{Engine, OpenStorage};
 use crate::engine::snapshots::documents::read_document;
 use crate::engine::snapshots::marks::LARGEST_MARK;
+use crate::engine::snapshots::unexpected::no_mark;
 use crate::model::{Mark, Name, SnapshotId};
 use crate::storage::StorageError;
 
@@ -60,7 +61,19 @@ pub(in crate::engine) async fn keys_of(
     let mut listing = open.storage.list(&folder);
     let mut keys = Vec::new();
     while let Some(object) = listing.try_next().await? {
-        let id = object.key.strip_prefix(&folder).and_then(Mark::id_in_key);
+        let below = object.key.strip_prefix(&folder).unwrap_or_default();
+        let is_meant = |id: &&SnapshotId| {
+            below.starts_with(id.as_str()) || Mark::id_in_key(below).as_ref() == Some(id)
+        };
+        match no_mark(&folder, &object) {
+            Some(problem) if ids.iter().any(is_meant) => {
+                let attempt = format!("read `{}`", object.key);
+                return Err(StorageError::failed(open.storage.address(), attempt, problem));
+            }
+            None if object.irregular.is_none() => {}
+            _ => continue,
+        }
+        let id = Mark::id_in_key(below);
         if !id.is_some_and(|id| ids.contains(&id)) {
             continue;
         }

@@ -11,6 +11,7 @@ use crate::catalog::CachedMark;
 use crate::engine::context::{Engine, OpenStorage};
 use crate::engine::snapshots::documents::{Document, PARALLEL, read_listed};
 use crate::engine::snapshots::list::Snapshot;
+use crate::engine::snapshots::unexpected::no_mark;
 use crate::model::{Digest, Mark, MarkRef, Name, Says, SnapshotId, SnapshotRef, Verdict};
 use crate::storage::{Object, Storage, StorageError};
 
@@ -32,6 +33,8 @@ pub struct Marks {
     unreadable: Vec<Unreadable>,
     /// Storages whose marks could not be read, and why. Nobody knows what these protect.
     pub unlisted: Vec<(Name, String)>,
+    /// What of these is there and is no file, or no folder of them.
+    pub unexpected: Vec<(Name, String)>,
 }
 
 /// A mark, and the storages where it stands.
@@ -313,8 +316,9 @@ impl Marks {
         }
         let mut marks = Self { ended: self.ended.clone(), ..Self::default() };
         marks.marks.extend(self.marks.get(id).map(|of_it| (id.clone(), of_it.clone())));
+        let folder = Mark::folder(instance);
         for object in objects {
-            if let Some((read, _)) = read_mark(place, object).await? {
+            if let Some((read, _)) = read_mark(place, &folder, object).await? {
                 marks.take(&storage.name, instance, read);
             }
         }
@@ -381,7 +385,13 @@ pub async fn read_marks(engine: &Engine, storages: &[OpenStorage], instance: &Na
     for open in storages {
         match read_from(engine, open, instance, &mut marks).await {
             Ok(here) => vanished.extend(here),
-            Err(error) => marks.unlisted.push((open.name.clone(), error.to_string())),
+            Err(error) => {
+                let problem = (open.name.clone(), error.to_string());
+                if !error.is_about_reaching() {
+                    marks.unexpected.push(problem.clone());
+                }
+                marks.unlisted.push(problem);
+            }
         }
     }
     let released: BTreeSet<String> =
@@ -390,7 +400,7 @@ pub async fn read_marks(engine: &Engine, storages: &[OpenStorage], instance: &Na
         if released.contains(&cached.key) {
             update(engine, &address, &[], &[cached.key]).await;
         } else {
-            let read = ReadMark { key: cached.key, body: Ok(cached.body) };
+            let read = ReadMark { key: cached.key, body: Ok(cached.body), irregular: false };
             marks.take(&storage, instance, read);
         }
     }
@@ -411,6 +421,8 @@ struct ReadMark {
     key: String,
     /// Otherwise why not, and whether that says nothing against it.
     body: Result<Vec<u8>, (String, bool)>,
+    /// Whether it is no file.
+    irregular: bool,
 }
 
 async fn update(engine: &Engine, address: &str, added: &[CachedMark], gone: &[String]) {
@@ -421,25 +433,34 @@ async fn update(engine: &Engine, address: &str, added: &[CachedMark], gone: &[St
     }
 }
 
-/// Reads a mark, and as what the catalog keeps it. None when it is gone since it was listed.
+/// Reads a mark, and as what the catalog keeps it. None when it is gone since it was listed, or is
+/// the empty folder of a snapshot's marks.
 async fn read_mark(
     storage: &dyn Storage,
+    folder: &str,
     object: Object,
 ) -> Result<Option<(ReadMark, Option<CachedMark>)>, StorageError> {
+    if let Some(problem) = no_mark(folder, &object) {
+        let key = object.key.trim_end_matches('/').to_owned();
+        return Ok(Some((ReadMark { key, body: Err((problem, false)), irregular: true }, None)));
+    }
+    if object.irregular.is_some() {
+        return Ok(None);
+    }
     let body = match read_listed(storage, &object, LARGEST_MARK).await? {
         Document::Gone => return Ok(None),
         Document::Unreadable(problem) => Err((problem, false)),
         Document::TooLarge(problem) => Err((problem, true)),
         Document::Read(body) => Ok(body),
     };
-    let Object { key, size, modified } = object;
+    let Object { key, size, modified, .. } = object;
     // One that is no mark is read again the next time.
     let cached = body
         .as_ref()
         .ok()
         .filter(|body| Mark::from_bytes(body, &key).is_ok())
         .map(|body| CachedMark { key: key.clone(), size, modified, body: body.clone() });
-    Ok(Some((ReadMark { key, body }, cached)))
+    Ok(Some((ReadMark { key, body, irregular: false }, cached)))
 }
 
 async fn read_from(
@@ -506,18 +527,21 @@ async fn read_from(
     }
     let read: Vec<Option<(ReadMark, Option<CachedMark>)>> = stream::iter(objects)
         .map(|object| {
+            let folder = folder.as_str();
             let known = cached
                 .remove(&object.key)
+                .filter(|_| object.irregular.is_none())
                 .filter(|known| (known.size, known.modified) == (object.size, object.modified))
                 // A hold of format 1 may be replaced by another of the same size within a tick of
                 // the storage's clock.
-                .filter(|known| !is_replaceable(&folder, &known.key));
+                .filter(|known| !is_replaceable(folder, &known.key));
             async move {
                 match known {
                     Some(known) => {
-                        Ok(Some((ReadMark { key: known.key, body: Ok(known.body) }, None)))
+                        let body = Ok(known.body);
+                        Ok(Some((ReadMark { key: known.key, body, irregular: false }, None)))
                     }
-                    None => read_mark(storage, object).await,
+                    None => read_mark(storage, folder, object).await,
                 }
             }
         })
@@ -526,6 +550,9 @@ async fn read_from(
         .await?;
     let mut added = Vec::new();
     for (read, keep) in read.into_iter().flatten() {
+        if let (true, Err((problem, _))) = (read.irregular, &read.body) {
+            marks.unexpected.push((open.name.clone(), format!("`{}`: {problem}", read.key)));
+        }
         marks.take(&open.name, instance, read);
         added.extend(keep);
     }

@@ -11,3 +11,4 @@ pub(in crate::engine) mod list;
 pub(in crate::engine) mod mark_writer;
 pub(in crate::engine) mod marks;
 pub(in crate::engine) mod present;
+pub(in crate::engine) mod unexpected;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::engine::error::EngineError;
 use crate::engine::state::private::{make_private_file, make_private_folder, read_small};
-use crate::model::Name;
+use crate::model::{Irregular, Name, open_own};
 
 /// The lock of one strategy in the state folder, held while it lives, by who writes or deletes
 /// snapshots. The kernel lets it go when the process dies, however it dies.
@@ -57,6 +57,10 @@ impl ReadLock {
         }
         let (file, path) = match Self::open(state_dir, instance, strategy) {
             Ok(opened) => opened,
+            Err(EngineError::State { error, path, .. }) if Irregular::within(&error).is_some() => {
+                tracing::warn!("reading without the lock `{}`: {error}", path.display());
+                return Ok(None);
+            }
             Err(error) => {
                 tracing::debug!("reading without a lock: {error}");
                 return Ok(None);
@@ -172,7 +176,7 @@ pub(in crate::engine) fn open_lock(
     make_private_folder(state_dir)?;
     let path = state_dir.join(name);
     let opened = make_private_file(&path)
-        .and_then(|()| OpenOptions::new().read(true).write(true).open(&path));
+        .and_then(|()| open_own(&path, OpenOptions::new().read(true).write(true)));
     match opened {
         Ok(file) => Ok((file, path)),
         Err(error) => Err(EngineError::State { attempt: "open", path, error }),

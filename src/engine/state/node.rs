@@ -1,11 +1,15 @@
 //! The random name of a state folder.
 
 use std::fs::OpenOptions;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use crate::engine::error::EngineError;
-use crate::engine::state::private::{make_private_file, make_private_folder, read_small};
+use crate::engine::state::private::{make_private_file, make_private_folder};
+use crate::model::open_own;
+
+/// A name has 32 bytes; of a file with more it is enough to know that.
+const NODE_BYTES: u64 = 1_024;
 
 /// What tells the runs of this state folder from those of others: a random text, made once and kept
 /// there.
@@ -16,8 +20,11 @@ pub(in crate::engine) fn node(state_dir: &Path) -> Result<String, EngineError> {
         let path: PathBuf = path.clone();
         move |error| EngineError::State { attempt, path, error }
     };
-    match std::fs::File::open(&path).and_then(read_small) {
-        Ok(text) if text.trim().len() == 32 => return Ok(text.trim().to_owned()),
+    let mut text = String::new();
+    let read = open_own(&path, OpenOptions::new().read(true))
+        .and_then(|file| file.take(NODE_BYTES).read_to_string(&mut text));
+    match read {
+        Ok(_) if text.trim().len() == 32 => return Ok(text.trim().to_owned()),
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             return Err(failed("read")(error));
         }
@@ -31,7 +38,7 @@ pub(in crate::engine) fn node(state_dir: &Path) -> Result<String, EngineError> {
     let temporary = state_dir.join(format!("node.{node}"));
     let write = || {
         make_private_file(&temporary)?;
-        let mut file = OpenOptions::new().write(true).open(&temporary)?;
+        let mut file = open_own(&temporary, OpenOptions::new().write(true))?;
         file.write_all(node.as_bytes())?;
         file.sync_all()?;
         std::fs::rename(&temporary, &path)

@@ -4,6 +4,7 @@ use std::io::Read;
 use std::path::Path;
 
 use crate::engine::error::EngineError;
+use crate::model::Irregular;
 
 /// The largest local file that is read as a whole, in bytes.
 const LARGEST: u64 = 1 << 20;
@@ -51,6 +52,22 @@ pub(in crate::engine) fn make_private_folder(path: &Path) -> Result<(), EngineEr
         Err(_) if path.is_dir() => Ok(()),
         Err(error) => Err(failed(error)),
     }
+}
+
+/// What stands under the names of the state folder's files and is none, in words.
+pub(in crate::engine) fn irregular_files(state_dir: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(state_dir).into_iter().flatten().flatten() {
+        let (name, path) = (entry.file_name(), entry.path());
+        let name = name.to_string_lossy();
+        let is_ours = name == "node" || name.starts_with("catalog.db") || name.ends_with(".lock");
+        let kind = entry.file_type().ok().and_then(Irregular::of);
+        if let Some(kind) = kind.filter(|_| is_ours) {
+            found.push(format!("`{}` is {kind}, not a file: move it away", path.display()));
+        }
+    }
+    found.sort();
+    found
 }
 
 /// Makes an empty private file, unless there is one.

@@ -1,6 +1,6 @@
 //! The lock of the scheduler, and how others find it.
 
-use std::fs::{File, TryLockError};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Write as _;
 use std::path::Path;
 use std::time::Duration;
@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::engine::error::EngineError;
 use crate::engine::state::locks::open_lock;
 use crate::engine::state::private::read_small;
+use crate::model::open_own;
 
 /// The lock of the scheduler, in the state folder.
 const SCHEDULER: &str = "scheduler.lock";
@@ -71,7 +72,7 @@ pub fn scheduler(state_dir: &Path) -> Result<Option<Scheduler>, EngineError> {
         let path = path.clone();
         move |error| EngineError::State { attempt, path, error }
     };
-    let file = match File::open(&path) {
+    let file = match open_own(&path, OpenOptions::new().read(true)) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(failed("open")(error)),

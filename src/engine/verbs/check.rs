@@ -15,8 +15,9 @@ use crate::engine::read::fetch::read_facts;
 use crate::engine::read::identities::read_identities;
 use crate::engine::snapshots::decisions::rests;
 use crate::engine::snapshots::find::find;
-use crate::engine::snapshots::list::{Selection, list};
-use crate::engine::state::private::make_private_folder;
+use crate::engine::snapshots::list::{Selection, list, list_one};
+use crate::engine::snapshots::marks::read_marks;
+use crate::engine::state::private::{irregular_files, make_private_folder};
 use crate::engine::write::heartbeat::host;
 use crate::model::{ByteSize, Digest, Name};
 use crate::pipeline::Identity;
@@ -108,6 +109,8 @@ pub async fn check(engine: &Engine, instance: &Instance, identities: &[Identity]
             Err(error) => Finding::new(Level::Error, subject, error.to_string()),
         });
     }
+    let irregular = irregular_files(&instance.state_dir).into_iter();
+    findings.extend(irregular.map(|problem| Finding::new(Level::Error, "state_dir", problem)));
     findings.push(match instance.encryption.as_ref().map(|encryption| encryption.recipients.len()) {
         None => Finding::new(
             Level::Warning,
@@ -155,7 +158,8 @@ pub async fn check(engine: &Engine, instance: &Instance, identities: &[Identity]
         engine.progress.begin(format!("checking {name}"), None);
         match OpenStorage::open(name, config, &engine.cancel).await {
             Ok(open) => {
-                let findings = check_storage(Arc::clone(&open.storage), instance, name).await;
+                let mut findings = check_storage(Arc::clone(&open.storage), instance, name).await;
+                findings.extend(check_content(engine, &open, instance).await);
                 storages.push(StorageCheck {
                     name: name.clone(),
                     address: open.storage.address(),
@@ -354,6 +358,9 @@ async fn check_storage(
         }
         Err(error) => failed("delete", error),
     });
+    if let Err(error) = storage.now().await {
+        findings.push(failed("time", error));
+    }
     match storage.free_bytes().await {
         Ok(Some(free)) => {
             findings.push(Finding::new(Level::Ok, "space", format!("{} free", ByteSize(free))));
@@ -361,6 +368,38 @@ async fn check_storage(
         Ok(None) => {}
         Err(error) => findings.push(failed("space", error)),
     }
+    findings
+}
+
+/// What keeps retention from deleting anything in the storage, whatever is configured: snapshots
+/// that are damaged as far as a listing tells, marks that cannot be read, and what is no file where
+/// there should be one.
+async fn check_content(engine: &Engine, open: &OpenStorage, instance: &Instance) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let selection = Selection { instance: Some(instance.name.clone()), strategy: None };
+    let found = match list_one(engine, open, &selection).await {
+        Ok(found) => found,
+        // That it may not be listed is said already.
+        Err(error) if error.is_about_reaching() => return findings,
+        Err(error) => {
+            return vec![Finding::new(Level::Error, "content", error.to_string())];
+        }
+    };
+    for snapshot in &found.snapshots {
+        if let Err(bad) = &snapshot.manifest {
+            let level = if bad.is_damage() { Level::Error } else { Level::Warning };
+            let message = format!("`{}`: {bad}", snapshot.manifest_key());
+            findings.push(Finding::new(level, "content", message));
+        } else if !snapshot.flaws.is_empty() {
+            let message = format!("`{}`: {}", snapshot.snapshot_ref(), snapshot.flaws.join(", "));
+            findings.push(Finding::new(Level::Error, "content", message));
+        }
+    }
+    let unexpected = found.unexpected.into_iter();
+    findings.extend(unexpected.map(|problem| Finding::new(Level::Error, "content", problem)));
+    let marks = read_marks(engine, std::slice::from_ref(open), &instance.name).await;
+    let unread = marks.unread().into_iter();
+    findings.extend(unread.map(|(_, problem)| Finding::new(Level::Error, "marks", problem)));
     findings
 }
 

@@ -13,6 +13,7 @@ use crate::engine::read::fetch::read_facts;
 use crate::engine::read::whole::read_through;
 use crate::engine::snapshots::documents::{LARGEST_MANIFEST, read_document};
 use crate::engine::snapshots::list::{BadManifest, Listing, Selection, Snapshot, list};
+use crate::engine::snapshots::marks::read_marks;
 use crate::engine::state::locks::ReadLock;
 use crate::model::{Manifest, Name, SnapshotId, VerificationOutcome, total};
 use crate::pipeline::Identity;
@@ -24,6 +25,8 @@ pub struct VerifyReport {
     pub snapshots: Vec<SnapshotVerdict>,
     /// Storages that could not be listed, and why.
     pub unlisted: Vec<(Name, String)>,
+    /// What stands where the format has a file or a folder, and is none; with its storage.
+    pub unexpected: Vec<(Name, String)>,
 }
 
 impl VerifyReport {
@@ -34,7 +37,9 @@ impl VerifyReport {
 
     /// Whether all that was to be looked at could be.
     pub fn is_complete(&self) -> bool {
-        self.unlisted.is_empty() && self.snapshots.iter().all(|verdict| verdict.unread.is_empty())
+        self.unlisted.is_empty()
+            && self.unexpected.is_empty()
+            && self.snapshots.iter().all(|verdict| verdict.unread.is_empty())
     }
 }
 
@@ -112,7 +117,9 @@ pub async fn verify_strategy(
                 .unlisted
                 .first()
                 .map(|(name, error)| format!("`{name}` could not be listed: {error}"));
-            match (damage, unlisted.or(unread)) {
+            let unexpected =
+                report.unexpected.first().map(|(name, problem)| format!("In `{name}`: {problem}"));
+            match (damage, unlisted.or(unread).or(unexpected)) {
                 (Some(damage), _) => (VerificationOutcome::Damaged, Some(damage)),
                 (None, Some(problem)) => (VerificationOutcome::Failed, Some(problem)),
                 (None, None) => (VerificationOutcome::Sound, None),
@@ -224,7 +231,12 @@ pub async fn verify(
         snapshots.push(verdict);
     }
     drop(locks);
-    Ok(VerifyReport { snapshots, unlisted: listing.unlisted.clone() })
+    let (unlisted, mut unexpected) = (listing.unlisted.clone(), listing.unexpected.clone());
+    let instances: BTreeSet<&Name> = listing.snapshots.iter().map(|one| &one.instance).collect();
+    for instance in instances {
+        unexpected.extend(read_marks(engine, storages, instance).await.unexpected);
+    }
+    Ok(VerifyReport { snapshots, unlisted, unexpected })
 }
 
 /// The positions of copies in `listing`, drawn by lot, whose stored bytes are at least `percent` of

@@ -99,8 +99,8 @@ pub(in crate::engine) async fn read_heartbeat(
     match read_document(storage, &key, LARGEST).await {
         Err(error) if error.is_too_large() => Ok(None),
         Ok(body) => Ok(serde_json::from_slice(&body).ok()),
-        // Its run ended between the listing and now.
-        Err(error) if error.is_not_found() => Ok(None),
+        // Its run ended between the listing and now; or it is no file, which tells nothing.
+        Err(error) if error.is_not_found() || error.is_not_a_file() => Ok(None),
         Err(error) => Err(error),
     }
 }

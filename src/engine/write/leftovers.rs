@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use futures::TryStreamExt as _;
 
 use crate::engine::write::heartbeat::{ABANDONED, LEASE, read_heartbeat};
-use crate::model::{MANIFEST_KEY, RUN_KEY, SnapshotId};
+use crate::model::{MANIFEST_KEY, MARKS_FOLDER, RUN_KEY, SnapshotId};
 use crate::storage::{Storage, StorageError};
 
 /// A folder of the strategy that has no manifest.
@@ -16,6 +16,8 @@ pub(in crate::engine) struct Unfinished {
     /// When the storage last saw one of them written.
     pub(in crate::engine) touched: DateTime<Utc>,
     pub(in crate::engine) beats: bool,
+    /// Something in it that is no object: what it hides is not known, so the folder is not swept.
+    pub(in crate::engine) irregular: Option<String>,
 }
 
 /// What may be done about a folder without a manifest.
@@ -39,6 +41,9 @@ impl Unfinished {
         node: &str,
         now: DateTime<Utc>,
     ) -> Result<Fate, StorageError> {
+        if self.irregular.is_some() {
+            return Ok(Fate::Left);
+        }
         let silent = now.signed_duration_since(self.touched);
         let heartbeat =
             if self.beats { read_heartbeat(storage, folder, &self.id).await? } else { None };
@@ -111,14 +116,21 @@ pub(in crate::engine) async fn unfinished(
         };
         // What is not named as a snapshot's folder is not ours to judge.
         let Ok(id) = id.parse::<SnapshotId>() else { continue };
+        if name.is_empty() {
+            // A folder with nothing in it is swept with the unfinished uploads.
+            continue;
+        }
+        let (first, is_nested) =
+            name.split_once('/').map_or((name, false), |(first, _)| (first, true));
         // Keys come in order, and `manifest.json` is before `run.json`.
         if committed.as_ref() == Some(&id) {
-            if name == RUN_KEY {
+            if name == RUN_KEY && object.irregular.is_none() {
                 stale.push(object.key);
             }
             continue;
         }
-        if name == MANIFEST_KEY {
+        // Something else in its place commits nothing, but the snapshot may be there.
+        if first == MANIFEST_KEY {
             found.retain(|unfinished| unfinished.id != id);
             committed = Some(id);
             snapshots += 1;
@@ -126,9 +138,19 @@ pub(in crate::engine) async fn unfinished(
         }
         let beats = name == RUN_KEY;
         if found.last().is_none_or(|last| last.id != id) {
-            found.push(Unfinished { id, keys: Vec::new(), touched: object.modified, beats: false });
+            found.push(Unfinished {
+                id,
+                keys: Vec::new(),
+                touched: object.modified,
+                beats: false,
+                irregular: None,
+            });
         }
         if let Some(last) = found.last_mut() {
+            if object.irregular.is_some() || is_nested {
+                last.irregular = Some(object.key);
+                continue;
+            }
             last.touched = last.touched.max(object.modified);
             last.beats |= beats;
             last.keys.push(object.key);
@@ -192,12 +214,16 @@ pub(in crate::engine) async fn sweep(
         }
         bear(&mut forbidden, storage.delete(key).await)?;
     }
-    let dead = if locked && !leftovers.undecided {
-        leftovers.now
-    } else {
-        leftovers.now.checked_sub_signed(ABANDONED).unwrap_or(DateTime::<Utc>::MIN_UTC)
-    };
+    let long_ago = leftovers.now.checked_sub_signed(ABANDONED).unwrap_or(DateTime::<Utc>::MIN_UTC);
+    let dead = if locked && !leftovers.undecided { leftovers.now } else { long_ago };
     bear(&mut forbidden, storage.sweep_uploads(folder, dead).await.map(drop))?;
+    // A mark is one small object: only on a disk it can be left unfinished.
+    if storage.local_path().is_some()
+        && let Some((instance, _)) = folder.split_once('/')
+    {
+        let marks = format!("{instance}/{MARKS_FOLDER}/");
+        bear(&mut forbidden, storage.sweep_uploads(&marks, long_ago).await.map(drop))?;
+    }
     forbidden.map_or(Ok(leftovers.dead.len()), Err)
 }
 

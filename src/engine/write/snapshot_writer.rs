@@ -421,6 +421,10 @@ async fn take_over(
         ));
     }
     let Some(unfinished) = found.first() else { return Ok(BTreeMap::new()) };
+    if let Some(key) = &unfinished.irregular {
+        let problem = format!("`{key}` is not a file; move it out of the storage");
+        return Err(StorageError::failed(storage.address(), format!("write `{folder}`"), problem));
+    }
     match unfinished.fate(storage, &gate.folder, &gate.node, storage.now().await?).await? {
         Fate::Dead => {}
         Fate::Alive(who) => return Err(writer::busy(storage, &gate.folder, &who)),

@@ -107,7 +107,21 @@ fn shown(url: &Url) -> String {
 
 /// The address in a secret; in words, what is wrong with it.
 pub(super) fn address(text: &Secret) -> Result<Url, String> {
-    let url = Url::parse(text.expose()).map_err(|error| format!("Not an address: {error}"))?;
+    let text = text.expose();
+    let url = Url::parse(text).map_err(|error| format!("Not an address: {error}"))?;
+    // Where a user or password ends the host too early, the rest of it is sent to a stranger, and
+    // what is taken for the host is shown.
+    let after = text.split_once("://").map_or(text, |(_, after)| after);
+    let end = after.find(['/', '?', '#', '@']).map(|end| after.split_at(end));
+    let is_cut = end.is_some_and(|(host, rest)| {
+        let is_user = host.ends_with(':') || !rest.starts_with('/');
+        is_user && !rest.starts_with('@') && rest.contains('@')
+    });
+    if is_cut || url.fragment().is_some() {
+        return Err("Not an address: in a user or password, write `#` as `%23`, `/` as `%2F` and \
+                    `?` as `%3F`"
+            .to_owned());
+    }
     match url.scheme() {
         "http" | "https" => Ok(url),
         _ => Err("Not an address of the web: expected a form like `https://host/path`".to_owned()),
@@ -117,4 +131,35 @@ pub(super) fn address(text: &Secret) -> Result<Url, String> {
 /// The address that [`address`] found nothing wrong with.
 pub(super) fn checked(text: &Secret) -> Result<Url, NotifyError> {
     address(text).map_err(NotifyError::Lasting)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::address;
+    use crate::model::Secret;
+
+    #[test]
+    fn a_password_is_never_taken_for_the_host() {
+        for text in [
+            "https://u:#hunter2@h/x",
+            "https://hunter2#y@h/x",
+            "https://u:?hunter2@h/x",
+            "https://hunter2?y@h/x",
+            "https://u:/hunter2@h/x",
+            "https://u:hun/ter2@h/x",
+            "https://h/x#hunter2",
+        ] {
+            let error = address(&Secret::new(text)).unwrap_err();
+            assert!(!error.contains("hunter2") && !error.contains("hun/"), "{text}: {error}");
+        }
+        for text in [
+            "https://u:hunter%232@h/x",
+            "https://u:hun@ter2@h/x?y=z@z",
+            "https://h/webhook/a@b/c",
+            "http://h:80/x?y=a@b",
+        ] {
+            let url = address(&Secret::new(text)).unwrap();
+            assert_eq!(url.host_str(), Some("h"), "{text}");
+        }
+    }
 }

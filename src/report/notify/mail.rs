@@ -1,6 +1,10 @@
 //! Mail, by SMTP.
 
+use std::net::Ipv6Addr;
+
 use async_trait::async_trait;
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use lettre::message::header::{ContentType, HeaderName, HeaderValue};
 use lettre::message::{Mailbox, MessageBuilder};
 use lettre::transport::smtp::authentication::Credentials;
@@ -59,7 +63,7 @@ impl MailConfig {
     pub(super) fn unusable(&self) -> Vec<Unusable> {
         let mut found = Vec::new();
         if self.server.contains(['/', '@', ' '])
-            || self.server.rsplit_once(':').is_some_and(|(_, port)| is_port(port))
+            || self.server.contains(':') && self.server.parse::<Ipv6Addr>().is_err()
         {
             let hint = Some("write it like `smtp.example.org`, and its port into `port`");
             found.push(Unusable::new("server", "Not the name of a server", hint));
@@ -102,6 +106,15 @@ impl MailConfig {
         found
     }
 
+    /// The password in the forms in which it is said to the server.
+    fn said(&self) -> Vec<String> {
+        let Some(password) = &self.password else { return Vec::new() };
+        let password = password.expose();
+        let user = self.username.as_deref().unwrap_or_default();
+        let plain = BASE64_STANDARD.encode(format!("\0{user}\0{password}"));
+        vec![plain, BASE64_STANDARD.encode(password), password.to_owned()]
+    }
+
     pub(super) fn open(&self) -> Result<Mail, NotifyError> {
         let lasting = |error: String| NotifyError::Lasting(error);
         let tls = || {
@@ -133,13 +146,9 @@ impl MailConfig {
             transport: transport.build(),
             envelope,
             server: self.server.clone(),
-            password: self.password.clone(),
+            said: self.said(),
         })
     }
-}
-
-fn is_port(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// A mail server, and who is written to.
@@ -148,7 +157,8 @@ pub(super) struct Mail {
     /// The addresses, before each mail gets its own headers.
     envelope: MessageBuilder,
     server: String,
-    password: Option<Secret>,
+    /// What was said to log in.
+    said: Vec<String>,
 }
 
 #[async_trait]
@@ -178,8 +188,8 @@ impl Notifier for Mail {
         sent.map(|_| ()).map_err(|error| {
             let mut text = format!("The mail server `{server}` did not take the mail: {error}");
             // Some servers repeat what was said to them.
-            if let Some(password) = &self.password {
-                text = text.replace(password.expose(), "***");
+            for said in &self.said {
+                text = text.replace(said, "***");
             }
             if error.is_permanent() || error.is_client() {
                 NotifyError::Lasting(format!("{text}. Check the settings of this notifier"))

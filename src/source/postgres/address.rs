@@ -11,7 +11,7 @@ use sqlx::{ConnectOptions, Connection, PgConnection};
 use url::Url;
 
 use super::client::Client;
-use crate::model::{DatabaseUrl, Secret};
+use crate::model::{DatabaseUrl, Secret, percent_decoded};
 use crate::source::process::{Call, MemoryFile};
 use crate::source::{Context, SourceError};
 
@@ -89,13 +89,17 @@ impl Address {
         let mut parameters = Vec::new();
         let mut connect_timeout = CONNECT_TIMEOUT;
         for pair in url.query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
-            let (key, value) =
-                pair.split_once('=').ok_or_else(|| format!("`{pair}` has no value"))?;
+            let (key, value) = pair.split_once('=').ok_or("a parameter has no value")?;
             let (key, value) = (decode(key)?, decode(value)?);
+            // It is repeated only where it can be nothing but a word.
+            let word = |text: &str| {
+                let plain = |byte: u8| byte.is_ascii_lowercase() || byte == b'-' || byte == b'_';
+                if text.bytes().all(plain) { format!(" `{text}`") } else { String::new() }
+            };
             match key.as_str() {
                 "host" => host = filled(value),
                 "port" => {
-                    port = Some(value.parse().map_err(|_| format!("`{value}` is not a port"))?);
+                    port = Some(value.parse().map_err(|_| "its `port` is not a port")?);
                 }
                 "user" => user = filled(value),
                 "dbname" => database = filled(value),
@@ -105,19 +109,20 @@ impl Address {
                     let Some((name, _)) = PARAMETERS.iter().find(|(name, _)| *name == key) else {
                         let known: Vec<&str> = PARAMETERS.iter().map(|(name, _)| *name).collect();
                         return Err(format!(
-                            "the parameter `{key}` is not supported here. These are: host, port, \
-                             user, dbname, password, {}",
+                            "the parameter{} is not supported here. These are: host, port, user, \
+                             dbname, password, {}",
+                            word(&key),
                             known.join(", ")
                         ));
                     };
                     if *name == "sslmode" {
                         PgSslMode::from_str(&value)
-                            .map_err(|_| format!("`{value}` is not an `sslmode`"))?;
+                            .map_err(|_| format!("there is no `sslmode`{}", word(&value)))?;
                     }
                     if *name == "connect_timeout" {
                         let seconds = value
                             .parse()
-                            .map_err(|_| format!("`{value}` is not a number of seconds"))?;
+                            .map_err(|_| "its `connect_timeout` is not a number of seconds")?;
                         connect_timeout = if seconds == 0 {
                             CONNECT_TIMEOUT
                         } else {
@@ -276,7 +281,7 @@ impl Address {
         };
         let escaped = password.expose().replace('\\', "\\\\").replace(':', "\\:");
         let file = MemoryFile::new("pgpass", format!("*:*:*:*:{escaped}\n").as_bytes())?;
-        Ok((call.variable("PGPASSFILE", file.path()).redact(password.clone()), Some(file)))
+        Ok((call.variable("PGPASSFILE", file.path()).redact(password), Some(file)))
     }
 
     /// What the server or our client of it said.
@@ -334,21 +339,12 @@ fn default_host(port: u16) -> String {
     found.map_or_else(|| "localhost".to_owned(), |folder| (*folder).to_owned())
 }
 
-/// Replaces `%XX`. A `+` means itself, as for libpq.
 fn decode(text: &str) -> Result<String, String> {
-    let wrong = || "a `%` in it is not followed by two hexadecimal digits of UTF-8 text".to_owned();
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
-        let digit = |byte: Option<u8>| {
-            byte.and_then(|byte| char::from(byte).to_digit(16)).ok_or_else(wrong)
-        };
-        bytes.push(match byte {
-            b'%' => (digit(rest.next())? * 16 + digit(rest.next())?) as u8,
-            other => other,
-        });
-    }
-    String::from_utf8(bytes).map_err(|_| wrong())
+    percent_decoded(text).ok_or_else(|| {
+        "a `%` in it is not followed by two hexadecimal digits of UTF-8 text. Write `%` itself as \
+         `%25`"
+            .to_owned()
+    })
 }
 
 #[cfg(test)]

@@ -302,10 +302,10 @@ fn with_log(error: SourceError, log: &Path) -> SourceError {
     };
     match (error, tail()) {
         (
-            SourceError::Process(ProcessError::Exit { attempt, program, status, mut said }),
+            SourceError::Process(ProcessError::Exit { attempt, program, status, said }),
             Some(tail),
         ) => {
-            said.stderr = format!("{}\n{tail}", said.stderr.trim_end());
+            let said = said.followed_by(&tail);
             ProcessError::Exit { attempt, program, status, said }.into()
         }
         (error, _) => error,

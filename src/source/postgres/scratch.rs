@@ -272,7 +272,7 @@ impl Scratch for ScratchDatabase {
         let SourceError::Process(ProcessError::Exit { said, .. }) = error else {
             return !matches!(error, SourceError::Damaged(_) | SourceError::Stream(_));
         };
-        if is_of_the_server(&said.stderr) {
+        if is_of_the_server(said.stderr()) {
             return true;
         }
         // A server that went away may have been the reason, whatever the tool said.
@@ -290,7 +290,7 @@ impl Scratch for ScratchDatabase {
         let kept = |line: &&str| {
             line.contains(" error: ") || line.contains("FATAL: ") || line.contains("from TOC entry")
         };
-        let lines: Vec<&str> = said.stderr.lines().map(str::trim).filter(kept).collect();
+        let lines: Vec<&str> = said.stderr().lines().map(str::trim).filter(kept).collect();
         let hint = said.hint.as_ref().map(|hint| format!(". {hint}")).unwrap_or_default();
         format!(
             "Could not {attempt}: `{program}` ended with exit status {status}: {}{hint}",

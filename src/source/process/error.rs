@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::model::{ErrorCode, Span};
+use crate::model::{ErrorCode, Span, without_credentials};
 
 /// How many lines of what a child said are shown in an error.
 const SHOWN_LINES: usize = 20;
@@ -83,14 +83,29 @@ impl ProcessError {
     }
 }
 
-/// What a child said before it ended.
+/// What a child said before it ended, without credentials.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Said {
-    /// The end of its standard error, bytes that are not UTF-8 replaced and secrets that we gave it
-    /// masked.
-    pub stderr: String,
+    stderr: String,
     /// What to do about it, where that is known.
     pub hint: Option<String>,
+}
+
+impl Said {
+    /// `stderr` may have credentials in it.
+    pub(super) fn new(stderr: &str, hint: Option<String>) -> Self {
+        Self { stderr: without_credentials(stderr), hint }
+    }
+
+    /// The end of its standard error, bytes that are not UTF-8 replaced and credentials masked.
+    pub fn stderr(&self) -> &str {
+        &self.stderr
+    }
+
+    /// The same, and what it wrote elsewhere.
+    pub fn followed_by(self, text: &str) -> Self {
+        Self::new(&format!("{}\n{text}", self.stderr.trim_end()), self.hint)
+    }
 }
 
 impl fmt::Display for Said {
@@ -144,7 +159,7 @@ mod tests {
 
     #[test]
     fn the_end_of_what_was_said_is_shown() {
-        let said = |text: &str| Said { stderr: text.to_owned(), hint: None }.to_string();
+        let said = |text: &str| Said::new(text, None).to_string();
         assert_eq!(said(""), "");
         assert_eq!(said("one\n"), ": one");
         assert_eq!(said("one\ntwo\n"), ". It said:\n    one\n    two");

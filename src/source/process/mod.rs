@@ -112,9 +112,10 @@ impl Call {
         self
     }
 
-    /// Masks `secret` wherever the child says it.
-    pub fn redact(mut self, secret: Secret) -> Self {
-        self.redacted.push(secret);
+    /// Masks `secret` wherever the child says it. (Credentials in addresses are masked anyway.)
+    pub fn redact(mut self, secret: &Secret) -> Self {
+        self.redacted.extend(secret.forms());
+        self.redacted.sort_by_key(|secret| std::cmp::Reverse(secret.expose().len()));
         self
     }
 
@@ -346,15 +347,15 @@ impl Call {
         Running::new(self, cx, child, errors)
     }
 
-    /// What the child said, without the secrets that it was given.
+    /// What the child said, without the secrets that it was given and the credentials in addresses.
     fn said(&self, tail: &[u8]) -> Said {
         let mut stderr = String::from_utf8_lossy(tail).into_owned();
         // Before the masks: a short password may be a part of any word.
         let hint = self.explain.and_then(|explain| explain(&stderr));
-        for secret in self.redacted.iter().filter(|secret| !secret.expose().is_empty()) {
+        for secret in &self.redacted {
             stderr = stderr.replace(secret.expose(), "***");
         }
-        Said { stderr, hint }
+        Said::new(&stderr, hint)
     }
 }
 

@@ -273,6 +273,7 @@ impl Drain {
             let mut errors = File::from(OwnedFd::from(errors));
             let mut buffer = vec![0; KEPT_BYTES];
             let mut tail = Vec::new();
+            let mut cut = false;
             let mut last_reads = 64_u32;
             while last_reads > 0 {
                 let mut fds =
@@ -289,10 +290,18 @@ impl Drain {
                     progress.fetch_add(count as u64, Ordering::Relaxed);
                     tail.extend_from_slice(buffer.get(..count).unwrap_or_default());
                     let excess = tail.len().saturating_sub(KEPT_BYTES);
+                    cut |= excess > 0;
                     tail.drain(..excess);
                 } else if stopping {
                     break;
                 }
+            }
+            if cut {
+                // Of what is cut nobody can tell whether it is the end of a secret. None is longer
+                // than a quarter of what is kept.
+                let quarter = tail.len() / 4;
+                let line = tail.iter().take(quarter).position(|byte| *byte == b'\n');
+                tail.drain(..line.map_or(quarter, |at| at + 1));
             }
             tail
         })?;

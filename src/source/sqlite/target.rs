@@ -47,10 +47,7 @@ pub(super) fn place(
 
 fn file_of(address: &DatabaseUrl) -> Option<PathBuf> {
     let url = address.expose();
-    if url.scheme() != "sqlite" || url.query().is_some() || url.fragment().is_some() {
-        return None;
-    }
-    if !url.username().is_empty() || url.password().is_some() || url.port().is_some() {
+    if url.scheme() != "sqlite" {
         return None;
     }
     // The path is decoded by the rules of `file` addresses. A host is the first part of a relative

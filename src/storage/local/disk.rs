@@ -2,22 +2,20 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt as _, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use chrono::{DateTime, Utc};
-use rustix::fs::{CWD, OFlags, RenameFlags, Timespec, Timestamps, UTIME_NOW};
+use rustix::fs::{Timespec, Timestamps, UTIME_NOW};
 use rustix::io::Errno;
 
-use crate::model::utc;
+use super::rename::{CLAIM, rename_new};
+use crate::model::{Irregular, expect_file, open_own, utc};
 use crate::storage::{Object, StorageError, StorageErrorKind, named, salt};
 
 /// The end of the name of a file that is not finished.
 const PART: &str = ".part";
-/// The end of the name of a file that keeps others from publishing the same key, where the file
-/// system cannot.
-const CLAIM: &str = ".claim";
 /// The file that is touched to ask for the time.
 const CLOCK: &str = ".clock";
 /// The file that is locked in a folder.
@@ -66,6 +64,10 @@ impl Disk {
 
     /// What `error` means to the caller, who attempted `attempt`.
     pub(super) fn error(&self, attempt: &str, error: &io::Error) -> StorageError {
+        if Irregular::within(error).is_some() {
+            let problem = format!("{error}; put the file back in its place, or move this away");
+            return StorageError::new(StorageErrorKind::NotAFile, self.address(), attempt, problem);
+        }
         let (kind, advice) = match Errno::from_io_error(error) {
             Some(Errno::NOSPC | Errno::DQUOT) => {
                 (StorageErrorKind::Full, "; free some space there")
@@ -89,6 +91,19 @@ impl Disk {
 
     fn path(&self, key: &str) -> PathBuf {
         self.root.join(key)
+    }
+
+    /// The path of an object, whose folders, as far as they are there, are folders.
+    fn object_path(&self, key: &str, attempt: &str) -> Result<PathBuf, StorageError> {
+        let mut path = self.root.clone();
+        let mut names = key.split('/').peekable();
+        while let Some(name) = names.next() {
+            path.push(name);
+            if names.peek().is_some() {
+                self.check_folder(&path, attempt)?;
+            }
+        }
+        Ok(path)
     }
 
     /// The folder that the root is in.
@@ -131,31 +146,32 @@ impl Disk {
         self.make_one(&path, self.above(), attempt)?;
         for name in folder.split('/').filter(|name| !name.is_empty()) {
             let inner = path.join(name);
-            self.check_no_link(&inner, attempt)?;
+            self.check_folder(&inner, attempt)?;
             self.make_one(&inner, &path, attempt)?;
             path = inner;
         }
         Ok(path)
     }
 
-    /// An error when `path`, a folder below the root, is a symbolic link. A walk follows none, so
+    /// An error when `path`, a folder below the root, is something else. A walk follows no link, so
     /// what is kept behind one would be in no listing.
-    fn check_no_link(&self, path: &Path, attempt: &str) -> Result<(), StorageError> {
-        match fs::symlink_metadata(path) {
-            Ok(metadata) if metadata.is_symlink() => Err(StorageError::failed(
-                self.address(),
-                attempt,
-                format!(
-                    "`{}` is a symbolic link, and nothing is kept behind one. Move what it points \
-                     to in its place, mount it there, or set the storage's `path` to another \
-                     folder",
-                    path.display()
-                ),
-            )),
-            Ok(_) => Ok(()),
-            Err(error) if is_missing(&error) => Ok(()),
-            Err(error) => Err(self.error(attempt, &error)),
-        }
+    fn check_folder(&self, path: &Path, attempt: &str) -> Result<(), StorageError> {
+        let kind = match fs::symlink_metadata(path) {
+            Ok(metadata) if metadata.is_dir() => return Ok(()),
+            Ok(metadata) => Irregular::of(metadata.file_type()),
+            Err(error) if is_missing(&error) => return Ok(()),
+            Err(error) => return Err(self.error(attempt, &error)),
+        };
+        let shown = path.display();
+        let problem = match kind {
+            Some(Irregular::Link) => format!(
+                "`{shown}` is a symbolic link, and nothing is kept behind one. Move what it points \
+                 to in its place, mount it there, or set the storage's `path` to another folder"
+            ),
+            Some(kind) => format!("`{shown}` is {kind}, not a folder"),
+            None => format!("`{shown}` is a file, not a folder"),
+        };
+        Err(StorageError::failed(self.address(), attempt, problem))
     }
 
     fn make_one(&self, path: &Path, parent: &Path, attempt: &str) -> Result<(), StorageError> {
@@ -170,23 +186,27 @@ impl Disk {
         }
     }
 
-    /// Opens a file in `folder` with `options`, after making the folder.
+    /// Opens a file in `folder` with `options`, after making the folder. One that root makes
+    /// belongs to whom the folder does, who may not be kept out of it.
     fn open_in(
         &self,
         folder: &str,
         name: &str,
-        options: &OpenOptions,
+        options: &mut OpenOptions,
         attempt: &str,
     ) -> Result<File, StorageError> {
+        let mut open = || {
+            let path = self.make_folder(folder, attempt)?;
+            let file = open_own(&path.join(name), options);
+            Ok(file.and_then(|file| hand_over(&path, file)))
+        };
         for _ in 1..FOLDER_ATTEMPTS {
-            match options.open(self.make_folder(folder, attempt)?.join(name)) {
+            match open()? {
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 result => return result.map_err(|error| self.error(attempt, &error)),
             }
         }
-        options
-            .open(self.make_folder(folder, attempt)?.join(name))
-            .map_err(|error| self.error(attempt, &error))
+        open()?.map_err(|error| self.error(attempt, &error))
     }
 
     /// A new hidden file beside the place of `key`.
@@ -227,6 +247,12 @@ impl Disk {
     /// Makes the draft durable, then visible under its key, in the place of what was there.
     pub(super) fn publish_over(&self, mut draft: Draft) -> Result<(), StorageError> {
         let attempt = format!("write `{}`", draft.key);
+        match fs::symlink_metadata(&draft.target) {
+            Err(error) if is_missing(&error) => {}
+            found => found
+                .and_then(|metadata| expect_file(&metadata))
+                .map_err(|error| self.error(&attempt, &error))?,
+        }
         draft.file.sync_all().map_err(|error| self.error(&attempt, &error))?;
         fs::rename(&draft.temporary, &draft.target)
             .map_err(|error| self.error(&attempt, &error))?;
@@ -241,25 +267,22 @@ impl Disk {
 
     /// Whether there is anything under the name of `key`.
     pub(super) fn exists(&self, key: &str) -> Result<bool, StorageError> {
-        match fs::symlink_metadata(self.path(key)) {
+        let attempt = format!("look up `{key}`");
+        match fs::symlink_metadata(self.object_path(key, &attempt)?) {
             Ok(_) => Ok(true),
             Err(error) if is_missing(&error) => Ok(false),
-            Err(error) => Err(self.error(&format!("look up `{key}`"), &error)),
+            Err(error) => Err(self.error(&attempt, &error)),
         }
     }
 
     /// Opens an object for reading. Returns its size too.
     pub(super) fn open(&self, key: &str) -> Result<(File, u64), StorageError> {
         let attempt = format!("read `{key}`");
-        let flags = flags(OFlags::NOFOLLOW | OFlags::NONBLOCK);
-        match OpenOptions::new().read(true).custom_flags(flags).open(self.path(key)) {
+        let path = self.object_path(key, &attempt)?;
+        match open_own(&path, OpenOptions::new().read(true)) {
             Ok(file) => {
                 let metadata = file.metadata().map_err(|error| self.error(&attempt, &error))?;
-                if metadata.is_file() {
-                    Ok((file, metadata.len()))
-                } else {
-                    Err(self.not_found(key))
-                }
+                Ok((file, metadata.len()))
             }
             Err(error) if is_missing(&error) => {
                 self.check_root(&attempt)?;
@@ -271,11 +294,10 @@ impl Disk {
 
     pub(super) fn stat(&self, key: &str) -> Result<Object, StorageError> {
         let attempt = format!("look up `{key}`");
-        match fs::symlink_metadata(self.path(key)) {
-            Ok(metadata) if metadata.is_file() => {
-                object(key.to_owned(), &metadata).map_err(|error| self.error(&attempt, &error))
-            }
-            Ok(_) => Err(self.not_found(key)),
+        match fs::symlink_metadata(self.object_path(key, &attempt)?) {
+            Ok(metadata) => expect_file(&metadata)
+                .and_then(|()| object(key.to_owned(), &metadata))
+                .map_err(|error| self.error(&attempt, &error)),
             Err(error) if is_missing(&error) => {
                 self.check_root(&attempt)?;
                 Err(self.not_found(key))
@@ -290,8 +312,9 @@ impl Disk {
 
     pub(super) fn delete(&self, key: &str) -> Result<(), StorageError> {
         let attempt = format!("delete `{key}`");
-        let path = self.path(key);
-        match fs::remove_file(&path) {
+        let path = self.object_path(key, &attempt)?;
+        let found = fs::symlink_metadata(&path).and_then(|metadata| expect_file(&metadata));
+        match found.and_then(|()| fs::remove_file(&path)) {
             Ok(()) => self.sync_parent(&path, &attempt)?,
             Err(error) if is_missing(&error) => self.check_root(&attempt)?,
             Err(error) => return Err(self.error(&attempt, &error)),
@@ -300,13 +323,17 @@ impl Disk {
         Ok(())
     }
 
-    /// Removes `folder` and what is above it, as long as it is empty and below the root.
+    /// Removes `folder` and what is above it, as long as it is empty and below the root. One with a
+    /// dot in its name stays: it is in the place of an object.
     fn tidy(&self, folder: Option<&Path>) {
         let mut folder = folder;
         while let Some(path) = folder {
+            let is_ours = path != self.root
+                && path.starts_with(&self.root)
+                && path.file_name().is_some_and(|name| !name.as_encoded_bytes().contains(&b'.'));
             // Removing fails for a folder that is not empty, and an empty one that stays does no
             // harm.
-            if path == self.root || !path.starts_with(&self.root) || fs::remove_dir(path).is_err() {
+            if !is_ours || fs::remove_dir(path).is_err() {
                 return;
             }
             folder = path.parent();
@@ -325,51 +352,52 @@ impl Disk {
         let mut path = self.root.clone();
         for name in prefix.split('/').filter(|name| !name.is_empty()) {
             path.push(name);
-            self.check_no_link(&path, &attempt)?;
+            self.check_folder(&path, &attempt)?;
         }
-        self.walk_folder(prefix, each)
+        Ok(self.walk_folder(prefix, each)?.unwrap_or(true))
     }
 
-    /// The entries of a folder are held in memory and sorted; a snapshot has few.
+    /// The entries of a folder are held in memory and sorted; a snapshot has few. None when there
+    /// are none.
     fn walk_folder(
         &self,
         prefix: &str,
         each: &mut dyn FnMut(Object) -> bool,
-    ) -> Result<bool, StorageError> {
+    ) -> Result<Option<bool>, StorageError> {
         let attempt = format!("list {}", named(prefix));
         let fail = |error: io::Error| self.error(&attempt, &error);
         let mut entries = Vec::new();
         for (name, kind) in self.entries(prefix)? {
-            if name.starts_with('.') {
+            let is_own = name == LOCK || name == CLOCK;
+            if name.starts_with('.') && (kind.is_file() || !is_own) {
                 continue;
             }
-            if kind.is_dir() {
-                // So a folder stands among its siblings where its keys do.
-                entries.push(format!("{prefix}{name}/"));
-            } else if kind.is_file() {
-                entries.push(format!("{prefix}{name}"));
-            }
+            // So a folder stands among its siblings where its keys do.
+            let slash = if kind.is_dir() { "/" } else { "" };
+            entries.push(format!("{prefix}{name}{slash}"));
         }
         entries.sort_unstable();
+        let any = !entries.is_empty();
         for key in entries {
-            let go_on = if key.ends_with('/') {
-                self.walk_folder(&key, each)?
-            } else {
-                match fs::symlink_metadata(self.path(&key)) {
-                    Ok(metadata) if metadata.is_file() => {
-                        each(object(key, &metadata).map_err(fail)?)
-                    }
-                    Ok(_) => true,
-                    // Deleted since the folder was read.
-                    Err(error) if is_missing(&error) => true,
-                    Err(error) => return Err(fail(error)),
+            if key.ends_with('/')
+                && let Some(go_on) = self.walk_folder(&key, each)?
+            {
+                if !go_on {
+                    return Ok(Some(false));
                 }
+                continue;
+            }
+            let go_on = match fs::symlink_metadata(self.path(key.trim_end_matches('/'))) {
+                Ok(metadata) => each(object(key, &metadata).map_err(fail)?),
+                // Deleted since the folder was read.
+                Err(error) if is_missing(&error) => true,
+                Err(error) => return Err(fail(error)),
             };
             if !go_on {
-                return Ok(false);
+                return Ok(Some(false));
             }
         }
-        Ok(true)
+        Ok(any.then_some(true))
     }
 
     /// The names in a folder; none when it is not there. A name that is not UTF-8 is nobody's key.
@@ -399,6 +427,7 @@ impl Disk {
     pub(super) fn sweep(&self, prefix: &str, before: DateTime<Utc>) -> Result<u64, StorageError> {
         let attempt = format!("sweep unfinished files of {}", named(prefix));
         self.check_root(&attempt)?;
+        self.object_path(prefix, &attempt)?;
         let before = SystemTime::from(before);
         let mut swept = 0_u64;
         let mut folders = vec![prefix.to_owned()];
@@ -445,13 +474,8 @@ impl Disk {
         let fail = |error: io::Error| self.error(attempt, &error);
         // Always the same name, so that whoever dies in between leaves no more than one.
         let mut options = OpenOptions::new();
-        options
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(flags(OFlags::NOFOLLOW));
-        let file = self.open_in("", CLOCK, &options, attempt)?;
+        options.write(true).create(true).truncate(false).mode(0o600);
+        let file = self.open_in("", CLOCK, &mut options, attempt)?;
         // This sets the time by the clock of whoever keeps the file, which is the server for a
         // network share.
         let present = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
@@ -476,13 +500,8 @@ impl Disk {
     pub(super) fn lock(&self, folder: &str) -> Result<Option<File>, StorageError> {
         let attempt = format!("lock `{folder}`");
         let mut options = OpenOptions::new();
-        options
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(flags(OFlags::NOFOLLOW));
-        let file = self.open_in(folder, LOCK, &options, &attempt)?;
+        options.write(true).create(true).truncate(false).mode(0o600);
+        let file = self.open_in(folder, LOCK, &mut options, &attempt)?;
         match file.try_lock() {
             Ok(()) => Ok(Some(file)),
             Err(TryLockError::WouldBlock) => Err(StorageError::busy(self.address(), folder)),
@@ -494,10 +513,20 @@ impl Disk {
     }
 }
 
+fn hand_over(folder: &Path, file: File) -> io::Result<File> {
+    let owner = fs::metadata(folder)?;
+    if rustix::process::geteuid().is_root() && owner.uid() != 0 && file.metadata()?.uid() == 0 {
+        fchown(&file, Some(owner.uid()), Some(owner.gid()))?;
+    }
+    Ok(file)
+}
+
 fn object(key: String, metadata: &fs::Metadata) -> io::Result<Object> {
+    let irregular = Irregular::of(metadata.file_type());
+    let size = if irregular.is_none() { metadata.len() } else { 0 };
     let modified = modified(metadata)
         .map_err(|error| io::Error::new(error.kind(), format!("`{key}`: {error}")))?;
-    Ok(Object { key, size: metadata.len(), modified })
+    Ok(Object { key, size, modified, irregular })
 }
 
 /// When a file was last written.
@@ -508,11 +537,6 @@ fn modified(metadata: &fs::Metadata) -> io::Result<DateTime<Utc>> {
             "its modification time is beyond the calendar; `touch` corrects it",
         )
     })
-}
-
-/// Flags as the standard library takes them.
-fn flags(flags: OFlags) -> i32 {
-    flags.bits().cast_signed()
 }
 
 fn is_missing(error: &io::Error) -> bool {
@@ -533,87 +557,5 @@ fn sync_folder(path: &Path) -> io::Result<()> {
             Ok(())
         }
         result => result,
-    }
-}
-
-/// Renames `from` to `to`, in one folder, and refuses when `to` exists.
-///
-/// Not every file system knows such a rename (NFS does not, nor do many FUSE and SMB ones). Then a
-/// hard link is made, which never replaces. Where there are no hard links either (vfat, exFAT), a
-/// claim file excludes other writers of this program while it is looked whether `to` exists.
-fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
-    match rename_no_replace(from, to) {
-        Err(error) if is_unknown(&error) => {}
-        result => return result,
-    }
-    match link_and_unlink(from, to) {
-        Err(error) if is_unknown(&error) => {}
-        result => return result,
-    }
-    rename_claimed(from, to)
-}
-
-/// Whether a file system says that it does not have such a call. `EPERM` is what Linux says of a
-/// hard link on vfat.
-fn is_unknown(error: &io::Error) -> bool {
-    matches!(
-        Errno::from_io_error(error),
-        Some(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP | Errno::PERM | Errno::MLINK)
-    )
-}
-
-fn rename_no_replace(from: &Path, to: &Path) -> io::Result<()> {
-    Ok(rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE)?)
-}
-
-fn link_and_unlink(from: &Path, to: &Path) -> io::Result<()> {
-    fs::hard_link(from, to)?;
-    // The object stands; a second name that cannot be removed is swept later.
-    let _ = fs::remove_file(from);
-    Ok(())
-}
-
-fn rename_claimed(from: &Path, to: &Path) -> io::Result<()> {
-    struct Claim(PathBuf);
-    impl Drop for Claim {
-        fn drop(&mut self) {
-            let _ = fs::remove_file(&self.0);
-        }
-    }
-    let name = to.file_name().unwrap_or_default().to_string_lossy();
-    let claim = to.with_file_name(format!(".{name}{CLAIM}"));
-    OpenOptions::new().write(true).create_new(true).mode(0o600).open(&claim)?;
-    let _claim = Claim(claim);
-    match fs::symlink_metadata(to) {
-        Ok(_) => Err(ErrorKind::AlreadyExists.into()),
-        Err(error) if error.kind() == ErrorKind::NotFound => fs::rename(from, to),
-        Err(error) => Err(error),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::fs;
-    use std::io::ErrorKind;
-    use std::path::Path;
-
-    use super::{link_and_unlink, rename_claimed, rename_new, rename_no_replace};
-
-    #[test]
-    fn every_way_to_rename_refuses_an_existing_target_and_leaves_nothing_else() {
-        let ways: [fn(&Path, &Path) -> std::io::Result<()>; 4] =
-            [rename_new, rename_no_replace, link_and_unlink, rename_claimed];
-        for way in ways {
-            let folder = tempfile::tempdir().unwrap();
-            let (from, to) = (folder.path().join(".a.part"), folder.path().join("a"));
-            fs::write(&from, "new").unwrap();
-            fs::write(&to, "old").unwrap();
-            assert_eq!(way(&from, &to).unwrap_err().kind(), ErrorKind::AlreadyExists);
-            assert_eq!(fs::read_to_string(&to).unwrap(), "old");
-            fs::remove_file(&to).unwrap();
-            way(&from, &to).unwrap();
-            assert_eq!(fs::read_to_string(&to).unwrap(), "new");
-            assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
-        }
     }
 }

@@ -3,13 +3,14 @@
 //! An object is a file of the same name under the root. Until it is finished it is a hidden file
 //! beside its place (`.<name>.<hex>.part`), which is never listed; a crash leaves at most that, and
 //! [`Storage::sweep_uploads`] collects it. Files are made with mode 0600 and folders with 0700.
-//! Symbolic links below the root are not followed.
+//! Symbolic links below the root are not followed; the root may be one.
 //!
 //! The root is made when the folder that it is in exists; that folder is never made. So a disk that
 //! is not mounted is an error where the root is two folders below its mount point. Where the mount
 //! point is the root or its parent, the empty folder under it would be taken for the disk.
 
 mod disk;
+mod rename;
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};

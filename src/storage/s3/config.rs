@@ -33,7 +33,7 @@ use rustls::pki_types::pem::PemObject;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{ByteSize, Secret, Span};
+use crate::model::{ByteSize, Secret, Span, read_input, without_credentials};
 use crate::storage::{StorageError, check_key};
 
 /// The smallest part that S3 takes, but for the last one:
@@ -50,6 +50,8 @@ const QUICK: Duration = Duration::from_secs(60);
 const SLOWEST: u64 = 16 << 10;
 /// How long a connection may move nothing.
 const STALL: Duration = Duration::from_secs(60);
+/// A file of more bytes has no certificates.
+const CA_BYTES: u64 = 16 << 20;
 const MAX_BACKOFF: Duration = Duration::from_secs(20);
 
 /// A bucket of S3 or of a store that speaks its protocol.
@@ -248,8 +250,17 @@ impl S3Config {
                 self.address()
             )))
         };
-        if self.bucket.is_empty() || self.bucket.contains('/') {
-            return unsuitable(format!("`{}` is not the name of a bucket", self.bucket));
+        let is_arn = self.bucket.starts_with("arn:");
+        if self.bucket.is_empty()
+            || self.bucket.contains(['/', '@'])
+            || self.bucket.contains(':') && !is_arn
+        {
+            // Not repeated: some put the key before the name.
+            return Err(StorageError::unsuitable(
+                "That is not the name of a bucket. Keys do not belong into an address: set \
+                 `access_key_id` and `secret_access_key`, or the variables `AWS_ACCESS_KEY_ID` and \
+                 `AWS_SECRET_ACCESS_KEY`",
+            ));
         }
         if let Some(prefix) = self.key_prefix().strip_suffix('/')
             && let Err(error) = check_key(prefix)
@@ -260,11 +271,16 @@ impl S3Config {
             let fits = url::Url::parse(endpoint).is_ok_and(|url| {
                 matches!(url.scheme(), "http" | "https")
                     && url.has_host()
+                    && url.username().is_empty()
                     && url.password().is_none()
+                    && url.query().is_none()
+                    && url.fragment().is_none()
+                    && !url.path().contains('@')
             });
             if !fits {
                 return unsuitable(
-                    "its `endpoint` must be of the form `https://HOST` or `http://HOST:PORT`"
+                    "its `endpoint` must be of the form `https://HOST` or `http://HOST:PORT`, \
+                     without a user"
                         .to_owned(),
                 );
             }
@@ -382,12 +398,14 @@ impl S3Config {
             }
             config = config.region(Region::from_static(ANY_REGION));
         }
-        let where_to = endpoint.unwrap_or_else(|| "AWS".to_owned());
-        Ok(Connected { client: Client::from_conf(config.build()), endpoint: where_to })
+        // One of the environment may have a user in it.
+        let shown =
+            endpoint.map_or_else(|| "AWS".to_owned(), |endpoint| without_credentials(&endpoint));
+        Ok(Connected { client: Client::from_conf(config.build()), endpoint: shown })
     }
 }
 
-/// A client, and where it sends to.
+/// A client, and where it sends to, as it may be shown.
 pub(super) struct Connected {
     pub(super) client: Client,
     pub(super) endpoint: String,
@@ -412,7 +430,7 @@ fn trusting(file: &Path) -> Result<SharedHttpClient, StorageError> {
             file.display()
         ))
     };
-    let pem = std::fs::read(file).map_err(|error| unsuitable(error.to_string()))?;
+    let pem = read_input(file, CA_BYTES).map_err(|error| unsuitable(error.to_string()))?;
     let certificates = CertificateDer::pem_slice_iter(&pem)
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| unsuitable(format!("it is not in the form PEM ({error})")))?;

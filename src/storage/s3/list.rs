@@ -104,7 +104,8 @@ impl Listing {
 /// An object as a page tells of it; none when the page does not tell enough.
 pub(super) fn listed(object: &aws_sdk_s3::types::Object, key: String) -> Option<Object> {
     let size = u64::try_from(object.size()?).ok().filter(|size| *size <= LARGEST_TOTAL)?;
-    Some(Object { key, size, modified: object.last_modified().and_then(time)? })
+    let modified = object.last_modified().and_then(time)?;
+    Some(Object { key, size, modified, irregular: None })
 }
 
 /// One page of the listing of `prefix`, which messages call `shown`.

@@ -121,15 +121,16 @@ impl Bucket {
         known.unwrap_or(Capabilities { conditional_writes: false, checksums: false })
     }
 
-    /// The text without the credentials of the configuration, which some stores repeat.
+    /// The text without the credentials of the configuration, which some stores repeat, and others.
     fn without_credentials(&self, text: &str) -> String {
         let config = &self.config;
         let secrets = [&config.access_key_id, &config.secret_access_key, &config.session_token];
-        secrets
+        let text = secrets
             .into_iter()
             .flatten()
             .filter(|secret| !secret.expose().is_empty())
-            .fold(text.to_owned(), |text, secret| text.replace(secret.expose(), "***"))
+            .fold(text.to_owned(), |text, secret| text.replace(secret.expose(), "***"));
+        crate::model::without_credentials(&text)
     }
 
     fn failed(&self, attempt: &str, problem: impl Into<String>) -> StorageError {
@@ -258,7 +259,7 @@ impl Bucket {
             .last_modified()
             .and_then(time)
             .ok_or_else(|| self.failed(&attempt, "the answer has no time of change"))?;
-        Ok(Object { key: key.to_owned(), size, modified })
+        Ok(Object { key: key.to_owned(), size, modified, irregular: None })
     }
 
     /// What the listing says of an object: for those who may list but not read.

@@ -7,7 +7,8 @@ use sqlx::Connection as _;
 use sqlx::sqlite::SqliteJournalMode;
 
 use super::super::SqliteRestorer;
-use super::{Application, Place, SCHEMA, address, artifact};
+use super::{Application, Place, SCHEMA, artifact};
+use crate::model::DatabaseUrl;
 use crate::source::{RestoreJob, RestoreOptions, Restorer as _, SourceError, Target};
 
 #[test]
@@ -182,7 +183,8 @@ fn addresses_are_those_of_sqlite() {
     let place = Place::new();
     let context = place.context();
     let file = |text: &str| {
-        super::super::target::place(&context, &artifact(b"", &Value::Null), &address(text))
+        let target = Target::Database(DatabaseUrl::try_from(text.to_owned()).ok()?);
+        super::super::target::place(&context, &artifact(b"", &Value::Null), &target)
             .map(|path| path.display().to_string())
             .ok()
     };
