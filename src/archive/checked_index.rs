@@ -6,7 +6,7 @@ use super::Streams;
 use super::entry::Kind;
 use super::error::{ArchiveError, Problem};
 use super::header::{BLOCK, PATH_LIMIT, padding};
-use super::index::{Entry, Footer, IndexReader};
+use super::index::{Entry, Footer, IndexReader, Rules};
 use super::proof::HOLES_LIMIT;
 
 /// The names on the way to an entry, and its own last; none for the root.
@@ -26,6 +26,9 @@ pub(crate) fn components(path: &[u8]) -> Result<Vec<&[u8]>, Problem> {
 }
 
 /// The path as an index writes it: without what says nothing, and `.` for the root.
+///
+/// # Errors
+/// When it leads out.
 pub(crate) fn plain_path(path: &[u8]) -> Result<Vec<u8>, Problem> {
     let path = components(path)?.join(&b'/');
     Ok(if path.is_empty() { b".".to_vec() } else { path })
@@ -47,6 +50,11 @@ impl<'a> CheckedIndex<'a> {
         let Some(stream) = stream else { return Ok(None) };
         let index = IndexReader::new(stream).map_err(|error| Problem::Index(error).at(b""))?;
         Ok(Some(Self { index, end: 0, last: Vec::new() }))
+    }
+
+    /// Which entries were to be in the tarball; none where the index does not say.
+    pub(crate) fn rules(&self) -> Option<&Rules> {
+        self.index.rules()
     }
 
     /// The next entry; none after the last, when the footer is right.

@@ -1,7 +1,7 @@
 //! The index: what is in a tarball and where, as JSON lines.
 //!
 //! ```text
-//! {"format":1,"type":"holdfast-index"}
+//! {"format":1,"type":"holdfast-index","rules":{"include":[],"exclude":["*.tmp"]}}
 //! {"path":"a/b","kind":"file","size":3,"mtime":"1700000000.000000000","mode":420,…,
 //!  "offset":1024,"data_offset":2560,"length":3,…}
 //! {"footer":{"entries":1,"bytes":3,"stream_bytes":4096}}
@@ -10,21 +10,21 @@
 //! the order of the tarball. A reader ignores fields that it does not know. The footer always
 //! begins as shown; without it the index was cut.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
 use super::entry::{Kind, Time};
+pub use super::lines::{INDEX_FORMAT, IndexError};
+use super::lines::{LineReader, LineWriter};
+use super::patterns::{Exclusion, Pattern};
 use crate::model::Digest;
 
-/// The format of the index that this version writes, and the newest it reads.
-pub const INDEX_FORMAT: u32 = 1;
 const TYPE: &str = "holdfast-index";
-const FOOTER: &[u8] = b"{\"footer\"";
-/// No line is longer: a path has at most some thousand bytes, even in a deep tree.
-const LINE_LIMIT: u64 = 16 << 20;
+/// What errors call it.
+const NAME: &str = "index";
 
 /// One entry of the tarball.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,6 +67,9 @@ pub struct Entry {
     pub changed: bool,
     /// The snapshot whose tarball has the content; none is this one.
     pub archive: Option<String>,
+    /// Of a folder: its contents are not in the tarball, although no pattern excludes them. It is
+    /// on another file system, a cache, or a folder that the program itself writes to.
+    pub left_out: bool,
 }
 
 /// An entry as written. A name that is not UTF-8 is in the field that ends in `_b64` (RFC 4648,
@@ -104,10 +107,12 @@ struct Line {
     changed: bool,
     #[serde(default)]
     archive: Option<String>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    left_out: bool,
 }
 
 /// As text, or else in base64.
-fn split(bytes: Vec<u8>) -> (Option<String>, Option<String>) {
+pub(super) fn encode(bytes: Vec<u8>) -> (Option<String>, Option<String>) {
     match String::from_utf8(bytes) {
         Ok(text) => (Some(text), None),
         Err(error) => (None, Some(STANDARD.encode(error.as_bytes()))),
@@ -123,8 +128,8 @@ pub fn path_member(path: &[u8]) -> (&'static str, String) {
     }
 }
 
-/// The inverse of [`split`].
-fn join(
+/// The inverse of [`encode`].
+pub(super) fn decode(
     text: Option<String>,
     encoded: Option<String>,
 ) -> Result<Option<Vec<u8>>, base64::DecodeError> {
@@ -137,8 +142,8 @@ fn join(
 
 impl From<Entry> for Line {
     fn from(entry: Entry) -> Self {
-        let (path, path_b64) = split(entry.path);
-        let (target, target_b64) = entry.target.map_or((None, None), split);
+        let (path, path_b64) = encode(entry.path);
+        let (target, target_b64) = entry.target.map_or((None, None), encode);
         Self {
             path,
             path_b64,
@@ -160,6 +165,7 @@ impl From<Entry> for Line {
             length: entry.length,
             changed: entry.changed,
             archive: entry.archive,
+            left_out: entry.left_out,
         }
     }
 }
@@ -170,7 +176,7 @@ impl TryFrom<Line> for Entry {
     fn try_from(line: Line) -> Result<Self, String> {
         let wrong = |error| format!("a name is not base64: {error}");
         Ok(Self {
-            path: join(line.path, line.path_b64).map_err(wrong)?.ok_or("an entry has no path")?,
+            path: decode(line.path, line.path_b64).map_err(wrong)?.ok_or("an entry has no path")?,
             kind: line.kind,
             size: line.size,
             mtime: line.mtime,
@@ -179,7 +185,7 @@ impl TryFrom<Line> for Entry {
             gid: line.gid,
             uname: line.uname,
             gname: line.gname,
-            target: join(line.target, line.target_b64).map_err(wrong)?,
+            target: decode(line.target, line.target_b64).map_err(wrong)?,
             rdev: line.rdev,
             digest: line.digest,
             data_digest: line.data_digest,
@@ -188,14 +194,26 @@ impl TryFrom<Line> for Entry {
             length: line.length,
             changed: line.changed,
             archive: line.archive,
+            left_out: line.left_out,
         })
     }
+}
+
+/// Which entries of a source were to be in the tarball.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rules {
+    #[serde(default)]
+    pub include: Vec<Pattern>,
+    #[serde(default)]
+    pub exclude: Vec<Exclusion>,
 }
 
 #[derive(Serialize, Deserialize)]
 struct Header {
     format: u32,
     r#type: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    rules: Option<Rules>,
 }
 
 /// What the last line of an index says.
@@ -216,80 +234,39 @@ struct FooterLine {
 
 /// Writes an index while its tarball is written.
 pub(crate) struct IndexWriter<W: Write> {
-    out: W,
-    line: Vec<u8>,
+    lines: LineWriter<W>,
     footer: Footer,
 }
 
 impl<W: Write> IndexWriter<W> {
-    pub(crate) fn new(out: W) -> std::io::Result<Self> {
-        let mut index = Self { out, line: Vec::new(), footer: Footer::default() };
-        index.write(&Header { format: INDEX_FORMAT, r#type: TYPE.to_owned() })?;
-        Ok(index)
-    }
-
-    fn write(&mut self, line: &impl Serialize) -> std::io::Result<()> {
-        self.line.clear();
-        serde_json::to_writer(&mut self.line, line)?;
-        self.line.push(b'\n');
-        self.out.write_all(&self.line)
+    pub(crate) fn new(out: W, rules: Rules) -> std::io::Result<Self> {
+        let mut lines = LineWriter::new(out);
+        let rules = Some(rules);
+        lines.write(&Header { format: INDEX_FORMAT, r#type: TYPE.to_owned(), rules })?;
+        Ok(Self { lines, footer: Footer::default() })
     }
 
     pub(crate) fn entry(&mut self, entry: Entry) -> std::io::Result<()> {
         self.footer.entries += 1;
         // Sparse files may have any size; readers add up in the same way.
         self.footer.bytes = self.footer.bytes.saturating_add(entry.size);
-        self.write(&Line::from(entry))
+        self.lines.write(&Line::from(entry))
     }
 
     /// Writes the footer and gives the output back.
     pub(crate) fn finish(mut self, stream_bytes: u64) -> std::io::Result<(W, Footer)> {
         self.footer.stream_bytes = stream_bytes;
         let footer = self.footer;
-        self.write(&FooterLine { footer })?;
-        Ok((self.out, footer))
+        self.lines.write(&FooterLine { footer })?;
+        Ok((self.lines.into_inner(), footer))
     }
-}
-
-/// Why an index could not be read.
-#[derive(Debug, thiserror::Error)]
-pub enum IndexError {
-    /// The stream behind it failed.
-    #[error("Could not read the index")]
-    Stream(#[source] std::io::Error),
-    /// It is not an index, or a line of it is not laid out as it must be.
-    #[error("Line {line} of the index is damaged: {problem}")]
-    Malformed {
-        /// Counted from 1.
-        line: u64,
-        problem: String,
-    },
-    /// A later version wrote it.
-    #[error(
-        "The index has format {0}, and this version reads up to {INDEX_FORMAT}: use a newer \
-         version of the program"
-    )]
-    Newer(u32),
-    /// It ends before its footer.
-    #[error("The index was cut after line {0}: its footer is missing")]
-    Cut(u64),
-    /// The footer counts something else than was read.
-    #[error("The index has {found_entries} entries of {found_bytes} bytes, and its footer says {} \
-        of {}", .footer.entries, .footer.bytes)]
-    Counts {
-        found_entries: u64,
-        /// Bytes of them.
-        found_bytes: u64,
-        footer: Footer,
-    },
 }
 
 /// Reads an index, an entry at a time. What it gave may be relied on only once it has given
 /// [`IndexReader::footer`].
 pub struct IndexReader<R: Read> {
-    input: BufReader<R>,
-    buffer: Vec<u8>,
-    line: u64,
+    lines: LineReader<R>,
+    rules: Option<Rules>,
     found: Footer,
     footer: Option<Footer>,
 }
@@ -300,27 +277,15 @@ impl<R: Read> IndexReader<R> {
     /// # Errors
     /// When it is not an index that this version reads.
     pub fn new(input: R) -> Result<Self, IndexError> {
-        let mut index = Self {
-            input: BufReader::new(input),
-            buffer: Vec::new(),
-            line: 0,
-            found: Footer::default(),
-            footer: None,
-        };
-        if !index.next_line()? {
-            return Err(IndexError::Cut(0));
-        }
-        let header: Header = index.parse()?;
-        if header.r#type != TYPE {
-            return Err(IndexError::Malformed {
-                line: 1,
-                problem: format!("its type is not `{TYPE}`"),
-            });
-        }
-        if header.format > INDEX_FORMAT || header.format == 0 {
-            return Err(IndexError::Newer(header.format));
-        }
-        Ok(index)
+        let mut lines = LineReader::new(input, NAME);
+        let header: Header = lines.header()?;
+        lines.expect(&header.r#type, TYPE, header.format)?;
+        Ok(Self { lines, rules: header.rules, found: Footer::default(), footer: None })
+    }
+
+    /// Which entries were to be in the tarball; none where the version that wrote it did not say.
+    pub fn rules(&self) -> Option<&Rules> {
+        self.rules.as_ref()
     }
 
     /// The next entry; none after the last, when the footer was found and its counts are right.
@@ -331,27 +296,19 @@ impl<R: Read> IndexReader<R> {
         if self.footer.is_some() {
             return Ok(None);
         }
-        if !self.next_line()? {
-            return Err(IndexError::Cut(self.line));
-        }
-        if !self.buffer.starts_with(FOOTER) {
-            let entry: Entry = self.parse()?;
+        if let Some(entry) = self.lines.entry::<Entry>()? {
             self.found.entries += 1;
             self.found.bytes = self.found.bytes.saturating_add(entry.size);
             return Ok(Some(entry));
         }
-        let FooterLine { footer } = self.parse()?;
+        let FooterLine { footer } = self.lines.footer()?;
         if (footer.entries, footer.bytes) != (self.found.entries, self.found.bytes) {
             return Err(IndexError::Counts {
+                document: NAME,
                 found_entries: self.found.entries,
                 found_bytes: self.found.bytes,
-                footer,
-            });
-        }
-        if self.next_line()? {
-            return Err(IndexError::Malformed {
-                line: self.line,
-                problem: "it comes after the footer".to_owned(),
+                entries: footer.entries,
+                bytes: footer.bytes,
             });
         }
         self.footer = Some(footer);
@@ -361,30 +318,6 @@ impl<R: Read> IndexReader<R> {
     /// What the footer says, once it was read.
     pub fn footer(&self) -> Option<Footer> {
         self.footer
-    }
-
-    /// Reads a line without its end; false at the end of the stream. A line that was cut does not
-    /// count as one.
-    fn next_line(&mut self) -> Result<bool, IndexError> {
-        self.buffer.clear();
-        self.input
-            .by_ref()
-            .take(LINE_LIMIT)
-            .read_until(b'\n', &mut self.buffer)
-            .map_err(IndexError::Stream)?;
-        if self.buffer.is_empty() {
-            return Ok(false);
-        }
-        self.line += 1;
-        if self.buffer.pop() == Some(b'\n') {
-            return Ok(true);
-        }
-        Err(IndexError::Cut(self.line - 1))
-    }
-
-    fn parse<T: serde::de::DeserializeOwned>(&self) -> Result<T, IndexError> {
-        serde_json::from_slice(&self.buffer)
-            .map_err(|error| IndexError::Malformed { line: self.line, problem: error.to_string() })
     }
 }
 
@@ -398,8 +331,8 @@ impl<R: Read> Iterator for IndexReader<R> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Entry, Footer, IndexError, IndexReader, IndexWriter};
-    use crate::archive::{Kind, Time};
+    use super::{Entry, Footer, IndexError, IndexReader, IndexWriter, Rules};
+    use crate::archive::{Exclusion, Kind, Pattern, Time};
     use crate::model::Digest;
 
     fn entry(path: &[u8]) -> Entry {
@@ -422,11 +355,19 @@ mod tests {
             length: 3,
             changed: true,
             archive: None,
+            left_out: false,
+        }
+    }
+
+    fn rules() -> Rules {
+        Rules {
+            include: vec![Pattern::new("docs/").unwrap()],
+            exclude: vec![Exclusion::new("!*.tmp").unwrap()],
         }
     }
 
     fn written() -> Vec<u8> {
-        let mut index = IndexWriter::new(Vec::new()).unwrap();
+        let mut index = IndexWriter::new(Vec::new(), rules()).unwrap();
         index.entry(entry(b"a/b")).unwrap();
         index.entry(entry(b"not utf-8: \xfe\"\n")).unwrap();
         index.finish(4096).unwrap().0
@@ -443,6 +384,11 @@ mod tests {
         let (entries, footer) = read(&written()).unwrap();
         assert_eq!(entries, [entry(b"a/b"), entry(b"not utf-8: \xfe\"\n")]);
         assert_eq!(footer, Some(Footer { entries: 2, bytes: 6, stream_bytes: 4096 }));
+        let text = String::from_utf8(written()).unwrap();
+        assert_eq!(IndexReader::new(text.as_bytes()).unwrap().rules(), Some(&rules()));
+        let (header, rest) = text.split_once('\n').unwrap();
+        let older = format!("{}}}\n{rest}", header.split_once(",\"rules\"").unwrap().0);
+        assert_eq!(IndexReader::new(older.as_bytes()).unwrap().rules(), None);
     }
 
     #[test]
@@ -466,7 +412,7 @@ mod tests {
         ));
         assert!(matches!(
             read(text.replace("\"format\":1", "\"format\":2").as_bytes()),
-            Err(IndexError::Newer(2))
+            Err(IndexError::Newer { found: 2, .. })
         ));
         assert!(read(text.replace("{\"path", "{\"news\":[1],\"path").as_bytes()).is_ok());
         assert!(matches!(

@@ -142,7 +142,7 @@ fn unsuitable(problem: String, path: &[u8]) -> ArchiveError {
     Problem::Unsuitable(problem).at(path)
 }
 
-fn asked(path: &[u8]) -> Result<Vec<u8>, ArchiveError> {
+pub(crate) fn asked(path: &[u8]) -> Result<Vec<u8>, ArchiveError> {
     plain_path(path).map_err(|problem| match problem {
         Problem::Refused(problem) => unsuitable(
             format!(

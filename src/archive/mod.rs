@@ -1,7 +1,8 @@
 //! Archives of files: tarballs and the index beside them, read and written as streams.
 //!
 //! This room knows the bytes of a header (`header`, `pax`, `access_list`), reads any tar
-//! (`reader`), and reads and writes the index (`index`). A restore is driven by the index
+//! (`reader`), and reads and writes the index (`index`) and the list of entries that could not be
+//! read (`missing`), both as `lines`. A restore is driven by the index
 //! (`checked_index`, `cursor`, `entry_stream`), by that of chosen entries (`patterns`, `path_set`,
 //! `selection`): what differs from it, content included (`proof`), is damage. `lookup` writes a
 //! single file or folder out. This room knows neither file systems nor sources: where the bytes
@@ -15,7 +16,9 @@ pub(crate) mod entry_stream;
 pub(crate) mod error;
 pub(crate) mod header;
 pub mod index;
+mod lines;
 mod lookup;
+pub(crate) mod missing;
 mod path_set;
 pub(crate) mod patterns;
 mod pax;
@@ -29,7 +32,10 @@ use std::ops::Range;
 pub(crate) use entry::lossy;
 pub use entry::{Kind, Time, TimeError};
 pub use error::ArchiveError;
+pub use index::Rules;
+pub(crate) use lookup::asked;
 pub use lookup::{entry_at, write_file, write_folder};
+pub use missing::{MissingEntry, each_missing};
 pub use path_set::PathSet;
 pub use patterns::{Exclusion, Pattern, PatternError};
 
@@ -55,4 +61,11 @@ pub trait Streams: Sync {
     /// # Errors
     /// When it could not be opened.
     fn index(&self) -> std::io::Result<Option<Box<dyn Read + Send + '_>>>;
+
+    /// The plain stream of the list of entries that could not be read; none where nothing is
+    /// missing, or the version that wrote the snapshot kept no such list.
+    ///
+    /// # Errors
+    /// When it could not be opened.
+    fn missing(&self) -> std::io::Result<Option<Box<dyn Read + Send + '_>>>;
 }

@@ -288,6 +288,20 @@ impl Filter {
         }
     }
 
+    /// What becomes of the entry at `path`, whatever folders it lies in.
+    pub(crate) fn choose_at(&self, path: &[u8], folder: bool) -> Choice {
+        let mut within = self.takes_all();
+        let ends = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(end, _)| end);
+        for ancestor in ends.filter_map(|end| path.get(..end)) {
+            match self.choose(ancestor, true, within) {
+                Choice::Leave => return Choice::Leave,
+                Choice::Take => within = true,
+                Choice::Look => {}
+            }
+        }
+        self.choose(path, folder, within)
+    }
+
     /// Whether everything that is not excluded is taken.
     pub(crate) fn takes_all(&self) -> bool {
         self.include.is_none()

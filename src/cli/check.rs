@@ -31,7 +31,7 @@ pub(super) async fn run(setup: &Setup, args: CheckArgs, printer: &Printer) -> an
     let mut reports = Vec::new();
     let chosen = chosen(&settings, setup.global.instance.as_deref())?;
     for instance in &chosen {
-        let (engine, display) = setup.engine(&instance.state_dir);
+        let (engine, display) = setup.engine(instance);
         reports.push(engine::check(&engine, instance, &identities).await);
         drop(display);
     }

@@ -79,7 +79,7 @@ pub(super) async fn run(setup: &Setup, args: DrillArgs, printer: &Printer) -> an
         identities: args.identities.load()?,
         keep: args.keep,
     };
-    let (engine, display) = setup.engine(&instance.state_dir);
+    let (engine, display) = setup.engine(&instance);
     let notifiers = Notifiers::new(&instance.notify);
     let ended = engine::drill(&engine, &instance, &strategy, &request).await;
     drop(display);
@@ -103,7 +103,7 @@ pub(super) async fn run(setup: &Setup, args: DrillArgs, printer: &Printer) -> an
 
 async fn report(setup: &Setup, args: &ReportArgs, printer: &Printer) -> anyhow::Result<Exit> {
     let instance = setup.instance(args.strategy.as_deref())?;
-    let engine = setup.quiet_engine(&instance.state_dir);
+    let engine = setup.quiet_engine(&instance);
     let records = engine::drill_reports(&engine, &instance.name).await?;
     let of_strategy = records.iter().filter(|record| {
         args.strategy.as_deref().is_none_or(|name| name == record.strategy.as_str())

@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStringExt as _;
 use anyhow::Context as _;
 use clap::Args;
 
-use super::output::Printer;
+use super::output::{Printer, missing_lines};
 use super::setup::{IdentityArgs, Setup, StorageArgs};
 use super::{Exit, UsageError};
 use crate::engine::{self, DumpRequest, EngineError, Side};
@@ -72,7 +72,10 @@ pub(super) async fn run(setup: &Setup, args: DumpArgs, printer: &Printer) -> any
                     report.artifact, snapshot.id
                 ));
             }
-            Ok(Exit::Done)
+            for line in missing_lines(&report.missing) {
+                printer.note(&line);
+            }
+            Ok(if report.missing.is_empty() { Exit::Done } else { Exit::Problems })
         }
         // Who reads has enough, as with `| head`.
         Err(EngineError::Output(error)) if error.kind() == ErrorKind::BrokenPipe => {

@@ -78,7 +78,7 @@ pub(super) async fn run(
         strategy.check_runnable()?;
         let request =
             request(instance.encryption.as_ref().map(|encryption| encryption.recipients.clone()))?;
-        let (engine, _display) = setup.engine(&instance.state_dir);
+        let (engine, _display) = setup.engine(&instance);
         let (run, exported) = engine::export_fresh(&engine, &instance, &strategy, &request).await?;
         (exported, Some(run))
     };

@@ -15,6 +15,7 @@ use crate::catalog::CatalogError;
 use crate::config::{ConfigErrors, FindError};
 use crate::daemon::DaemonError;
 use crate::engine::EngineError;
+use crate::engine::Missing;
 use crate::model::{ByteSize, ErrorCode, Remarks, Span};
 use crate::pipeline::CryptError;
 use crate::source::SourceError;
@@ -384,6 +385,26 @@ pub(super) fn remarks_text(remarks: &Remarks, most: usize, more: &str) -> String
     let told = notes.kept().iter().take(most).map(ToString::to_string);
     list(DIM, DIM, told.collect(), notes.count(), "note");
     text
+}
+
+/// The entries that a partial snapshot lacks, under a line that counts them; none where it lacks
+/// none.
+pub(super) fn missing_lines(missing: &Missing) -> Vec<String> {
+    if missing.is_empty() {
+        return Vec::new();
+    }
+    let entries = if missing.count == 1 { "entry is" } else { "entries are" };
+    let head = format!(
+        "{BAD}{} {entries} missing{BAD:#}: they could not be read when the snapshot was taken",
+        missing.count
+    );
+    let lines = missing
+        .entries
+        .iter()
+        .map(|line| format!("  `{}`: {}", line.place().escape_debug(), line.reason));
+    let rest = missing.count.saturating_sub(missing.entries.len() as u64);
+    let rest = (rest > 0).then(|| format!("  {DIM}and {rest} more{DIM:#}"));
+    std::iter::once(head).chain(lines).chain(rest).collect()
 }
 
 #[cfg(test)]

@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::output::{BAD, BOLD, DIM, GOOD, Printer, Table, WARN, or_dash, remarks_text, seconds};
+use super::output::{
+    BAD, BOLD, DIM, GOOD, Printer, Table, WARN, missing_lines, or_dash, remarks_text, seconds,
+};
 use super::setup::{IdentityArgs, Reading, Setup, StorageArgs};
 use super::{Exit, UsageError};
 use crate::archive::Pattern;
 use crate::engine::{
-    self, Destination, EngineError, RestorePlan, RestoreReport, RestoreRequest, Side,
+    self, Destination, EngineError, Missing, RestorePlan, RestoreReport, RestoreRequest, Side,
 };
 use crate::model::{ByteSize, DatabaseUrl, Name};
 use crate::source::command::CommandConfig;
@@ -169,13 +171,14 @@ pub(super) async fn run(
             .map_err(advised)?;
         drop(reading);
         printer.show(&plan, plan_text);
-        return Ok(Exit::Done);
+        return Ok(if plan.missing.is_empty() { Exit::Done } else { Exit::Problems });
     }
     let report =
         engine::restore(&reading.engine, &storage, &snapshot, &request).await.map_err(advised)?;
     drop(reading);
     printer.show(&report, report_text);
-    Ok(if report.remarks.warnings.is_empty() { Exit::Done } else { Exit::Problems })
+    let is_whole = report.missing.is_empty() && report.remarks.warnings.is_empty();
+    Ok(if is_whole { Exit::Done } else { Exit::Problems })
 }
 
 /// The address with the password of `PGPASSWORD`, unless it has one.
@@ -259,17 +262,19 @@ fn plan_text(plan: &RestorePlan) -> String {
                 Action::Create => (GOOD, "new"),
                 Action::Replace => (WARN, "replace"),
                 Action::Delete => (BAD, "remove"),
+                Action::Keep => (DIM, "keep"),
             };
             let _ =
                 writeln!(text, "    {style}{action:7}{style:#}  {}", change.path.escape_debug());
         }
-        let all = preview.creates + preview.replaces + preview.deletes;
+        let all = preview.creates + preview.replaces + preview.deletes + preview.keeps;
         let more = all.saturating_sub(preview.changes.len() as u64);
         if more > 0 {
             let _ = writeln!(text, "    {DIM}and {more} more{DIM:#}");
         }
     }
     left_out_text(&mut text, &plan.left_out);
+    missing_text(&mut text, &plan.missing);
     let _ = writeln!(text, "  {DIM}fetched {}{DIM:#}", ByteSize(plan.fetched_bytes));
     let _ = writeln!(text, "Nothing was touched");
     text
@@ -283,6 +288,12 @@ fn with_of(name: &str, of: Option<&String>) -> String {
 fn left_out_text(text: &mut String, left_out: &[String]) {
     for left_out in left_out {
         let _ = writeln!(text, "  {DIM}left out: {left_out}{DIM:#}");
+    }
+}
+
+fn missing_text(text: &mut String, missing: &Missing) {
+    for line in missing_lines(missing) {
+        let _ = writeln!(text, "  {line}");
     }
 }
 
@@ -321,6 +332,7 @@ fn report_text(report: &RestoreReport) -> String {
         let _ = writeln!(text, "  {name}: {} restored{removed}", entries(files.entries));
     }
     left_out_text(&mut text, &report.left_out);
+    missing_text(&mut text, &report.missing);
     let _ = writeln!(text, "  {DIM}fetched {}{DIM:#}", ByteSize(report.fetched_bytes));
     text.push_str(&remarks_text(&report.remarks, usize::MAX, ""));
     text

@@ -57,7 +57,7 @@ pub(super) struct RunArgs {
 pub(super) async fn run(setup: &Setup, args: RunArgs, printer: &Printer) -> anyhow::Result<Exit> {
     let (instance, strategy) = setup.strategy(&args.strategy)?;
     strategy.check_runnable()?;
-    let (mut engine, display) = setup.engine(&instance.state_dir);
+    let (mut engine, display) = setup.engine(&instance);
     if args.dry_run {
         let plan = engine::plan(&engine, &instance, &strategy).await;
         drop(display);

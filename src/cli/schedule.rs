@@ -32,7 +32,7 @@ fn load(setup: &Setup) -> anyhow::Result<Scheduled> {
     // No display: what a scheduler has to say is in its log.
     let chosen = chosen(&settings, setup.global.instance.as_deref())?;
     let instances = chosen.into_iter().map(|instance| ScheduledInstance {
-        engine: setup.quiet_engine(&instance.state_dir),
+        engine: setup.quiet_engine(instance),
         instance: Arc::new(instance.clone()),
     });
     Ok(Scheduled { instances: instances.collect(), settings: settings.daemon.clone() })

@@ -2,7 +2,7 @@
 //! keys.
 
 use std::io::{IsTerminal as _, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -19,6 +19,7 @@ use crate::engine::{
 };
 use crate::model::{Cancel, Clock, Name};
 use crate::pipeline::Identity;
+use crate::source::OwnFolder;
 use crate::source::process::Environment;
 use crate::storage::StorageConfig;
 
@@ -249,16 +250,17 @@ impl Setup {
         !self.global.quiet && !self.global.json
     }
 
-    /// An engine with its state in `state_dir`, whose progress nobody looks at.
-    pub(super) fn quiet_engine(&self, state_dir: &Path) -> Engine {
-        let mut engine = Engine::new(state_dir.to_owned(), self.environment.clone());
+    /// An engine for the instance, without a display of its progress.
+    pub(super) fn quiet_engine(&self, instance: &Instance) -> Engine {
+        let mut engine = Engine::new(instance.state_dir.clone(), self.environment.clone());
         engine.cancel = self.cancel.clone();
+        engine.own_folders = instance.own_folders().into();
         engine
     }
 
-    /// An engine with its state in `state_dir`, its progress shown.
-    pub(super) fn engine(&self, state_dir: &Path) -> (Engine, Display) {
-        let engine = self.quiet_engine(state_dir);
+    /// An engine for the instance, its progress shown.
+    pub(super) fn engine(&self, instance: &Instance) -> (Engine, Display) {
+        let engine = self.quiet_engine(instance);
         let display = Display::start(&engine.progress, self.shows_progress());
         (engine, display)
     }
@@ -290,11 +292,16 @@ impl Setup {
     ) -> anyhow::Result<(Option<Instance>, Engine, Display)> {
         let addresses = storages.iter().all(|storage| is_address(storage));
         let instance = if addresses { None } else { Some(self.instance(strategy)?) };
-        let state_dir = instance.as_ref().map_or_else(
-            || config::default_state_dir(&self.environment),
-            |instance| instance.state_dir.clone(),
-        );
-        let (engine, display) = self.engine(&state_dir);
+        let engine = match &instance {
+            Some(instance) => self.quiet_engine(instance),
+            None => {
+                let state_dir = config::default_state_dir(&self.environment);
+                let mut engine = Engine::new(state_dir, self.environment.clone());
+                engine.cancel = self.cancel.clone();
+                engine
+            }
+        };
+        let display = Display::start(&engine.progress, self.shows_progress());
         Ok((instance, engine, display))
     }
 
@@ -323,7 +330,7 @@ impl Setup {
         {
             return Err(no_storage(&instance, unknown.as_str()).into());
         }
-        let (engine, display) = self.engine(&instance.state_dir);
+        let (engine, display) = self.engine(&instance);
         let mut storages = Vec::new();
         for (name, config) in &instance.storages {
             let open = OpenStorage::open(name, config, &engine.cancel).await;
@@ -343,7 +350,7 @@ impl Setup {
             return self.reading_address(address, strategy).await;
         }
         let instance = self.instance(strategy)?;
-        let (engine, display) = self.engine(&instance.state_dir);
+        let (engine, display) = self.engine(&instance);
         let mut storages = Vec::new();
         for (name, config) in &instance.storages {
             if storage.storage.as_deref().is_none_or(|wanted| wanted == name.as_str()) {
@@ -378,6 +385,11 @@ impl Setup {
         let config = StorageConfig::from_address(address)?;
         let mut engine = Engine::stateless(self.environment.clone());
         engine.cancel = self.cancel.clone();
+        engine.own_folders = config
+            .folder()
+            .map(|path| OwnFolder { what: "the storage".to_owned(), path: path.to_owned() })
+            .into_iter()
+            .collect();
         let display = Display::start(&engine.progress, self.shows_progress());
         let name = parse_name("storage")?;
         let storages = vec![OpenStorage::open(&name, &config, &engine.cancel).await?];

@@ -35,7 +35,7 @@ pub(super) async fn run(
     let mut now = None;
     let mut schedulers = Vec::new();
     for instance in chosen(&settings, wanted)? {
-        let engine = setup.quiet_engine(&instance.state_dir);
+        let engine = setup.quiet_engine(instance);
         engine::fill_status(&engine, instance).await;
         let status = engine::status(&engine, instance).await;
         now = Some(status.at);

@@ -23,6 +23,7 @@ mod format;
 mod hooks;
 mod masked;
 mod on_schedule;
+mod own_folders;
 mod resolve;
 mod rules;
 mod schema;

@@ -9,6 +9,7 @@ use crate::model::{ErrorCode, Name, Span};
 use crate::retention::{Policy, Rule};
 use crate::schedule::Schedule;
 use crate::source::SourceConfig;
+use crate::storage::StorageConfig;
 
 /// Reports settings that do not fit together.
 pub(super) fn check(check: &mut Check<'_>, instance: &Instance) {
@@ -24,6 +25,7 @@ pub(super) fn check(check: &mut Check<'_>, instance: &Instance) {
             "remove `retention` to keep everything",
         );
         without_sources(check, &at, strategy);
+        into_itself(check, instance, &at, strategy);
         on_time(check, &at, strategy);
         drill(check, instance, &at, strategy);
     }
@@ -65,6 +67,24 @@ fn durations(check: &mut Check<'_>, at: &str, strategy: &Strategy) {
 fn more_than_nothing(check: &mut Check<'_>, pointer: &str, span: Option<Span>) {
     if span.is_some_and(|span| span.duration().is_zero()) {
         check.report(pointer, Wrong::value("Too short: expected more than 0"));
+    }
+}
+
+/// A folder that is dumped to itself would hold every backup twice. A storage that lies deeper in
+/// it is left out instead.
+fn into_itself(check: &mut Check<'_>, instance: &Instance, at: &str, strategy: &Strategy) {
+    for source in &strategy.sources {
+        let Some(SourceConfig::Directory(folder)) = instance.sources.get(source) else { continue };
+        let storage = strategy.storages.iter().find(|name| {
+            let storage = instance.storages.get(*name).and_then(StorageConfig::folder);
+            storage == Some(folder.path.as_path())
+        });
+        if let Some(storage) = storage {
+            let problem =
+                format!("The source `{source}` and the storage `{storage}` are one folder");
+            let hint = "choose another folder for one of them; `backup copy` copies a storage";
+            check.report(&format!("{at}/storages"), Wrong::value(problem).hint(hint));
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use crate::engine::state::private::{make_private_file, make_private_folder};
 use crate::model::{Cancel, Clock, Name};
 use crate::pipeline::Stopwatch;
 use crate::report::Progress;
+use crate::source::OwnFolder;
 use crate::source::process::Environment;
 use crate::storage::{Storage, StorageConfig};
 
@@ -28,6 +29,8 @@ pub struct Engine {
     pub progress: Progress,
     /// The program's environment, for children.
     pub environment: Environment,
+    /// Folders that are left out of every dump, and in which no restore removes anything.
+    pub own_folders: Arc<[OwnFolder]>,
     /// Called when a run has its lock and begins.
     pub began: Option<Arc<dyn Fn() + Send + Sync>>,
     pub(in crate::engine) catalog: Arc<OnceCell<Option<Catalog>>>,
@@ -44,6 +47,7 @@ impl Engine {
             cancel: Cancel::new(),
             progress: Progress::new(),
             environment,
+            own_folders: Arc::default(),
             began: None,
             catalog: Arc::default(),
             warned: Arc::default(),

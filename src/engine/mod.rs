@@ -49,6 +49,7 @@ pub use read::by_hand::{by_hand, shell_quoted};
 pub use read::fetch::{read_facts, read_plain};
 pub use read::files::{Side, files};
 pub use read::identities::read_identities;
+pub use read::missing::{Missing, MissingLine};
 pub use run::{RunPlan, last_began, plan, run};
 pub use snapshots::drills::{LastDrills, drill_reports, last_drilled, last_drills, to_report};
 pub use snapshots::find::{find, parse_at};

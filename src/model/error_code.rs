@@ -61,6 +61,7 @@ codes! {
     SourceChanged = "source_changed",
     SourceUnsuitable = "source_unsuitable",
     TargetNotEmpty = "target_not_empty",
+    DeleteUnsafe = "delete_unsafe",
     ToolMissing = "tool_missing",
     ToolFailed = "tool_failed",
     ToolTimedOut = "tool_timed_out",

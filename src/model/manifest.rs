@@ -11,7 +11,7 @@ use super::{Digest, Name, SnapshotId, SnapshotRef, checked_total, parse_artifact
 /// The format this version writes, and the newest it reads.
 pub const FORMAT: u32 = 1;
 /// What this version understands of a manifest's `requires`.
-pub const FEATURES: [&str; 5] = ["zstd", "gzip", "age", "continued", "numbered"];
+pub const FEATURES: [&str; 6] = ["zstd", "gzip", "age", "continued", "numbered", "missing"];
 /// Its name in the layout of a sealed document.
 const KIND: &str = "manifest";
 
@@ -128,6 +128,8 @@ pub enum ArtifactKind {
     Index,
     /// Where each block of the tarball begins, JSON lines.
     Blocks,
+    /// Entries that could not be read and so are not in the tarball, JSON lines.
+    Missing,
     /// The standard output of a command.
     Stream,
     /// All that was counted and noticed, JSON.

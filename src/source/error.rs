@@ -32,6 +32,9 @@ pub enum SourceError {
         "`{0}` is not empty. Pass `--overwrite` to replace what is there, or choose another target"
     )]
     NotEmpty(String),
+    /// The snapshot does not say which entries it could not have, and a deletion would remove them.
+    #[error("{0}")]
+    DeleteUnsafe(String),
     /// A file or folder could not be used.
     #[error("Could not {attempt} `{path}`: {error}")]
     Io {
@@ -66,6 +69,7 @@ impl SourceError {
             Self::Database { transient: false, .. } => ErrorCode::SourceFailed,
             Self::Unsuitable(_) => ErrorCode::SourceUnsuitable,
             Self::NotEmpty(_) => ErrorCode::TargetNotEmpty,
+            Self::DeleteUnsafe(_) => ErrorCode::DeleteUnsafe,
             Self::Io { error, .. } if error.kind() == std::io::ErrorKind::PermissionDenied => {
                 ErrorCode::FileDenied
             }
@@ -120,6 +124,7 @@ mod tests {
             (database(false), "source_failed"),
             (SourceError::Unsuitable(String::new()), "source_unsuitable"),
             (SourceError::NotEmpty(String::new()), "target_not_empty"),
+            (SourceError::DeleteUnsafe(String::new()), "delete_unsafe"),
             (SourceError::Io { attempt: "read", path: String::new(), error: io() }, "file_denied"),
             (SourceError::Io { attempt: "read", path: String::new(), error: full }, "file_failed"),
             (SourceError::Damaged(String::new()), "snapshot_damaged"),

@@ -13,6 +13,7 @@
 pub mod command;
 pub mod directory;
 mod error;
+mod finding;
 mod place;
 pub mod postgres;
 pub mod process;
@@ -28,6 +29,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::error::SourceError;
+pub use self::finding::{Finding, Level};
 use self::scratch::{Scratch, ScratchPlace, ScratchProvider, remove_folder, remove_folders};
 pub use crate::archive::Streams;
 use crate::model::{ArtifactKind, Cancel, DatabaseUrl, Name, Remarks};
@@ -101,7 +103,10 @@ pub fn restorer(kind: ArtifactKind) -> Option<Box<dyn Restorer>> {
         ArtifactKind::Sqlite => Some(Box::new(sqlite::SqliteRestorer)),
         ArtifactKind::Tar => Some(Box::new(directory::DirectoryRestorer)),
         ArtifactKind::Stream => Some(Box::new(command::CommandRestorer)),
-        ArtifactKind::Index | ArtifactKind::Blocks | ArtifactKind::Facts => None,
+        ArtifactKind::Index
+        | ArtifactKind::Blocks
+        | ArtifactKind::Missing
+        | ArtifactKind::Facts => None,
     }
 }
 
@@ -215,6 +220,17 @@ pub struct Context {
     pub work_dir: PathBuf,
     /// The program's environment, from which children get an allow-list only.
     pub environment: process::Environment,
+    /// Folders that are never dumped, and in which nothing is removed.
+    pub own_folders: std::sync::Arc<[OwnFolder]>,
+}
+
+/// A folder that the program itself writes to: a storage, `state_dir`, `work_dir`. A source that it
+/// lies in would grow by its own backups.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnFolder {
+    /// What it is, after "It is": "the storage `disk`".
+    pub what: String,
+    pub path: PathBuf,
 }
 
 /// A system that can be dumped.
@@ -400,6 +416,19 @@ pub trait Restorer {
     /// When a restore would be refused or could not begin.
     fn prepare(&self, job: RestoreJob<'_>) -> Result<(), SourceError>;
 
+    /// Refuses a restore that removes entries of the target, where the snapshot does not say which
+    /// ones it could not have. Called for every source before any is touched.
+    ///
+    /// # Errors
+    /// [`SourceError::DeleteUnsafe`].
+    fn ensure_deletable(
+        &self,
+        _job: RestoreJob<'_>,
+        _streams: &dyn Streams,
+    ) -> Result<(), SourceError> {
+        Ok(())
+    }
+
     /// Makes a scratch target for the artifacts of the source that `artifact` is of.
     ///
     /// # Errors
@@ -433,6 +462,9 @@ pub struct RestoreArtifact {
     pub plain_bytes: Option<u64>,
     /// The name of the database in it, where its source had several.
     pub of: Option<String>,
+    /// Whether entries of the source are missing, as far as the facts tell; true where they could
+    /// not be read.
+    pub partial: bool,
     /// What the source reported of it when it was dumped, its tagged object; null where unknown.
     pub facts: serde_json::Value,
 }
@@ -512,9 +544,12 @@ pub struct Preview {
     pub replaces: u64,
     /// Entries of the target that are removed.
     pub deletes: u64,
+    /// Entries of the target that are not removed, although the snapshot does not have them: it
+    /// could not have them. What lies beneath one is not counted.
+    pub keeps: u64,
     /// Bytes of files that are written.
     pub bytes: u64,
-    /// The first changes, deletions before replacements before new entries.
+    /// The first changes: deletions, then what is kept, replacements and new entries.
     pub changes: Vec<Change>,
 }
 
@@ -537,6 +572,8 @@ pub enum Action {
     Replace,
     /// The snapshot does not have it.
     Delete,
+    /// The snapshot could not have it.
+    Keep,
 }
 
 /// A restore that succeeded.
@@ -558,34 +595,4 @@ pub struct RestoredFiles {
     pub bytes: u64,
     /// Entries that were removed as the snapshot does not have them.
     pub deleted: u64,
-}
-
-/// One line of what a check found.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Finding {
-    /// How bad it is.
-    pub level: Level,
-    /// What was looked at: `pg_dump`, `server`, `path`.
-    pub subject: String,
-    /// What was found and, unless it is fine, what to do.
-    pub message: String,
-}
-
-/// How bad a finding is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Level {
-    /// As it should be.
-    Ok,
-    /// Works, with a drawback.
-    Warning,
-    /// A run would fail.
-    Error,
-}
-
-impl Finding {
-    /// A finding.
-    pub fn new(level: Level, subject: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { level, subject: subject.into(), message: message.into() }
-    }
 }

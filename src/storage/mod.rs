@@ -93,6 +93,14 @@ impl StorageConfig {
         }
     }
 
+    /// The folder of this machine that it is; none for one that is reached over a network.
+    pub fn folder(&self) -> Option<&Path> {
+        match self {
+            Self::Local(config) => Some(&config.path),
+            Self::S3(_) => None,
+        }
+    }
+
     /// Makes relative paths absolute, counted from `base`: the folder of the configuration file.
     pub fn resolve(&mut self, base: &Path) {
         match self {

@@ -212,6 +212,8 @@ fn snapshots_provoke_their_codes() {
     provokes("invalid_request", 2, restore(&["--to", &target, "--source", "none"]));
     restore(&["--to", &target]).expect(0);
     provokes("target_not_empty", 1, restore(&["--to", &target]));
+    let store = site.path("store").to_str().unwrap().to_owned();
+    provokes("delete_unsafe", 1, restore(&["--to", &store, "--overwrite", "--delete"]));
     site.run(0);
     let newest = site.newest();
     edit_manifest(&newest, |manifest, _| manifest["requires"] = json!(["zstd", "later"]));

@@ -59,6 +59,7 @@ mod road_targets;
 mod schedule;
 mod secrets;
 mod several;
+mod spared;
 mod status;
 mod storage;
 mod storage_faults;

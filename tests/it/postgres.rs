@@ -156,6 +156,7 @@ fn artifact(dumped: &Dumped) -> RestoreArtifact {
         kind: ArtifactKind::PgDump,
         plain_bytes: None,
         of: None,
+        partial: false,
         facts: dumped.facts.clone(),
     }
 }

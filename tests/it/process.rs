@@ -351,6 +351,7 @@ fn the_output_of_a_command_goes_out_and_back() {
         kind: ArtifactKind::Stream,
         plain_bytes: Some(3),
         of: None,
+        partial: false,
         facts: dumped.facts.clone(),
     };
     let options = RestoreOptions::default();

@@ -334,6 +334,7 @@ impl Drill<'_> {
             no_progress_timeout: self.strategy.no_progress_timeout.duration(),
             work_dir: self.instance.work_dir.clone(),
             environment: engine.environment.clone(),
+            own_folders: Arc::clone(&engine.own_folders),
         }
     }
 

@@ -2,6 +2,7 @@
 //! looked at. On one thread, which may block.
 
 use std::num::NonZeroU32;
+use std::sync::Arc;
 
 use crate::engine::context::Engine;
 use crate::engine::drill::checks;
@@ -155,6 +156,7 @@ impl Rehearsal {
             no_progress_timeout: self.strategy.no_progress_timeout.duration(),
             work_dir: self.place.folder.clone(),
             environment: self.engine.environment.clone(),
+            own_folders: Arc::clone(&self.engine.own_folders),
         }
     }
 

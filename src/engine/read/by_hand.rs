@@ -16,12 +16,21 @@ pub(in crate::engine) fn restore_artifact(
             .iter()
             .find(|source| artifact.source.as_ref().is_some_and(|name| *name == source.name))
     });
+    let partial = facts.zip(artifact.source.as_ref()).is_none_or(|(facts, source)| {
+        let warnings = &facts.remarks.warnings;
+        let missing: Vec<_> = warnings.kept().iter().filter(|warning| warning.missing).collect();
+        warnings.missing() > missing.len() as u64
+            || missing.iter().any(|warning| {
+                warning.note.source.as_ref().is_none_or(|name| name == source.as_str())
+            })
+    });
     RestoreArtifact {
         snapshot: id.to_string(),
         name: artifact.name.clone(),
         kind: artifact.kind,
         plain_bytes: known.map(|known| known.plain_bytes),
         of: known.and_then(|known| known.of.clone()),
+        partial,
         facts: known
             .and_then(|known| known.facts.as_ref())
             .or(source.map(|source| &source.facts))

@@ -82,7 +82,7 @@ impl Opened {
             false => reading_failed(&self.storage, &self.manifest.id, &index.name, error),
         };
         let damaged = |error: IndexError| match error {
-            IndexError::Stream(error) => failed(&error),
+            IndexError::Stream { error, .. } => failed(&error),
             error => EngineError::damaged(
                 &self.manifest.id,
                 &self.storage.name,

@@ -11,5 +11,6 @@ pub(in crate::engine) mod fault;
 pub(in crate::engine) mod fetch;
 pub(in crate::engine) mod files;
 pub(in crate::engine) mod identities;
+pub(in crate::engine) mod missing;
 pub(in crate::engine) mod streams;
 pub(in crate::engine) mod whole;

@@ -53,6 +53,7 @@ pub(in crate::engine) struct ArtifactStreams {
     artifact: Artifact,
     index: Option<Artifact>,
     blocks: Option<Artifact>,
+    missing: Option<Artifact>,
     identities: Vec<Identity>,
     facts: Option<Arc<Facts>>,
     runtime: Handle,
@@ -75,6 +76,7 @@ impl ArtifactStreams {
             artifact: artifact.clone(),
             index: beside(manifest, artifact, ArtifactKind::Index).cloned(),
             blocks: beside(manifest, artifact, ArtifactKind::Blocks).cloned(),
+            missing: beside(manifest, artifact, ArtifactKind::Missing).cloned(),
             identities: identities.to_vec(),
             facts: facts.map(Arc::clone),
             runtime: Handle::current(),
@@ -160,5 +162,10 @@ impl Streams for ArtifactStreams {
     fn index(&self) -> io::Result<Option<Box<dyn Read + Send + '_>>> {
         let Some(index) = &self.index else { return Ok(None) };
         Ok(Some(Box::new(self.plain(index)?)))
+    }
+
+    fn missing(&self) -> io::Result<Option<Box<dyn Read + Send + '_>>> {
+        let Some(missing) = &self.missing else { return Ok(None) };
+        Ok(Some(Box::new(self.plain(missing)?)))
     }
 }

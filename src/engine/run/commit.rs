@@ -17,7 +17,8 @@ use crate::engine::snapshots::marks::{Marks, read_marks};
 use crate::engine::state::locks::ReadLock;
 use crate::engine::write::{leftovers, writer};
 use crate::model::{
-    Artifact, Cancel, Completeness, FORMAT, MANIFEST_KEY, Manifest, Name, Program, StorageNote,
+    Artifact, ArtifactKind, Cancel, Completeness, FORMAT, MANIFEST_KEY, Manifest, Name, Program,
+    StorageNote,
 };
 use crate::report::Pruned;
 use crate::schedule::jitter;
@@ -41,8 +42,12 @@ impl Run<'_> {
             });
             let continued = (artifact.objects.len() > 1).then_some("continued");
             let numbered = (artifact.number() > NonZeroU32::MIN).then_some("numbered");
-            for feature in
-                features.chain(continued).chain(numbered).filter(|feature| !feature.is_empty())
+            let missing = (artifact.kind == ArtifactKind::Missing).then_some("missing");
+            for feature in features
+                .chain(continued)
+                .chain(numbered)
+                .chain(missing)
+                .filter(|feature| !feature.is_empty())
             {
                 if !requires.iter().any(|known| known == feature) {
                     requires.push(feature.to_owned());

@@ -466,6 +466,7 @@ impl Run<'_> {
             no_progress_timeout: self.strategy.no_progress_timeout.duration(),
             work_dir: self.instance.work_dir.clone(),
             environment: self.engine.environment.clone(),
+            own_folders: Arc::clone(&self.engine.own_folders),
         }
     }
 

@@ -144,6 +144,7 @@ pub async fn check(engine: &Engine, instance: &Instance, identities: &[Identity]
             no_progress_timeout: std::time::Duration::from_secs(30),
             work_dir: instance.work_dir.clone(),
             environment: engine.environment.clone(),
+            own_folders: Arc::clone(&engine.own_folders),
         };
         let source = config.source();
         let found = tokio::task::spawn_blocking(move || source.check(&context)).await;
@@ -232,6 +233,7 @@ async fn check_drill(engine: &Engine, instance: &Instance, strategy: &Strategy) 
         no_progress_timeout: std::time::Duration::from_secs(30),
         work_dir: instance.work_dir.clone(),
         environment: engine.environment.clone(),
+        own_folders: Arc::clone(&engine.own_folders),
     };
     let scratch = ScratchConfig { postgres: strategy.drill.postgres.clone() };
     let folder = strategy.drill.work_dir.clone().unwrap_or_else(|| instance.work_dir.clone());

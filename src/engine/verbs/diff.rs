@@ -509,6 +509,7 @@ mod tests {
             length: 0,
             changed: false,
             archive: None,
+            left_out: false,
         }
     }
 

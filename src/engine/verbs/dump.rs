@@ -5,15 +5,17 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use crate::archive::{self, Kind};
+use crate::archive::selection::lies_in;
+use crate::archive::{self, Kind, lossy};
 use crate::engine::context::{Engine, OpenStorage, blocking};
 use crate::engine::error::EngineError;
 use crate::engine::read::fault::{failed_in, usable_manifest};
 use crate::engine::read::fetch::read_facts;
+use crate::engine::read::missing::{Missing, Part};
 use crate::engine::read::streams::ArtifactStreams;
 use crate::engine::snapshots::list::Snapshot;
 use crate::engine::state::locks::ReadLock;
-use crate::model::{Artifact, ArtifactKind, Cancel, Manifest, Name};
+use crate::model::{Artifact, ArtifactKind, Cancel, Completeness, Manifest, Name};
 use crate::pipeline::Identity;
 use crate::source::{SourceError, Streams};
 
@@ -44,6 +46,8 @@ pub struct DumpReport {
     pub artifact: String,
     /// Bytes that were written.
     pub bytes: u64,
+    /// What the snapshot lacks of it.
+    pub missing: Missing,
     /// Bytes of artifacts that were fetched from the storage.
     pub fetched_bytes: u64,
 }
@@ -86,9 +90,21 @@ pub async fn dump(
     );
     let (path, cancel) = (request.path.clone(), engine.cancel.clone());
     let mut out = Counting { inner: out, bytes: 0, error: None };
-    let (out, given) = blocking(move || {
-        let given = give(&streams, path.as_deref(), &mut out, &cancel);
-        (out, given)
+    let partial = manifest.completeness == Completeness::Partial && artifact.kind.is_main();
+    let of = artifact.clone();
+    let (out, missing, given) = blocking(move || {
+        let mut missing = Missing::default();
+        let lacks = |missing: &mut Missing| {
+            if partial {
+                let folder = path.as_deref().map_or_else(|| Ok(b".".to_vec()), archive::asked)?;
+                let part = Part::Within(&folder);
+                missing.add(&streams, &of, facts.as_deref(), &part, &cancel)?;
+            }
+            Ok(())
+        };
+        let given =
+            lacks(&mut missing).and_then(|()| give(&streams, path.as_deref(), &mut out, &cancel));
+        (out, missing, given)
     })
     .await?;
     match (out.error, given) {
@@ -105,6 +121,7 @@ pub async fn dump(
     Ok(DumpReport {
         artifact: artifact.name,
         bytes: out.bytes,
+        missing,
         fetched_bytes: storage.fetched_bytes().saturating_sub(fetched_before),
     })
 }
@@ -147,7 +164,10 @@ fn give(
         return copy(&mut input, out, cancel);
     };
     let Some(entry) = archive::entry_at(streams, path, cancel)? else {
-        return Err(SourceError::Unsuitable(missing(streams, path, cancel)?));
+        return Err(SourceError::Unsuitable(match unread(streams, path, cancel)? {
+            Some(problem) => problem,
+            None => unknown(streams, path, cancel)?,
+        }));
     };
     match entry.kind {
         Kind::Directory => archive::write_folder(streams, path, out, cancel)?,
@@ -173,8 +193,29 @@ fn copy(input: &mut dyn Read, out: &mut dyn Write, cancel: &Cancel) -> Result<()
     }
 }
 
+/// That the path, or a folder that it lies in, could not be read; none where all could.
+fn unread(
+    streams: &ArtifactStreams,
+    path: &[u8],
+    cancel: &Cancel,
+) -> Result<Option<String>, SourceError> {
+    let wanted = archive::asked(path)?;
+    let mut problem = None;
+    archive::each_missing(streams, cancel, |entry| {
+        if entry.path == b"." || entry.path == wanted || lies_in(&wanted, &entry.path) {
+            problem = Some(format!(
+                "`{}` is not in the snapshot: `{}` could not be read when it was taken. {}",
+                lossy(&wanted),
+                lossy(&entry.path),
+                entry.reason
+            ));
+        }
+    })?;
+    Ok(problem)
+}
+
 /// That there is no such path, and which ones are like it.
-fn missing(streams: &ArtifactStreams, path: &[u8], cancel: &Cancel) -> Result<String, SourceError> {
+fn unknown(streams: &ArtifactStreams, path: &[u8], cancel: &Cancel) -> Result<String, SourceError> {
     let wanted = String::from_utf8_lossy(path).trim_matches('/').to_owned();
     let name = |path: &str| path.rsplit('/').next().unwrap_or_default().to_owned();
     let wanted_name = name(&wanted);

@@ -15,16 +15,17 @@ use crate::engine::context::{Engine, OpenStorage, blocking};
 use crate::engine::error::EngineError;
 use crate::engine::read::by_hand::restore_artifact;
 use crate::engine::read::databases::Chosen;
-use crate::engine::read::fault::{failed, failed_in, usable_manifest};
+use crate::engine::read::fault::{failed_in, usable_manifest};
 use crate::engine::read::fetch::read_facts;
+use crate::engine::read::missing::{Missing, Part};
 use crate::engine::read::streams::{ArtifactStreams, beside};
 use crate::engine::read::whole::ensure_undamaged;
 use crate::engine::snapshots::list::Snapshot;
 use crate::engine::state::locks::ReadLock;
 use crate::engine::state::private::{free_bytes, make_private_folder};
 use crate::model::{
-    Artifact, ArtifactKind, ByteSize, DatabaseUrl, Facts, Manifest, Name, Remarks, SnapshotId,
-    total,
+    Artifact, ArtifactKind, ByteSize, Completeness, DatabaseUrl, Facts, Manifest, Name, Remarks,
+    SnapshotId, total,
 };
 use crate::pipeline::Identity;
 use crate::source::command::CommandConfig;
@@ -74,6 +75,8 @@ pub struct RestorePlan {
     pub artifacts: Vec<PlannedArtifact>,
     /// What is left out, and why.
     pub left_out: Vec<String>,
+    /// What the snapshot lacks of it.
+    pub missing: Missing,
     /// Bytes that were fetched from the storage to make the plan.
     pub fetched_bytes: u64,
 }
@@ -117,6 +120,8 @@ pub struct RestoreReport {
     pub restored: Vec<RestoredArtifact>,
     /// What was left out, and why.
     pub left_out: Vec<String>,
+    /// What the snapshot lacks of it.
+    pub missing: Missing,
     /// Bytes of artifacts that were fetched from the storage.
     pub fetched_bytes: u64,
     /// How long it took, in seconds.
@@ -198,6 +203,7 @@ fn make_plan(
         storage: storage.name.clone(),
         artifacts: Vec::new(),
         left_out: Vec::new(),
+        missing: Missing::default(),
         fetched_bytes: 0,
     };
     let some_files = !request.options.paths.is_empty();
@@ -343,13 +349,54 @@ async fn prepare(
 ) -> Result<Prepared, EngineError> {
     let manifest = usable_manifest(storage, snapshot, &request.identities)?;
     let facts = read_facts(engine, storage, manifest, &request.identities).await?;
-    let plan = make_plan(storage, manifest, facts.as_ref(), request)?;
+    let mut plan = make_plan(storage, manifest, facts.as_ref(), request)?;
     if let Destination::Folder(folder) = &request.destination
         && request.options.paths.is_empty()
     {
         ensure_room(folder, &plan)?;
     }
-    Ok(Prepared { manifest: manifest.clone(), facts: facts.map(Arc::new), plan })
+    let facts = facts.map(Arc::new);
+    if manifest.completeness == Completeness::Partial {
+        plan.missing = missing(engine, storage, manifest, &plan, facts.as_ref(), request).await?;
+        for line in &plan.missing.entries {
+            tracing::warn!(source = %line.source, path = %line.place(), "missing: {}", line.reason);
+        }
+    }
+    Ok(Prepared { manifest: manifest.clone(), facts, plan })
+}
+
+/// What a partial snapshot lacks of what is planned.
+async fn missing(
+    engine: &Engine,
+    storage: &OpenStorage,
+    manifest: &Manifest,
+    plan: &RestorePlan,
+    facts: Option<&Arc<Facts>>,
+    request: &RestoreRequest,
+) -> Result<Missing, EngineError> {
+    let mut missing = Missing::default();
+    for planned in &plan.artifacts {
+        let artifact = planned.work.artifact.clone();
+        let streams = ArtifactStreams::new(
+            storage,
+            manifest,
+            &artifact,
+            &request.identities,
+            facts,
+            &engine.progress,
+        );
+        let (facts, paths) = (facts.cloned(), request.options.paths.clone());
+        let cancel = engine.cancel.clone();
+        let added = blocking(move || {
+            let part = Part::Patterns(&paths);
+            let added = missing.add(&streams, &artifact, facts.as_deref(), &part, &cancel);
+            (missing, added)
+        });
+        let (so_far, added) = added.await?;
+        added.map_err(|error| failed_in(engine, storage, &manifest.id, &planned.name, error))?;
+        missing = so_far;
+    }
+    Ok(missing)
 }
 
 /// Says what [`restore`] would do with the same request, and touches nothing.
@@ -412,17 +459,23 @@ pub async fn restore(
     for planned in &plan.artifacts {
         let (context, work) = (context(engine, planned, request), planned.work.clone());
         let options = options(request, &work.artifact);
-        blocking(move || match restorer(work.artifact.kind) {
-            Some(restorer) => restorer.prepare(RestoreJob {
-                cx: &context,
-                artifact: &work.restore,
-                target: &work.target,
-                options: &options,
-            }),
-            None => Ok(()),
+        let streams = ArtifactStreams::new(
+            storage,
+            &manifest,
+            &work.artifact,
+            &request.identities,
+            facts.as_ref(),
+            &engine.progress,
+        );
+        blocking(move || {
+            let Some(restorer) = restorer(work.artifact.kind) else { return Ok(()) };
+            let (cx, artifact, target, options) = (&context, &work.restore, &work.target, &options);
+            let job = RestoreJob { cx, artifact, target, options };
+            restorer.prepare(job)?;
+            if options.delete { restorer.ensure_deletable(job, &streams) } else { Ok(()) }
         })
         .await?
-        .map_err(|error| failed(&planned.name, error))?;
+        .map_err(|error| failed_in(engine, storage, &manifest.id, &planned.name, error))?;
     }
     if request.options.overwrite {
         let wanted = |artifact: &Artifact| {
@@ -482,6 +535,7 @@ pub async fn restore(
         storage: plan.storage,
         restored,
         left_out: plan.left_out,
+        missing: plan.missing,
         fetched_bytes: storage.fetched_bytes().saturating_sub(fetched_before),
         seconds: began.elapsed().as_secs_f64(),
         remarks,
@@ -521,6 +575,7 @@ fn context(engine: &Engine, planned: &PlannedArtifact, request: &RestoreRequest)
         no_progress_timeout: request.no_progress_timeout,
         work_dir: request.work_dir.clone(),
         environment: engine.environment.clone(),
+        own_folders: Arc::clone(&engine.own_folders),
     }
 }
 

@@ -9,6 +9,7 @@ mod attributes;
 mod dump;
 mod meta;
 mod restore;
+mod scope;
 mod scratch;
 mod walk;
 
@@ -21,14 +22,17 @@ use serde_json::json;
 
 pub use restore::{DirectoryRestorer, OwnerRule, OwnerRuleError};
 
-use self::dump::Dumper;
-use self::walk::{Boundary, Scope, Walk};
+use self::dump::{DumpedTree, Dumper};
+use self::meta::Identity;
+use self::scope::{Boundary, Scope, identified};
+use self::walk::Walk;
 use super::scratch::refuse_overlap;
 use super::{
-    ArtifactSpec, Context, Dumped, Finding, Level, Outputs, ScratchConfig, Source, SourceError,
+    ArtifactSpec, Context, Dumped, Finding, Level, Outputs, OwnFolder, ScratchConfig, Source,
+    SourceError,
 };
 use crate::archive::patterns::Filter;
-use crate::archive::{Exclusion, Pattern, lossy};
+use crate::archive::{Exclusion, Pattern, Rules, lossy};
 use crate::model::{ArtifactKind, Name, Note};
 
 /// How consistent a tarball of a live folder is: each file as it was while it was read, not all of
@@ -98,7 +102,12 @@ impl Directory {
     }
 
     /// Opens the root and reads its first names.
-    fn open<'a>(&self, filter: &'a Filter, cx: &'a Context) -> Result<Walk<'a>, SourceError> {
+    fn open<'a>(
+        &self,
+        filter: &'a Filter,
+        own: &'a [(Identity, OwnFolder)],
+        cx: &'a Context,
+    ) -> Result<Walk<'a>, SourceError> {
         let path = self.config.path.display();
         let refused = |error: Errno| match error {
             Errno::NOENT => SourceError::Unsuitable(format!(
@@ -115,7 +124,7 @@ impl Directory {
         };
         let boundary =
             if self.config.one_file_system { Boundary::FileSystem } else { Boundary::Open };
-        let scope = Scope { filter, boundary, exclude_caches: self.config.exclude_caches };
+        let scope = Scope { filter, boundary, own, exclude_caches: self.config.exclude_caches };
         let mut walk = Walk::open(&self.config.path, scope, &cx.cancel).map_err(refused)?;
         walk.start().map_err(refused)?;
         Ok(walk)
@@ -125,7 +134,8 @@ impl Directory {
 impl Source for Directory {
     fn dump(&self, cx: &Context, outputs: &dyn Outputs) -> Result<Dumped, SourceError> {
         let filter = self.filter()?;
-        let mut walk = self.open(&filter, cx)?;
+        let own = identified(&cx.own_folders);
+        let mut walk = self.open(&filter, &own, cx)?;
         let create = |spec| outputs.create(spec).map_err(SourceError::Stream);
         let tar = create(ArtifactSpec {
             extension: "tar",
@@ -141,7 +151,9 @@ impl Source for Directory {
             bulk: false,
             blocks: false,
         })?;
-        let mut dumper = Dumper::new(tar, index, &cx.cancel)?;
+        let rules =
+            Rules { include: self.config.include.clone(), exclude: self.config.exclude.clone() };
+        let mut dumper = Dumper::new(tar, index, rules, outputs, &cx.cancel)?;
         dumper.run(&mut walk).map_err(|error| cancelled(cx, error))?;
         if walk.root_is_gone() {
             return Err(SourceError::Unsuitable(format!(
@@ -150,9 +162,12 @@ impl Source for Directory {
                 self.config.path.display()
             )));
         }
-        let (tar, index, entries, counts, remarks) = dumper.finish()?;
-        let finish = |output| outputs.finish(output).map_err(SourceError::Stream);
-        let artifacts = vec![finish(tar)?, finish(index)?];
+        let DumpedTree { tar, index, missing, entries, counts, remarks } = dumper.finish()?;
+        let artifacts = [Some(tar), Some(index), missing]
+            .into_iter()
+            .flatten()
+            .map(|output| outputs.finish(output).map_err(SourceError::Stream))
+            .collect::<Result<_, _>>()?;
         let facts = json!({
             "type": "directory",
             "v": 1,
@@ -173,14 +188,24 @@ impl Source for Directory {
 
     fn check(&self, cx: &Context) -> Vec<Finding> {
         let filter = self.filter();
+        let own = identified(&cx.own_folders);
         let opened = filter
             .as_ref()
             .map_err(ToString::to_string)
-            .and_then(|filter| self.open(filter, cx).map_err(|error| error.to_string()));
-        vec![match opened {
+            .and_then(|filter| self.open(filter, &own, cx).map_err(|error| error.to_string()));
+        let mut findings = vec![match opened {
             Ok(_) => Finding::new(Level::Ok, "path", "The folder can be read"),
             Err(problem) => Finding::new(Level::Error, "path", problem),
-        }]
+        }];
+        findings.extend(own_within(&own, &self.config.path).map(|own| {
+            let message = format!(
+                "`{}` is {}: its contents are left out of the backup",
+                own.path.display(),
+                own.what
+            );
+            Finding::new(Level::Ok, "path", message)
+        }));
+        findings
     }
 
     fn refuse_scratch(
@@ -192,6 +217,21 @@ impl Source for Directory {
     ) -> Result<(), SourceError> {
         refuse_overlap(folder, &self.config.path, &format!("the source `{name}`"))
     }
+}
+
+/// Those of the program's own folders that lie in `folder`.
+fn own_within<'a>(
+    own: &'a [(Identity, OwnFolder)],
+    folder: &Path,
+) -> impl Iterator<Item = &'a OwnFolder> {
+    let folder = std::fs::canonicalize(folder).ok();
+    own.iter().map(|(_, own)| own).filter(move |own| {
+        let path = std::fs::canonicalize(&own.path);
+        folder
+            .as_ref()
+            .zip(path.ok())
+            .is_some_and(|(folder, path)| path != *folder && path.starts_with(folder))
+    })
 }
 
 /// A stream whose other end was cancelled fails as any other; the cancellation is the reason.

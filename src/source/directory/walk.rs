@@ -22,12 +22,13 @@ use rustix::fs::{CWD, Dir, Mode, OFlags, openat};
 use rustix::io::Errno;
 
 use super::meta::{Identity, Meta};
+use super::scope::{Listener, Scope, own_folder};
 use crate::archive::Kind;
 use crate::archive::header::PATH_LIMIT;
-use crate::archive::patterns::{Choice, Filter};
-use crate::model::{Cancel, Remarks};
+use crate::archive::patterns::Choice;
+use crate::model::Cancel;
 use crate::source::SourceError;
-use crate::source::directory::{VANISHED, at};
+use crate::source::directory::VANISHED;
 
 /// How many folders of the way down are kept open.
 const OPEN: usize = 128;
@@ -110,6 +111,8 @@ pub(super) struct Found {
     pub(super) within: bool,
     /// How often it became something else while it was looked at.
     pub(super) retries: u32,
+    /// Of a folder: its contents are left out, although no pattern says so.
+    pub(super) left_out: bool,
 }
 
 /// An entry that became something else after the walk had gone on.
@@ -120,39 +123,6 @@ pub(super) struct Late {
     pub(super) name: CString,
     pub(super) within: bool,
     pub(super) retries: u32,
-}
-
-/// Which folders are not entered, but found empty. Only folders are asked: an overlay of layers on
-/// two file systems gives a file another device than its folder, and a single file that is mounted
-/// into a tree belongs to it.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Boundary {
-    /// None.
-    Open,
-    /// Those of another file system than the root, as GNU tar has it: mounts, and subvolumes of
-    /// btrfs.
-    FileSystem,
-    /// Those, and those that are mounted from the same file system.
-    Mount,
-}
-
-impl Boundary {
-    fn excludes(self, folder: &Meta, root: &Meta) -> bool {
-        match self {
-            Self::Open => false,
-            Self::FileSystem => folder.device() != root.device(),
-            Self::Mount => folder.mounted || folder.device() != root.device(),
-        }
-    }
-}
-
-/// What of a tree is walked.
-#[derive(Clone, Copy)]
-pub(super) struct Scope<'a> {
-    pub(super) filter: &'a Filter,
-    pub(super) boundary: Boundary,
-    /// Of folders that are marked as caches the mark only.
-    pub(super) exclude_caches: bool,
 }
 
 /// A walk through a folder, in depth.
@@ -225,6 +195,17 @@ impl<'a> Walk<'a> {
         self.stack.last().is_some_and(|frame| frame.path_length == self.path.len())
     }
 
+    /// Does not go through the folder that was found last.
+    pub(super) fn pass_over(&mut self) {
+        if self.entered()
+            && let Some(frame) = self.stack.last_mut()
+        {
+            self.held -= std::mem::take(&mut frame.held);
+            frame.names.clear();
+            frame.stream = None;
+        }
+    }
+
     /// Reads the names of the root.
     ///
     /// # Errors
@@ -249,12 +230,12 @@ impl<'a> Walk<'a> {
     }
 
     /// The next entry, none after the last.
-    pub(super) fn next(&mut self, remarks: &mut Remarks) -> Result<Option<Found>, SourceError> {
+    pub(super) fn next(&mut self, heard: &mut dyn Listener) -> Result<Option<Found>, SourceError> {
         loop {
             if self.cancel.is_cancelled() {
                 return Err(SourceError::Cancelled);
             }
-            if self.stack.is_empty() && !self.go_to_late(remarks) {
+            if self.stack.is_empty() && !self.go_to_late(heard) {
                 return Ok(None);
             }
             let Some(frame) = self.stack.last_mut() else { continue };
@@ -262,13 +243,13 @@ impl<'a> Walk<'a> {
             let Some(name) = frame.names.pop() else {
                 if frame.stream.is_some() {
                     if let Some(error) = self.fill() {
-                        remarks.missing(at(
+                        heard.missing(
                             &self.path,
-                            format!("The rest of the folder could not be listed: {error}"),
-                        ));
+                            &format!("The rest of the folder could not be listed: {error}"),
+                        );
                     }
                 } else {
-                    self.leave(remarks);
+                    self.leave(heard);
                 }
                 continue;
             };
@@ -279,7 +260,7 @@ impl<'a> Walk<'a> {
                 self.path.push(b'/');
             }
             self.path.extend_from_slice(name.as_bytes());
-            if let Some(found) = self.look(name, remarks) {
+            if let Some(found) = self.look(name, heard) {
                 return Ok(Some(found));
             }
         }
@@ -287,23 +268,21 @@ impl<'a> Walk<'a> {
 
     /// Looks at an entry once more when all else was walked, as it turned out to be of another
     /// kind.
-    pub(super) fn later(&mut self, late: Late, remarks: &mut Remarks) {
+    pub(super) fn later(&mut self, late: Late, heard: &mut dyn Listener) {
         if late.retries >= RETRIES {
             self.skipped += 1;
-            remarks.missing(at(&late.path, KEPT_BEING_REPLACED));
+            heard.missing(&late.path, KEPT_BEING_REPLACED);
         } else if self.late.len() >= LATE {
             self.skipped += 1;
-            remarks.missing(at(
-                &late.path,
-                "It was replaced before it was read, as too many others were",
-            ));
+            heard
+                .missing(&late.path, "It was replaced before it was read, as too many others were");
         } else {
             self.late.push_back(Late { retries: late.retries + 1, ..late });
         }
     }
 
     /// Goes to an entry that waits for the end of the walk. False when none does.
-    fn go_to_late(&mut self, remarks: &mut Remarks) -> bool {
+    fn go_to_late(&mut self, heard: &mut dyn Listener) -> bool {
         let Some(late) = self.late.pop_front() else { return false };
         let folder = late.path.len().saturating_sub(late.name.as_bytes().len() + 1);
         self.path.clear();
@@ -325,18 +304,18 @@ impl<'a> Walk<'a> {
             }
             Err(error) => {
                 self.skipped += 1;
-                remarks.missing(at(&late.path, format!("It could not be looked at: {error}")));
+                heard.missing(&late.path, &format!("It could not be looked at: {error}"));
             }
         }
         true
     }
 
     /// Looks at the entry that was found last once more, as it turned out to be of another kind.
-    pub(super) fn again(&mut self, name: CString, remarks: &mut Remarks) {
+    pub(super) fn again(&mut self, name: CString, heard: &mut dyn Listener) {
         self.retries += 1;
         if self.retries > RETRIES {
             self.skipped += 1;
-            remarks.missing(at(&self.path, KEPT_BEING_REPLACED));
+            heard.missing(&self.path, KEPT_BEING_REPLACED);
         } else if let Some(frame) = self.stack.last_mut() {
             frame.names.push(name);
             self.repeated = true;
@@ -344,7 +323,7 @@ impl<'a> Walk<'a> {
     }
 
     /// What the entry is. None when it is left out.
-    fn look(&mut self, name: CString, remarks: &mut Remarks) -> Option<Found> {
+    fn look(&mut self, name: CString, heard: &mut dyn Listener) -> Option<Found> {
         let frame = self.stack.last()?;
         let within = frame.within;
         let retries = self.retries;
@@ -353,13 +332,13 @@ impl<'a> Walk<'a> {
             // What is left out may vanish as it likes.
             Err(error) if is_gone(error) => {
                 if self.scope.filter.choose(&self.path, true, within) != Choice::Leave {
-                    self.vanished(remarks);
+                    self.vanished(heard);
                 }
                 return None;
             }
             Err(error) => {
                 self.skipped += 1;
-                remarks.missing(at(&self.path, format!("It could not be looked at: {error}")));
+                heard.missing(&self.path, &format!("It could not be looked at: {error}"));
                 return None;
             }
         };
@@ -369,30 +348,35 @@ impl<'a> Walk<'a> {
             self.excluded += 1;
             return None;
         }
-        let found = Found { name, meta, choice, within, retries };
+        let found = Found { name, meta, choice, within, retries, left_out: false };
         if !is_folder {
             return Some(found);
         }
-        if self.scope.boundary.excludes(&meta, &self.root_meta) {
-            self.beyond(remarks);
-            return Some(found);
+        if self.is_closed(&meta, heard) {
+            return Some(Found { left_out: true, ..found });
         }
-        self.enter(found, remarks)
+        self.enter(found, heard)
     }
 
-    /// The folder that was found last is not entered: its place is kept, as an empty folder.
-    fn beyond(&mut self, remarks: &mut Remarks) {
+    /// Whether the folder that was found last is not entered. Then it is taken as an empty folder.
+    fn is_closed(&mut self, folder: &Meta, heard: &mut dyn Listener) -> bool {
+        let reason = if self.scope.boundary.excludes(folder, &self.root_meta) {
+            "Another file system begins there, and `one_file_system` leaves out what is in it"
+                .to_owned()
+        } else if let Some(own) = own_folder(self.scope.own, folder) {
+            format!("It is {}, so its contents were left out", own.what)
+        } else {
+            return false;
+        };
         self.excluded += 1;
-        remarks.note(at(
-            &self.path,
-            "Another file system begins there, and `one_file_system` leaves out what is in it",
-        ));
+        heard.note(&self.path, &reason);
+        true
     }
 
-    fn enter(&mut self, mut found: Found, remarks: &mut Remarks) -> Option<Found> {
+    fn enter(&mut self, mut found: Found, heard: &mut dyn Listener) -> Option<Found> {
         if self.path.len() > PATH_LIMIT - 512 {
             self.skipped += 1;
-            remarks.missing(at(&self.path, "The folder lies too deep, so nothing in it was read"));
+            heard.missing(&self.path, "The folder lies too deep, so nothing in it was read");
             return Some(found);
         }
         let parent = self.folder()?.as_fd();
@@ -401,29 +385,29 @@ impl<'a> Walk<'a> {
         let (meta, stream, folder) = match opened {
             Ok(opened) => opened,
             Err(error) if is_gone(error) => {
-                self.vanished(remarks);
+                self.vanished(heard);
                 return None;
             }
             Err(error) if is_replaced(error) => {
-                self.again(found.name, remarks);
+                self.again(found.name, heard);
                 return None;
             }
             Err(error) => {
                 self.skipped += 1;
-                remarks.missing(at(
+                heard.missing(
                     &self.path,
-                    format!("The folder could not be opened, so nothing in it was read: {error}"),
-                ));
+                    &format!("The folder could not be opened, so nothing in it was read: {error}"),
+                );
                 return Some(found);
             }
         };
         found.meta = meta;
-        if self.scope.boundary.excludes(&meta, &self.root_meta) {
+        if self.is_closed(&meta, heard) {
             // Something was mounted on it just now.
-            self.beyond(remarks);
-            return Some(found);
+            return Some(Found { left_out: true, ..found });
         }
         let is_cache = self.scope.exclude_caches && is_cache(folder.as_fd());
+        found.left_out = is_cache;
         self.stack.push(Frame {
             identity: meta.identity,
             folder: Some(Arc::new(folder)),
@@ -441,7 +425,7 @@ impl<'a> Walk<'a> {
                 frame.names.push(CACHE_TAG.to_owned());
             }
         } else if let Some(error) = self.fill() {
-            remarks.missing(at(&self.path, format!("The folder could not be listed: {error}")));
+            heard.missing(&self.path, &format!("The folder could not be listed: {error}"));
         }
         // A folder that is still being listed stays open: its place in the listing would be lost.
         let far = self.stack.len().checked_sub(OPEN + 1).filter(|far| *far > 0);
@@ -454,9 +438,9 @@ impl<'a> Walk<'a> {
     }
 
     /// What was listed is there no more. That is how a live tree is, so the snapshot is whole.
-    fn vanished(&mut self, remarks: &mut Remarks) {
+    fn vanished(&mut self, heard: &mut dyn Listener) {
         self.skipped += 1;
-        remarks.warn(at(&self.path, VANISHED));
+        heard.warn(&self.path, VANISHED);
     }
 
     /// Reads the next batch of names of the folder on top. Returns what went wrong; then no more
@@ -495,7 +479,7 @@ impl<'a> Walk<'a> {
     }
 
     /// Goes back up from the folder on top, all of which was walked.
-    fn leave(&mut self, remarks: &mut Remarks) {
+    fn leave(&mut self, heard: &mut dyn Listener) {
         let Some(left) = self.stack.pop() else { return };
         self.held -= left.held;
         let Some(parent) = self.stack.last() else { return };
@@ -518,13 +502,13 @@ impl<'a> Walk<'a> {
             parent.names.clear();
             self.path.truncate(parent.path_length);
             self.skipped += rest as u64;
-            remarks.missing(at(
+            heard.missing(
                 &self.path,
-                format!(
+                &format!(
                     "The folder was moved or removed while it was read: {rest} entries of it \
                     are missing"
                 ),
-            ));
+            );
         }
         parent.folder = found.map(Arc::new);
     }
@@ -567,12 +551,14 @@ fn listing(folder: BorrowedFd<'_>) -> Result<Dir, Errno> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Boundary, Choice, Filter, Found, Kind, Late, Meta, RETRIES, Remarks, Scope, Walk};
-    use crate::model::Cancel;
+    use super::{Choice, Found, Kind, Late, Meta, RETRIES, Scope, Walk};
+    use crate::archive::patterns::Filter;
+    use crate::model::{Cancel, Remarks};
+    use crate::source::directory::scope::Boundary;
     use std::os::fd::AsFd;
 
     fn scope(filter: &Filter) -> Scope<'_> {
-        Scope { filter, boundary: Boundary::Open, exclude_caches: false }
+        Scope { filter, boundary: Boundary::Open, own: &[], exclude_caches: false }
     }
 
     /// Between a look at an entry and opening it, somebody swaps it for a link that leads out.
@@ -600,6 +586,7 @@ mod tests {
             choice: Choice::Take,
             within: true,
             retries: 0,
+            left_out: false,
         };
         assert!(walk.enter(found, &mut remarks).is_none());
         let found = walk.next(&mut remarks).unwrap().unwrap();

@@ -51,6 +51,7 @@ impl Place {
             no_progress_timeout: Duration::from_secs(60),
             work_dir: self.path("work"),
             environment: Environment::default(),
+            own_folders: Default::default(),
         }
     }
 
@@ -160,6 +161,7 @@ fn artifact(image: &[u8], facts: &Value) -> RestoreArtifact {
         kind: ArtifactKind::Sqlite,
         plain_bytes: Some(image.len() as u64),
         of: None,
+        partial: false,
         facts: facts.clone(),
     }
 }

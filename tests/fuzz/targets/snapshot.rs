@@ -68,6 +68,10 @@ impl Streams for Snapshot<'_> {
     fn index(&self) -> std::io::Result<Option<Box<dyn Read + Send + '_>>> {
         Ok(Some(Box::new(self.index)))
     }
+
+    fn missing(&self) -> std::io::Result<Option<Box<dyn Read + Send + '_>>> {
+        Ok(None)
+    }
 }
 
 fuzz_target!(|bytes: &[u8]| {

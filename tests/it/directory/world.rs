@@ -190,6 +190,7 @@ impl World {
             no_progress_timeout: Duration::from_secs(60),
             work_dir: self.scratch.path().to_owned(),
             environment: Environment::default(),
+            own_folders: Arc::default(),
         }
     }
 
@@ -284,7 +285,8 @@ pub(crate) fn artifact() -> RestoreArtifact {
         kind: ArtifactKind::Tar,
         plain_bytes: None,
         of: None,
-        facts: serde_json::Value::Null,
+        partial: false,
+        facts: serde_json::json!({ "excluded": 0 }),
     }
 }
 
@@ -458,6 +460,10 @@ impl holdfast::source::Streams for Streamed {
 
     fn index(&self) -> std::io::Result<Option<Box<dyn Read + Send + '_>>> {
         Ok(self.index.as_deref().map(|index| Box::new(index) as Box<dyn Read + Send>))
+    }
+
+    fn missing(&self) -> std::io::Result<Option<Box<dyn Read + Send + '_>>> {
+        Ok(None)
     }
 }
 

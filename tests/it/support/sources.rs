@@ -35,6 +35,7 @@ impl Bench {
             no_progress_timeout: Duration::from_secs(60),
             work_dir: folder.path().to_owned(),
             environment: Environment(environment),
+            own_folders: Arc::default(),
         };
         Self { cx, folder, _runtime: runtime }
     }

@@ -3,36 +3,35 @@
 mod ahead;
 mod content;
 mod links;
+mod losses;
+mod queue;
 
-use std::collections::VecDeque;
-use std::ffi::{CStr, CString};
+use std::ffi::CStr;
 use std::io::Write;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use rustix::fs::readlinkat;
 use rustix::io::Errno;
 
-use self::ahead::{FILE_AHEAD, Readers, Reading, with_readers};
+use self::ahead::{Readers, with_readers};
 use self::content::{Opened, Outcome, data_bytes};
 use self::links::Links;
+use self::losses::Losses;
+use self::queue::{Queue, Waiting, What};
 use crate::archive::Kind;
 use crate::archive::header::{Attribute, END, EntryHeader, padding, sparse_map};
-use crate::archive::index::{Entry, IndexWriter};
+use crate::archive::index::{Entry, IndexWriter, Rules};
 use crate::archive::patterns::Choice;
 use crate::archive::selection::lies_in;
 use crate::model::{Cancel, Remarks};
 use crate::source::directory::accounts::Accounts;
 use crate::source::directory::attributes::AttributeReader;
 use crate::source::directory::meta::Meta;
+use crate::source::directory::scope::Listener;
 use crate::source::directory::walk::{Found, Late, Walk, is_gone, is_replaced};
 use crate::source::directory::{VANISHED, at};
-use crate::source::{Output, SourceError};
-
-/// How many entries the walk is ahead of what is written.
-const AHEAD_ENTRIES: usize = 64;
-/// Bytes that are held of them: of what is read, of names, of attributes.
-const AHEAD_BYTES: u64 = 2 << 20;
+use crate::source::{Output, Outputs, SourceError};
 
 /// What was counted.
 #[derive(Debug, Default)]
@@ -46,60 +45,6 @@ pub(super) struct Counts {
     pub(super) bytes: u64,
     pub(super) skipped: u64,
     pub(super) changed: u64,
-}
-
-/// An entry that the walk came to and that is not written yet.
-struct Waiting {
-    path: Vec<u8>,
-    name: CString,
-    meta: Meta,
-    within: bool,
-    retries: u32,
-    /// Bytes that are held of it.
-    cost: u64,
-    what: What,
-}
-
-enum What {
-    Folder(Vec<Attribute>),
-    /// A file in that folder, which is being read.
-    Read(Arc<OwnedFd>, Reading),
-    /// Looked at and read when its turn comes: what is no file, and what may be a further name of
-    /// an entry that comes before it.
-    Look(Arc<OwnedFd>),
-}
-
-/// The entries that the walk is ahead, in its order.
-#[derive(Default)]
-struct Queue {
-    entries: VecDeque<Waiting>,
-    held: u64,
-}
-
-impl Queue {
-    fn has_room(&self) -> bool {
-        self.entries.is_empty()
-            || self.entries.len() < AHEAD_ENTRIES && self.held + FILE_AHEAD <= AHEAD_BYTES
-    }
-
-    fn push(&mut self, mut waiting: Waiting) {
-        waiting.cost = waiting.path.len() as u64
-            + match &waiting.what {
-                What::Folder(attributes) => {
-                    attributes.iter().map(|(name, value)| (name.len() + value.len()) as u64).sum()
-                }
-                What::Read(..) => waiting.meta.size.min(FILE_AHEAD),
-                What::Look(_) => 0,
-            };
-        self.held += waiting.cost;
-        self.entries.push_back(waiting);
-    }
-
-    fn pop(&mut self) -> Option<Waiting> {
-        let waiting = self.entries.pop_front()?;
-        self.held -= waiting.cost;
-        Some(waiting)
-    }
 }
 
 /// Writes what a walk finds.
@@ -118,6 +63,17 @@ pub(super) struct Dumper<'a> {
     blocks: Vec<u8>,
     proc_missing: bool,
     cancel: &'a Cancel,
+    counts: Counts,
+    losses: Losses<'a>,
+}
+
+/// All that was dumped.
+pub(super) struct DumpedTree {
+    pub(super) tar: Output,
+    pub(super) index: Output,
+    /// The list of entries that could not be read; none when all could.
+    pub(super) missing: Option<Output>,
+    pub(super) entries: u64,
     pub(super) counts: Counts,
     pub(super) remarks: Remarks,
 }
@@ -130,6 +86,8 @@ struct Headers<'a> {
     target: Option<&'a [u8]>,
     rdev: Option<(u32, u32)>,
     attributes: &'a [Attribute],
+    /// Said in the index only.
+    left_out: bool,
 }
 
 /// Where an entry's headers begin and end in the stream.
@@ -140,11 +98,17 @@ struct Place {
 }
 
 impl<'a> Dumper<'a> {
-    pub(super) fn new(tar: Output, index: Output, cancel: &'a Cancel) -> Result<Self, SourceError> {
+    pub(super) fn new(
+        tar: Output,
+        index: Output,
+        rules: Rules,
+        outputs: &'a dyn Outputs,
+        cancel: &'a Cancel,
+    ) -> Result<Self, SourceError> {
         Ok(Self {
             tar,
             offset: 0,
-            index: IndexWriter::new(index).map_err(SourceError::Stream)?,
+            index: IndexWriter::new(index, rules).map_err(SourceError::Stream)?,
             accounts: Accounts::default(),
             attributes: AttributeReader::new(),
             links: Links::default(),
@@ -154,7 +118,7 @@ impl<'a> Dumper<'a> {
             proc_missing: false,
             cancel,
             counts: Counts::default(),
-            remarks: Remarks::default(),
+            losses: Losses::new(outputs),
         })
     }
 
@@ -162,7 +126,7 @@ impl<'a> Dumper<'a> {
     pub(super) fn run(&mut self, walk: &mut Walk<'_>) -> Result<(), SourceError> {
         let (root, meta) = walk.root();
         let attributes = self.attributes_of(root, b".");
-        self.folder(b".", &meta, &attributes)?;
+        self.folder(b".", &meta, &attributes, false)?;
         with_readers(self.cancel, |readers| self.drive(walk, readers))
     }
 
@@ -172,7 +136,7 @@ impl<'a> Dumper<'a> {
         let mut queue = Queue::default();
         loop {
             while queue.has_room() {
-                let Some(found) = walk.next(&mut self.remarks)? else { break };
+                let Some(found) = walk.next(&mut self.losses)? else { break };
                 self.found(found, walk, readers, &mut queue);
             }
             let Some(waiting) = queue.pop() else { return Ok(()) };
@@ -180,16 +144,18 @@ impl<'a> Dumper<'a> {
         }
     }
 
-    /// Ends both streams and gives them back, the tarball first, with how many entries there are.
-    pub(super) fn finish(mut self) -> Result<(Output, Output, u64, Counts, Remarks), SourceError> {
+    /// Ends the streams and gives them back.
+    pub(super) fn finish(mut self) -> Result<DumpedTree, SourceError> {
         self.put(&END)?;
         let (index, footer) = self.index.finish(self.offset).map_err(SourceError::Stream)?;
-        Ok((self.tar, index, footer.entries, self.counts, self.remarks))
+        let (missing, remarks) = self.losses.finish()?;
+        let (tar, counts, entries) = (self.tar, self.counts, footer.entries);
+        Ok(DumpedTree { tar, index, missing, entries, counts, remarks })
     }
 
     /// Takes an entry into the queue, with the folders that were not certain to be taken before it.
     fn found(&mut self, found: Found, walk: &Walk<'_>, readers: &Readers, queue: &mut Queue) {
-        let Found { name, meta, choice, within, retries } = found;
+        let Found { name, meta, choice, within, retries, left_out } = found;
         let path = walk.path().to_vec();
         while self.pending.last().is_some_and(|pending| !lies_in(&path, &pending.path)) {
             self.pending.pop();
@@ -207,7 +173,7 @@ impl<'a> Dumper<'a> {
             let folder = walk.folder().filter(|_| walk.entered());
             let attributes =
                 folder.map_or_else(Vec::new, |folder| self.attributes_of(folder.as_fd(), &path));
-            let folder = wait(What::Folder(attributes));
+            let folder = wait(What::Folder { attributes, left_out });
             if choice == Choice::Look {
                 self.pending.push(folder);
             } else {
@@ -232,7 +198,7 @@ impl<'a> Dumper<'a> {
 
     fn socket(&mut self, path: &[u8]) {
         self.counts.skipped += 1;
-        self.remarks.note(at(
+        self.losses.remarks.note(at(
             path,
             "It is a socket, which only the program that listens on it can make: it was skipped",
         ));
@@ -247,7 +213,9 @@ impl<'a> Dumper<'a> {
     ) -> Result<(), SourceError> {
         let Waiting { path, name, meta, within, retries, what, .. } = waiting;
         let (folder, outcome) = match what {
-            What::Folder(attributes) => return self.folder(&path, &meta, &attributes),
+            What::Folder { attributes, left_out } => {
+                return self.folder(&path, &meta, &attributes, left_out);
+            }
             What::Read(folder, reading) => {
                 let outcome = match readers.take(&reading)? {
                     Ok(opened) => {
@@ -270,14 +238,14 @@ impl<'a> Dumper<'a> {
             Ok(()) => {}
             Err(error) if is_gone(error) => {
                 self.counts.skipped += 1;
-                self.remarks.warn(at(&path, VANISHED));
+                self.losses.remarks.warn(at(&path, VANISHED));
             }
             Err(error) if is_replaced(error) => {
-                walk.later(Late { folder, path, name, within, retries }, &mut self.remarks);
+                walk.later(Late { folder, path, name, within, retries }, &mut self.losses);
             }
             Err(error) => {
                 self.counts.skipped += 1;
-                self.remarks.missing(at(&path, format!("It could not be read: {error}")));
+                self.losses.missing(&path, &format!("It could not be read: {error}"));
             }
         }
         Ok(())
@@ -345,7 +313,7 @@ impl<'a> Dumper<'a> {
             Err(Errno::NOENT) if std::path::Path::new("/proc/thread-self").exists() => {}
             Err(Errno::NOENT) => {
                 if !std::mem::replace(&mut self.proc_missing, true) {
-                    self.remarks.warn(at(
+                    self.losses.remarks.warn(at(
                         path,
                         "`/proc` is not there, so the extended attributes of links, named pipes \
                          and devices are not in the backup",
@@ -358,7 +326,7 @@ impl<'a> Dumper<'a> {
     }
 
     fn no_attributes(&mut self, path: &[u8], error: Errno) {
-        self.remarks.warn(at(
+        self.losses.remarks.warn(at(
             path,
             format!(
                 "Its extended attributes could not be read, so it has none in the backup: {error}"
@@ -371,9 +339,10 @@ impl<'a> Dumper<'a> {
         path: &[u8],
         meta: &Meta,
         attributes: &[Attribute],
+        left_out: bool,
     ) -> Result<(), SourceError> {
         self.counts.directories += 1;
-        self.bare(path, meta, &Headers { attributes, ..Headers::default() })
+        self.bare(path, meta, &Headers { attributes, left_out, ..Headers::default() })
     }
 
     fn symlink(
@@ -403,7 +372,7 @@ impl<'a> Dumper<'a> {
     /// Keeps in mind that a file with further names was stored.
     fn remember(&mut self, path: &[u8], meta: &Meta) {
         if !self.links.remember(path, meta) && !std::mem::replace(&mut self.links_full, true) {
-            self.remarks.warn(at(
+            self.losses.remarks.warn(at(
                 path,
                 "There are more files with several names than are remembered: from here on some \
                  names are stored as files of their own",
@@ -477,20 +446,20 @@ impl<'a> Dumper<'a> {
         match (outcome.stopped, outcome.after) {
             (Some((position, Some(error))), _) => {
                 let cut = size - position;
-                self.remarks.missing(at(
+                self.losses.missing(
                     path,
-                    format!("Reading it failed, so its last {cut} bytes are zeros: {error}"),
-                ));
+                    &format!("Reading it failed, so its last {cut} bytes are zeros: {error}"),
+                );
             }
             (Some((position, None)), _) => {
                 let cut = size - position;
-                self.remarks.warn(at(
+                self.losses.remarks.warn(at(
                     path,
                     format!("It shrank while it was read, so its last {cut} bytes are zeros"),
                 ));
             }
             (None, Ok(after)) if after.size > size => {
-                self.remarks.warn(at(
+                self.losses.remarks.warn(at(
                     path,
                     format!(
                         "It grew while it was read: the {size} bytes it had at first were stored"
@@ -502,7 +471,7 @@ impl<'a> Dumper<'a> {
             {
                 return false;
             }
-            (None, _) => self.remarks.warn(at(path, "It changed while it was read")),
+            (None, _) => self.losses.remarks.warn(at(path, "It changed while it was read")),
         }
         true
     }
@@ -548,7 +517,12 @@ impl<'a> Dumper<'a> {
     fn bare(&mut self, path: &[u8], meta: &Meta, headers: &Headers<'_>) -> Result<(), SourceError> {
         let place = self.headers(path, meta, headers)?;
         let target = headers.target.map(<[u8]>::to_vec);
-        let entry = Entry { target, rdev: headers.rdev, ..self.describe(path, meta, place) };
+        let entry = Entry {
+            target,
+            rdev: headers.rdev,
+            left_out: headers.left_out,
+            ..self.describe(path, meta, place)
+        };
         self.index.entry(entry).map_err(SourceError::Stream)
     }
 
@@ -572,6 +546,7 @@ impl<'a> Dumper<'a> {
             length: 0,
             changed: false,
             archive: None,
+            left_out: false,
         }
     }
 

@@ -35,7 +35,7 @@ pub(super) fn restore_error(error: ArchiveError, place: &str) -> SourceError {
             ),
             error,
         ),
-        Problem::Index(IndexError::Stream(error)) => stopped(
+        Problem::Index(IndexError::Stream { error, .. }) => stopped(
             format!(
                 "The index could not be read on after `{path}`, so what is in `{place}` is \
                      incomplete: {again}"
@@ -62,7 +62,7 @@ impl From<ArchiveError> for SourceError {
             Problem::Read(ReadError::Stream(error)) => {
                 stopped(format!("Reading stopped at `{path}`"), error)
             }
-            Problem::Index(IndexError::Stream(error)) => {
+            Problem::Index(IndexError::Stream { error, .. }) => {
                 stopped("The index could not be read".to_owned(), error)
             }
             problem => plainly(problem.at(&error.path), "What was read of it is not to be used"),
@@ -76,7 +76,7 @@ fn plainly(error: ArchiveError, then: &str) -> SourceError {
         Problem::Read(error) => {
             SourceError::Unsuitable(format!("{error} (after `{path}`). {then}"))
         }
-        Problem::Index(error @ IndexError::Newer(_)) => {
+        Problem::Index(error @ IndexError::Newer { .. }) => {
             SourceError::Unsuitable(format!("{error}. {then}"))
         }
         Problem::Index(error) => SourceError::Damaged(format!("{error}. {then}")),

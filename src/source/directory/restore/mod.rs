@@ -12,6 +12,7 @@ mod marker;
 mod owner_rule;
 mod preview;
 mod remove;
+mod spared;
 #[cfg(test)]
 mod tests;
 mod write_pool;
@@ -147,6 +148,9 @@ impl Restorer for DirectoryRestorer {
             let mut input = streams.whole().map_err(SourceError::Stream)?;
             return self.restore(job, &mut input);
         };
+        if options.delete {
+            self.ensure_deletable(job, streams)?;
+        }
         let place = folder(target)?;
         let patterns = || PathSet::chosen(&options.paths);
         let selection =
@@ -163,7 +167,7 @@ impl Restorer for DirectoryRestorer {
             if !options.delete {
                 return Ok((0, Remarks::default()));
             }
-            let mut extras = Extras::new(streams, place, patterns()?, &cx.cancel);
+            let mut extras = Extras::new(streams, place, patterns()?, cx);
             extras.run(ExtraAction::Remove(root))?;
             Ok((extras.count, extras.remarks))
         })
@@ -172,8 +176,19 @@ impl Restorer for DirectoryRestorer {
     fn preview(&self, job: RestoreJob<'_>, streams: &dyn Streams) -> Result<Preview, SourceError> {
         let RestoreJob { cx, target, options, .. } = job;
         self.prepare(job)?;
-        preview::preview(streams, folder(target)?, options, &cx.cancel)
+        if options.delete {
+            self.ensure_deletable(job, streams)?;
+        }
+        preview::preview(streams, folder(target)?, options, cx)
             .map_err(|error| cancelled(cx, error))
+    }
+
+    fn ensure_deletable(
+        &self,
+        job: RestoreJob<'_>,
+        streams: &dyn Streams,
+    ) -> Result<(), SourceError> {
+        spared::ensure_deletable(job.cx, job.artifact, folder(job.target)?, streams)
     }
 
     fn prepare(&self, job: RestoreJob<'_>) -> Result<(), SourceError> {

@@ -13,7 +13,7 @@ use crate::archive::selection::{Wanted, no_index, select};
 use crate::archive::{Kind, PathSet, lossy};
 use crate::model::Cancel;
 use crate::source::directory::meta::Meta;
-use crate::source::{Action, Change, Preview, RestoreOptions, SourceError, Streams};
+use crate::source::{Action, Change, Context, Preview, RestoreOptions, SourceError, Streams};
 
 /// How many changes are listed.
 const LISTED: usize = 1_000;
@@ -26,17 +26,20 @@ pub(super) fn preview(
     streams: &dyn Streams,
     place: &Path,
     options: &RestoreOptions,
-    cancel: &Cancel,
+    cx: &Context,
 ) -> Result<Preview, SourceError> {
     let mut preview = Preview::default();
-    let mut listed: [Vec<Change>; 3] = Default::default();
+    let mut listed: [Vec<Change>; 4] = Default::default();
     if options.delete {
-        let [deletes, _, _] = &mut listed;
-        let mut extras = Extras::new(streams, place, PathSet::chosen(&options.paths)?, cancel);
-        extras.run(ExtraAction::Report(&mut |path| list(deletes, path, Action::Delete)))?;
-        preview.deletes = extras.count;
+        let [deletes, keeps, _, _] = &mut listed;
+        let mut extras = Extras::new(streams, place, PathSet::chosen(&options.paths)?, cx);
+        extras.run(ExtraAction::Report(&mut |path, action| match action {
+            Action::Keep => list(keeps, path, action),
+            action => list(deletes, path, action),
+        }))?;
+        (preview.deletes, preview.keeps) = (extras.count, extras.spared);
     }
-    entries(streams, place, options, cancel, &mut preview, &mut listed)?;
+    entries(streams, place, options, &cx.cancel, &mut preview, &mut listed)?;
     preview.changes = listed.into_iter().flatten().take(LISTED).collect();
     Ok(preview)
 }
@@ -53,7 +56,7 @@ fn entries(
     options: &RestoreOptions,
     cancel: &Cancel,
     preview: &mut Preview,
-    [_, replaces, creates]: &mut [Vec<Change>; 3],
+    [_, _, replaces, creates]: &mut [Vec<Change>; 4],
 ) -> Result<(), ArchiveError> {
     let patterns = PathSet::chosen(&options.paths)?;
     let selection =

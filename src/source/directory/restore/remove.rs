@@ -3,7 +3,7 @@
 //! Of the paths of the index only hashes are kept, so many at a time that memory stays small; an
 //! index of more is gone through several times, and the target with it, each time for a part of all
 //! hashes. The target is walked as a source is: by names in open folders, never through a link, and
-//! not into what is mounted there.
+//! not into what is mounted there. `spared` says what stays although the index lacks it.
 
 use std::hash::{BuildHasher, RandomState};
 use std::ops::RangeInclusive;
@@ -15,6 +15,7 @@ use rustix::io::Errno;
 
 use super::finish::times;
 use super::marker::MARKER;
+use super::spared::{Reason, Spared, Unread};
 use crate::archive::PathSet;
 use crate::archive::checked_index::CheckedIndex;
 use crate::archive::error::{ArchiveError, Problem};
@@ -22,10 +23,10 @@ use crate::archive::patterns::Filter;
 use crate::archive::selection::{lies_in, no_index};
 use crate::archive::{Kind, lossy};
 use crate::model::{Cancel, Remarks};
-use crate::source::directory::at;
 use crate::source::directory::meta::Meta;
-use crate::source::directory::walk::{Boundary, Found, Scope, Walk};
-use crate::source::{SourceError, Streams};
+use crate::source::directory::scope::{Boundary, Scope};
+use crate::source::directory::walk::{Found, Walk};
+use crate::source::{Action, Context, OwnFolder, SourceError, Streams};
 
 /// How many hashes are kept at a time.
 const BATCH: usize = 1_000_000;
@@ -40,8 +41,8 @@ const FOLDER: OFlags = OFlags::RDONLY
 
 /// What becomes of what the snapshot does not have.
 pub(super) enum ExtraAction<'a> {
-    /// It is told of, one path at a time.
-    Report(&'a mut dyn FnMut(&[u8])),
+    /// Each path is reported, with whether it would be deleted or kept.
+    Report(&'a mut dyn FnMut(&[u8], Action)),
     /// It is removed from this folder, which is the target.
     Remove(BorrowedFd<'a>),
 }
@@ -52,6 +53,7 @@ pub(super) struct Extras<'a> {
     streams: &'a dyn Streams,
     place: &'a Path,
     patterns: Option<PathSet>,
+    own: &'a [OwnFolder],
     cancel: &'a Cancel,
     batch: usize,
     hasher: RandomState,
@@ -61,6 +63,8 @@ pub(super) struct Extras<'a> {
     folder: Vec<u8>,
     covered: bool,
     pub(super) count: u64,
+    /// How many entries were spared, without what lies beneath them.
+    pub(super) spared: u64,
     pub(super) remarks: Remarks,
 }
 
@@ -82,19 +86,21 @@ impl<'a> Extras<'a> {
         streams: &'a dyn Streams,
         place: &'a Path,
         patterns: Option<PathSet>,
-        cancel: &'a Cancel,
+        cx: &'a Context,
     ) -> Self {
         Self {
             streams,
             place,
             patterns,
-            cancel,
+            own: &cx.own_folders,
+            cancel: &cx.cancel,
             batch: BATCH,
             hasher: RandomState::new(),
             tops: Vec::new(),
             folder: Vec::new(),
             covered: false,
             count: 0,
+            spared: 0,
             remarks: Remarks::default(),
         }
     }
@@ -109,10 +115,16 @@ impl<'a> Extras<'a> {
     /// When the index or the target cannot be read to its end, or something cannot be removed; what
     /// was removed until then is gone.
     pub(super) fn run(&mut self, mut action: ExtraAction<'_>) -> Result<(), SourceError> {
+        let spared = Spared::read(self.streams, self.own, self.cancel)?;
+        if spared.root() {
+            self.spared += 1;
+            Reason::Missing.tell(b".", &mut self.remarks);
+            return Ok(());
+        }
         let all = 0..=u64::MAX;
         let (known, count) = self.read(all)?;
         if count <= self.batch {
-            return self.sweep(&known, &mut action);
+            return self.sweep(&known, &spared, &mut action);
         }
         drop(known);
         let parts = u64::try_from(count / self.batch).unwrap_or_default() + 1;
@@ -120,7 +132,7 @@ impl<'a> Extras<'a> {
         for part in 0..parts {
             let end = if part + 1 == parts { u64::MAX } else { step * (part + 1) - 1 };
             let (known, _) = self.read(step * part..=end)?;
-            self.sweep(&known, &mut action)?;
+            self.sweep(&known, &spared, &mut action)?;
         }
         Ok(())
     }
@@ -196,7 +208,12 @@ impl<'a> Extras<'a> {
         !folder.is_empty() && self.covered
     }
 
-    fn sweep(&mut self, known: &Known, action: &mut ExtraAction<'_>) -> Result<(), SourceError> {
+    fn sweep(
+        &mut self,
+        known: &Known,
+        spared: &Spared,
+        action: &mut ExtraAction<'_>,
+    ) -> Result<(), SourceError> {
         let place = self.place.display().to_string();
         let filter =
             Filter::new(&[], &[]).map_err(|error| SourceError::Unsuitable(error.to_string()))?;
@@ -205,7 +222,8 @@ impl<'a> Extras<'a> {
             path: place.clone(),
             error: error.into(),
         };
-        let scope = Scope { filter: &filter, boundary: Boundary::Mount, exclude_caches: false };
+        let scope =
+            Scope { filter: &filter, boundary: Boundary::Mount, own: &[], exclude_caches: false };
         let mut walk = match Walk::open(self.place, scope, self.cancel) {
             Err(Errno::NOENT) => return Ok(()),
             walk => walk.map_err(failed)?,
@@ -220,7 +238,7 @@ impl<'a> Extras<'a> {
             )));
         }
         walk.start().map_err(failed)?;
-        let mut remarks = Remarks::default();
+        let mut unread = Unread { spared, first: None };
         let mut remover = match action {
             ExtraAction::Remove(root) => Some(Remover {
                 place: &place,
@@ -231,7 +249,7 @@ impl<'a> Extras<'a> {
             }),
             ExtraAction::Report(_) => None,
         };
-        while let Some(found) = walk.next(&mut remarks)? {
+        while let Some(found) = walk.next(&mut unread)? {
             let path = walk.path();
             if let Some(remover) = &mut remover {
                 remover.leave(path)?;
@@ -243,21 +261,29 @@ impl<'a> Extras<'a> {
             let within = remover.as_ref().is_some_and(|remover| !remover.doomed.is_empty());
             let hash = self.hasher.hash_one(path);
             let extra = within || known.lacks(hash) && self.covers(path);
-            let beyond = is_folder && found.meta.device() != root.device();
-            if extra && (found.meta.mounted || beyond) {
-                self.remarks.warn(at(
-                    path,
-                    "Something is mounted there, so it was left, with the folders that lead there",
-                ));
-                if let Some(remover) = &mut remover {
+            if let Some(reason) = spared.reason(path, &found, extra, &root) {
+                // In one pass only, where several are made; and not of what stays anyway.
+                let tells = known.part.contains(&hash)
+                    && (extra || self.covers(&[path, b"/entry"].concat()));
+                if tells {
+                    self.spared += 1;
+                    reason.tell(path, &mut self.remarks);
+                    if let ExtraAction::Report(tell) = action {
+                        tell(path, Action::Keep);
+                    }
+                }
+                if let Some(remover) = remover.as_mut().filter(|_| extra) {
                     remover.doomed.iter_mut().for_each(|folder| folder.held = true);
+                }
+                if is_folder {
+                    walk.pass_over();
                 }
                 continue;
             }
             match (action as &mut ExtraAction<'_>, &mut remover) {
                 (ExtraAction::Report(tell), _) if extra => {
                     self.count += 1;
-                    tell(path);
+                    tell(path, Action::Delete);
                 }
                 (_, Some(remover)) if extra => remover.remove(&walk, &found)?,
                 (_, Some(remover)) if is_folder && walk.entered() => {
@@ -274,15 +300,11 @@ impl<'a> Extras<'a> {
             remover.leave(b"")?;
             self.count += remover.count;
         }
-        if remarks.warnings.missing() > 0 {
-            // It may be beyond those that are kept.
-            let unread = remarks.warnings.kept().iter().find(|warning| warning.missing);
-            let note = unread.map(|warning| warning.note.clone()).unwrap_or_default();
+        if let Some((path, reason)) = unread.first {
             return Err(SourceError::Unsuitable(format!(
-                "Could not look for what is to be removed in `{place}/{}`: {}. Everything was \
-                 restored",
-                note.path.unwrap_or_default(),
-                note.reason
+                "Could not look for what is to be removed in `{place}/{}`: {reason}. Everything \
+                 was restored",
+                lossy(&path)
             )));
         }
         Ok(())
@@ -300,6 +322,8 @@ struct Kept {
 /// A folder that goes.
 struct Doomed {
     path: Vec<u8>,
+    /// Its permissions, where they were changed.
+    mode: Option<u32>,
     /// Something in it stays.
     held: bool,
 }
@@ -351,10 +375,11 @@ impl Remover<'_> {
             let Some(folder) = walk.folder().filter(|_| walk.entered()) else {
                 return Err(self.failed(path, Errno::ACCESS));
             };
-            if found.meta.mode & 0o700 != 0o700 {
+            let mode = (found.meta.mode & 0o700 != 0o700).then_some(found.meta.mode);
+            if mode.is_some() {
                 fchmod(folder, Mode::RWXU).map_err(|error| self.failed(path, error))?;
             }
-            self.doomed.push(Doomed { path: path.to_vec(), held: false });
+            self.doomed.push(Doomed { path: path.to_vec(), mode, held: false });
             return Ok(());
         }
         let folder = walk.folder().ok_or_else(|| self.failed(path, Errno::BADF))?;
@@ -380,6 +405,11 @@ impl Remover<'_> {
     fn leave(&mut self, path: &[u8]) -> Result<(), SourceError> {
         while let Some(folder) = self.doomed.pop_if(|folder| !lies_in(path, &folder.path)) {
             if folder.held {
+                if let Some(mode) = folder.mode {
+                    open_down(self.root, &folder.path)
+                        .and_then(|opened| fchmod(&opened, Mode::from_raw_mode(mode)))
+                        .map_err(|error| self.failed(&folder.path, error))?;
+                }
                 continue;
             }
             let (parent, name) = apart(&folder.path);

@@ -82,6 +82,10 @@ impl Streams for Dump {
     fn index(&self) -> std::io::Result<Option<Box<dyn Read + Send + '_>>> {
         Ok(Some(Box::new(self.index.as_slice())))
     }
+
+    fn missing(&self) -> std::io::Result<Option<Box<dyn Read + Send + '_>>> {
+        Ok(None)
+    }
 }
 
 struct World {
@@ -108,6 +112,7 @@ impl World {
             no_progress_timeout: Duration::from_secs(60),
             work_dir: self.scratch.path().to_owned(),
             environment: Environment::default(),
+            own_folders: Default::default(),
         }
     }
 
@@ -160,6 +165,7 @@ fn artifact() -> RestoreArtifact {
         kind: ArtifactKind::Tar,
         plain_bytes: None,
         of: None,
+        partial: false,
         facts: serde_json::Value::Null,
     }
 }
@@ -287,15 +293,16 @@ fn in_several_passes_the_same_is_removed_as_in_one() {
         }
     };
     for wanted in [&[][..], &["/a", "d"]] {
+        let cx = world.context();
         let set = || (!wanted.is_empty()).then(|| PathSet::new(&patterns(wanted)).unwrap());
         let mut told = Vec::new();
         for batch in [usize::MAX, 1, 2, 5, 9] {
             let place = world.path(&format!("{} {batch}", wanted.len()));
             clutter(&place);
             let mut tell = Vec::new();
-            let mut extras = Extras::new(&dump, &place, set(), &world.cancel).in_batches_of(batch);
+            let mut extras = Extras::new(&dump, &place, set(), &cx).in_batches_of(batch);
             extras
-                .run(ExtraAction::Report(&mut |path| {
+                .run(ExtraAction::Report(&mut |path, _| {
                     tell.push(String::from_utf8(path.to_vec()).unwrap());
                 }))
                 .unwrap();
@@ -308,7 +315,7 @@ fn in_several_passes_the_same_is_removed_as_in_one() {
             assert_eq!(tell, told, "{wanted:?}, {batch}: each once");
             let before = paths(&place);
             let folder = fs::File::open(&place).unwrap();
-            let mut extras = Extras::new(&dump, &place, set(), &world.cancel).in_batches_of(batch);
+            let mut extras = Extras::new(&dump, &place, set(), &cx).in_batches_of(batch);
             extras.run(ExtraAction::Remove(std::os::fd::AsFd::as_fd(&folder))).unwrap();
             assert_eq!(extras.count, told.len() as u64, "{wanted:?}, {batch}");
             let left: BTreeSet<_> =

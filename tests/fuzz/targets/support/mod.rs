@@ -37,6 +37,7 @@ pub fn context() -> Context {
         no_progress_timeout: Duration::from_secs(60),
         work_dir: scratch().to_owned(),
         environment: Environment::default(),
+        own_folders: std::sync::Arc::default(),
     }
 }
 
@@ -47,6 +48,7 @@ pub fn artifact() -> RestoreArtifact {
         kind: ArtifactKind::Tar,
         plain_bytes: None,
         of: None,
+        partial: false,
         facts: Default::default(),
     }
 }
