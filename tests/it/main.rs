@@ -59,6 +59,7 @@ mod road_targets;
 mod schedule;
 mod secrets;
 mod several;
+mod shrunk;
 mod status;
 mod storage;
 mod storage_faults;
