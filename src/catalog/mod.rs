@@ -364,20 +364,27 @@ impl Catalog {
         .bind(instance.as_str())
         .bind(strategy.as_str())
         .bind(committed);
-        self.one(query, |row| {
-            Ok(RunRecord {
-                id: parsed(row, "id")?,
-                instance: instance.clone(),
-                strategy: strategy.clone(),
-                started: parsed(row, "started")?,
-                finished: parsed(row, "finished")?,
-                outcome: word(row, "outcome")?,
-                plain_bytes: row.try_get::<i64, _>("plain_bytes")?.unsigned_abs(),
-                stored_bytes: row.try_get::<i64, _>("stored_bytes")?.unsigned_abs(),
-                report: row.try_get("report")?,
-            })
-        })
-        .await
+        self.one(query, |row| run_record(row, instance, strategy)).await
+    }
+
+    /// The run of the strategy with that id, where it is remembered.
+    ///
+    /// # Errors
+    /// When it could not be read.
+    pub async fn run(
+        &self,
+        instance: &Name,
+        strategy: &Name,
+        id: &SnapshotId,
+    ) -> Result<Option<RunRecord>, CatalogError> {
+        let query = sqlx::query(
+            "SELECT id, started, finished, outcome, plain_bytes, stored_bytes, report FROM run \
+             WHERE instance = ? AND strategy = ? AND id = ?",
+        )
+        .bind(instance.as_str())
+        .bind(strategy.as_str())
+        .bind(id.as_str());
+        self.one(query, |row| run_record(row, instance, strategy)).await
     }
 }
 
@@ -395,6 +402,21 @@ where
 {
     let text: String = row.try_get(column)?;
     text.parse().map_err(|error: T::Err| sqlx::Error::Decode(Box::new(error)))
+}
+
+/// A row of the runs.
+fn run_record(row: &SqliteRow, instance: &Name, strategy: &Name) -> Result<RunRecord, sqlx::Error> {
+    Ok(RunRecord {
+        id: parsed(row, "id")?,
+        instance: instance.clone(),
+        strategy: strategy.clone(),
+        started: parsed(row, "started")?,
+        finished: parsed(row, "finished")?,
+        outcome: word(row, "outcome")?,
+        plain_bytes: row.try_get::<i64, _>("plain_bytes")?.unsigned_abs(),
+        stored_bytes: row.try_get::<i64, _>("stored_bytes")?.unsigned_abs(),
+        report: row.try_get("report")?,
+    })
 }
 
 /// A column that holds the stored word of an enum.

@@ -36,8 +36,11 @@ pub(super) struct ReleaseArgs {
     /// The snapshot: its id, the beginning of it, or the digits after the dash
     #[arg(value_name = "SNAPSHOT")]
     snapshot: String,
-    /// End only its holds, only the suspicion of a drill, or only marks of it that are damaged; all
-    /// of them where this is not given
+    /// Why it is released
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
+    /// End only its holds, only the suspicion of a run or drill, or only marks of it that are
+    /// damaged; all of them where this is not given
     #[arg(long, value_name = "WHICH")]
     only: Option<Only>,
     /// Of this strategy
@@ -110,7 +113,8 @@ pub(super) async fn release(
         (Err(error), None) => return Err(error.into()),
     };
     let of = of.ok_or_else(|| EngineError::Internal("A snapshot without a copy".to_owned()))?;
-    let report = engine::release(&reading.engine, &reading.storages, &listing, &of, what).await?;
+    let (storages, reason) = (&reading.storages, args.reason);
+    let report = engine::release(&reading.engine, storages, &listing, &of, what, reason).await?;
     drop(reading);
     Ok(show(printer, &report, "released", "still held"))
 }

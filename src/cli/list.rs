@@ -60,6 +60,8 @@ struct Row {
     retention: BTreeMap<Name, Retention>,
     held: Option<Hold>,
     drilled: Option<Drilled>,
+    /// Whether it has much less than the last good one, and nobody has released it.
+    suspect: bool,
 }
 
 pub(super) async fn run(setup: &Setup, args: ListArgs, printer: &Printer) -> anyhow::Result<Exit> {
@@ -145,6 +147,7 @@ fn rows(
             retention: BTreeMap::new(),
             held: None,
             drilled: None,
+            suspect: copies.iter().any(|copy| copy.is_suspect),
         };
         for (copy, standing) in copies.iter().zip(&mut standings) {
             let storage = copy.storage.clone();
@@ -214,6 +217,15 @@ fn text(rows: &[Row], now: DateTime<Utc>) -> String {
         }
         text.push_str(&table.render());
         for row in group.iter().rev() {
+            if row.suspect {
+                let release = format!("`backup release {} --reason TEXT`", row.id);
+                let _ = writeln!(
+                    text,
+                    "  {WARN}{} has much less than the last good one:{WARN:#} nothing is pruned \
+                     until {release}",
+                    row.id
+                );
+            }
             if let Some(reason) = row.held.as_ref().and_then(|hold| hold.reason.as_ref()) {
                 let _ = writeln!(text, "  {DIM}{} is held: {reason}{DIM:#}", row.id);
             }
@@ -263,6 +275,7 @@ fn state(row: &Row) -> Cell {
     let (mut words, style) =
         match (row.completeness, row.drilled.as_ref().map(|drilled| drilled.verdict)) {
             (_, Some(Verdict::Failed)) => ("drill failed".to_owned(), BAD),
+            _ if row.suspect => ("suspect".to_owned(), BAD),
             (Some(Completeness::Partial), _) => ("partial".to_owned(), WARN),
             (_, Some(Verdict::Passed)) => ("whole, drilled".to_owned(), GOOD),
             _ => ("whole".to_owned(), GOOD),
@@ -319,6 +332,7 @@ fn words(retention: &Retention) -> String {
             Reason::LastGood => Some("last good".to_owned()),
             Reason::Newest => Some("newest".to_owned()),
             Reason::NothingWhole => Some("no newer whole one".to_owned()),
+            Reason::Suspect => Some("suspicion".to_owned()),
             Reason::Future => Some("dated in the future".to_owned()),
             Reason::NoPolicy => Some("no rule".to_owned()),
             Reason::Locked { until } => Some(until.map_or_else(

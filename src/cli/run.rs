@@ -158,10 +158,11 @@ pub(super) fn report_text(report: &RunReport) -> String {
         Outcome::Cancelled => (BAD, "cancelled, nothing was committed"),
     };
     let mut text = format!(
-        "{BOLD}{}/{} {}{BOLD:#}  {style}{words}{style:#}{}\n",
+        "{BOLD}{}/{} {}{BOLD:#}  {style}{words}{style:#}{}{}\n",
         report.instance,
         report.strategy,
         report.id,
+        if report.suspect { ", suspect: much less than before" } else { "" },
         if report.completeness == Some(Completeness::Partial) {
             ", partial: content is missing"
         } else {

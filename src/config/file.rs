@@ -51,7 +51,7 @@ pub struct Instance {
     /// prune, list, verify and restore.
     #[serde(default)]
     #[schemars(
-        with = "Option<BTreeMap<Name, Beside<SourceConfig, Hooks>>>",
+        with = "Option<BTreeMap<Name, Beside<Beside<SourceConfig, Hooks>, SourceRules>>>",
         extend("minProperties" = 1, "default" = null)
     )]
     pub sources: BTreeMap<Name, SourceConfig>,
@@ -59,6 +59,10 @@ pub struct Instance {
     #[serde(default, skip_serializing)]
     #[schemars(skip)]
     pub source_hooks: BTreeMap<Name, Hooks>,
+    /// Of each source; in the file the keys stand in its table.
+    #[serde(default, skip_serializing)]
+    #[schemars(skip)]
+    pub source_rules: BTreeMap<Name, SourceRules>,
     /// Where snapshots are kept, by name.
     #[schemars(
         with = "BTreeMap<Name, Beside<StorageConfig, StorageRules>>",
@@ -318,6 +322,34 @@ fn one_minute() -> Span {
 
 fn ten_minutes() -> Span {
     Duration::from_secs(600).into()
+}
+
+/// What a source's table says of the comparison with earlier snapshots. The room of sources knows
+/// nothing of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SourceRules {
+    /// By how many percent the source may be smaller than in the last good snapshot, in files,
+    /// tables, rows or bytes. A snapshot with less is suspect: it is kept and reported, but is not
+    /// `latest`, and nothing of the strategy is pruned until `backup release`. Counts below 20 and
+    /// sizes below 1 MiB are not compared. 100 allows everything, such as for a folder of logs,
+    /// but that nothing is left where there was something.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100), extend("default" = 50))]
+    pub max_shrink_percent: Option<u8>,
+}
+
+impl SourceRules {
+    /// Its keys in the table of a source.
+    pub(super) const KEYS: [&str; 1] = ["max_shrink_percent"];
+}
+
+impl Instance {
+    /// By how many percent a source may be smaller than in the last good snapshot.
+    pub fn max_shrink_percent(&self, source: &Name) -> u8 {
+        let own = self.source_rules.get(source).and_then(|rules| rules.max_shrink_percent);
+        own.unwrap_or_else(half)
+    }
 }
 
 /// What a storage's table says of retention. The room of storages knows nothing of it.

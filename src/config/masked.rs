@@ -2,8 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Instance, Strategy};
-use crate::model::without_credentials;
+use super::{Hooks, Instance, SourceRules, Strategy};
+use crate::model::{Digest, Name, without_credentials};
 
 impl Instance {
     /// The strategy with all that it uses, in the shape of a configuration file that had nothing
@@ -13,16 +13,16 @@ impl Instance {
     pub fn masked(&self, strategy: &Strategy) -> Value {
         let mut masked = serde_json::to_value(self).unwrap_or_default();
         for (table, names, beside) in [
-            ("sources", &strategy.sources, json!(self.source_hooks)),
-            ("storages", &strategy.storages, json!(self.storage_rules)),
+            ("sources", &strategy.sources, [json!(self.source_hooks), json!(self.source_rules)]),
+            ("storages", &strategy.storages, [json!(self.storage_rules), Value::Null]),
         ] {
             let Some(all) = masked.get_mut(table) else { continue };
             let used = names.iter().filter_map(|name| {
                 let mut used = all.get_mut(name.as_str())?.take();
-                if let (Value::Object(keys), Some(Value::Object(own))) =
-                    (&mut used, beside.get(name.as_str()))
-                {
-                    keys.extend(own.clone());
+                for own in beside.iter().filter_map(|beside| beside.get(name.as_str())) {
+                    if let (Value::Object(keys), Value::Object(own)) = (&mut used, own) {
+                        keys.extend(own.clone());
+                    }
                 }
                 Some((name.to_string(), used))
             });
@@ -55,6 +55,18 @@ impl Instance {
             }
         }
         masked
+    }
+
+    /// A digest of what decides what is taken of a source, for who compares snapshots; none where
+    /// the strategy has no such source.
+    pub fn rules_digest(&self, strategy: &Strategy, source: &Name) -> Option<Digest> {
+        let mut own = self.masked(strategy).get_mut("sources")?.get_mut(source.as_str())?.take();
+        let beside = Hooks::KEYS.iter().chain(&SourceRules::KEYS).chain(&["must_be_mount"]);
+        for key in beside {
+            own.as_object_mut()?.shift_remove(*key);
+        }
+        own.sort_all_objects();
+        Some(Digest::of(own.to_string().as_bytes()))
     }
 }
 

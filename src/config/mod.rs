@@ -42,7 +42,7 @@ pub use drill::{
     ShrinkCheck,
 };
 pub use error::{ConfigError, ConfigErrors, FindError};
-pub use file::{Daemon, Encryption, Instance, StorageRules, Strategy, Verification};
+pub use file::{Daemon, Encryption, Instance, SourceRules, StorageRules, Strategy, Verification};
 pub use hooks::Hooks;
 pub use rules::Rules;
 pub use schema::schema;

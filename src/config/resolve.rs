@@ -7,7 +7,7 @@ use serde_json::{Map, Value as Json, json};
 
 use super::check::Check;
 use super::error::Wrong;
-use super::file::StorageRules;
+use super::file::{SourceRules, StorageRules};
 use super::{
     ConfigError, ConfigErrors, Daemon, DrillCheck, Hooks, Instance, default_state_dir, schema,
     whole,
@@ -64,12 +64,14 @@ pub(super) fn daemon(
 /// divided, a strategy has its name in it, and a drill the storage that it reads.
 fn arrange(tree: &mut Json) {
     let Json::Object(root) = tree else { return };
-    for (table, beside, keys) in [
-        ("sources", "source_hooks", Hooks::KEYS),
-        ("storages", "storage_rules", StorageRules::KEYS),
-    ] {
+    let besides: [(&str, &str, &[&str]); 3] = [
+        ("sources", "source_hooks", &Hooks::KEYS),
+        ("sources", "source_rules", &SourceRules::KEYS),
+        ("storages", "storage_rules", &StorageRules::KEYS),
+    ];
+    for (table, beside, keys) in besides {
         let own: Map<String, Json> =
-            each(root, table).map(|(name, table)| (name.clone(), take(table, &keys))).collect();
+            each(root, table).map(|(name, table)| (name.clone(), take(table, keys))).collect();
         root.insert(beside.to_owned(), own.into());
     }
     for (_, notify) in each(root, "notify") {

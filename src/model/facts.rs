@@ -147,6 +147,32 @@ impl Facts {
         whole.map(|known| (None, &known.facts)).chain(alone)
     }
 
+    /// The tables of a source, of each of its databases; none where it has none to count.
+    pub fn tables_of(&self, source: &Name) -> Option<Vec<&serde_json::Value>> {
+        let lists: Vec<_> = self
+            .objects_of(source)
+            .filter_map(|(_, object)| object.get("tables")?.as_array())
+            .collect();
+        (!lists.is_empty()).then(|| lists.into_iter().flatten().collect())
+    }
+
+    /// The rows of all tables of a source together; none where any was not counted.
+    pub fn rows_of(&self, source: &Name) -> Option<u128> {
+        self.tables_of(source)?.into_iter().map(rows).sum()
+    }
+
+    /// Everything that a folder has and that is no folder; none where the source is none.
+    pub fn entries_of(&self, source: &Name) -> Option<u128> {
+        const KINDS: [&str; 4] = ["files", "symlinks", "hardlinks", "others"];
+        let count = |object: &serde_json::Value| -> Option<u128> {
+            object.get("files")?;
+            Some(KINDS.iter().filter_map(|kind| object.get(*kind)?.as_u64()).map(u128::from).sum())
+        };
+        let mut counts = self.objects_of(source).filter_map(|(_, object)| count(object)).peekable();
+        counts.peek()?;
+        Some(counts.sum())
+    }
+
     /// Those of the artifacts that are of a source.
     pub fn artifacts_of(&self, source: &Name) -> impl Iterator<Item = &ArtifactFacts> {
         let is_of = |known: &ArtifactFacts, source: &Name| {
@@ -154,6 +180,12 @@ impl Facts {
         };
         self.artifacts.iter().filter(move |known| is_of(known, source))
     }
+}
+
+/// The rows of a table in the object of its source, in a type that holds the sum of any number of
+/// them.
+pub fn rows(table: &serde_json::Value) -> Option<u128> {
+    table.get("rows").and_then(serde_json::Value::as_u64).map(u128::from)
 }
 
 /// What one source reported.

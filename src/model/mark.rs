@@ -44,7 +44,11 @@ pub enum Says {
         until: Option<DateTime<Utc>>,
     },
     /// These marks count no more, and no others do because of it.
-    Release { ends: Vec<MarkRef> },
+    Release {
+        ends: Vec<MarkRef>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
     /// It was restored in a rehearsal, and judged.
     Drill {
         /// How it was judged.
@@ -59,6 +63,8 @@ pub enum Says {
     Suspect {
         /// Why; it tells nothing about the content.
         reason: String,
+        #[serde(default, skip_serializing_if = "Suspector::is_drill")]
+        by: Suspector,
     },
     /// The copy in one storage is not what was written.
     Damaged {
@@ -70,6 +76,24 @@ pub enum Says {
     /// This version does not know the kind. The mark says that it then counts as a hold.
     #[serde(skip)]
     Unknown { kind: String },
+}
+
+/// What found a snapshot suspect.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Suspector {
+    /// A drill, whose own mark says so too.
+    #[default]
+    Drill,
+    /// The run that took it: the mark is written before the manifest.
+    Run,
+}
+
+impl Suspector {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]
+    fn is_drill(&self) -> bool {
+        *self == Self::Drill
+    }
 }
 
 /// One mark, by its content: a key of format 1 may be used again.
@@ -179,7 +203,7 @@ impl Mark {
     /// The suspicion that goes with the mark of a drill which found its snapshot suspect.
     pub fn suspicion(&self) -> Self {
         let reason = "It has much less than the last good snapshot, by a drill".to_owned();
-        Self { says: Says::Suspect { reason }, ..self.clone() }
+        Self { says: Says::Suspect { reason, by: Suspector::Drill }, ..self.clone() }
     }
 
     /// The snapshot that it is about.
@@ -258,7 +282,7 @@ impl Mark {
         if (mark.format == 1) != mark.mark_id.is_none() {
             return Err(MarkError::Unknown("its format and its id do not agree".to_owned()));
         }
-        if let Says::Release { ends } = &mark.says
+        if let Says::Release { ends, .. } = &mark.says
             && let Some(other) = ends.iter().find(|ended| !ended.is_of(&mark.id))
         {
             let problem = format!("it ends `{}`, a mark of another snapshot", other.key);
@@ -299,7 +323,7 @@ impl Says {
 
 #[cfg(test)]
 mod tests {
-    use super::{Mark, MarkError, MarkRef, Says, Verdict};
+    use super::{Mark, MarkError, MarkRef, Says, Suspector, Verdict};
     use crate::model::{Digest, SnapshotId};
 
     fn id(text: &str) -> SnapshotId {
@@ -321,7 +345,8 @@ mod tests {
     }
 
     fn ends(key: &str) -> Says {
-        Says::Release { ends: vec![MarkRef { key: key.to_owned(), digest: Digest::of(b"") }] }
+        let ends = vec![MarkRef { key: key.to_owned(), digest: Digest::of(b"") }];
+        Says::Release { ends, reason: None }
     }
 
     #[test]
@@ -331,7 +356,7 @@ mod tests {
             until: until.map(|until| until.parse().unwrap()),
         };
         let drill = || Says::Drill { verdict: Verdict::Passed, evidence: None };
-        let suspect = || Says::Suspect { reason: "rows".to_owned() };
+        let suspect = || Says::Suspect { reason: "rows".to_owned(), by: Suspector::default() };
         let damaged =
             Says::Damaged { storage: "offsite".parse().unwrap(), reason: "db.pgdump".to_owned() };
         for (mark, key) in [

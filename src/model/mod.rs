@@ -37,7 +37,7 @@ pub use clock::Clock;
 pub use database_url::{DatabaseUrl, percent_decoded};
 pub use digest::{Digest, DigestError, Digester};
 pub use error_code::ErrorCode;
-pub use facts::{ArtifactFacts, FACTS_FORMAT, Facts, FactsError, SourceFacts};
+pub use facts::{ArtifactFacts, FACTS_FORMAT, Facts, FactsError, SourceFacts, rows};
 pub use files::{Input, Irregular, expect_file, open_own, read_input};
 pub use id::{IdError, Name, NameError, SnapshotId};
 pub use layout::{MANIFEST_KEY, MARKS_FOLDER, RUN_KEY};
@@ -45,7 +45,7 @@ pub use manifest::{
     Artifact, ArtifactKind, Codec, Completeness, Compression, Encryption, FEATURES, FORMAT,
     Manifest, ManifestError, Program, RemoteCheck, StorageNote, StoredObject,
 };
-pub use mark::{Evidence, MARK_FORMAT, Mark, MarkError, MarkRef, Says, Verdict};
+pub use mark::{Evidence, MARK_FORMAT, Mark, MarkError, MarkRef, Says, Suspector, Verdict};
 pub use outcome::{Outcome, VerificationOutcome};
 pub use paths::counted_from;
 pub use redact::{has_credentials, without_credentials};

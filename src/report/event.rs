@@ -238,6 +238,9 @@ impl Event {
         match self.kind {
             EventKind::Start => format!("Backup {subject} began"),
             EventKind::Success => format!("Backup {subject} succeeded"),
+            EventKind::Problems if self.run.as_ref().is_some_and(|run| run.suspect) => {
+                format!("Backup {subject} is suspect: much less than before")
+            }
             EventKind::Problems if partial => {
                 format!("Backup {subject} is partial: content is missing")
             }
@@ -414,6 +417,7 @@ mod tests {
             id: SnapshotId::new(at, [1, 2, 3]),
             outcome,
             completeness: (warnings > 0).then_some(Completeness::Partial),
+            suspect: false,
             started: at,
             finished: at,
             seconds: 75.0,
@@ -467,6 +471,12 @@ mod tests {
                 "Backup shop/daily is partial: content is missing",
                 "`files/0/`: gone\n`files/1/ü`: gone\n`files/2/üü`: gone\n`files/3/üüü`: gone\n\
                  `files/4/üüüü`: gone\nAnd 1 more warning\n\
+                 Snapshot 19700101T000000Z-010203: 2.0 KiB read, 1.0 KiB stored, in 1m 15s",
+            ),
+            (
+                Event::of_run(&RunReport { suspect: true, ..report(Outcome::Problems, 1) }),
+                "Backup shop/daily is suspect: much less than before",
+                "`files/0/`: gone\n\
                  Snapshot 19700101T000000Z-010203: 2.0 KiB read, 1.0 KiB stored, in 1m 15s",
             ),
         ] {

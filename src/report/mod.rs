@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Completeness, ErrorCode, Name, Remarks, SnapshotId};
+use crate::model::{Completeness, Digest, ErrorCode, Name, Remarks, SnapshotId};
 
 pub use crate::model::Outcome;
 pub use drill::{DrillReport, DrillStep, DrillTarget, DrilledArtifact, DrilledSnapshot, html};
@@ -113,6 +113,9 @@ pub struct RunReport {
     pub outcome: Outcome,
     /// Whether content is missing; only when committed.
     pub completeness: Option<Completeness>,
+    /// Whether the snapshot has much less than the last good one, so that it waits for a release.
+    #[serde(default)]
+    pub suspect: bool,
     pub started: DateTime<Utc>,
     /// When it ended.
     pub finished: DateTime<Utc>,
@@ -180,6 +183,15 @@ pub struct SourceReport {
     pub stored_bytes: u64,
     /// How long it took, in seconds.
     pub seconds: f64,
+    /// What of it can be counted: files and what else is no folder, or tables.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entries: Option<u64>,
+    /// Rows of all its tables.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows: Option<u64>,
+    /// Of the rules by which it was taken. Where they differ, numbers are not comparable.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rules_digest: Option<Digest>,
 }
 
 /// How one storage fared.
@@ -265,6 +277,7 @@ mod tests {
         for storage in old["storages"].as_array_mut().unwrap() {
             storage["warnings"] = json!([]);
         }
+        old["suspect"] = json!(false);
         assert_eq!(json!(read), old);
     }
 }

@@ -166,6 +166,9 @@ pub struct StorageStatus {
     pub storage: Name,
     /// When the newest whole snapshot was begun.
     pub newest_whole: Option<DateTime<Utc>>,
+    /// Snapshots that have much less than the last good one and are not released. They count as
+    /// nothing else.
+    pub suspect: Vec<SnapshotId>,
     /// Whether it is as young as the schedule promises.
     pub fresh: bool,
     /// Snapshots there, when it was last listed.

@@ -50,6 +50,8 @@ impl Decision {
 /// - Only whole snapshots count. A partial one is kept until there is a newer whole one.
 /// - Snapshots that are later than `now` neither count nor are deleted: a clock was wrong, and
 ///   nobody can say what they are.
+/// - Those that `protected` calls suspect ([`Reason::Suspect`]) do not count either: they use up
+///   nothing, and no other goes for them.
 /// - The newest whole snapshot is never deleted, nor are those in `protected`, which says of each
 ///   why ([`Reason::Held`], [`Reason::Drilled`], [`Reason::LastGood`]; an empty list protects
 ///   nothing). They use up counts like all others, so that protecting one changes nothing for the
@@ -69,10 +71,13 @@ pub fn decide(
 ) -> Vec<Decision> {
     let mut newest_first: Vec<&Snapshot> = snapshots.iter().collect();
     newest_first.sort_by(|a, b| b.id.cmp(&a.id));
+    let is_suspect =
+        |id: &SnapshotId| protected.get(id).is_some_and(|said| said.contains(&Reason::Suspect));
     let counting: Vec<&Snapshot> = newest_first
         .iter()
         .copied()
         .filter(|snapshot| snapshot.whole && snapshot.id.time() <= now)
+        .filter(|snapshot| !is_suspect(&snapshot.id))
         .collect();
     let newest = counting.first().map(|snapshot| &snapshot.id);
     let oldest = counting.last().map(|snapshot| &snapshot.id);
@@ -90,6 +95,8 @@ pub fn decide(
             let mut fate = Reason::Unmatched;
             if id.time() > now {
                 reasons.push(Reason::Future);
+            } else if is_suspect(id) {
+                // Kept as such.
             } else if !whole {
                 match newest.filter(|newest| newest.time() > id.time()) {
                     Some(newest) => fate = Reason::Superseded { by: newest.clone() },

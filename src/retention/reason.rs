@@ -25,6 +25,8 @@ pub enum Reason {
     Drilled { at: DateTime<Utc> },
     /// Kept: no newer one is known to be good.
     LastGood,
+    /// Kept: it has much less than the last good one, and nobody has released it.
+    Suspect,
     /// Kept: its time is later than the present. A clock was wrong, and nobody can say what it is.
     Future,
     /// Kept: it is partial, and there is no newer one that is whole.
@@ -69,6 +71,7 @@ impl fmt::Display for Reason {
             }
             Self::Drilled { at } => write!(f, "the newest that passed a drill, at {}", time(at)),
             Self::LastGood => f.write_str("the newest that is known to be good"),
+            Self::Suspect => f.write_str("it is suspect, and not released"),
             Self::Future => f.write_str("its time is in the future"),
             Self::NothingWhole => f.write_str("it is partial, but no whole one is newer"),
             Self::Newest => f.write_str("the newest whole one"),

@@ -60,6 +60,7 @@ mod schedule;
 mod secrets;
 mod several;
 mod spared;
+mod shrunk;
 mod status;
 mod storage;
 mod storage_faults;

@@ -4,7 +4,9 @@
 use std::fs;
 use std::path::Path;
 
-use holdfast::model::{Completeness, Digest, Evidence, Mark, MarkRef, Says, SnapshotId, Verdict};
+use holdfast::model::{
+    Completeness, Digest, Evidence, Mark, MarkRef, Says, SnapshotId, Suspector, Verdict,
+};
 use holdfast::storage::Storage;
 
 use crate::prune::{CONFIGURATION, Pruned, store};
@@ -51,7 +53,7 @@ fn old_hold(id: &SnapshotId, reason: &str) -> Mark {
     old_mark(id, Says::Hold { reason: Some(reason.to_owned()), until: None })
 }
 
-async fn put(storage: &dyn Storage, mark: &Mark) {
+pub(crate) async fn put(storage: &dyn Storage, mark: &Mark) {
     storage.replace(&mark.key(), mark.to_bytes().into()).await.unwrap();
 }
 
@@ -182,7 +184,11 @@ async fn hold_and_suspicion_end_separately() {
     for (only, code) in [("hold", 1), ("suspicion", 0)] {
         let (pruned, _other) = in_two_storages().await;
         let id = &pruned.ids[2];
-        put(&*pruned.storage, &old_mark(id, Says::Suspect { reason: "rows".to_owned() })).await;
+        put(
+            &*pruned.storage,
+            &old_mark(id, Says::Suspect { reason: "rows".to_owned(), by: Suspector::Drill }),
+        )
+        .await;
         pruned.site.backup(["hold", id.as_str()]).expect(0);
         pruned.prune(&["--plan"], 1);
         pruned.site.backup(["release", id.as_str(), "--only", only]).expect(0);
@@ -202,7 +208,7 @@ async fn a_suspicion_is_of_one_strategy() {
     let pruned = Pruned::configured(&configuration, 3).await;
     let id = &pruned.ids[2];
     plant_one(&*pruned.storage, "app", "weekly", id, Completeness::Whole).await;
-    let suspect = old_mark(id, Says::Suspect { reason: "rows".to_owned() });
+    let suspect = old_mark(id, Says::Suspect { reason: "rows".to_owned(), by: Suspector::Drill });
     put(&*pruned.storage, &Mark { strategy: "weekly".parse().unwrap(), ..suspect }).await;
     pruned.prune(&["--plan", "--strategy", "weekly"], 1);
     pruned.site.backup(["release", id.as_str(), "--strategy", "daily"]).expect(1);
@@ -318,7 +324,11 @@ async fn a_hold_waits_for_a_deletion_that_has_begun() {
 async fn what_is_said_of_a_lost_snapshot_can_be_released() {
     let (pruned, other) = in_two_storages().await;
     let lost: SnapshotId = "20200101T000000Z-00000a".parse().unwrap();
-    put(&*other, &old_mark(&lost, Says::Suspect { reason: "rows".to_owned() })).await;
+    put(
+        &*other,
+        &old_mark(&lost, Says::Suspect { reason: "rows".to_owned(), by: Suspector::Drill }),
+    )
+    .await;
     pruned.prune(&["--plan"], 1);
     pruned.site.backup(["release", "20200101T000000Z-00000b"]).expect(1);
     pruned.site.backup(["release", lost.as_str()]).expect(0);
@@ -413,7 +423,7 @@ async fn a_release_cannot_end_marks_of_another_snapshot() {
     put(&*pruned.storage, &hold).await;
     let ends =
         vec![MarkRef { key: format!("hold-{id}.json"), digest: Digest::of(&hold.to_bytes()) }];
-    put(&*pruned.storage, &new_mark(another, Says::Release { ends })).await;
+    put(&*pruned.storage, &new_mark(another, Says::Release { ends, reason: None })).await;
     pruned.prune(&["--yes"], 1);
     assert!(pruned.path(id).exists());
 }

@@ -2,13 +2,16 @@
 //! restores as well as what is there.
 
 use crate::config::{DrillCheck, Instance, Measure, ShrinkCheck, Strategy};
-use crate::engine::context::{Engine, OpenStorage};
+use crate::engine::context::Engine;
 use crate::engine::drill::subject::Subject;
 use crate::engine::error::{EngineError, chain};
 use crate::engine::read::fetch::read_facts;
+use crate::engine::snapshots::decisions::marks_for;
 use crate::engine::snapshots::list::Snapshot;
-use crate::engine::snapshots::marks::{Marks, read_marks};
-use crate::model::{ByteSize, Check, CheckOutcome, Facts, Manifest, Name, SnapshotId, Verdict};
+use crate::engine::snapshots::marks::Marks;
+use crate::model::{
+    ByteSize, Check, CheckOutcome, Facts, Manifest, Name, SnapshotId, Verdict, rows,
+};
 use crate::pipeline::Identity;
 
 /// Makes the checks of the strategy's drill that compare with an earlier snapshot.
@@ -32,19 +35,7 @@ pub(in crate::engine) async fn checks(
     if wanted.is_empty() {
         return Ok(Vec::new());
     }
-    let mut storages = vec![subject.storage.clone()];
-    let mut marks = read_marks(engine, &storages, &instance.name).await;
-    if !marks.suspects(&strategy.name).is_empty() {
-        // The release may stand in another. One that cannot be reached has released nothing.
-        for (name, config) in &instance.storages {
-            if *name != subject.storage.name
-                && let Ok(open) = OpenStorage::open(name, config, &engine.cancel).await
-            {
-                storages.push(open);
-            }
-        }
-        marks = read_marks(engine, &storages, &instance.name).await;
-    }
+    let marks = marks_for(engine, instance, strategy, &subject.storage).await;
     let all = |outcome: CheckOutcome, reason: &str| -> Vec<Check> {
         wanted
             .iter()
@@ -96,6 +87,7 @@ fn baseline<'a>(subject: &'a Subject, marks: &Marks) -> Option<&'a Snapshot> {
         .others
         .iter()
         .filter(|one| one.id < *id && one.is_whole() && !one.is_future)
+        .filter(|one| !marks.is_suspect(&one.strategy, &one.id))
         .collect();
     let verdict =
         |one: &Snapshot| marks.drilled(&one.strategy, &one.id).map(|drilled| drilled.verdict);
@@ -158,7 +150,7 @@ fn compare(check: &ShrinkCheck, then: &Then<'_>, manifest: &Manifest, facts: &Fa
         };
         for measure in measures {
             let (what, before, now) = match measure {
-                Measure::Rows => ("rows", all_rows(then.facts, source), all_rows(facts, source)),
+                Measure::Rows => ("rows", then.facts.rows_of(source), facts.rows_of(source)),
                 Measure::Files => ("files", files(then.facts, source), files(facts, source)),
                 Measure::Bytes => (
                     "bytes",
@@ -179,25 +171,6 @@ fn compare(check: &ShrinkCheck, then: &Then<'_>, manifest: &Manifest, facts: &Fa
     made
 }
 
-/// The tables of a source, of each of its databases; none where it has none.
-fn tables<'a>(facts: &'a Facts, source: &Name) -> Option<Vec<&'a serde_json::Value>> {
-    let lists: Vec<_> = facts
-        .objects_of(source)
-        .filter_map(|(_, object)| object.get("tables")?.as_array())
-        .collect();
-    (!lists.is_empty()).then(|| lists.into_iter().flatten().collect())
-}
-
-/// In a type that holds the sum of any number of them.
-fn rows(table: &serde_json::Value) -> Option<u128> {
-    table.get("rows").and_then(serde_json::Value::as_u64).map(u128::from)
-}
-
-/// The rows of all tables together; none where any was not counted.
-fn all_rows(facts: &Facts, source: &Name) -> Option<u128> {
-    tables(facts, source)?.into_iter().map(rows).sum()
-}
-
 /// The rows of the tables of that name, `name` or `schema.name`.
 fn table_rows(facts: &Facts, source: &Name, wanted: &str) -> Option<u128> {
     let text = |table: &serde_json::Value, key: &str| {
@@ -208,7 +181,7 @@ fn table_rows(facts: &Facts, source: &Name, wanted: &str) -> Option<u128> {
         name == wanted
             || text(table, "schema").is_some_and(|schema| format!("{schema}.{name}") == wanted)
     };
-    let mut meant = tables(facts, source)?.into_iter().filter(is_meant).peekable();
+    let mut meant = facts.tables_of(source)?.into_iter().filter(is_meant).peekable();
     meant.peek()?;
     meant.map(rows).sum()
 }

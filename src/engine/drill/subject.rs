@@ -3,8 +3,9 @@
 use super::Drill;
 use crate::engine::context::{Engine, OpenStorage};
 use crate::engine::error::EngineError;
+use crate::engine::snapshots::decisions::marks_for;
 use crate::engine::snapshots::documents::{LARGEST_MANIFEST, read_document};
-use crate::engine::snapshots::find::{find, future_of};
+use crate::engine::snapshots::find::{find, future_of, suspects_of};
 use crate::engine::snapshots::list::{BadManifest, Listing, Selection, Snapshot, list_one};
 use crate::model::{Check, CheckOutcome, Completeness, MANIFEST_KEY, Manifest, Name, SnapshotId};
 use crate::pipeline::Step;
@@ -38,10 +39,14 @@ impl Drill<'_> {
             instance: Some(self.instance.name.clone()),
             strategy: Some(self.strategy.name.clone()),
         };
-        let snapshots = list_one(engine, &open, &selection)
+        let mut snapshots = list_one(engine, &open, &selection)
             .await
             .map_err(|error| EngineError::storage(&name, error))?
             .snapshots;
+        let marks = marks_for(engine, self.instance, self.strategy, &open).await;
+        for one in &mut snapshots {
+            one.is_suspect = marks.is_suspect(&one.strategy, &one.id);
+        }
         let id = match choose(&snapshots, &self.request.snapshot) {
             Ok(id) => id,
             Err(error) => {
@@ -154,7 +159,7 @@ impl Drill<'_> {
 }
 
 /// The snapshot that `wanted` means. `latest` is the newest that is not known to be partial, nor
-/// of the future: one that is damaged is not passed over.
+/// suspect, nor of the future: one that is damaged is not passed over.
 fn choose(snapshots: &[Snapshot], wanted: &str) -> Result<SnapshotId, EngineError> {
     if wanted == "latest" {
         let partial = |snapshot: &&Snapshot| {
@@ -165,15 +170,20 @@ fn choose(snapshots: &[Snapshot], wanted: &str) -> Result<SnapshotId, EngineErro
         };
         let newest = snapshots
             .iter()
-            .filter(|snapshot| !snapshot.is_future && !partial(snapshot))
+            .filter(|one| !one.is_future && !one.is_suspect && !partial(one))
             .map(|snapshot| &snapshot.id)
             .max();
         if let Some(words) = future_of(snapshots) {
             tracing::warn!("{words}");
         }
-        return newest
-            .cloned()
-            .ok_or_else(|| EngineError::NotFound("There is no snapshot to drill".to_owned()));
+        let suspects = suspects_of(snapshots.iter().filter(|one| newest < Some(&one.id)));
+        if let Some(words) = suspects.as_ref().filter(|_| newest.is_some()) {
+            tracing::warn!("{words}");
+        }
+        let suspects = suspects.map(|words| format!(". {words}")).unwrap_or_default();
+        return newest.cloned().ok_or_else(|| {
+            EngineError::NotFound(format!("There is no snapshot to drill{suspects}"))
+        });
     }
     let listing = Listing { snapshots: snapshots.to_vec(), ..Listing::default() };
     let found = find(&listing, wanted, None)?;

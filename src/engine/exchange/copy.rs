@@ -12,7 +12,7 @@ use crate::engine::error::{EngineError, chain};
 use crate::engine::read::fetch::read_ahead;
 use crate::engine::snapshots::documents::{LARGEST_MANIFEST, read_document};
 use crate::engine::snapshots::find::find;
-use crate::engine::snapshots::list::{Listing, Selection, Snapshot, list_one};
+use crate::engine::snapshots::list::{Listing, Selection, Snapshot, list_one, mark_suspects};
 use crate::engine::snapshots::mark_writer::bring_marks;
 use crate::engine::write::snapshot_writer::{Arrival, Gate, Incoming, check_keys, objects};
 use crate::model::{MANIFEST_KEY, Manifest, Name, Rate, SnapshotId, StoredObject, total};
@@ -125,6 +125,8 @@ pub async fn copy(
         .snapshots
         .sort_by(|a, b| (&a.instance, &a.strategy, &a.id).cmp(&(&b.instance, &b.strategy, &b.id)));
     if let Some(which) = &request.snapshot {
+        let from = std::slice::from_ref(from);
+        wanted.unread_marks = mark_suspects(engine, from, &mut wanted.snapshots).await;
         wanted.snapshots = find(&wanted, which, None)?;
     }
     let present = list(to).await?;

@@ -466,7 +466,7 @@ mod tests {
         let place = Place::new().await;
         place.hold().await;
         let (ends, _) = place.marks().await.releasable(&place.of, Released::Hold);
-        let release = place.mark(2, Says::Release { ends });
+        let release = place.mark(2, Says::Release { ends, reason: None });
         write_mark(&place.open, &release).await.unwrap();
         // As where it stands in another storage.
         let planned = place.marks().await;

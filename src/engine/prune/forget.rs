@@ -7,7 +7,7 @@ use crate::engine::error::EngineError;
 use crate::engine::prune::deleting::{Deleter, exclude};
 use crate::engine::prune::{PruneScope, locked};
 use crate::engine::snapshots::decisions::is_good;
-use crate::engine::snapshots::list::{Selection, Snapshot, list};
+use crate::engine::snapshots::list::{Selection, Snapshot, list_without_marks};
 use crate::engine::snapshots::marks::read_marks;
 use crate::model::{Name, SnapshotId, Verdict};
 use crate::report::Pruned;
@@ -58,7 +58,7 @@ pub async fn forget(
     for (strategy, open) in &places {
         let selection =
             Selection { instance: Some(instance.clone()), strategy: Some((*strategy).clone()) };
-        let listing = list(engine, std::slice::from_ref(*open), &selection).await;
+        let listing = list_without_marks(engine, std::slice::from_ref(*open), &selection).await;
         problems.extend(
             listing
                 .unlisted
@@ -116,8 +116,8 @@ pub async fn forget(
             if marks.suspects(strategy).contains(&&snapshot.id) {
                 let id = &snapshot.id;
                 problems.push(format!(
-                    "A drill found `{id}` suspect, and nobody has looked at it: `backup release \
-                     {id}` first"
+                    "`{id}` is suspect, and nobody has looked at it: `backup release {id} --reason \
+                     TEXT` first"
                 ));
             }
             match locked(open.storage.as_ref(), snapshot).await {

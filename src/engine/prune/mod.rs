@@ -20,7 +20,9 @@ use crate::config::{Instance, Strategy};
 use crate::engine::context::{Engine, OpenStorage};
 use crate::engine::snapshots::decisions::{decisions, rests};
 use crate::engine::snapshots::documents::PARALLEL;
-use crate::engine::snapshots::list::{BadManifest, Listing, Selection, Snapshot, list};
+use crate::engine::snapshots::list::{
+    BadManifest, Listing, Selection, Snapshot, list_without_marks,
+};
 use crate::engine::snapshots::marks::{Marks, read_marks};
 use crate::engine::snapshots::present::{is_future, present};
 use crate::model::{
@@ -219,7 +221,7 @@ pub(in crate::engine) async fn plan_place(
     };
     let selection =
         Selection { instance: Some(instance.name.clone()), strategy: Some(strategy.name.clone()) };
-    let listing = list(engine, std::slice::from_ref(open), &selection).await;
+    let listing = list_without_marks(engine, std::slice::from_ref(open), &selection).await;
     if let Some((_, problem)) = listing.unlisted.first() {
         plan.refusals
             .push(Refusal::Unreachable { problem: format!("It could not be listed: {problem}") });
@@ -301,6 +303,7 @@ async fn unexplained(
             flaws: Vec::new(),
             listed_bytes: 0,
             is_future: is_future(id, now),
+            is_suspect: false,
         });
     }
     let kept = decisions(strategy, policy, &all, &marks.as_of(&open.name), now)

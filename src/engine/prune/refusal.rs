@@ -39,8 +39,8 @@ pub enum Refusal {
     },
     /// Snapshots are gone that this host did not delete, and that retention would have kept.
     Shrunk { gone: Vec<SnapshotId> },
-    /// A drill found that a snapshot has much less than the last good one, and nobody has looked at
-    /// it since.
+    /// A run or a drill found that a snapshot has much less than the last good one, and nobody has
+    /// looked at it since.
     Suspect { id: SnapshotId },
     /// More would be deleted than one pruning may.
     TooMany {
@@ -125,9 +125,9 @@ impl fmt::Display for Refusal {
             }
             Self::Suspect { id } => write!(
                 f,
-                "A drill found that `{id}` has much less than the last good snapshot. Older ones \
-                 may be all that is left of it, so nothing is deleted. Look at \
-                 `backup drill report`; when it is as it should be, `backup release {id}`"
+                "`{id}` is suspect: much less is in it than in the last good snapshot. Older ones \
+                 may have all that is left, so nothing is deleted. Look at `backup diff`; when it \
+                 is as it should be, `backup release {id} --reason TEXT`"
             ),
             Self::TooMany { delete, of, percent } => write!(
                 f,

@@ -13,6 +13,7 @@ use crate::engine::prune::plan_place;
 use crate::engine::run::{Run, RunMember};
 use crate::engine::snapshots::decisions::rests;
 use crate::engine::snapshots::documents::LARGEST_MANIFEST;
+use crate::engine::snapshots::mark_writer::write_mark;
 use crate::engine::snapshots::marks::{Marks, read_marks};
 use crate::engine::state::locks::ReadLock;
 use crate::engine::write::{leftovers, writer};
@@ -56,6 +57,7 @@ impl Run<'_> {
         }
         let folder = self.folder();
         let next_due = self.next_due();
+        let suspicion = self.suspicion();
         let mut committed = false;
         for place in &mut self.members {
             // The last moment at which a cancellation stops the commit. After the first manifest
@@ -85,6 +87,13 @@ impl Run<'_> {
                 storage: StorageNote { name: name.clone(), remote_check: place.member.check() },
                 artifacts: artifacts.clone(),
             };
+            // First what protects: this may be cut off at any moment.
+            if let Some(mark) = &suspicion
+                && let Err(error) = write_mark(&place.member.open, mark).await
+            {
+                place.member.fail(error);
+                continue;
+            }
             match commit_to(place, &folder, &manifest, committed).await {
                 Ok(()) => {
                     place.committed = true;

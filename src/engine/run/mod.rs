@@ -9,6 +9,7 @@ mod attempt;
 mod commit;
 mod hooks;
 mod opening;
+mod shrink;
 mod start;
 
 use std::sync::Arc;
@@ -150,6 +151,7 @@ async fn run_sources(
         remarks,
         reports: Vec::new(),
         stored_bytes: 0,
+        suspect: false,
     };
     if let Some(nice) = instance.nice
         && let Err(error) = be_nice(nice)
@@ -236,6 +238,8 @@ pub(in crate::engine) struct Run<'a> {
     remarks: Remarks,
     reports: Vec<SourceReport>,
     stored_bytes: u64,
+    /// Whether the snapshot has much less than the last good one.
+    suspect: bool,
 }
 
 pub(in crate::engine) struct RunMember {
@@ -420,6 +424,9 @@ impl Run<'_> {
                 plain_bytes,
                 stored_bytes,
                 seconds,
+                entries: None,
+                rows: None,
+                rules_digest: self.instance.rules_digest(self.strategy, name),
             });
             sources.push(SourceFacts {
                 name: name.clone(),
@@ -433,7 +440,7 @@ impl Run<'_> {
             }
         }
         let completeness = self.completeness();
-        let facts = Facts {
+        let mut facts = Facts {
             format: FACTS_FORMAT,
             instance: self.instance.name.clone(),
             strategy: self.strategy.name.clone(),
@@ -441,8 +448,10 @@ impl Run<'_> {
             configuration: self.instance.masked(self.strategy),
             artifacts: artifact_facts,
             sources,
-            remarks: self.remarks.clone(),
+            remarks: Remarks::default(),
         };
+        self.compare(&facts, &artifacts).await;
+        facts.remarks = self.remarks.clone();
         self.engine.progress.begin("facts", None);
         let body = facts.to_bytes().map_err(|error| match error {
             FactsError::Stream(error) => EngineError::TooLarge(format!("The facts are {error}")),
@@ -522,6 +531,7 @@ impl Run<'_> {
             id: self.id.clone(),
             outcome,
             completeness,
+            suspect: self.suspect && completeness.is_some(),
             started: self.started,
             finished,
             seconds: self.began.elapsed().as_secs_f64(),

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 
 use crate::config::{Instance, Strategy};
+use crate::engine::context::{Engine, OpenStorage};
 use crate::engine::snapshots::list::Snapshot;
-use crate::engine::snapshots::marks::Marks;
+use crate::engine::snapshots::marks::{Marks, read_marks};
 use crate::model::{Name, SnapshotId, Verdict};
 use crate::retention::{self, Decision, Policy, Reason, decide};
 
@@ -26,6 +27,30 @@ pub(in crate::engine) fn rests(
     }
 }
 
+/// The marks of the instance in the storage that is read, and where a snapshot of the strategy is
+/// suspect by these, in all others too: the release may stand there. One that cannot be reached has
+/// released nothing.
+pub(in crate::engine) async fn marks_for(
+    engine: &Engine,
+    instance: &Instance,
+    strategy: &Strategy,
+    open: &OpenStorage,
+) -> Marks {
+    let mut storages = vec![open.clone()];
+    let marks = read_marks(engine, &storages, &instance.name).await;
+    if marks.suspects(&strategy.name).is_empty() {
+        return marks;
+    }
+    for (name, config) in &instance.storages {
+        if *name != open.name
+            && let Ok(other) = OpenStorage::open(name, config, &engine.cancel).await
+        {
+            storages.push(other);
+        }
+    }
+    read_marks(engine, &storages, &instance.name).await
+}
+
 /// What `policy` and the marks say of the snapshots of `strategy` in one storage, newest first.
 pub(in crate::engine) fn decisions(
     strategy: &Strategy,
@@ -41,6 +66,9 @@ pub(in crate::engine) fn decisions(
             let held = Reason::Held { reason: hold.reason, until: hold.until };
             protected.entry(snapshot.id.clone()).or_default().push(held);
         }
+        if marks.is_suspect(&strategy.name, &snapshot.id) {
+            protected.entry(snapshot.id.clone()).or_default().push(Reason::Suspect);
+        }
         let passed = marks
             .drilled(&strategy.name, &snapshot.id)
             .filter(|drilled| drilled.verdict == Verdict::Passed);
@@ -50,7 +78,11 @@ pub(in crate::engine) fn decisions(
         protected.entry(id).or_default().push(Reason::Drilled { at });
     }
     // Where no drill found the newest one bad, that is the one; it stays anyhow.
-    let whole = |snapshot: &&Snapshot| snapshot.is_whole() && !snapshot.is_future;
+    let whole = |snapshot: &&Snapshot| {
+        snapshot.is_whole()
+            && !snapshot.is_future
+            && !marks.is_suspect(&strategy.name, &snapshot.id)
+    };
     let newest = snapshots.iter().filter(whole).map(|snapshot| &snapshot.id).max();
     let good = snapshots
         .iter()
@@ -71,10 +103,14 @@ pub(in crate::engine) fn decisions(
 }
 
 /// Whether a snapshot is good as far as is known: nothing is missing from it, its last drill did
-/// not find it bad, and nobody found it damaged.
+/// not find it bad, it is not suspect, and nobody found it damaged.
 pub(in crate::engine) fn is_good(snapshot: &Snapshot, marks: &Marks) -> bool {
     let bad = marks
         .drilled(&snapshot.strategy, &snapshot.id)
         .is_some_and(|drilled| drilled.verdict == Verdict::Failed);
-    snapshot.is_whole() && !snapshot.is_future && !bad && !marks.is_damaged(snapshot)
+    snapshot.is_whole()
+        && !snapshot.is_future
+        && !bad
+        && !marks.is_suspect(&snapshot.strategy, &snapshot.id)
+        && !snapshot.manifest.as_ref().is_ok_and(|manifest| marks.is_damaged(manifest))
 }

@@ -11,7 +11,7 @@ use crate::model::{Completeness, Name, SnapshotId};
 /// The snapshot that `which` means, as each storage that has it has it, in the order of the
 /// storages. `which` is `latest`, or an id or the beginning of one, or the end of one (the six
 /// digits after the dash). `latest` with `at` is the newest begun at or before it; whole ones go
-/// before partial ones, and one of the future is never meant.
+/// before partial ones, and one of the future, or one that is suspect, is never meant.
 ///
 /// # Errors
 /// [`EngineError::NotFound`] when there is none, [`EngineError::Request`] when several are meant.
@@ -32,6 +32,7 @@ pub fn find(
         let before = |snapshot: &&Snapshot| {
             !snapshot.is_future && at.is_none_or(|at| snapshot.id.time() <= at)
         };
+        let good = |snapshot: &&Snapshot| before(snapshot) && !snapshot.is_suspect;
         let rank =
             |snapshot: &&Snapshot| {
                 snapshot.manifest.as_ref().ok().map(|manifest| {
@@ -41,7 +42,7 @@ pub fn find(
         let newest = listing
             .snapshots
             .iter()
-            .filter(before)
+            .filter(good)
             .filter(|one| one.manifest.is_ok())
             .max_by_key(rank);
         let unreadable = || {
@@ -62,18 +63,24 @@ pub fn find(
             let unreadable = unreadable.unwrap_or_default();
             let future =
                 future_of(&listing.snapshots).map(|words| format!(". {words}")).unwrap_or_default();
+            let suspects = suspects_of(listing.snapshots.iter().filter(before));
+            let suspects = suspects.map(|words| format!(". {words}")).unwrap_or_default();
             EngineError::NotFound(format!(
-                "There is no snapshot{usable}{when}{unreadable}{future}{}",
+                "There is no snapshot{usable}{when}{unreadable}{suspects}{future}{}",
                 hint()
             ))
         })?;
+        let newer = |one: &&Snapshot| before(one) && one.id > newest.id;
+        if let Some(words) = suspects_of(listing.snapshots.iter().filter(newer)) {
+            tracing::warn!("{words}");
+        }
         if let Some(words) = future_of(&listing.snapshots) {
             tracing::warn!("{words}");
         }
         let newer: BTreeSet<&SnapshotId> = listing
             .snapshots
             .iter()
-            .filter(before)
+            .filter(good)
             .map(|one| &one.id)
             .filter(|id| *id > &newest.id)
             .collect();
@@ -116,6 +123,21 @@ pub fn find(
             )))
         }
     }
+}
+
+/// That suspect ones of the snapshots are passed over, if there are any.
+pub(in crate::engine) fn suspects_of<'s>(
+    snapshots: impl Iterator<Item = &'s Snapshot>,
+) -> Option<String> {
+    let suspects = snapshots.filter(|snapshot| snapshot.is_suspect);
+    let ids: BTreeSet<&str> = suspects.map(|snapshot| snapshot.id.as_str()).collect();
+    let last = ids.last()?;
+    let all: Vec<&str> = ids.iter().copied().collect();
+    Some(format!(
+        "Passed over, as much less is in them than in the last good snapshot: {}. Name one by its \
+         id to use it; `backup release {last} --reason TEXT` accepts the last",
+        all.join(", ")
+    ))
 }
 
 /// That snapshots of the future are passed over, if there are any.
@@ -207,6 +229,7 @@ mod tests {
             flaws: Vec::new(),
             listed_bytes: 0,
             is_future: false,
+            is_suspect: false,
         }
     }
 

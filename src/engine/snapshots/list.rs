@@ -1,7 +1,7 @@
 //! Which snapshots there are: read from the storages themselves, with the catalog as a cache of
 //! manifests.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use chrono::{DateTime, Utc};
@@ -13,6 +13,7 @@ use crate::config::{Instance, Strategy};
 use crate::engine::context::{Engine, OpenStorage, blocking};
 use crate::engine::error::{EngineError, chain};
 use crate::engine::snapshots::documents::{Document, LARGEST_MANIFEST, PARALLEL, read_listed};
+use crate::engine::snapshots::marks::read_marks;
 use crate::engine::snapshots::present::{is_future, present};
 use crate::engine::snapshots::unexpected::Listed;
 use crate::model::{
@@ -48,6 +49,9 @@ pub struct Snapshot {
     pub listed_bytes: u64,
     /// Whether it was begun later than it is now, so that nobody knows when: it is never `latest`.
     pub is_future: bool,
+    /// Whether it has much less than the last good one, and nobody has released it: it is never
+    /// `latest`. Only [`list`] and [`mark_suspects`] look for that.
+    pub is_suspect: bool,
 }
 
 /// Why a manifest cannot be used.
@@ -156,6 +160,9 @@ pub struct Listing {
     /// What stands in a storage where the format has a file or a folder, and is none: the storage,
     /// and which with what it is. While it is there nothing is deleted beside it.
     pub unexpected: Vec<(Name, String)>,
+    /// Storages with marks that cannot be read, and why. What these say of the snapshots is not
+    /// known.
+    pub unread_marks: Vec<(Name, String)>,
 }
 
 impl Listing {
@@ -164,13 +171,52 @@ impl Listing {
         let doubt = |(name, error): &(Name, String)| {
             format!("`{name}` could not be listed, and may have a newer snapshot: {error}")
         };
-        self.unlisted.iter().map(doubt).collect()
+        let unread = |(name, error): &(Name, String)| {
+            format!("Marks in `{name}` cannot be read, so the snapshot may be suspect: {error}")
+        };
+        self.unlisted.iter().map(doubt).chain(self.unread_marks.iter().map(unread)).collect()
     }
 }
 
-/// Lists the snapshots of `selection` in every storage. A storage that cannot be listed is told
-/// apart, not left out.
+/// Lists the snapshots of `selection` in every storage, and looks which are suspect. A storage that
+/// cannot be listed is told apart, not left out.
 pub async fn list(engine: &Engine, storages: &[OpenStorage], selection: &Selection) -> Listing {
+    let mut listing = list_without_marks(engine, storages, selection).await;
+    let unread = mark_suspects(engine, storages, &mut listing.snapshots).await;
+    // That of a storage which cannot be listed is said already.
+    let unlisted: BTreeSet<&Name> = listing.unlisted.iter().map(|(name, _)| name).collect();
+    let unread = unread.into_iter().filter(|(name, _)| !unlisted.contains(name));
+    listing.unread_marks = unread.collect();
+    listing
+}
+
+/// Looks which of the snapshots are suspect, by the marks in `storages`. Returns where marks could
+/// not be read, and why.
+pub(in crate::engine) async fn mark_suspects(
+    engine: &Engine,
+    storages: &[OpenStorage],
+    snapshots: &mut [Snapshot],
+) -> Vec<(Name, String)> {
+    let mut unread = Vec::new();
+    for of_instance in snapshots.chunk_by_mut(|a, b| a.instance == b.instance) {
+        let Some(instance) = of_instance.first().map(|first| first.instance.clone()) else {
+            continue;
+        };
+        let marks = read_marks(engine, storages, &instance).await;
+        for snapshot in of_instance {
+            snapshot.is_suspect = marks.is_suspect(&snapshot.strategy, &snapshot.id);
+        }
+        unread.extend(marks.unread());
+    }
+    unread
+}
+
+/// Lists the snapshots of `selection` in every storage, for who reads the marks besides.
+pub(in crate::engine) async fn list_without_marks(
+    engine: &Engine,
+    storages: &[OpenStorage],
+    selection: &Selection,
+) -> Listing {
     let mut listing = Listing::default();
     for open in storages {
         engine.progress.begin(format!("listing {}", open.name), None);
@@ -379,6 +425,7 @@ pub(in crate::engine) async fn list_one(
                     flaws: Vec::new(),
                     listed_bytes,
                     is_future: false,
+                    is_suspect: false,
                 };
                 snapshot.flaws = flaws(storage, &snapshot, &sizes).await?;
                 Ok(Some((snapshot, keep)))
@@ -452,7 +499,12 @@ pub(in crate::engine) async fn list_side_by_side(
         let listed = match OpenStorage::open(name, config, &engine.cancel).await {
             Ok(open) => {
                 let found = list_one(engine, &open, selection).await;
-                found.map(|found| found.snapshots).map_err(|error| error.to_string())
+                let mut found =
+                    found.map(|found| found.snapshots).map_err(|error| error.to_string());
+                if let Ok(snapshots) = &mut found {
+                    mark_suspects(engine, std::slice::from_ref(&open), snapshots).await;
+                }
+                found
             }
             Err(error) => Err(chain(&error)),
         };

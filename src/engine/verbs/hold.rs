@@ -101,7 +101,7 @@ pub async fn hold(
             report.done.contains(name) || copies.iter().all(|copy| copy.storage != *name)
         });
         let mut ended = MarkReport::new(&of);
-        end_marks(engine, storages, &of, ends, &places, &mut ended).await?;
+        end_marks(engine, storages, &of, (ends, None), &places, &mut ended).await?;
         report.failed.extend(ended.failed);
     }
     Ok(report)
@@ -140,8 +140,8 @@ async fn ensure_kept(open: &OpenStorage, of: &SnapshotRef) -> Result<(), Storage
     }
 }
 
-/// Releases a snapshot: ends its holds, and what a drill said of it, that it is suspect. A mark
-/// of it that is damaged ends too.
+/// Releases a snapshot, for a `reason`: ends its holds, and what a run or a drill said of it, that
+/// it is suspect. A mark of it that is damaged ends too.
 ///
 /// # Errors
 /// [`EngineError::NotFound`] when no storage has one.
@@ -151,6 +151,7 @@ pub async fn release(
     listing: &Listing,
     of: &SnapshotRef,
     what: Released,
+    reason: Option<String>,
 ) -> Result<MarkReport, EngineError> {
     let marks = read_marks(engine, storages, &of.instance).await;
     let (ends, places) = marks.releasable(of, what);
@@ -165,7 +166,9 @@ pub async fn release(
             report.note(&open.name, write_mark(open, release).await);
         }
     }
-    end_marks(engine, storages, of, ends, &places, &mut report).await?;
+    end_marks(engine, storages, of, (ends, reason), &places, &mut report).await?;
+    // The catalog shall know: the status asks no storage.
+    read_marks(engine, storages, &of.instance).await;
     Ok(report)
 }
 
@@ -188,14 +191,14 @@ async fn end_marks(
     engine: &Engine,
     storages: &[OpenStorage],
     of: &SnapshotRef,
-    ends: Vec<MarkRef>,
+    (ends, reason): (Vec<MarkRef>, Option<String>),
     places: &BTreeSet<Name>,
     report: &mut MarkReport,
 ) -> Result<(), EngineError> {
     if ends.is_empty() {
         return Ok(());
     }
-    let mark = new_mark(engine, of, Says::Release { ends })?;
+    let mark = new_mark(engine, of, Says::Release { ends, reason })?;
     for open in storages.iter().filter(|open| places.contains(&open.name)) {
         if engine.cancel.is_cancelled() {
             return Err(EngineError::Cancelled);

@@ -9,6 +9,7 @@ use crate::engine::context::Engine;
 use crate::engine::error::EngineError;
 use crate::engine::snapshots::drills::{last_drills, to_report};
 use crate::engine::snapshots::list::list_side_by_side;
+use crate::engine::snapshots::marks::Marks;
 use crate::engine::snapshots::present::is_future;
 use crate::engine::state::locks::is_running;
 use crate::model::{Completeness, Manifest, Name, Verdict, VerificationOutcome};
@@ -205,14 +206,16 @@ async fn strategy_status(
         // As it was measured: the clock may have been set while it ran.
         last_took: last_committed.as_ref().map(|run| told(run.clone()).seconds).map(took),
     };
-    let mut storages = Vec::new();
+    let places = instance.storages.iter().map(|(name, config)| (name, config.place()));
+    let marks = Marks::known(catalog, of, places).await?;
+    let mut storages: Vec<StorageStatus> = Vec::new();
     let mut overdue = Vec::new();
     let mut unknown = Vec::new();
     for (storage, config) in
         instance.storages.iter().filter(|(storage, _)| strategy.storages.contains(storage))
     {
         let place = config.place();
-        let mut found = kept(catalog, of, name, storage, &place, now).await?;
+        let mut found = kept(catalog, of, name, storage, &place, &marks, now).await?;
         let first_listed = catalog.first_listed(&place).await?;
         if first_listed.is_none() && schedule.is_some() {
             unknown.push(storage.clone());
@@ -272,7 +275,17 @@ async fn strategy_status(
         (State::Waiting, None)
     };
     let (drills, unproven) = drills(engine, instance, strategy, since, now).await?;
-    let (state, reason) = match unproven {
+    let suspect = storages.iter().flat_map(|storage| &storage.suspect).max().map(|id| {
+        format!(
+            "`{id}` is suspect: much less is in it than in the last good snapshot, and nothing is \
+             pruned until `backup release {id} --reason TEXT`"
+        )
+    });
+    let reason = match (reason, &suspect) {
+        (Some(reason), Some(suspect)) => Some(format!("{reason}; {suspect}")),
+        (reason, _) => reason,
+    };
+    let (state, reason) = match suspect.or(unproven) {
         Some(unproven) if state.is_well() && state != State::Inactive => {
             (State::Unproven, Some(unproven))
         }
@@ -320,11 +333,13 @@ async fn kept(
     strategy: &Name,
     storage: &Name,
     place: &str,
+    marks: &Marks,
     now: DateTime<Utc>,
 ) -> Result<StorageStatus, CatalogError> {
     let mut found = StorageStatus {
         storage: storage.clone(),
         newest_whole: None,
+        suspect: Vec::new(),
         fresh: false,
         snapshots: 0,
         stored_bytes: 0,
@@ -336,7 +351,9 @@ async fn kept(
         };
         found.snapshots += 1;
         found.stored_bytes = found.stored_bytes.saturating_add(manifest.stored_bytes());
-        if manifest.completeness == Completeness::Whole && !is_future(&cached.id, now) {
+        if marks.is_suspect(strategy, &cached.id) {
+            found.suspect.push(cached.id);
+        } else if manifest.completeness == Completeness::Whole && !is_future(&cached.id, now) {
             found.newest_whole = found.newest_whole.max(Some(cached.id.time()));
         }
     }

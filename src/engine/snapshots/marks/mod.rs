@@ -1,6 +1,8 @@
 //! Marks: snapshots are held and released, and what is said of them is read before anything is
 //! deleted.
 
+mod suspicions;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
@@ -10,9 +12,8 @@ use serde::Serialize;
 use crate::catalog::CachedMark;
 use crate::engine::context::{Engine, OpenStorage};
 use crate::engine::snapshots::documents::{Document, PARALLEL, read_listed};
-use crate::engine::snapshots::list::Snapshot;
 use crate::engine::snapshots::unexpected::no_mark;
-use crate::model::{Digest, Mark, MarkRef, Name, Says, SnapshotId, SnapshotRef, Verdict};
+use crate::model::{Digest, Manifest, Mark, MarkRef, Name, Says, SnapshotId, SnapshotRef, Verdict};
 use crate::storage::{Object, Storage, StorageError};
 
 /// A larger object is no mark.
@@ -29,6 +30,8 @@ pub struct Marks {
     marks: BTreeMap<SnapshotId, BTreeMap<MarkRef, Standing>>,
     /// Every mark that a release ends.
     ended: BTreeSet<MarkRef>,
+    /// Snapshots that a run found suspect and that no storage has.
+    uncommitted: BTreeSet<SnapshotId>,
     /// Marks that cannot be read. Nobody knows what they protect.
     unreadable: Vec<Unreadable>,
     /// Storages whose marks could not be read, and why. Nobody knows what these protect.
@@ -173,7 +176,7 @@ impl Marks {
         let mut missing = Vec::new();
         let Some(of_it) = self.marks.get(id) else { return missing };
         for Standing { mark, storages } in of_it.values() {
-            let Says::Release { ends } = &mark.says else { continue };
+            let Says::Release { ends, .. } = &mark.says else { continue };
             let read = ends.iter().filter_map(|ended| of_it.get(ended));
             let unreadable = self
                 .unreadable
@@ -205,7 +208,7 @@ impl Marks {
                 let found = MarkRef { key, digest: Digest::of(&body) };
                 match Mark::from_bytes(&body, &read.key) {
                     Ok(mark) => {
-                        if let Says::Release { ends } = &mark.says {
+                        if let Says::Release { ends, .. } = &mark.says {
                             self.ended.extend(ends.iter().cloned());
                         }
                         let of_it = self.marks.entry(mark.id.clone()).or_default();
@@ -221,61 +224,10 @@ impl Marks {
         self.unreadable.push(Unreadable { storage: storage.clone(), mark, problem, is_newer });
     }
 
-    /// The snapshots of a strategy that a drill found suspect, and nobody has released.
-    pub fn suspects(&self, strategy: &Name) -> Vec<&SnapshotId> {
-        self.marks.keys().filter(|id| self.is_suspect(strategy, id)).collect()
-    }
-
-    /// Whether a drill found the snapshot suspect, and nobody has released it.
-    fn is_suspect(&self, strategy: &Name, id: &SnapshotId) -> bool {
-        let mut of_it = self.of(id).map(|(_, standing)| &standing.mark);
-        let is_suspect =
-            |mark: &Mark| mark.strategy == *strategy && matches!(mark.says, Says::Suspect { .. });
-        of_it.any(is_suspect) || self.unmarked(strategy, id).next().is_some()
-    }
-
-    /// Whether a drill found the snapshot suspect, and somebody has released it since.
-    pub fn is_released(&self, strategy: &Name, id: &SnapshotId) -> bool {
-        self.suspicions(strategy, id).next().is_some() && !self.is_suspect(strategy, id)
-    }
-
-    /// The marks of drills that found the snapshot suspect.
-    fn suspicions(&self, strategy: &Name, id: &SnapshotId) -> impl Iterator<Item = &Standing> {
-        let of_it = self.marks.get(id).into_iter().flat_map(BTreeMap::values);
-        of_it.filter(move |Standing { mark, .. }| {
-            mark.strategy == *strategy
-                && matches!(&mark.says, Says::Drill { evidence: Some(evidence), .. }
-                    if evidence.suspect)
-        })
-    }
-
-    /// The suspicions that drills did not come to mark, since they died: each as it would have
-    /// been, with the mark of its drill. In format 1 a suspicion was released by deleting it, so
-    /// there it is not known.
-    fn unmarked(
-        &self,
-        strategy: &Name,
-        id: &SnapshotId,
-    ) -> impl Iterator<Item = (MarkRef, &Standing)> {
-        let of_it = self.marks.get(id);
-        self.suspicions(strategy, id).filter(|one| one.mark.mark_id.is_some()).filter_map(
-            move |standing| {
-                let mark = standing.mark.suspicion();
-                let folder = Mark::folder(&mark.instance);
-                let key = mark.key().strip_prefix(&folder)?.to_owned();
-                let is_marked = of_it.is_some_and(|of_it| of_it.keys().any(|one| one.key == key))
-                    || self.ended.iter().any(|one| one.key == key);
-                let found = MarkRef { key, digest: Digest::of(&mark.to_bytes()) };
-                (!is_marked).then_some((found, standing))
-            },
-        )
-    }
-
     /// Whether a copy was found damaged, and nobody has said since that it is sound.
-    pub fn is_damaged(&self, snapshot: &Snapshot) -> bool {
-        let Ok(manifest) = &snapshot.manifest else { return false };
-        self.of(&snapshot.id).map(|(_, standing)| &standing.mark).any(|mark| {
-            mark.strategy == snapshot.strategy
+    pub fn is_damaged(&self, manifest: &Manifest) -> bool {
+        self.of(&manifest.id).map(|(_, standing)| &standing.mark).any(|mark| {
+            mark.strategy == manifest.strategy
                 && matches!(&mark.says, Says::Damaged { storage, .. }
                     if *storage == manifest.storage.name)
         })
@@ -326,7 +278,7 @@ impl Marks {
             return Ok(Some(problem.clone()));
         }
         if marks.is_suspect(strategy, id) {
-            return Ok(Some("a drill found it suspect".to_owned()));
+            return Ok(Some("it is suspect".to_owned()));
         }
         Ok(marks.hold(id, now).map(|hold| match hold.reason {
             Some(reason) => format!("it is held ({reason})"),
@@ -404,6 +356,7 @@ pub async fn read_marks(engine: &Engine, storages: &[OpenStorage], instance: &Na
             marks.take(&storage, instance, read);
         }
     }
+    marks.pass_over_uncommitted(storages).await;
     marks
 }
 

@@ -1,0 +1,309 @@
+//! Whether the sources have much less than in the last good snapshot. What disappears from a system
+//! is backed up as well as what is there, and retention would then delete the snapshots that have
+//! it.
+
+use crate::engine::context::OpenStorage;
+use crate::engine::error::chain;
+use crate::engine::read::fetch::read_facts;
+use crate::engine::run::Run;
+use crate::engine::snapshots::list::{Selection, Snapshot, list};
+use crate::model::{
+    Artifact, ArtifactKind, ByteSize, Facts, Manifest, Mark, Name, Note, Says, SnapshotId,
+    SnapshotRef, Suspector, total,
+};
+use crate::report::{RunReport, SourceReport};
+
+/// Counts below this are not compared.
+const FEW: u64 = 20;
+/// Sizes below this are not compared.
+const SMALL_BYTES: u64 = 1 << 20;
+
+impl Run<'_> {
+    /// Counts what each source has, compares it with the last good snapshot, and says what is much
+    /// less.
+    pub(super) async fn compare(&mut self, facts: &Facts, artifacts: &[Artifact]) {
+        for report in &mut self.reports {
+            (report.entries, report.rows) = counts(facts, &report.name);
+        }
+        let good = self.good_snapshots().await;
+        let mut suspect = false;
+        for report in &self.reports {
+            let Some((id, then)) = self.baseline(report, &good).await else { continue };
+            let now = Sizes {
+                packed: packed(artifacts.iter(), &report.name),
+                counted: Some(Counted::of(report)),
+            };
+            let percent = self.instance.max_shrink_percent(&report.name);
+            let mut fallen = nothing_left(&report.kind, &then, &now);
+            if fallen.is_empty() && then.has_other_rules(&now) {
+                let note = format!(
+                    "Its rules have changed since `{id}`, so the comparison with earlier snapshots \
+                     begins anew"
+                );
+                let note = Note { source: Some(report.name.to_string()), ..Note::from(note) };
+                self.remarks.note(note);
+                continue;
+            }
+            if fallen.is_empty() {
+                fallen = much_less(&report.kind, &then, &now, percent);
+            }
+            if !fallen.is_empty() {
+                suspect = true;
+                let reason = format!(
+                    "{} since `{id}` of {} (`max_shrink_percent` is {percent})",
+                    fallen.join(", "),
+                    id.time().format("%Y-%m-%d %H:%M UTC")
+                );
+                let note = Note { source: Some(report.name.to_string()), ..Note::from(reason) };
+                tracing::warn!(source = %report.name, "{}", note.reason);
+                self.remarks.warn(note);
+            }
+        }
+        if suspect {
+            self.suspect = true;
+            self.remarks.warn(format!(
+                "The snapshot is suspect: it is kept, but is not `latest`, and nothing of the \
+                 strategy is pruned. When it is as it should be, `backup release {} --reason TEXT`",
+                self.id
+            ));
+        }
+    }
+
+    /// What is put beside the snapshot before its manifest, where it is suspect.
+    pub(super) fn suspicion(&self) -> Option<Mark> {
+        let of = SnapshotRef {
+            instance: self.instance.name.clone(),
+            strategy: self.strategy.name.clone(),
+            id: self.id.clone(),
+        };
+        let reason = "It has much less than the last good snapshot, by its run".to_owned();
+        let says = Says::Suspect { reason, by: Suspector::Run };
+        let made = self.engine.clock.now_seconds();
+        self.suspect.then(|| Mark::new(of, self.id.clone(), made, says))
+    }
+
+    /// Every snapshot of the strategy that later ones may be held against, the newest first, by the
+    /// storages that take part in the run.
+    async fn good_snapshots(&self) -> Vec<Snapshot> {
+        let open: Vec<OpenStorage> = self
+            .members
+            .iter()
+            .filter(|place| place.reached && place.member.is_well())
+            .map(|place| place.member.open.clone())
+            .collect();
+        let selection = Selection {
+            instance: Some(self.instance.name.clone()),
+            strategy: Some(self.strategy.name.clone()),
+        };
+        let listing = list(self.engine, &open, &selection).await;
+        for doubt in listing.doubts() {
+            tracing::warn!("what the sources have is not compared with all that there is: {doubt}");
+        }
+        let mut good = listing.snapshots;
+        good.retain(|one| one.is_whole() && !one.is_future && !one.is_suspect);
+        good.reverse();
+        good
+    }
+
+    /// The newest of `good` that has the source, and what it has of it.
+    async fn baseline(
+        &self,
+        report: &SourceReport,
+        good: &[Snapshot],
+    ) -> Option<(SnapshotId, Sizes)> {
+        let kind = main_kind(&report.kind)?;
+        let has_it = |manifest: &Manifest| {
+            let mut of_it = manifest.artifacts.iter();
+            of_it.any(|one| one.source.as_ref() == Some(&report.name) && one.kind == kind)
+        };
+        let snapshot = good.iter().find(|one| one.manifest.as_ref().is_ok_and(has_it))?;
+        let manifest = snapshot.manifest.as_ref().ok()?;
+        let record = match self.engine.catalog().await {
+            Some(catalog) => {
+                let (instance, strategy) = (&self.instance.name, &self.strategy.name);
+                catalog.run(instance, strategy, &manifest.id).await.unwrap_or_else(|error| {
+                    tracing::warn!("{error}");
+                    None
+                })
+            }
+            None => None,
+        };
+        let then = record.and_then(|run| serde_json::from_str::<RunReport>(&run.report).ok());
+        let sources = then.into_iter().flat_map(|then| then.sources);
+        let counted = sources
+            .filter(|source| source.name == report.name && source.kind == report.kind)
+            .map(|source| Counted::of(&source))
+            .next();
+        let counted = match counted {
+            Some(counted) if report.kind == "command" || counted.entries.is_some() => Some(counted),
+            lost => self.by_facts(snapshot, manifest, &report.name).await.or(lost),
+        };
+        let packed = packed(manifest.artifacts.iter(), &report.name);
+        Some((manifest.id.clone(), Sizes { packed, counted }))
+    }
+
+    /// What a snapshot has of a source by its facts, where these are not encrypted.
+    async fn by_facts(
+        &self,
+        snapshot: &Snapshot,
+        manifest: &Manifest,
+        source: &Name,
+    ) -> Option<Counted> {
+        let mut open = self.members.iter().map(|place| &place.member.open);
+        let open = open.find(|open| open.name == snapshot.storage)?;
+        let facts = match read_facts(self.engine, open, manifest, &[]).await {
+            Ok(facts) => facts?,
+            Err(error) => {
+                tracing::warn!("{}", chain(&error));
+                return None;
+            }
+        };
+        let (entries, rows) = counts(&facts, source);
+        let bytes = total(facts.artifacts_of(source).map(|artifact| artifact.plain_bytes));
+        Some(Counted { entries, rows, bytes, rules: None })
+    }
+}
+
+/// What can be counted of a source, and the rows of all its tables.
+fn counts(facts: &Facts, source: &Name) -> (Option<u64>, Option<u64>) {
+    let count = |count: u128| u64::try_from(count).unwrap_or(u64::MAX);
+    let tables = || facts.tables_of(source).map(|tables| tables.len() as u64);
+    let entries = facts.entries_of(source).map(count).or_else(tables);
+    (entries, facts.rows_of(source).map(count))
+}
+
+/// The kind of the artifacts that have what a source of this `type` has.
+fn main_kind(source: &str) -> Option<ArtifactKind> {
+    Some(match source {
+        "postgres" => ArtifactKind::PgDump,
+        "sqlite" => ArtifactKind::Sqlite,
+        "directory" => ArtifactKind::Tar,
+        "command" => ArtifactKind::Stream,
+        _ => return None,
+    })
+}
+
+/// What one snapshot has of a source.
+#[derive(Debug, Clone, PartialEq)]
+struct Sizes {
+    /// By the record of its run, or its facts; none where neither can be read.
+    counted: Option<Counted>,
+    /// By its manifest.
+    packed: Packed,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct Counted {
+    entries: Option<u64>,
+    rows: Option<u64>,
+    bytes: u64,
+    rules: Option<crate::model::Digest>,
+}
+
+/// Bytes after compression, which say something beside others of the same codec only.
+#[derive(Debug, Clone, PartialEq)]
+struct Packed {
+    bytes: u64,
+    codecs: Vec<String>,
+}
+
+impl Counted {
+    fn of(report: &SourceReport) -> Self {
+        Self {
+            entries: report.entries,
+            rows: report.rows,
+            bytes: report.plain_bytes,
+            rules: report.rules_digest,
+        }
+    }
+}
+
+impl Sizes {
+    /// Whether both were taken by rules that are known, and these differ.
+    fn has_other_rules(&self, other: &Self) -> bool {
+        let rules = |sizes: &Self| sizes.counted.as_ref().and_then(|one| one.rules);
+        rules(self).zip(rules(other)).is_some_and(|(one, other)| one != other)
+    }
+}
+
+fn packed<'a>(artifacts: impl Iterator<Item = &'a Artifact>, source: &Name) -> Packed {
+    let of_it: Vec<&Artifact> =
+        artifacts.filter(|one| one.source.as_ref() == Some(source) && one.kind.is_main()).collect();
+    let mut codecs: Vec<String> = of_it.iter().map(|one| one.codec.suffix()).collect();
+    codecs.dedup();
+    Packed { bytes: total(of_it.iter().map(|one| one.compressed_bytes)), codecs }
+}
+
+/// The word for what is counted of a source of this `type`.
+fn noun(source: &str) -> &'static str {
+    if source == "directory" { "files" } else { "tables" }
+}
+
+/// What is said when nothing is left where there was something.
+fn nothing_left(source: &str, then: &Sizes, now: &Sizes) -> Vec<String> {
+    let Some(counted) = &now.counted else { return Vec::new() };
+    let fell = |what: &str, then: Option<u64>, now: Option<u64>| {
+        let then = then.filter(|then| *then > 0 && now == Some(0))?;
+        Some(format!("{then} -> 0 {what}"))
+    };
+    let is_empty = match source {
+        "command" => counted.bytes == 0,
+        "directory" => counted.entries == Some(0),
+        _ => counted.entries == Some(0) || counted.rows == Some(0),
+    };
+    if !is_empty {
+        return Vec::new();
+    }
+    let known = then.counted.as_ref().map(|then| match source {
+        "command" => fell("bytes", Some(then.bytes), Some(counted.bytes)).into_iter().collect(),
+        _ => [
+            fell(noun(source), then.entries, counted.entries),
+            fell("rows", then.rows, counted.rows),
+        ]
+        .into_iter()
+        .flatten()
+        .collect::<Vec<_>>(),
+    });
+    // Of an older record nothing was counted but bytes.
+    let is_known =
+        source == "command" || then.counted.as_ref().is_some_and(|one| one.entries.is_some());
+    if let Some(known) = known.filter(|_| is_known) {
+        return known;
+    }
+    let (before, after) = (&then.packed, &now.packed);
+    // The same emptiness is packed into about as many bytes each time; of nothing at all, into
+    // exactly as many.
+    let most = if source == "command" { after.bytes } else { after.bytes.saturating_mul(3) / 2 };
+    if before.codecs == after.codecs && before.bytes > most {
+        return vec![format!("nothing is left in it, of {} compressed", ByteSize(before.bytes))];
+    }
+    Vec::new()
+}
+
+/// What is said of each measure that fell by more than so many percent.
+fn much_less(source: &str, then: &Sizes, now: &Sizes, percent: u8) -> Vec<String> {
+    let is_less = |then: u64, now: u64, least: u64| {
+        let allowed = u128::from(100_u8.saturating_sub(percent));
+        then >= least && u128::from(now) * 100 < u128::from(then) * allowed
+    };
+    let bytes = |then: u64, now: u64, what: &str| {
+        let words = || format!("{} -> {}{what}", ByteSize(then), ByteSize(now));
+        is_less(then, now, SMALL_BYTES).then(words)
+    };
+    let count = |what: &str, counts: Option<(u64, u64)>| {
+        let (then, now) = counts.filter(|(then, now)| is_less(*then, *now, FEW))?;
+        Some(format!("{then} -> {now} {what}"))
+    };
+    let fallen = match (&then.counted, &now.counted) {
+        (Some(then), Some(now)) => [
+            count(noun(source), then.entries.zip(now.entries)),
+            count("rows", then.rows.zip(now.rows)),
+            bytes(then.bytes, now.bytes, ""),
+        ],
+        _ if then.packed.codecs == now.packed.codecs => {
+            [bytes(then.packed.bytes, now.packed.bytes, " compressed"), None, None]
+        }
+        _ => [None, None, None],
+    };
+    fallen.into_iter().flatten().collect()
+}
