@@ -61,6 +61,7 @@ mod schedule;
 mod secrets;
 mod several;
 mod status;
+mod status_page;
 mod storage;
 mod storage_faults;
 mod support;
