@@ -35,6 +35,10 @@ pub(super) async fn run(setup: &Setup, args: CheckArgs, printer: &Printer) -> an
         reports.push(engine::check(&engine, instance, &identities).await);
         drop(display);
     }
+    if let Some(first) = reports.first_mut() {
+        // Of the scheduler, which looks after all of them.
+        first.findings.extend(engine::check_listen(&settings.daemon));
+    }
     let worst = reports.iter().map(CheckReport::worst).max().unwrap_or(Level::Ok);
     if printer.is_json() {
         printer.document(&Document { instances: reports });

@@ -18,6 +18,7 @@ use crate::engine::{
 use crate::model::{ByteSize, DatabaseUrl, Name};
 use crate::source::command::CommandConfig;
 use crate::source::directory::OwnerRule;
+use crate::source::postgres::LeftStatement;
 use crate::source::process::Environment;
 use crate::source::{Action, RestoreOptions, SourceConfig};
 
@@ -335,6 +336,17 @@ fn report_text(report: &RestoreReport) -> String {
     missing_text(&mut text, &report.missing);
     let _ = writeln!(text, "  {DIM}fetched {}{DIM:#}", ByteSize(report.fetched_bytes));
     text.push_str(&remarks_text(&report.remarks, usize::MAX, ""));
+    for restored in report.restored.iter().filter(|restored| !restored.statements.is_empty()) {
+        let name = with_of(&restored.name, restored.of.as_ref());
+        let _ = writeln!(text, "  {WARN}settings left{WARN:#}  {name} in {}", restored.place);
+        for LeftStatement { sql, reason } in &restored.statements {
+            // A literal has no control characters; a name may.
+            let escaped =
+                |c: char| if c.is_control() { c.escape_default().to_string() } else { c.into() };
+            let sql: String = sql.chars().map(escaped).collect();
+            let _ = writeln!(text, "    {sql};  {DIM}-- {}{DIM:#}", reason.escape_debug());
+        }
+    }
     text
 }
 

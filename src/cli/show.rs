@@ -222,7 +222,9 @@ fn fact(name: &str, value: &serde_json::Value) -> String {
         }
         // `{name, version}` of an extension.
         serde_json::Value::Object(fields) if fields.contains_key("name") => {
-            fields.values().map(|value| fact(name, value)).collect::<Vec<_>>().join(" ")
+            // The value of a setting may be a secret.
+            let fields = fields.iter().filter(|(key, value)| *key != "value" && !value.is_null());
+            fields.map(|(_, value)| fact(name, value)).collect::<Vec<_>>().join(" ")
         }
         serde_json::Value::Object(fields) => {
             let fields = fields.iter().filter(|(_, value)| value.as_u64() != Some(0));
@@ -265,9 +267,10 @@ fn by_hand(
     manifest
         .artifacts
         .iter()
-        .filter_map(|artifact| {
-            let command = engine::by_hand(&snapshot.id, artifact, facts, &fetch(artifact))?;
-            Some(ByHand { artifact: artifact.name.clone(), command })
+        .flat_map(|artifact| {
+            let commands = engine::by_hand(&snapshot.id, artifact, facts, &fetch(artifact));
+            let artifact = &artifact.name;
+            commands.into_iter().map(|command| ByHand { artifact: artifact.clone(), command })
         })
         .collect()
 }

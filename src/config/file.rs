@@ -16,6 +16,7 @@ use serde_json::Value;
 
 use super::drill::Drill;
 use super::hooks::Hooks;
+use super::host::Host;
 use crate::model::{Name, Rate, Span};
 use crate::pipeline::{CompressionConfig, Recipient};
 use crate::report::notify::{Notify, NotifyConfig, NotifyRules};
@@ -103,6 +104,15 @@ pub struct Instance {
     #[serde(default, skip_serializing)]
     #[schemars(with = "Option<String>", extend("format" = "listen-address"))]
     pub listen: Option<SocketAddr>,
+    /// Names with a dot, such as `backup.example.org`, under which the page at `listen` may be
+    /// asked for; with a port, only at that. Addresses, `localhost` and names without a dot need
+    /// not be listed. Others are refused, so that no page in a browser reads it by a name of its
+    /// own. Set it, to `[]` if need be, where `listen` is not of this machine alone and that is
+    /// meant.
+    #[serde(default, skip_serializing)]
+    #[schemars(with = "Option<Vec<String>>", extend("items" =
+        { "type": "string", "format": "host" }, "uniqueItems" = true))]
+    pub listen_hosts: Option<Vec<Host>>,
     /// How long a run may take to end in order when it is asked to. What waits for the scheduler to
     /// stop (Docker, systemd, Kubernetes) must have more patience.
     #[serde(default = "one_minute", skip_serializing)]
@@ -136,11 +146,15 @@ pub struct Daemon {
     /// Where the scheduler tells how it goes, as an address and a port.
     #[schemars(with = "Option<String>", extend("format" = "listen-address"))]
     pub listen: Option<SocketAddr>,
+    /// Names with a dot under which that page may be asked for.
+    #[schemars(with = "Option<Vec<String>>", extend("items" =
+        { "type": "string", "format": "host" }, "uniqueItems" = true))]
+    pub listen_hosts: Option<Vec<Host>>,
 }
 
 impl Default for Daemon {
     fn default() -> Self {
-        Self { max_concurrent: one(), listen: None }
+        Self { max_concurrent: one(), listen: None, listen_hosts: None }
     }
 }
 

@@ -8,6 +8,7 @@ use std::str::FromStr;
 use serde_json::Value as Json;
 
 use super::error::{Wrong, nearest};
+use super::host::Host;
 use crate::model::{ByteSize, DatabaseUrl, Rate, Span};
 use crate::pipeline::Recipient;
 use crate::retention::{Count, Period};
@@ -48,6 +49,7 @@ fn of_text(format: &str, text: &str) -> Result<(), Wrong> {
                 "write it like `127.0.0.1:8484`, `0.0.0.0:8484` (every interface) or `[::1]:8484`",
             )
         }),
+        "host" => reads(Host::from_str(text)),
         "recipient" => recipient(text),
         // Its errors do not repeat the text.
         "uri" => reads(DatabaseUrl::try_from(text.to_owned())),

@@ -21,6 +21,7 @@ mod error;
 mod file;
 mod format;
 mod hooks;
+mod host;
 mod masked;
 mod on_schedule;
 mod own_folders;
@@ -44,6 +45,7 @@ pub use drill::{
 pub use error::{ConfigError, ConfigErrors, FindError};
 pub use file::{Daemon, Encryption, Instance, SourceRules, StorageRules, Strategy, Verification};
 pub use hooks::Hooks;
+pub use host::Host;
 pub use rules::Rules;
 pub use schema::schema;
 pub use values::environment;
@@ -115,9 +117,11 @@ impl Locations {
         }
         errors.extend(twins(&instances));
         let daemon = match instances.as_slice() {
-            [only] if daemon.is_none() => {
-                Daemon { max_concurrent: only.max_concurrent.unwrap_or(1), listen: only.listen }
-            }
+            [only] if daemon.is_none() => Daemon {
+                max_concurrent: only.max_concurrent.unwrap_or(1),
+                listen: only.listen,
+                listen_hosts: only.listen_hosts.clone(),
+            },
             several => {
                 errors.extend(several.iter().flat_map(process_settings));
                 daemon.unwrap_or_default()
@@ -221,6 +225,7 @@ fn twins(instances: &[Instance]) -> Vec<ConfigError> {
 fn process_settings(instance: &Instance) -> Vec<ConfigError> {
     let set = [
         ("listen", instance.listen.is_some()),
+        ("listen_hosts", instance.listen_hosts.is_some()),
         ("max_concurrent", instance.max_concurrent.is_some()),
     ];
     let wrong = |key: &str| {

@@ -56,7 +56,7 @@ pub use snapshots::find::{find, parse_at};
 pub use snapshots::list::{Listing, Selection, Snapshot, list};
 pub use snapshots::marks::{Drilled, Hold, Marks, Released, read_marks};
 pub use state::scheduler::{Scheduler, SchedulerLock, scheduler};
-pub use verbs::check::{CheckReport, StorageCheck, StrategyCheck, check};
+pub use verbs::check::{CheckReport, StorageCheck, StrategyCheck, check, check_listen};
 pub use verbs::diff::{
     Aspect, Change, DiffSummary, Difference, FileDifference, FileState, Tally, diff,
 };

@@ -224,7 +224,7 @@ impl Restorer for CommandRestorer {
                 "`{program}` ended with success before it had read all of the stream"
             ));
         }
-        Ok(Restored { place: format!("the command `{program}`"), remarks, files: None })
+        Ok(Restored { place: format!("the command `{program}`"), remarks, ..Restored::default() })
     }
 
     fn prepare(&self, job: RestoreJob<'_>) -> Result<(), SourceError> {
@@ -260,8 +260,8 @@ impl Restorer for CommandRestorer {
         Some(format!("the command `{}`", facts.get("program")?.as_str()?))
     }
 
-    fn by_hand(&self, artifact: &RestoreArtifact) -> String {
-        format!("cat > {}", artifact.name)
+    fn by_hand(&self, artifact: &RestoreArtifact) -> Vec<String> {
+        vec![format!("cat > {}", artifact.name)]
     }
 }
 

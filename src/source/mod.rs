@@ -444,9 +444,9 @@ pub trait Restorer {
     /// say.
     fn describe(&self, facts: &serde_json::Value) -> Option<String>;
 
-    /// The ordinary commands that restore the plain stream of `artifact` from standard input
-    /// (`… | <this>`), without this program.
-    fn by_hand(&self, artifact: &RestoreArtifact) -> String;
+    /// The ordinary commands that restore the plain stream of `artifact` without this program,
+    /// each from standard input (`… | <this>`).
+    fn by_hand(&self, artifact: &RestoreArtifact) -> Vec<String>;
 }
 
 /// What is restored.
@@ -584,6 +584,8 @@ pub struct Restored {
     pub remarks: Remarks,
     /// Of a folder: entries restored, bytes of their files, and entries removed.
     pub files: Option<RestoredFiles>,
+    /// Of a database: what of its settings somebody else has to restore.
+    pub statements: Vec<postgres::LeftStatement>,
 }
 
 /// What was restored to a folder.

@@ -90,6 +90,8 @@ const DOORS: &[(&str, &[&str], &str)] = &[
     ("std::fs", FILES, "files are touched where their faults have a meaning"),
     ("tokio::fs", &["engine::context"], "files are read and written on threads that may block"),
     ("axum", &["daemon::http"], "HTTP is served in one place"),
+    ("hyper", &["daemon::http"], "HTTP is served in one place"),
+    ("hyper_util", &["daemon::http"], "HTTP is served in one place"),
     ("tokio::net", &["daemon::http"], "only the status page listens"),
     ("println!", &["cli"], "only the cli prints"),
     ("print!", &["cli"], "only the cli prints"),

@@ -935,7 +935,7 @@ fn a_dump_is_put_into_a_folder_as_a_file_that_the_ordinary_tool_reads() {
     // What `show` prints, done by a shell and the ordinary tools.
     let copy = server.database();
     let url = url::Url::parse(&server.url).unwrap();
-    let by_hand = PostgresRestorer.by_hand(&artifact(&dumped));
+    let by_hand = PostgresRestorer.by_hand(&artifact(&dumped)).swap_remove(0);
     Call::new(&server.bench.cx, "sh", "restore by hand")
         .args(["-c", &by_hand])
         .variable(

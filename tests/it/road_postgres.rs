@@ -167,7 +167,7 @@ impl Clinic {
             .iter()
             .map(|command| command["command"].as_str().unwrap())
             .collect();
-        assert_eq!(commands.len(), 3, "roles, database, files: {commands:#?}");
+        assert_eq!(commands.len(), 4, "roles, database, its settings, files: {commands:#?}");
         for command in commands {
             let mut shell = std::process::Command::new("bash");
             shell.args(["-euo", "pipefail", "-c", command]).current_dir(dir).env_clear();

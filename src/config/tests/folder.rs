@@ -69,16 +69,18 @@ fn the_settings_of_the_scheduler_stand_in_the_only_file_or_in_that_of_the_folder
     let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
     let load = || crate::config::load(Some(folder.path()), env(&[]));
     let daemon = || load().unwrap_or_else(|errors| panic!("{errors}")).daemon;
-    let listen = "listen = \"127.0.0.1:8484\"\nmax_concurrent = 3\n";
+    let listen = "listen = \"127.0.0.1:8484\"\nlisten_hosts = [\"b.example.org\"]\n\
+                  max_concurrent = 3\n";
     let expected = crate::config::Daemon {
         max_concurrent: 3,
         listen: Some("127.0.0.1:8484".parse().unwrap()),
+        listen_hosts: Some(vec!["b.example.org".parse().unwrap()]),
     };
     write("one.toml", &format!("{listen}{}", SMALL.replace("small", "one")));
     assert_eq!(daemon(), expected);
     write("two.toml", &SMALL.replace("small", "two"));
     let errors = load().err().unwrap().to_string();
-    for key in ["listen", "max_concurrent"] {
+    for key in ["listen", "listen_hosts", "max_concurrent"] {
         assert!(
             errors.contains(&format!("one.toml: {key}: One scheduler looks after every file")),
             "{errors}"
@@ -86,7 +88,7 @@ fn the_settings_of_the_scheduler_stand_in_the_only_file_or_in_that_of_the_folder
     }
     assert!(errors.contains("`daemon.toml`"), "{errors}");
     write("one.toml", &SMALL.replace("small", "one"));
-    assert_eq!(daemon(), crate::config::Daemon { max_concurrent: 1, listen: None });
+    assert_eq!(daemon(), crate::config::Daemon::default());
     write("daemon.toml", listen);
     assert_eq!(daemon(), expected);
     assert_eq!(load().unwrap_or_else(|errors| panic!("{errors}")).instances.len(), 2);

@@ -7,14 +7,17 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{Request, State};
+use axum::http::uri::Authority;
 use axum::http::{StatusCode, header};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
-use super::limits::ConnectionLimit;
+use super::connections::serve;
+use crate::config::Host;
 use crate::daemon::{DaemonError, Scheduled};
 use crate::engine;
 use crate::model::Cancel;
@@ -22,6 +25,9 @@ use crate::report::{METRICS_TYPE, Status, metrics};
 
 /// The configuration that is in force.
 pub(in crate::daemon) type Current = watch::Receiver<Arc<Scheduled>>;
+
+/// Requests that read the catalog at a time; others wait. Liveness needs nothing.
+const READERS: usize = 8;
 
 /// Serves until it is dropped.
 pub(in crate::daemon) struct StatusPage {
@@ -46,24 +52,52 @@ impl StatusPage {
             .await
             .map_err(|error| DaemonError::Listen { address, error })?;
         let bound = listener.local_addr().unwrap_or(address);
+        let readers = Arc::new(Semaphore::new(READERS));
+        let limited = from_fn(move |request: Request, next: Next| {
+            let readers = Arc::clone(&readers);
+            async move {
+                // Nobody closes the semaphore; were it closed, nothing would be limited.
+                let _reader = readers.acquire().await;
+                next.run(request).await
+            }
+        });
         let routes = Router::new()
-            .route("/healthz", get(async || "alive\n"))
             .route("/readyz", get(ready))
             .route("/metrics", get(metrics_text))
             .route("/api/status", get(status_document))
+            .layer(limited)
+            .route("/healthz", get(async || "alive\n"))
+            .layer(from_fn_with_state(current.clone(), known_host))
             .with_state(current);
         let stop = Cancel::new();
-        let stopped = stop.clone();
-        tokio::spawn(async move {
-            let served = axum::serve(ConnectionLimit::new(listener), routes)
-                .with_graceful_shutdown(async move { stopped.cancelled().await });
-            if let Err(error) = served.await {
-                tracing::error!("the status page at {bound} ended: {error}");
-            }
-        });
+        tokio::spawn(serve(listener, routes, stop.clone()));
         tracing::info!("status at http://{bound}");
         Ok(Self { address, stop })
     }
+}
+
+/// Refuses a name that somebody else's domain could have: a page in a browser would read what it
+/// may not, from a name that came to mean this machine.
+async fn known_host(State(current): State<Current>, request: Request, next: Next) -> Response {
+    let refused = |code: StatusCode, why: String| (code, why + "\n").into_response();
+    let mut named = request.headers().get_all(header::HOST).iter();
+    let (Some(host), None) = (named.next(), named.next()) else {
+        return refused(StatusCode::BAD_REQUEST, "there must be one `Host`".to_owned());
+    };
+    // Where a request has a whole address, its host counts.
+    let whole = request.uri().authority().map(Authority::as_str);
+    for host in [Some(host.to_str().unwrap_or_default()), whole].into_iter().flatten() {
+        let host: Host = match host.parse() {
+            Ok(host) => host,
+            Err(error) => return refused(StatusCode::BAD_REQUEST, error),
+        };
+        let listed = current.borrow().settings.listen_hosts.clone().unwrap_or_default();
+        if host.is_of_a_domain() && !listed.iter().any(|one| one.means(&host)) {
+            let why = "this name is not in `listen_hosts` of the configuration";
+            return refused(StatusCode::MISDIRECTED_REQUEST, why.to_owned());
+        }
+    }
+    next.run(request).await
 }
 
 /// The status of every instance together.

@@ -431,9 +431,7 @@ fn readme(manifest: &Manifest, folder: &str) -> String {
             .iter()
             .map(|object| shell_quoted(&format!("{folder}{}", object.key)))
             .collect();
-        if let Some(command) =
-            by_hand(&manifest.id, artifact, None, &format!("cat {}", keys.join(" ")))
-        {
+        for command in by_hand(&manifest.id, artifact, None, &format!("cat {}", keys.join(" "))) {
             text.push_str(&format!("    {command}\n"));
         }
     }

@@ -39,7 +39,7 @@ pub(in crate::engine) fn restore_artifact(
     }
 }
 
-/// The ordinary commands that restore `artifact` from what `fetch` writes, in one line; none for
+/// The ordinary commands that restore `artifact` from what `fetch` writes, a line each; none for
 /// what is not restored by itself. `$KEY`, `$DATABASE` and `$DIR` stand for what only the operator
 /// knows.
 pub fn by_hand(
@@ -47,16 +47,19 @@ pub fn by_hand(
     artifact: &Artifact,
     facts: Option<&Facts>,
     fetch: &str,
-) -> Option<String> {
-    let last = restorer(artifact.kind)?.by_hand(&restore_artifact(id, artifact, facts));
+) -> Vec<String> {
+    let Some(restorer) = restorer(artifact.kind) else { return Vec::new() };
     let decrypt = (artifact.codec.encryption == Encryption::Age).then_some(r#"age -d -i "$KEY""#);
     let decompress = match artifact.codec.compression {
         Compression::Zstd => Some("zstd -d"),
         Compression::Gzip => Some("gzip -d"),
         Compression::None => None,
     };
-    let steps = [Some(fetch), decrypt, decompress, Some(&last)];
-    Some(steps.into_iter().flatten().collect::<Vec<_>>().join(" | ").replace(" | cat > ", " > "))
+    let steps = [Some(fetch), decrypt, decompress];
+    let stream = steps.into_iter().flatten().collect::<Vec<_>>().join(" | ");
+    let last = restorer.by_hand(&restore_artifact(id, artifact, facts));
+    let lines = last.iter().map(|last| format!("{stream} | {last}").replace(" | cat > ", " > "));
+    lines.collect()
 }
 
 /// A text as one word of a POSIX shell.

@@ -8,7 +8,7 @@ use futures::TryStreamExt as _;
 use serde::Serialize;
 use tokio::runtime::Handle;
 
-use crate::config::{Instance, Strategy};
+use crate::config::{Daemon, Instance, Strategy};
 use crate::engine::context::{Engine, OpenStorage};
 use crate::engine::error::chain;
 use crate::engine::read::fetch::read_facts;
@@ -191,6 +191,23 @@ pub async fn check(engine: &Engine, instance: &Instance, identities: &[Identity]
         storages,
         findings,
     }
+}
+
+/// Whether others than this machine reach the scheduler's page, and that is known.
+pub fn check_listen(daemon: &Daemon) -> Option<Finding> {
+    let address = daemon.listen.filter(|address| !address.ip().to_canonical().is_loopback())?;
+    let (level, advice) = if daemon.listen_hosts.is_some() {
+        (Level::Ok, "as `listen_hosts` is set, that is taken to be meant")
+    } else {
+        (
+            Level::Warning,
+            "it has no login. Let it listen on `127.0.0.1`, or let a firewall or a network of \
+             containers keep others away, and set `listen_hosts`: to the names with a dot under \
+             which it is asked for, or to `[]`",
+        )
+    };
+    let message = format!("Other machines may reach the page at `{address}`: {advice}");
+    Some(Finding::new(level, "listen", message))
 }
 
 fn check_strategy(instance: &Instance, strategy: &Strategy, now: DateTime<Utc>) -> StrategyCheck {

@@ -29,6 +29,7 @@ use crate::model::{
 };
 use crate::pipeline::Identity;
 use crate::source::command::CommandConfig;
+use crate::source::postgres::LeftStatement;
 use crate::source::{
     Context, Preview, RestoreArtifact, RestoreJob, RestoreOptions, RestoredFiles, SourceError,
     Target, restorer,
@@ -146,6 +147,9 @@ pub struct RestoredArtifact {
     /// Of a folder of files: what of it was restored.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub files: Option<RestoredFiles>,
+    /// Of a database: SQL that restores what of its settings was not restored.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub statements: Vec<LeftStatement>,
 }
 
 /// Refuses several artifacts for one database.
@@ -526,6 +530,7 @@ pub async fn restore(
             place: done.place,
             plain_bytes: planned.plain_bytes,
             files: done.files,
+            statements: done.statements,
         });
     }
     Ok(RestoreReport {

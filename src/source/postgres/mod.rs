@@ -10,6 +10,7 @@ mod client;
 mod cluster;
 mod restore;
 mod scratch;
+mod settings;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -25,6 +26,8 @@ pub use self::restore::PostgresRestorer;
 pub(super) use self::scratch::ScratchDatabases;
 pub use self::scratch::ScratchServer;
 use self::scratch::refuse_source;
+pub use self::settings::LeftStatement;
+use self::settings::Settings;
 use super::{
     ArtifactSpec, Context, Dumped, Finding, Level, Output, Outputs, ScratchConfig, Source,
     SourceError,
@@ -125,7 +128,7 @@ impl Postgres {
         session: Session,
         client: &Client,
         output: &mut Output,
-    ) -> Result<(Session, Census), SourceError> {
+    ) -> Result<(Session, Census, Option<Settings>), SourceError> {
         let attempt = format!("dump the database `{}`", session.server.database);
         let (call, _password) = session.address.call(cx, client, attempt)?;
         let lock_timeout = self.config.lock_timeout.duration().as_millis();
@@ -143,8 +146,13 @@ impl Postgres {
         // The session is in the task and its transaction open until the dump has ended.
         let mut session = session;
         let mut counting = AbortOnDrop(cx.runtime.spawn(async move {
-            let census = census::take(&mut session, rows).await;
-            (session, census)
+            let mut census = census::take(&mut session, rows).await;
+            let read = Settings::read(&mut session.connection, &session.server.database).await;
+            let settings = read.map_err(|error| {
+                let error = session.address.failed("read the settings of the database", &error);
+                census.remarks.warn(error.to_string());
+            });
+            (session, census, settings.ok())
         }));
         call.read_into(cx, output)?;
         block(cx, async {
@@ -205,7 +213,7 @@ impl Source for Postgres {
             blocks: false,
         };
         let mut output = outputs.create(spec).map_err(SourceError::Stream)?;
-        let (session, census) = self.dump_database(cx, session, &client, &mut output)?;
+        let (session, census, settings) = self.dump_database(cx, session, &client, &mut output)?;
         let Session { server, snapshot, connection, .. } = session;
         // The transaction need not last while a storage takes the end of the dump.
         drop(connection);
@@ -224,7 +232,7 @@ impl Source for Postgres {
             }
         };
         remarks.extend(None, census.remarks);
-        let facts = serde_json::json!({
+        let mut facts = serde_json::json!({
             "type": "postgres",
             "v": 1,
             "server_version": server.version,
@@ -240,6 +248,11 @@ impl Source for Postgres {
             "extensions": census.extensions,
             "roles": census.roles,
         });
+        if let (Some(facts), Some(serde_json::Value::Object(settings))) =
+            (facts.as_object_mut(), settings.map(serde_json::to_value).and_then(Result::ok))
+        {
+            facts.extend(settings);
+        }
         Ok(Dumped { artifacts, consistency, facts, remarks })
     }
 

@@ -13,6 +13,7 @@ use super::address::{Address, dbname_argument};
 use super::census::{ANYTHING, Server, quoted, tables};
 use super::client::{Client, Major};
 use super::scratch::{Confined, ScratchDatabase, roles};
+use super::settings::{Applied, Settings, apply};
 use super::{NO_PASSWORD, block};
 use crate::model::{ArtifactKind, ByteSize, DatabaseUrl, Remarks};
 use crate::source::place::{file_in, refuse_existing, write_nameless, write_private};
@@ -24,6 +25,14 @@ use crate::source::{
 
 /// Roles and tablespaces are a short script; more than this is not one.
 const GLOBALS_LIMIT: u64 = 64 << 20;
+
+/// Prints the statements about the database itself, for somebody to choose from. What is not needed
+/// is read all the same: the pipe would break.
+const SETTINGS_BY_HAND: &str = concat!(
+    "{ pg_restore --create --schema-only --file=-; cat > /dev/null; } | ",
+    r"awk '/^-- Name: /{p = /; Type: DATABASE/ || /^-- Name: DATABASE /} ",
+    r"/^\\(connect|(un)?restrict) /{next} p'"
+);
 
 /// The inverse of the source, for its dump and its roles.
 pub struct PostgresRestorer;
@@ -180,6 +189,29 @@ impl PostgresRestorer {
             no_owner: options.no_owner,
         }
         .restore(cx, input)
+    }
+
+    /// What the dump does not bring along.
+    fn settings(
+        cx: &Context,
+        prepared: &Prepared,
+        artifact: &RestoreArtifact,
+        options: &RestoreOptions,
+    ) -> Result<Applied, SourceError> {
+        let mut applied = Applied::default();
+        match Settings::of_facts(&artifact.facts) {
+            Ok(Some(wanted)) => {
+                let (address, database) = (&prepared.address, &prepared.server.database);
+                let applying = apply(address, database, &wanted, options.no_owner);
+                applied = block(cx, async { Ok(applying.await) })?;
+            }
+            Ok(None) => applied.remarks.note(
+                "The snapshot does not say which settings the database had, such as `ALTER \
+                 DATABASE ... SET`; `pg_restore --create --schema-only --file=-` of the dump does",
+            ),
+            Err(problem) => applied.remarks.warn(problem),
+        }
+        Ok(applied)
     }
 
     /// Roles and tablespaces. What is there already is left as it is, unless it is to be replaced.
@@ -403,7 +435,14 @@ impl Restorer for PostgresRestorer {
                 }
             }
         }
-        Ok(Restored { place: prepared.address.masked, remarks, files: None })
+        let mut statements = Vec::new();
+        if artifact.kind == ArtifactKind::PgDump && !options.scratch {
+            // Last: nobody connects to the database after this.
+            let applied = Self::settings(cx, &prepared, artifact, options)?;
+            remarks.extend(None, applied.remarks);
+            statements = applied.left;
+        }
+        Ok(Restored { place: prepared.address.masked, remarks, files: None, statements })
     }
 
     fn prepare(&self, job: RestoreJob<'_>) -> Result<(), SourceError> {
@@ -428,11 +467,14 @@ impl Restorer for PostgresRestorer {
         Some(format!("PostgreSQL {}, `{}`", text("server_version")?, text("database")?))
     }
 
-    fn by_hand(&self, artifact: &RestoreArtifact) -> String {
+    fn by_hand(&self, artifact: &RestoreArtifact) -> Vec<String> {
         match artifact.kind {
-            ArtifactKind::PgGlobals => "psql -X -d \"$DATABASE\"".to_owned(),
-            _ => "pg_restore --exit-on-error --single-transaction --no-owner -d \"$DATABASE\""
-                .to_owned(),
+            ArtifactKind::PgGlobals => vec!["psql -X -d \"$DATABASE\"".to_owned()],
+            _ => vec![
+                "pg_restore --exit-on-error --single-transaction --no-owner -d \"$DATABASE\""
+                    .to_owned(),
+                SETTINGS_BY_HAND.to_owned(),
+            ],
         }
     }
 }

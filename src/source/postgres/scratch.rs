@@ -20,6 +20,7 @@ use super::address::Address;
 use super::census::{self, Server, Session, quoted};
 use super::client::Major;
 use super::cluster::{Cluster, Login};
+use super::settings::{Settings, rehearse};
 use super::{block, default_lock_timeout};
 use crate::model::{ArtifactKind, Check, DatabaseUrl};
 use crate::source::place::write_private;
@@ -265,7 +266,14 @@ impl Scratch for ScratchDatabase {
         {
             census.counts.insert("schemas".to_owned(), dumped.into());
         }
-        Ok(compare(&cx.name, &artifact.facts, &census))
+        let mut checks = compare(&cx.name, &artifact.facts, &census);
+        if let Some(wanted) =
+            Settings::of_facts(&artifact.facts).map_err(SourceError::Unsuitable)?
+        {
+            let rehearsing = rehearse(&cx.name, &address, &self.name, &wanted);
+            checks.extend(block(cx, rehearsing)?);
+        }
+        Ok(checks)
     }
 
     fn is_to_blame(&mut self, cx: &Context, error: &SourceError) -> bool {

@@ -111,15 +111,15 @@ impl Restorer for SqliteRestorer {
         Some(format!("SQLite {}, `{}`", text("sqlite_version")?, text("file").unwrap_or_default()))
     }
 
-    fn by_hand(&self, artifact: &RestoreArtifact) -> String {
+    fn by_hand(&self, artifact: &RestoreArtifact) -> Vec<String> {
         let name = original_name(artifact).unwrap_or_else(|| artifact.name.clone());
         let plain = name.chars().all(|c| c.is_ascii_alphanumeric() || "._-+=@%,".contains(c))
             && !name.starts_with('-');
-        if plain {
+        vec![if plain {
             format!("cat > {name}")
         } else {
             format!("cat > './{}'", name.replace('\'', "'\\''"))
-        }
+        }]
     }
 }
 

@@ -356,6 +356,7 @@ impl Archiver {
             Self::Gnu => {
                 let hand = DirectoryRestorer
                     .by_hand(&artifact())
+                    .join("\n")
                     .replace("\"$DIR\"", &format!("'{}'", place.display()));
                 run("sh", &["-c".as_ref(), hand.as_ref()], tar);
             }

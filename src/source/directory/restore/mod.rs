@@ -121,7 +121,12 @@ impl DirectoryRestorer {
         };
         let (remarks, files) = extract::extract(entries, place, manner, after)
             .map_err(|error| cancelled(cx, error))?;
-        Ok(Restored { place: place.display().to_string(), remarks, files: Some(files) })
+        Ok(Restored {
+            place: place.display().to_string(),
+            remarks,
+            files: Some(files),
+            ..Restored::default()
+        })
     }
 }
 
@@ -225,8 +230,8 @@ impl Restorer for DirectoryRestorer {
         Some(format!("the folder `{}`", facts.get("path")?.as_str()?))
     }
 
-    fn by_hand(&self, _artifact: &RestoreArtifact) -> String {
-        "tar -xpf - --numeric-owner --xattrs --xattrs-include='*' -C \"$DIR\"".to_owned()
+    fn by_hand(&self, _artifact: &RestoreArtifact) -> Vec<String> {
+        vec!["tar -xpf - --numeric-owner --xattrs --xattrs-include='*' -C \"$DIR\"".to_owned()]
     }
 }
 

@@ -173,9 +173,9 @@ fn a_name_that_leads_elsewhere_is_not_used() {
     }
     let by_hand =
         |name: &str| SqliteRestorer.by_hand(&artifact(b"", &serde_json::json!({ "file": name })));
-    assert_eq!(by_hand("app.sqlite"), "cat > app.sqlite");
-    assert_eq!(by_hand("it's; rm -rf"), "cat > './it'\\''s; rm -rf'");
-    assert_eq!(by_hand("../evil"), "cat > db.sqlite");
+    assert_eq!(by_hand("app.sqlite"), ["cat > app.sqlite"]);
+    assert_eq!(by_hand("it's; rm -rf"), ["cat > './it'\\''s; rm -rf'"]);
+    assert_eq!(by_hand("../evil"), ["cat > db.sqlite"]);
 }
 
 #[test]
