@@ -1,6 +1,7 @@
 //! What a partial snapshot lacks of what is restored or dumped from it.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use serde::ser::SerializeMap as _;
 use serde::{Serialize, Serializer};
@@ -9,8 +10,12 @@ use crate::archive::index::path_member;
 use crate::archive::patterns::{Choice, Filter};
 use crate::archive::selection::lies_in;
 use crate::archive::{MissingEntry, Pattern, each_missing, lossy};
+use crate::engine::context::{Engine, OpenStorage, blocking};
+use crate::engine::error::EngineError;
+use crate::engine::read::fault::failed_in;
 use crate::engine::read::streams::ArtifactStreams;
-use crate::model::{Artifact, Cancel, Facts, Name};
+use crate::model::{Artifact, Cancel, Facts, Manifest, Name};
+use crate::pipeline::Identity;
 use crate::source::SourceError;
 
 /// How many entries are listed.
@@ -125,4 +130,34 @@ impl Missing {
         }
         Ok(())
     }
+}
+
+/// What `artifacts` of a snapshot lack of what the patterns choose.
+///
+/// # Errors
+/// When a list cannot be read.
+pub(in crate::engine) async fn missing(
+    engine: &Engine,
+    (storage, manifest, facts): (&OpenStorage, &Manifest, Option<&Arc<Facts>>),
+    artifacts: impl Iterator<Item = &Artifact>,
+    identities: &[Identity],
+    paths: &[Pattern],
+) -> Result<Missing, EngineError> {
+    let mut missing = Missing::default();
+    for artifact in artifacts {
+        let streams =
+            ArtifactStreams::new(storage, manifest, artifact, identities, facts, &engine.progress);
+        let name = artifact.name.clone();
+        let (artifact, facts, paths) = (artifact.clone(), facts.cloned(), paths.to_vec());
+        let cancel = engine.cancel.clone();
+        let added = blocking(move || {
+            let part = Part::Patterns(&paths);
+            let added = missing.add(&streams, &artifact, facts.as_deref(), &part, &cancel);
+            (missing, added)
+        });
+        let (so_far, added) = added.await?;
+        added.map_err(|error| failed_in(engine, storage, &manifest.id, &name, error))?;
+        missing = so_far;
+    }
+    Ok(missing)
 }

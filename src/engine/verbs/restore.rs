@@ -17,7 +17,7 @@ use crate::engine::read::by_hand::restore_artifact;
 use crate::engine::read::databases::Chosen;
 use crate::engine::read::fault::{failed_in, usable_manifest};
 use crate::engine::read::fetch::read_facts;
-use crate::engine::read::missing::{Missing, Part};
+use crate::engine::read::missing::{Missing, missing};
 use crate::engine::read::streams::{ArtifactStreams, beside};
 use crate::engine::read::whole::ensure_undamaged;
 use crate::engine::snapshots::list::Snapshot;
@@ -361,46 +361,15 @@ async fn prepare(
     }
     let facts = facts.map(Arc::new);
     if manifest.completeness == Completeness::Partial {
-        plan.missing = missing(engine, storage, manifest, &plan, facts.as_ref(), request).await?;
+        let artifacts = plan.artifacts.iter().map(|planned| &planned.work.artifact);
+        let side = (storage, manifest, facts.as_ref());
+        plan.missing =
+            missing(engine, side, artifacts, &request.identities, &request.options.paths).await?;
         for line in &plan.missing.entries {
             tracing::warn!(source = %line.source, path = %line.place(), "missing: {}", line.reason);
         }
     }
     Ok(Prepared { manifest: manifest.clone(), facts, plan })
-}
-
-/// What a partial snapshot lacks of what is planned.
-async fn missing(
-    engine: &Engine,
-    storage: &OpenStorage,
-    manifest: &Manifest,
-    plan: &RestorePlan,
-    facts: Option<&Arc<Facts>>,
-    request: &RestoreRequest,
-) -> Result<Missing, EngineError> {
-    let mut missing = Missing::default();
-    for planned in &plan.artifacts {
-        let artifact = planned.work.artifact.clone();
-        let streams = ArtifactStreams::new(
-            storage,
-            manifest,
-            &artifact,
-            &request.identities,
-            facts,
-            &engine.progress,
-        );
-        let (facts, paths) = (facts.cloned(), request.options.paths.clone());
-        let cancel = engine.cancel.clone();
-        let added = blocking(move || {
-            let part = Part::Patterns(&paths);
-            let added = missing.add(&streams, &artifact, facts.as_deref(), &part, &cancel);
-            (missing, added)
-        });
-        let (so_far, added) = added.await?;
-        added.map_err(|error| failed_in(engine, storage, &manifest.id, &planned.name, error))?;
-        missing = so_far;
-    }
-    Ok(missing)
 }
 
 /// Says what [`restore`] would do with the same request, and touches nothing.
