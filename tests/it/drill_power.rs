@@ -362,3 +362,32 @@ fn one_of_each_object_of_postgres_16_passes() {
 fn one_of_each_object_of_postgres_18_passes() {
     one_of_each_passes(18);
 }
+
+#[test]
+fn check_warns_of_a_drill_as_superuser() {
+    let shop = Shop::new(15);
+    let server = shop.server();
+    let found = |url: &str, code: i32| {
+        shop.configure("postgres = { url = \"${SCRATCH}\", on_source_server = true }\n");
+        let checked = shop.backup(&["check", "--json"]).env("SCRATCH", url).expect(code).json();
+        let all = checked["instances"][0]["findings"].as_array().unwrap().clone();
+        let mut levels = all
+            .iter()
+            .filter(|one| one["subject"] == "drill: daily")
+            .map(|one| one["level"].as_str().unwrap().to_owned());
+        let level = levels.next().unwrap_or_else(|| panic!("{checked:#}"));
+        assert_eq!(levels.next(), None, "{checked:#}");
+        level
+    };
+    assert_eq!(found(server.url("postgres").as_str(), 0), "warning");
+    // One that may make databases and no more, and one that may not even do that.
+    let role = Role::new(server, "");
+    let mut url = server.url("postgres");
+    url.set_username(&role.1).unwrap();
+    url.set_password(Some("pw")).unwrap();
+    for (option, level, code) in [("CREATEDB", "ok", 0), ("NOCREATEDB", "error", 1)] {
+        let name = quoted(&role.1);
+        server.run("postgres", &format!("ALTER ROLE {name} LOGIN PASSWORD 'pw' {option}"));
+        assert_eq!(found(url.as_str(), code), level, "{option}");
+    }
+}

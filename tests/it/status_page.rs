@@ -97,7 +97,7 @@ fn a_connection_without_a_request_is_closed() {
     let (_site, daemon, address) = page("");
     for sent in ["", "GET /healthz HTTP/1.1\r\n"] {
         let mut stream = TcpStream::connect(address).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(PATIENCE / 2)).unwrap();
         stream.write_all(sent.as_bytes()).unwrap();
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).unwrap();
