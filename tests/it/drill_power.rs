@@ -6,6 +6,7 @@ use std::path::Path;
 
 use tempfile::TempDir;
 
+use crate::support::needs_root;
 use crate::support::postgres::Server;
 use crate::support::shop::{Shop, assert_passed};
 use crate::support::stores::fresh;
@@ -390,4 +391,56 @@ fn check_warns_of_a_drill_as_superuser() {
         server.run("postgres", &format!("ALTER ROLE {name} LOGIN PASSWORD 'pw' {option}"));
         assert_eq!(found(url.as_str(), code), level, "{option}");
     }
+}
+
+#[test]
+fn a_cluster_of_the_drill_has_no_network() {
+    needs_root("another user and a network namespace are needed");
+    let shop = Shop::new(15);
+    let found = open_folder();
+    let seen = found.path().join("seen");
+    // Whatever works in the folder of a drill, with its user and its network; and our own.
+    let look = format!(
+        r#"[[strategies.daily.drill.checks]]
+type = "command"
+command = ["bash", "-c", '''
+    for process in /proc/[0-9]*; do
+        case "$(readlink $process/cwd)" in *holdfast_drill_*_pg/*)
+            echo "$(stat -c %U $process) $(readlink $process/ns/net)";;
+        esac
+    done 2>/dev/null | sort -u >{}
+''']
+"#,
+        seen.display()
+    );
+    shop.configure(&look);
+    shop.run();
+    assert_passed(&shop.drill(0, &[]).json());
+    let seen = std::fs::read_to_string(seen).unwrap();
+    let own = std::fs::read_link("/proc/self/ns/net").unwrap();
+    assert!(!seen.is_empty(), "no server was seen");
+    for line in seen.lines() {
+        assert!(line.starts_with("nobody net:"), "{seen}");
+        assert!(!line.ends_with(own.to_str().unwrap()), "{seen}");
+    }
+}
+
+#[test]
+fn a_user_with_other_processes_is_warned_of() {
+    needs_root("another user is needed");
+    let shop = Shop::new(15);
+    let level = |user: &str| {
+        shop.configure(&format!("postgres = {{ run_as = \"{user}\" }}\n"));
+        let check = shop.backup(&["check", "--json"]).run().json();
+        let findings = check["instances"][0]["findings"].as_array().unwrap().clone();
+        let of_drill = findings
+            .into_iter()
+            .filter(|finding| finding["subject"] == "drill: daily")
+            .find(|finding| finding["message"].as_str().unwrap().contains("cluster"));
+        of_drill.unwrap()["level"].as_str().unwrap().to_owned()
+    };
+    // The servers of the tests are its own.
+    assert_eq!(level("postgres"), "warning");
+    assert_eq!(level("nobody"), "ok");
+    assert_eq!(level("no-such-user"), "error");
 }

@@ -2,7 +2,7 @@
 //! only, and gone with it.
 
 use std::fs::{DirBuilder, File, Permissions};
-use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{
     DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown, lchown,
 };
@@ -14,8 +14,9 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::client::{Client, Major};
+use super::jail::{self, User};
 use crate::model::{DatabaseUrl, Secret};
-use crate::source::process::{Call, ProcessError};
+use crate::source::process::ProcessError;
 use crate::source::scratch::{ScratchPlace, keep_folder, remove_folder};
 use crate::source::{Context, SourceError};
 
@@ -102,10 +103,7 @@ impl Cluster {
         let config = &place.config.postgres;
         let major = major.unwrap_or(Major::OLDEST);
         let initdb = Client::choose_server(cx, config.server_dir.as_deref(), major)?;
-        let user = rustix::process::geteuid()
-            .is_root()
-            .then(|| user(config.run_as.as_deref()))
-            .transpose()?;
+        let user = jail::user(config.run_as.as_deref())?;
         let (parent, apart) = match user {
             None => (place.folder.join(cx.name.as_str()), None),
             // Nobody else may look into our own folders.
@@ -132,7 +130,7 @@ impl Cluster {
         cx: &Context,
         initdb: &Client,
         parent: &Path,
-        user: Option<(u32, u32)>,
+        user: Option<User>,
     ) -> Result<(), SourceError> {
         let folder = &self.folder;
         let io = |attempt: &'static str, path: &Path| {
@@ -160,8 +158,7 @@ impl Cluster {
             lchown(folder, Some(uid), Some(gid)).map_err(io("give away", folder))?;
         }
         let call = |tool: &'static str, attempt: &str| {
-            Call::new(cx, initdb.sibling(tool).file(), attempt.to_owned())
-                .as_user(user)
+            jail::confined(cx, user, &initdb.sibling(tool).file(), attempt)
                 .working_dir(Some(parent.to_owned()))
                 .variable("LC_ALL", "C")
                 .when_missing("Install the PostgreSQL server of that major version, all of it")
@@ -249,32 +246,6 @@ impl Cluster {
         stop(&self.folder)?;
         self.apart.as_ref().map_or(Ok(()), |apart| remove_folder(apart, stop_clusters))
     }
-}
-
-/// The number of a user that is not root, and that of its group.
-fn user(wanted: Option<&str>) -> Result<(u32, u32), SourceError> {
-    let names = wanted.map_or_else(|| vec!["postgres", "nobody"], |name| vec![name]);
-    let file = File::open("/etc/passwd").map_err(|error| SourceError::Io {
-        attempt: "read",
-        path: "/etc/passwd".to_owned(),
-        error,
-    })?;
-    let lines: Vec<String> =
-        BufReader::new(file.take(4 << 20)).lines().map_while(Result::ok).collect();
-    // name:password:uid:gid:...
-    let found = |name: &&str| {
-        let line = lines.iter().find(|line| line.split(':').next() == Some(*name))?;
-        let mut fields = line.split(':').skip(2);
-        let (uid, gid): (u32, u32) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
-        (uid != 0).then_some((uid, gid))
-    };
-    names.iter().find_map(found).ok_or_else(|| {
-        SourceError::Unsuitable(format!(
-            "PostgreSQL does not run as root, and there is no user `{}` here to run the drill's \
-             cluster as: name one with `run_as`, or a server with `url`",
-            names.join("` or `")
-        ))
-    })
 }
 
 /// A text as one word of the shell by which `pg_ctl` starts the server.
@@ -366,12 +337,6 @@ pub(in crate::source) fn stop_clusters(scratch: &Path) -> Result<(), SourceError
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_cluster_does_not_run_as_root() {
-        assert!(user(Some("root")).is_err_and(|error| error.to_string().contains("`root`")));
-        assert!(user(Some("nobody")).is_ok_and(|(uid, _)| uid != 0));
-    }
 
     #[test]
     fn a_note_of_another_process_is_not_believed() {

@@ -8,6 +8,7 @@ mod address;
 mod census;
 mod client;
 mod cluster;
+mod jail;
 mod restore;
 mod scratch;
 mod settings;

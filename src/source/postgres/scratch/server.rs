@@ -14,7 +14,7 @@ use crate::source::postgres::address::Address;
 use crate::source::postgres::census::{Server, quoted};
 use crate::source::postgres::client::{Client, Major};
 use crate::source::postgres::cluster::stop_clusters;
-use crate::source::postgres::{PostgresConfig, block};
+use crate::source::postgres::{PostgresConfig, block, jail};
 use crate::source::scratch::ScratchProvider;
 use crate::source::{Context, Finding, Level, ScratchConfig, SourceError};
 
@@ -43,7 +43,8 @@ pub struct ScratchServer {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server_dir: Option<PathBuf>,
     /// The user that the drill's own cluster runs as when the drill runs as root, which PostgreSQL
-    /// refuses to do. Default: `postgres`, else `nobody`.
+    /// refuses to do. Default: `nobody`. Code of the source's users runs as it: name one that
+    /// owns no file and no other process.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_as: Option<String>,
 }
@@ -161,24 +162,39 @@ fn check_scratch(cx: &Context, config: &ScratchServer) -> Finding {
             subject,
             format!("The user at `{address}` may not create databases: `ALTER ROLE ... CREATEDB`"),
         ),
-        Ok(None) => match Client::choose_server(cx, config.server_dir.as_deref(), Major::OLDEST) {
-            Ok(client) => Finding::new(
-                Level::Ok,
-                subject,
-                format!(
-                    "Databases go to a cluster of the drill's own, of the binaries in `{}`",
-                    client.folder.display()
-                ),
-            ),
-            Err(_) => Finding::new(
-                Level::Error,
-                subject,
-                "No server of PostgreSQL is installed here for a cluster of the drill's own: \
-                 install `postgresql`, or name a server for scratch \
-                 databases (`postgres.url` of the drill)",
-            ),
-        },
+        Ok(None) => check_cluster(cx, config),
     }
+}
+
+/// Looks whether the drill could make a cluster of its own.
+fn check_cluster(cx: &Context, config: &ScratchServer) -> Finding {
+    let subject = "postgres";
+    let Ok(client) = Client::choose_server(cx, config.server_dir.as_deref(), Major::OLDEST) else {
+        return Finding::new(
+            Level::Error,
+            subject,
+            "No server of PostgreSQL is installed here for a cluster of the drill's own: install \
+             `postgresql`, or name a server for scratch databases (`postgres.url` of the drill)",
+        );
+    };
+    let user = match jail::user(config.run_as.as_deref()) {
+        Ok(user) => user,
+        Err(error) => return Finding::new(Level::Error, subject, error.to_string()),
+    };
+    if let Some((user, process)) = user.and_then(|user| Some((user.0, jail::other_process(user)?)))
+    {
+        let message = format!(
+            "The drill's own cluster runs as the user {user}, which owns other processes \
+             ({process}): code that users of the source wrote could reach them. Set `run_as` to a \
+             user that owns none"
+        );
+        return Finding::new(Level::Warning, subject, message);
+    }
+    let message = format!(
+        "Databases go to a cluster of the drill's own, of the binaries in `{}`",
+        client.folder.display()
+    );
+    Finding::new(Level::Ok, subject, message)
 }
 
 /// What tells a server from all others: when it was started, to the microsecond, and its version.
