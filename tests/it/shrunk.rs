@@ -10,7 +10,7 @@ use crate::marks::put;
 use crate::prune::store;
 use crate::support::postgres::{Database, Server};
 use crate::support::site::Site;
-use crate::support::{Ran, age_key, files, sh, temp};
+use crate::support::{Ran, age_key, files, sh, sh_in_mounts, temp};
 
 const STORAGE: &str = r#"
 [storages.local]
@@ -423,4 +423,29 @@ async fn a_suspicion_without_its_snapshot_stops_nothing() {
     // The same of a snapshot that is there.
     put(&*storage, &mark(SnapshotRef { id: last.parse().unwrap(), ..of })).await;
     site.backup(["prune", "--plan"]).expect(1);
+}
+
+#[test]
+fn a_folder_that_must_be_a_mount_is_one() {
+    let site = full("must_be_mount = true", 3);
+    let script = r#"
+        backup() { "$1" --config app.toml "${@:2}"; }
+        for at in none tmpfs bind; do
+            case $at in
+                tmpfs) mount -t tmpfs it files; touch files/one;;
+                bind) umount files; mkdir other; touch other/one; mount --bind other files;;
+            esac
+            backup "$1" --strategy daily --json >$at.json && code=$? || code=$?
+            backup "$1" check --json >$at.check.json && check=$? || check=$?
+            echo $at $code $check
+        done
+    "#;
+    let program = env!("CARGO_BIN_EXE_backup");
+    let came = sh_in_mounts(site.dir.path(), script, &[program.as_ref()]);
+    assert_eq!(came, "none 1 1\ntmpfs 0 0\nbind 0 0\n");
+    let refused: Value =
+        serde_json::from_slice(&fs::read(site.path("none.json")).unwrap()).unwrap();
+    assert_eq!(refused["code"], "source_unsuitable");
+    assert_eq!(refused["plain_bytes"], 0);
+    assert_eq!(site.folders().len(), 2);
 }

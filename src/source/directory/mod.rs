@@ -22,6 +22,7 @@ use serde_json::json;
 pub use restore::{DirectoryRestorer, OwnerRule, OwnerRuleError};
 
 use self::dump::Dumper;
+use self::meta::is_mount;
 use self::walk::{Boundary, Scope, Walk};
 use super::scratch::refuse_overlap;
 use super::{
@@ -71,6 +72,10 @@ pub struct DirectoryConfig {
     /// beneath `path` is taken.
     #[serde(default)]
     pub one_file_system: bool,
+    /// Whether something must be mounted at `path`. Where nothing is, the run fails before anything
+    /// is read: the folder beneath a mount that is missing is not the source.
+    #[serde(default)]
+    pub must_be_mount: bool,
 }
 
 impl DirectoryConfig {
@@ -117,6 +122,12 @@ impl Directory {
             if self.config.one_file_system { Boundary::FileSystem } else { Boundary::Open };
         let scope = Scope { filter, boundary, exclude_caches: self.config.exclude_caches };
         let mut walk = Walk::open(&self.config.path, scope, &cx.cancel).map_err(refused)?;
+        if self.config.must_be_mount && !is_mount(walk.root().0).map_err(refused)? {
+            return Err(SourceError::Unsuitable(format!(
+                "Nothing is mounted at `{path}`, and `must_be_mount` is set. Mount what should be \
+                 there, or correct `path`"
+            )));
+        }
         walk.start().map_err(refused)?;
         Ok(walk)
     }

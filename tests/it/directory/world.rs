@@ -166,6 +166,7 @@ pub(crate) fn config(path: &Path) -> DirectoryConfig {
         exclude: Vec::new(),
         exclude_caches: false,
         one_file_system: false,
+        must_be_mount: false,
     }
 }
 

@@ -119,6 +119,7 @@ impl World {
             exclude,
             exclude_caches: false,
             one_file_system: false,
+            must_be_mount: false,
         };
         let dumped = Directory::new(config).dump(&self.context(), &InMemory).unwrap();
         let bytes = |artifact: Finished| artifact.into_written().downcast::<Memory>().unwrap().0;
