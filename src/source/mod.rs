@@ -577,6 +577,8 @@ pub struct Finding {
 pub enum Level {
     /// As it should be.
     Ok,
+    /// Perhaps not as it was meant.
+    Note,
     /// Works, with a drawback.
     Warning,
     /// A run would fail.

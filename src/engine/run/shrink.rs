@@ -35,6 +35,9 @@ impl Run<'_> {
             };
             let percent = self.instance.max_shrink_percent(&report.name);
             let mut fallen = nothing_left(&report.kind, &then, &now);
+            if self.instance.may_be_empty(&report.name) {
+                fallen.clear();
+            }
             if fallen.is_empty() && then.has_other_rules(&now) {
                 let note = format!(
                     "Its rules have changed since `{id}`, so the comparison with earlier snapshots \

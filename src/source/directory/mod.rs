@@ -28,9 +28,9 @@ use super::scratch::refuse_overlap;
 use super::{
     ArtifactSpec, Context, Dumped, Finding, Level, Outputs, ScratchConfig, Source, SourceError,
 };
-use crate::archive::patterns::Filter;
+use crate::archive::patterns::{Filter, Unmatched};
 use crate::archive::{Exclusion, Pattern, lossy};
-use crate::model::{ArtifactKind, Name, Note};
+use crate::model::{ArtifactKind, Name, Note, Remarks};
 
 /// How consistent a tarball of a live folder is: each file as it was while it was read, not all of
 /// one instant.
@@ -38,6 +38,13 @@ const CONSISTENCY: &str = "files";
 
 /// An entry was listed, and is there no more.
 const VANISHED: &str = "It vanished before it was read";
+
+/// How many entries `check` looks at for what patterns match: seconds of a local disk.
+const CHECKED_ENTRIES: u64 = 100_000;
+
+fn unusable(error: impl std::fmt::Display) -> SourceError {
+    SourceError::Unsuitable(format!("The patterns cannot be used together: {error}"))
+}
 
 /// About the entry at `path`.
 fn at(path: &[u8], reason: impl Into<String>) -> Note {
@@ -52,9 +59,12 @@ pub struct DirectoryConfig {
     pub path: PathBuf,
     /// Patterns of what is taken; without any, everything. A pattern without a slash matches a name
     /// at any depth, another is counted from `path`; a folder that matches is taken with all that
-    /// is in it.
+    /// is in it. One that nothing was taken for is a warning of the run.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub include: Vec<Pattern>,
+    /// Patterns as those of `include`, of what may be absent.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub include_if_present: Vec<Pattern>,
     /// Patterns of what is left out, stronger than `include`: `"*.tmp"`, `"cache/"` (folders only),
     /// `"/tmp/**"` (what is in `tmp`). A pattern that begins with `!` takes back what one before it
     /// left out; the last that matches decides. What lies in a folder that is left out cannot be
@@ -97,9 +107,45 @@ impl Directory {
     }
 
     fn filter(&self) -> Result<Filter, SourceError> {
-        Filter::new(&self.config.include, &self.config.exclude).map_err(|error| {
-            SourceError::Unsuitable(format!("The patterns cannot be used together: {error}"))
-        })
+        let include = [&self.config.include[..], &self.config.include_if_present].concat();
+        Filter::new(&include, &self.config.exclude).map_err(unusable)
+    }
+
+    /// What is wrong with a pattern of `include` that nothing is taken for.
+    fn unmatched(&self, pattern: &Pattern) -> String {
+        let text = pattern.to_string();
+        let root = self.config.path.to_string_lossy();
+        let inner =
+            text.strip_prefix(root.trim_end_matches('/')).filter(|one| one.starts_with('/'));
+        let hint = match inner {
+            Some(inner) => format!("It is counted from `path`: write `{inner}`"),
+            None => "Correct it, in upper and lower case too, or move it to `include_if_present`"
+                .to_owned(),
+        };
+        format!("`{text}` in `include` matched nothing that is taken. {hint}")
+    }
+
+    /// What is said of patterns that match nothing, of the first entries of the folder.
+    fn check_patterns(&self, mut walk: Walk<'_>) -> Result<Vec<Finding>, SourceError> {
+        walk.unmatched =
+            Unmatched::new(&self.config.include, &self.config.exclude).map_err(unusable)?;
+        walk.left = CHECKED_ENTRIES;
+        let mut remarks = Remarks::default();
+        while !walk.unmatched.is_empty() && walk.next(&mut remarks)?.is_some() {}
+        let some = if walk.left > 0 {
+            String::new()
+        } else {
+            format!(". Only the first {CHECKED_ENTRIES} entries were looked at")
+        };
+        let include = walk.unmatched.include().map(|pattern| {
+            let level = if walk.left > 0 { Level::Warning } else { Level::Note };
+            Finding::new(level, "include", format!("{}{some}", self.unmatched(pattern)))
+        });
+        let exclude = walk.unmatched.exclude().map(|rule| {
+            let message = format!("`{rule}` matched nothing that is looked at{some}");
+            Finding::new(Level::Note, "exclude", message)
+        });
+        Ok(include.chain(exclude).collect())
     }
 
     /// Opens the root and reads its first names.
@@ -137,6 +183,7 @@ impl Source for Directory {
     fn dump(&self, cx: &Context, outputs: &dyn Outputs) -> Result<Dumped, SourceError> {
         let filter = self.filter()?;
         let mut walk = self.open(&filter, cx)?;
+        walk.unmatched = Unmatched::new(&self.config.include, &[]).map_err(unusable)?;
         let create = |spec| outputs.create(spec).map_err(SourceError::Stream);
         let tar = create(ArtifactSpec {
             extension: "tar",
@@ -161,7 +208,10 @@ impl Source for Directory {
                 self.config.path.display()
             )));
         }
-        let (tar, index, entries, counts, remarks) = dumper.finish()?;
+        let (tar, index, entries, counts, mut remarks) = dumper.finish()?;
+        for pattern in walk.unmatched.include() {
+            remarks.warn(self.unmatched(pattern));
+        }
         let finish = |output| outputs.finish(output).map_err(SourceError::Stream);
         let artifacts = vec![finish(tar)?, finish(index)?];
         let facts = json!({
@@ -183,15 +233,17 @@ impl Source for Directory {
     }
 
     fn check(&self, cx: &Context) -> Vec<Finding> {
-        let filter = self.filter();
-        let opened = filter
-            .as_ref()
-            .map_err(ToString::to_string)
-            .and_then(|filter| self.open(filter, cx).map_err(|error| error.to_string()));
-        vec![match opened {
-            Ok(_) => Finding::new(Level::Ok, "path", "The folder can be read"),
-            Err(problem) => Finding::new(Level::Error, "path", problem),
-        }]
+        let looked = self.filter().and_then(|filter| {
+            let walk = self.open(&filter, cx)?;
+            self.check_patterns(walk)
+        });
+        match looked {
+            Ok(findings) => {
+                let read = Finding::new(Level::Ok, "path", "The folder can be read");
+                std::iter::once(read).chain(findings).collect()
+            }
+            Err(error) => vec![Finding::new(Level::Error, "path", error.to_string())],
+        }
     }
 
     fn refuse_scratch(

@@ -24,7 +24,7 @@ use rustix::io::Errno;
 use super::meta::{Identity, Meta};
 use crate::archive::Kind;
 use crate::archive::header::PATH_LIMIT;
-use crate::archive::patterns::{Choice, Filter};
+use crate::archive::patterns::{Choice, Filter, Unmatched};
 use crate::model::{Cancel, Remarks};
 use crate::source::SourceError;
 use crate::source::directory::{VANISHED, at};
@@ -172,6 +172,10 @@ pub(super) struct Walk<'a> {
     pub(super) excluded: u64,
     /// Entries that could not be taken.
     pub(super) skipped: u64,
+    /// Patterns that nothing was found for, of those that are put in here before the walk.
+    pub(super) unmatched: Unmatched,
+    /// How many more entries are looked at.
+    pub(super) left: u64,
 }
 
 impl<'a> Walk<'a> {
@@ -197,6 +201,8 @@ impl<'a> Walk<'a> {
             late: VecDeque::new(),
             excluded: 0,
             skipped: 0,
+            unmatched: Unmatched::default(),
+            left: u64::MAX,
         })
     }
 
@@ -279,6 +285,8 @@ impl<'a> Walk<'a> {
                 self.path.push(b'/');
             }
             self.path.extend_from_slice(name.as_bytes());
+            let Some(left) = self.left.checked_sub(1) else { return Ok(None) };
+            self.left = left;
             if let Some(found) = self.look(name, remarks) {
                 return Ok(Some(found));
             }
@@ -365,6 +373,7 @@ impl<'a> Walk<'a> {
         };
         let is_folder = meta.kind == Some(Kind::Directory);
         let choice = self.scope.filter.choose(&self.path, is_folder, within);
+        self.unmatched.see(&self.path, is_folder, choice);
         if choice == Choice::Leave {
             self.excluded += 1;
             return None;

@@ -116,6 +116,7 @@ impl World {
         let config = DirectoryConfig {
             path,
             include,
+            include_if_present: Vec::new(),
             exclude,
             exclude_caches: false,
             one_file_system: false,
