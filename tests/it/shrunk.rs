@@ -545,3 +545,21 @@ fn a_folder_that_empties_by_itself_may_say_so() {
     fill(&site, 2);
     assert!(is_suspect(&site.run(3).json()));
 }
+
+#[test]
+fn an_address_names_its_database() {
+    for (url, is_named) in [
+        ("postgresql://app@host", false),
+        ("postgresql://app@host/", false),
+        ("postgresql://app@host:5432?sslmode=prefer", false),
+        ("postgresql:///?user=app&dbname=", false),
+        ("postgresql://app@host/app", true),
+        ("postgresql:///?host=host&dbname=app", true),
+    ] {
+        let source = format!("[sources.db]\ntype = \"postgres\"\nurl = \"${{PG}}\"\n{STORAGE}");
+        let site = Site::new(&format!("{source}{STRATEGY}sources = [\"db\"]\n"));
+        let planned = site.backup(["--strategy", "daily", "--dry-run", "--json"]).env("PG", url);
+        let ran = planned.expect(if is_named { 0 } else { 2 });
+        assert_eq!(ran.err().contains("\"config_invalid_value\""), !is_named, "{url}: {ran}");
+    }
+}
