@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use globset::{Candidate, Glob, GlobBuilder, GlobSet};
+use globset::{Candidate, Glob, GlobBuilder, GlobMatcher, GlobSet};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -239,6 +239,54 @@ impl Exclusions {
         rules
             .find(|rule| folder || !rule.pattern.folders_only())
             .is_some_and(|rule| !rule.takes_back)
+    }
+}
+
+/// Patterns of a source that have matched nothing so far.
+#[derive(Default)]
+pub(crate) struct Unmatched {
+    include: Vec<(GlobMatcher, Pattern)>,
+    exclude: Vec<(GlobMatcher, Exclusion)>,
+}
+
+impl Unmatched {
+    pub(crate) fn new(include: &[Pattern], exclude: &[Exclusion]) -> Result<Self, globset::Error> {
+        let include = include
+            .iter()
+            .map(|pattern| Ok((pattern.glob()?.compile_matcher(), pattern.clone())))
+            .collect::<Result<_, _>>()?;
+        let exclude = exclude
+            .iter()
+            .map(|rule| Ok((rule.pattern.glob()?.compile_matcher(), rule.clone())))
+            .collect::<Result<_, _>>()?;
+        Ok(Self { include, exclude })
+    }
+
+    /// Takes out what matches the entry at `path`; of what is included, where it is taken.
+    pub(crate) fn see(&mut self, path: &[u8], folder: bool, choice: Choice) {
+        if self.is_empty() {
+            return;
+        }
+        let path = Candidate::from_bytes(path);
+        let misses = |matcher: &GlobMatcher, pattern: &Pattern| {
+            !(matcher.is_match_candidate(&path) && (folder || !pattern.folders_only()))
+        };
+        if choice == Choice::Take {
+            self.include.retain(|(matcher, pattern)| misses(matcher, pattern));
+        }
+        self.exclude.retain(|(matcher, rule)| misses(matcher, &rule.pattern));
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.include.is_empty() && self.exclude.is_empty()
+    }
+
+    pub(crate) fn include(&self) -> impl Iterator<Item = &Pattern> {
+        self.include.iter().map(|(_, pattern)| pattern)
+    }
+
+    pub(crate) fn exclude(&self) -> impl Iterator<Item = &Exclusion> {
+        self.exclude.iter().map(|(_, rule)| rule)
     }
 }
 

@@ -59,6 +59,7 @@ fn findings_text(findings: &[Finding]) -> String {
     for Finding { level, subject, message } in findings {
         let (word, style) = match level {
             Level::Ok => ("ok", GOOD),
+            Level::Note => ("note", DIM),
             Level::Warning => ("warning", WARN),
             Level::Error => ("error", BAD),
         };
@@ -106,7 +107,7 @@ fn report_text(report: &CheckReport, instance: &Instance) -> String {
     let number = |level| all.iter().filter(|finding| finding.level == level).count() as u64;
     let (errors, warnings) = (number(Level::Error), number(Level::Warning));
     let style = match report.worst() {
-        Level::Ok => GOOD,
+        Level::Ok | Level::Note => GOOD,
         Level::Warning => WARN,
         Level::Error => BAD,
     };

@@ -351,14 +351,24 @@ pub struct SourceRules {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 100), extend("default" = 50))]
     pub max_shrink_percent: Option<u8>,
+    /// Whether nothing may be left where there was something, as in a folder that is emptied when
+    /// its files were processed. Together with `max_shrink_percent = 100` nothing is compared.
+    #[serde(default, skip_serializing_if = "is_no")]
+    #[schemars(extend("default" = false))]
+    pub may_be_empty: bool,
 }
 
 impl SourceRules {
     /// Its keys in the table of a source.
-    pub(super) const KEYS: [&str; 1] = ["max_shrink_percent"];
+    pub(super) const KEYS: [&str; 2] = ["max_shrink_percent", "may_be_empty"];
 }
 
 impl Instance {
+    /// Whether nothing may be left of a source.
+    pub fn may_be_empty(&self, source: &Name) -> bool {
+        self.source_rules.get(source).is_some_and(|rules| rules.may_be_empty)
+    }
+
     /// By how many percent a source may be smaller than in the last good snapshot.
     pub fn max_shrink_percent(&self, source: &Name) -> u8 {
         let own = self.source_rules.get(source).and_then(|rules| rules.max_shrink_percent);
@@ -380,6 +390,11 @@ pub struct StorageRules {
     /// `max_delete_percent` for this storage, instead of the strategy's.
     #[schemars(range(min = 1, max = 100))]
     pub max_delete_percent: Option<u8>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]
+fn is_no(value: &bool) -> bool {
+    !*value
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]

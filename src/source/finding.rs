@@ -19,6 +19,8 @@ pub struct Finding {
 pub enum Level {
     /// As it should be.
     Ok,
+    /// Perhaps not as it was meant.
+    Note,
     /// Works, with a drawback.
     Warning,
     /// A run would fail.

@@ -10,7 +10,7 @@ use crate::marks::put;
 use crate::prune::store;
 use crate::support::postgres::{Database, Server};
 use crate::support::site::Site;
-use crate::support::{Ran, age_key, files, sh, temp};
+use crate::support::{Ran, age_key, files, sh, sh_in_mounts, temp};
 
 const STORAGE: &str = r#"
 [storages.local]
@@ -423,4 +423,143 @@ async fn a_suspicion_without_its_snapshot_stops_nothing() {
     // The same of a snapshot that is there.
     put(&*storage, &mark(SnapshotRef { id: last.parse().unwrap(), ..of })).await;
     site.backup(["prune", "--plan"]).expect(1);
+}
+
+#[test]
+fn a_folder_that_must_be_a_mount_is_one() {
+    let site = full("must_be_mount = true", 3);
+    let script = r#"
+        backup() { "$1" --config app.toml "${@:2}"; }
+        for at in none tmpfs bind; do
+            case $at in
+                tmpfs) mount -t tmpfs it files; touch files/one;;
+                bind) umount files; mkdir other; touch other/one; mount --bind other files;;
+            esac
+            backup "$1" --strategy daily --json >$at.json && code=$? || code=$?
+            backup "$1" check --json >$at.check.json && check=$? || check=$?
+            echo $at $code $check
+        done
+    "#;
+    let program = env!("CARGO_BIN_EXE_backup");
+    let came = sh_in_mounts(site.dir.path(), script, &[program.as_ref()]);
+    assert_eq!(came, "none 1 1\ntmpfs 0 0\nbind 0 0\n");
+    let refused: Value =
+        serde_json::from_slice(&fs::read(site.path("none.json")).unwrap()).unwrap();
+    assert_eq!(refused["code"], "source_unsuitable");
+    assert_eq!(refused["plain_bytes"], 0);
+    assert_eq!(site.folders().len(), 2);
+}
+
+/// A folder with `a/b.txt`, `a/c.pdf` and `top`.
+fn tree(rules: &str) -> Site {
+    let site = Site::new(&folder(rules));
+    fs::create_dir_all(site.path("files/a/empty")).unwrap();
+    for name in ["a/b.txt", "a/c.pdf", "top"] {
+        fs::write(site.path("files").join(name), name).unwrap();
+    }
+    site
+}
+
+/// How many warnings a run has by these rules.
+fn warnings(rules: &str) -> usize {
+    let ran = tree(rules).backup(["--strategy", "daily", "--json"]).run();
+    let report = ran.json();
+    let warnings = report["warnings"]["kept"].as_array().unwrap().len();
+    assert_eq!(ran.code(), Some(if warnings == 0 { 0 } else { 3 }), "{ran}");
+    assert_eq!(report["completeness"], "whole", "{ran}");
+    warnings
+}
+
+#[test]
+fn what_is_included_and_matched_nothing_is_a_warning() {
+    for (rules, expected) in [
+        (r#"include = ["@/files/a"]"#, 1),
+        (r#"include = ["/A", "top"]"#, 1),
+        (r#"include = ["/a", "Top"]"#, 1),
+        (r#"include = ["a", "none", "other"]"#, 2),
+        (r#"include = ["top/"]"#, 1),
+        (r#"include = ["b.txt/**", "top"]"#, 1),
+        (r#"include = ["/a/empty/**", "top"]"#, 1),
+        // What is taken already matches all the same.
+        (r#"include = ["a", "*.pdf", "/a/empty/"]"#, 0),
+        (r#"include = ["*.pdf", "top"]"#, 0),
+        (r#"include = ["/a/**", "top"]"#, 0),
+        // It is there, and is left out.
+        (
+            r#"include = ["*.pdf", "top"]
+            exclude = ["*.pdf"]"#,
+            1,
+        ),
+        (
+            r#"include = ["a", "*.pdf"]
+            exclude = ["a/c.pdf"]"#,
+            1,
+        ),
+        (r#"include_if_present = ["none", "a"]"#, 0),
+        (
+            r#"include = ["top"]
+            include_if_present = ["none/**", "/a/*.pdf"]"#,
+            0,
+        ),
+        (r#"exclude = ["none"]"#, 0),
+    ] {
+        assert_eq!(warnings(rules), expected, "{rules}");
+    }
+}
+
+#[test]
+fn what_may_be_absent_is_taken_where_it_is_there() {
+    let site = tree("include = [\"top\"]\ninclude_if_present = [\"none\", \"*.pdf\"]");
+    site.run(0);
+    site.backup(["restore", "--to", "restored"]).dir(site.dir.path()).expect(0);
+    let taken: Vec<_> = files(&site.path("restored/files")).into_keys().collect();
+    assert_eq!(taken, ["a/c.pdf", "top"]);
+}
+
+#[test]
+fn check_names_patterns_that_match_nothing() {
+    let site = tree(
+        r#"include = ["a", "top", "none"]
+exclude = ["*.txt", "*.tmp", "/a/none/", "!b.txt", "!/x"]"#,
+    );
+    let checked = site.backup(["check", "--json"]).expect(0).json();
+    let findings = checked["instances"][0]["sources"][0]["findings"].as_array().unwrap().clone();
+    let of = |level: &str, subject: &str| {
+        let meant = |one: &&Value| one["level"] == level && one["subject"] == subject;
+        findings.iter().filter(meant).count()
+    };
+    assert_eq!(of("warning", "include"), 1, "{findings:#?}");
+    assert_eq!(of("note", "exclude"), 3, "{findings:#?}");
+    assert_eq!(findings.len(), 5, "{findings:#?}");
+}
+
+#[test]
+fn a_folder_that_empties_by_itself_may_say_so() {
+    let site = full("max_shrink_percent = 100\nmay_be_empty = true", 200);
+    site.run(0);
+    fill(&site, 0);
+    assert!(!is_suspect(&site.run(0).json()));
+    // For itself it allows no half.
+    let site = full("may_be_empty = true", 200);
+    site.run(0);
+    fill(&site, 2);
+    assert!(is_suspect(&site.run(3).json()));
+}
+
+#[test]
+fn an_address_names_its_database() {
+    for (url, is_named) in [
+        ("postgresql://app@host", false),
+        ("postgresql://app@host/", false),
+        ("postgresql://app@host:5432?sslmode=prefer", false),
+        ("postgresql:///?user=app&dbname=", false),
+        ("postgresql://app@host/app", true),
+        ("postgresql:///?host=host&dbname=app", true),
+    ] {
+        let source = format!("[sources.db]\ntype = \"postgres\"\nurl = \"${{PG}}\"\n{STORAGE}");
+        let site = Site::new(&format!("{source}{STRATEGY}sources = [\"db\"]\n"));
+        let planned = site.backup(["--strategy", "daily", "--dry-run", "--json"]).env("PG", url);
+        let ran = planned.expect(if is_named { 0 } else { 2 });
+        assert_eq!(ran.err().contains("\"config_invalid_value\""), !is_named, "{url}: {ran}");
+    }
 }

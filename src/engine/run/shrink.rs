@@ -35,6 +35,9 @@ impl Run<'_> {
             };
             let percent = self.instance.max_shrink_percent(&report.name);
             let mut fallen = nothing_left(&report.kind, &then, &now);
+            if self.instance.may_be_empty(&report.name) {
+                fallen.clear();
+            }
             if fallen.is_empty() && then.has_other_rules(&now) {
                 let note = format!(
                     "Its rules have changed since `{id}`, so the comparison with earlier snapshots \
@@ -306,4 +309,86 @@ fn much_less(source: &str, then: &Sizes, now: &Sizes, percent: u8) -> Vec<String
         _ => [None, None, None],
     };
     fallen.into_iter().flatten().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Counted, Packed, Sizes, much_less, nothing_left};
+    use crate::model::Digest;
+
+    fn sizes(entries: Option<u64>, rows: Option<u64>, bytes: u64, packed: u64) -> Sizes {
+        Sizes {
+            counted: Some(Counted { entries, rows, bytes, rules: None }),
+            packed: Packed { bytes: packed, codecs: vec![".zst".to_owned()] },
+        }
+    }
+
+    fn lost(sizes: Sizes) -> Sizes {
+        Sizes { counted: None, ..sizes }
+    }
+
+    #[test]
+    fn nothing_counts_whatever_is_known_of_before() {
+        let full = || sizes(Some(3), Some(5), 40, 1_000);
+        let none = sizes(Some(0), Some(0), 0, 100);
+        for source in ["directory", "command", "sqlite", "postgres"] {
+            assert!(!nothing_left(source, &full(), &none).is_empty(), "{source}");
+            assert!(!nothing_left(source, &lost(full()), &none).is_empty(), "{source}");
+            assert!(nothing_left(source, &full(), &full()).is_empty(), "{source}");
+            assert!(nothing_left(source, &none, &none).is_empty(), "{source}");
+            assert!(nothing_left(source, &lost(none.clone()), &none).is_empty(), "{source}");
+        }
+        // Bytes alone say nothing of what a folder has; of an older record there are no others.
+        let old = sizes(None, None, 3_000, 1_000);
+        assert!(!nothing_left("directory", &old, &none).is_empty());
+        // Tables that lost their rows.
+        assert!(!nothing_left("postgres", &full(), &sizes(Some(3), Some(0), 30, 900)).is_empty());
+        assert!(nothing_left("postgres", &full(), &sizes(Some(3), None, 30, 900)).is_empty());
+        let other = Packed { codecs: vec![".gz".to_owned()], ..full().packed };
+        let other = Sizes { packed: other, counted: None };
+        assert!(nothing_left("directory", &other, &none).is_empty(), "another codec");
+    }
+
+    #[test]
+    fn each_measure_counts_by_itself_from_a_size_on() {
+        let mib = 1 << 20;
+        let full = sizes(Some(20), Some(20), mib, mib);
+        for (now, fallen) in [
+            (sizes(Some(10), Some(10), mib / 2, 0), 0),
+            (sizes(Some(9), Some(20), mib, mib), 1),
+            (sizes(Some(20), Some(9), mib, mib), 1),
+            (sizes(Some(20), None, mib / 2 - 1, mib), 1),
+            (sizes(Some(9), Some(9), 1, 1), 3),
+            (sizes(None, None, mib, 1), 0),
+        ] {
+            assert_eq!(much_less("postgres", &full, &now, 50).len(), fallen, "{now:?}");
+            assert!(much_less("postgres", &full, &now, 100).is_empty(), "{now:?}");
+        }
+        let small = sizes(Some(19), Some(19), mib - 1, mib - 1);
+        let one = sizes(Some(1), Some(1), 1, 1);
+        assert!(much_less("directory", &small, &one, 50).is_empty());
+        assert_eq!(much_less("directory", &lost(full), &one, 50).len(), 1);
+        assert!(much_less("directory", &lost(small), &one, 50).is_empty());
+        let huge = sizes(Some(u64::MAX), Some(u64::MAX), u64::MAX, u64::MAX);
+        assert_eq!(much_less("directory", &huge, &one, 99).len(), 3);
+        assert!(much_less("directory", &one, &huge, 1).is_empty());
+    }
+
+    #[test]
+    fn rules_differ_where_both_are_known() {
+        let with = |rules: Option<&str>| {
+            let mut sizes = sizes(None, None, 0, 0);
+            sizes.counted.as_mut().unwrap().rules = rules.map(|rules| Digest::of(rules.as_bytes()));
+            sizes
+        };
+        for (one, other, differ) in [
+            (Some("a"), Some("b"), true),
+            (Some("a"), Some("a"), false),
+            (None, Some("a"), false),
+            (Some("a"), None, false),
+        ] {
+            assert_eq!(with(one).has_other_rules(&with(other)), differ);
+        }
+        assert!(!lost(with(Some("a"))).has_other_rules(&with(Some("b"))));
+    }
 }

@@ -53,6 +53,17 @@ impl Meta {
     }
 }
 
+/// Whether something is mounted at the open folder. Where the system does not tell, whether its
+/// file system is another than that of the folder it lies in.
+pub(super) fn is_mount(folder: BorrowedFd<'_>) -> Result<bool, Errno> {
+    let stat = rustix::fs::statx(folder, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS)?;
+    if stat.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT) {
+        return Ok(stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT));
+    }
+    let parent = Meta::at(folder, c"..")?;
+    Ok(Meta::from(&stat).device() != parent.device())
+}
+
 impl From<&Statx> for Meta {
     fn from(stat: &Statx) -> Self {
         let mode = u32::from(stat.stx_mode);

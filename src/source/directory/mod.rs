@@ -23,7 +23,7 @@ use serde_json::json;
 pub use restore::{DirectoryRestorer, OwnerRule, OwnerRuleError};
 
 use self::dump::{DumpedTree, Dumper};
-use self::meta::Identity;
+use self::meta::{Identity, is_mount};
 use self::scope::{Boundary, Scope, identified};
 use self::walk::Walk;
 use super::scratch::refuse_overlap;
@@ -31,9 +31,9 @@ use super::{
     ArtifactSpec, Context, Dumped, Finding, Level, Outputs, OwnFolder, ScratchConfig, Source,
     SourceError,
 };
-use crate::archive::patterns::Filter;
+use crate::archive::patterns::{Filter, Unmatched};
 use crate::archive::{Exclusion, Pattern, Rules, lossy};
-use crate::model::{ArtifactKind, Name, Note};
+use crate::model::{ArtifactKind, Name, Note, Remarks};
 
 /// How consistent a tarball of a live folder is: each file as it was while it was read, not all of
 /// one instant.
@@ -41,6 +41,13 @@ const CONSISTENCY: &str = "files";
 
 /// An entry was listed, and is there no more.
 const VANISHED: &str = "It vanished before it was read";
+
+/// How many entries `check` looks at for what patterns match: seconds of a local disk.
+const CHECKED_ENTRIES: u64 = 100_000;
+
+fn unusable(error: impl std::fmt::Display) -> SourceError {
+    SourceError::Unsuitable(format!("The patterns cannot be used together: {error}"))
+}
 
 /// About the entry at `path`.
 fn at(path: &[u8], reason: impl Into<String>) -> Note {
@@ -55,9 +62,12 @@ pub struct DirectoryConfig {
     pub path: PathBuf,
     /// Patterns of what is taken; without any, everything. A pattern without a slash matches a name
     /// at any depth, another is counted from `path`; a folder that matches is taken with all that
-    /// is in it.
+    /// is in it. One that nothing was taken for is a warning of the run.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub include: Vec<Pattern>,
+    /// Patterns as those of `include`, of what may be absent.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub include_if_present: Vec<Pattern>,
     /// Patterns of what is left out, stronger than `include`: `"*.tmp"`, `"cache/"` (folders only),
     /// `"/tmp/**"` (what is in `tmp`). A pattern that begins with `!` takes back what one before it
     /// left out; the last that matches decides. What lies in a folder that is left out cannot be
@@ -75,6 +85,10 @@ pub struct DirectoryConfig {
     /// beneath `path` is taken.
     #[serde(default)]
     pub one_file_system: bool,
+    /// Whether something must be mounted at `path`. Where nothing is, the run fails before anything
+    /// is read: the folder beneath a mount that is missing is not the source.
+    #[serde(default)]
+    pub must_be_mount: bool,
 }
 
 impl DirectoryConfig {
@@ -95,10 +109,53 @@ impl Directory {
         Self { config }
     }
 
+    fn rules(&self) -> Rules {
+        Rules {
+            include: [&self.config.include[..], &self.config.include_if_present].concat(),
+            exclude: self.config.exclude.clone(),
+        }
+    }
+
     fn filter(&self) -> Result<Filter, SourceError> {
-        Filter::new(&self.config.include, &self.config.exclude).map_err(|error| {
-            SourceError::Unsuitable(format!("The patterns cannot be used together: {error}"))
-        })
+        let Rules { include, exclude } = self.rules();
+        Filter::new(&include, &exclude).map_err(unusable)
+    }
+
+    /// What is wrong with a pattern of `include` that nothing is taken for.
+    fn unmatched(&self, pattern: &Pattern) -> String {
+        let text = pattern.to_string();
+        let root = self.config.path.to_string_lossy();
+        let inner =
+            text.strip_prefix(root.trim_end_matches('/')).filter(|one| one.starts_with('/'));
+        let hint = match inner {
+            Some(inner) => format!("It is counted from `path`: write `{inner}`"),
+            None => "Correct it, in upper and lower case too, or move it to `include_if_present`"
+                .to_owned(),
+        };
+        format!("`{text}` in `include` matched nothing that is taken. {hint}")
+    }
+
+    /// What is said of patterns that match nothing, of the first entries of the folder.
+    fn check_patterns(&self, mut walk: Walk<'_>) -> Result<Vec<Finding>, SourceError> {
+        walk.unmatched =
+            Unmatched::new(&self.config.include, &self.config.exclude).map_err(unusable)?;
+        walk.left = CHECKED_ENTRIES;
+        let mut remarks = Remarks::default();
+        while !walk.unmatched.is_empty() && walk.next(&mut remarks)?.is_some() {}
+        let some = if walk.left > 0 {
+            String::new()
+        } else {
+            format!(". Only the first {CHECKED_ENTRIES} entries were looked at")
+        };
+        let include = walk.unmatched.include().map(|pattern| {
+            let level = if walk.left > 0 { Level::Warning } else { Level::Note };
+            Finding::new(level, "include", format!("{}{some}", self.unmatched(pattern)))
+        });
+        let exclude = walk.unmatched.exclude().map(|rule| {
+            let message = format!("`{rule}` matched nothing that is looked at{some}");
+            Finding::new(Level::Note, "exclude", message)
+        });
+        Ok(include.chain(exclude).collect())
     }
 
     /// Opens the root and reads its first names.
@@ -126,6 +183,12 @@ impl Directory {
             if self.config.one_file_system { Boundary::FileSystem } else { Boundary::Open };
         let scope = Scope { filter, boundary, own, exclude_caches: self.config.exclude_caches };
         let mut walk = Walk::open(&self.config.path, scope, &cx.cancel).map_err(refused)?;
+        if self.config.must_be_mount && !is_mount(walk.root().0).map_err(refused)? {
+            return Err(SourceError::Unsuitable(format!(
+                "Nothing is mounted at `{path}`, and `must_be_mount` is set. Mount what should be \
+                 there, or correct `path`"
+            )));
+        }
         walk.start().map_err(refused)?;
         Ok(walk)
     }
@@ -136,6 +199,7 @@ impl Source for Directory {
         let filter = self.filter()?;
         let own = identified(&cx.own_folders);
         let mut walk = self.open(&filter, &own, cx)?;
+        walk.unmatched = Unmatched::new(&self.config.include, &[]).map_err(unusable)?;
         let create = |spec| outputs.create(spec).map_err(SourceError::Stream);
         let tar = create(ArtifactSpec {
             extension: "tar",
@@ -162,7 +226,10 @@ impl Source for Directory {
                 self.config.path.display()
             )));
         }
-        let DumpedTree { tar, index, missing, entries, counts, remarks } = dumper.finish()?;
+        let DumpedTree { tar, index, missing, entries, counts, mut remarks } = dumper.finish()?;
+        for pattern in walk.unmatched.include() {
+            remarks.warn(self.unmatched(pattern));
+        }
         let artifacts = [Some(tar), Some(index), missing]
             .into_iter()
             .flatten()
@@ -187,16 +254,18 @@ impl Source for Directory {
     }
 
     fn check(&self, cx: &Context) -> Vec<Finding> {
-        let filter = self.filter();
         let own = identified(&cx.own_folders);
-        let opened = filter
-            .as_ref()
-            .map_err(ToString::to_string)
-            .and_then(|filter| self.open(filter, &own, cx).map_err(|error| error.to_string()));
-        let mut findings = vec![match opened {
-            Ok(_) => Finding::new(Level::Ok, "path", "The folder can be read"),
-            Err(problem) => Finding::new(Level::Error, "path", problem),
-        }];
+        let looked = self.filter().and_then(|filter| {
+            let walk = self.open(&filter, &own, cx)?;
+            self.check_patterns(walk)
+        });
+        let mut findings = match looked {
+            Ok(findings) => {
+                let read = Finding::new(Level::Ok, "path", "The folder can be read");
+                std::iter::once(read).chain(findings).collect()
+            }
+            Err(error) => vec![Finding::new(Level::Error, "path", error.to_string())],
+        };
         findings.extend(own_within(&own, &self.config.path).map(|own| {
             let message = format!(
                 "`{}` is {}: its contents are left out of the backup",

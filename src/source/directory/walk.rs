@@ -25,7 +25,7 @@ use super::meta::{Identity, Meta};
 use super::scope::{Listener, Scope, own_folder};
 use crate::archive::Kind;
 use crate::archive::header::PATH_LIMIT;
-use crate::archive::patterns::Choice;
+use crate::archive::patterns::{Choice, Unmatched};
 use crate::model::Cancel;
 use crate::source::SourceError;
 use crate::source::directory::VANISHED;
@@ -142,6 +142,10 @@ pub(super) struct Walk<'a> {
     pub(super) excluded: u64,
     /// Entries that could not be taken.
     pub(super) skipped: u64,
+    /// Patterns that nothing was found for, of those that are put in here before the walk.
+    pub(super) unmatched: Unmatched,
+    /// How many more entries are looked at.
+    pub(super) left: u64,
 }
 
 impl<'a> Walk<'a> {
@@ -167,6 +171,8 @@ impl<'a> Walk<'a> {
             late: VecDeque::new(),
             excluded: 0,
             skipped: 0,
+            unmatched: Unmatched::default(),
+            left: u64::MAX,
         })
     }
 
@@ -260,6 +266,8 @@ impl<'a> Walk<'a> {
                 self.path.push(b'/');
             }
             self.path.extend_from_slice(name.as_bytes());
+            let Some(left) = self.left.checked_sub(1) else { return Ok(None) };
+            self.left = left;
             if let Some(found) = self.look(name, heard) {
                 return Ok(Some(found));
             }
@@ -344,6 +352,7 @@ impl<'a> Walk<'a> {
         };
         let is_folder = meta.kind == Some(Kind::Directory);
         let choice = self.scope.filter.choose(&self.path, is_folder, within);
+        self.unmatched.see(&self.path, is_folder, choice);
         if choice == Choice::Leave {
             self.excluded += 1;
             return None;

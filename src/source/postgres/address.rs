@@ -153,6 +153,10 @@ impl Address {
         Ok(Self { masked, host, port, user, database, password, parameters, connect_timeout })
     }
 
+    pub(super) fn names_database(&self) -> bool {
+        self.database.is_some()
+    }
+
     /// Whether both name the same database of the same server, by the same words.
     pub(super) fn is_same_database(&self, other: &Self) -> bool {
         let database = |address: &Self| address.database.clone().or_else(|| address.user());

@@ -52,7 +52,8 @@ fn named(name: &str) -> Result<User, SourceError> {
     })
 }
 
-/// A process of the user that is no drill's: code in a cluster that runs as this user could reach it.
+/// A process of the user that is no drill's: code in a cluster that runs as the user could reach
+/// it.
 pub(super) fn other_process((uid, _): User) -> Option<u32> {
     let processes = std::fs::read_dir("/proc").ok()?.flatten();
     let is_theirs = |folder: &Path| {

@@ -82,7 +82,15 @@ impl PostgresConfig {
     /// # Errors
     /// [`SourceError::Unsuitable`].
     pub fn validate(&self) -> Result<(), SourceError> {
-        Address::new(&self.url, self.password.as_ref()).map(|_| ())
+        let address = Address::new(&self.url, self.password.as_ref())?;
+        // libpq takes the one named as the user: mostly an empty one, dumped as it is.
+        if address.names_database() {
+            return Ok(());
+        }
+        Err(SourceError::Unsuitable(format!(
+            "The address `{}` names no database. Add it: `postgresql://user@host/database`",
+            address.masked
+        )))
     }
 
     /// Makes relative paths absolute.

@@ -163,9 +163,11 @@ pub(crate) fn config(path: &Path) -> DirectoryConfig {
     DirectoryConfig {
         path: path.to_owned(),
         include: Vec::new(),
+        include_if_present: Vec::new(),
         exclude: Vec::new(),
         exclude_caches: false,
         one_file_system: false,
+        must_be_mount: false,
     }
 }
 

@@ -121,9 +121,11 @@ impl World {
         let config = DirectoryConfig {
             path,
             include,
+            include_if_present: Vec::new(),
             exclude,
             exclude_caches: false,
             one_file_system: false,
+            must_be_mount: false,
         };
         let dumped = Directory::new(config).dump(&self.context(), &InMemory).unwrap();
         let bytes = |artifact: Finished| artifact.into_written().downcast::<Memory>().unwrap().0;
