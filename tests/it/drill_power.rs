@@ -178,6 +178,18 @@ fn no_code_of_the_source_runs_a_program() {
     }
 }
 
+#[test]
+fn without_root_no_code_runs_a_program_either() {
+    let shop = Shop::new(15);
+    let folder = open_folder();
+    shop.database.run(&carriers(folder.path()));
+    with_roles(&shop, &format!("work_dir = \"@/w\"\n{CHECKS}"));
+    shop.run();
+    let drill = shop.backup(&["drill", "--strategy", "daily", "--json"]);
+    assert_passed(&drill.as_user(65534, shop.site.dir.path()).expect(0).json());
+    assert_eq!(ran(folder.path()), [""; 0]);
+}
+
 /// One object of each kind that `pg_dump` knows, as far as a server has it without packages.
 fn one_of_each(role: &str, event: &str, server: &Server) -> String {
     let for_schema = "CREATE PUBLICATION of_schema FOR TABLES IN SCHEMA app;";

@@ -258,7 +258,7 @@ fn an_ordinary_user_restores_beside_what_stays_closed() {
 fn deleting_spares_what_the_rules_leave_out() {
     let site = Site::new(
         "[sources.data]\ntype = \"directory\"\npath = \"@/data\"\nexclude_caches = true\n\
-         include = [\"keep/\", \"*.txt\", \"/some/where/*.pdf\"]\n\
+         include = [\"keep/\", \"/some/where/*.pdf\"]\ninclude_if_present = [\"*.txt\"]\n\
          exclude = [\"*.tmp\", \"/keep/cache/\"]\n\
          [storages.local]\ntype = \"local\"\npath = \"@/store\"\n\
          [strategies.daily]\nsources = [\"data\"]\nstorages = [\"local\"]\n",

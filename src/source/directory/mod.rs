@@ -215,9 +215,7 @@ impl Source for Directory {
             bulk: false,
             blocks: false,
         })?;
-        let rules =
-            Rules { include: self.config.include.clone(), exclude: self.config.exclude.clone() };
-        let mut dumper = Dumper::new(tar, index, rules, outputs, &cx.cancel)?;
+        let mut dumper = Dumper::new(tar, index, self.rules(), outputs, &cx.cancel)?;
         dumper.run(&mut walk).map_err(|error| cancelled(cx, error))?;
         if walk.root_is_gone() {
             return Err(SourceError::Unsuitable(format!(

@@ -139,6 +139,28 @@ impl Backup {
         self
     }
 
+    /// Run as an ordinary user without any rights, who is given `folder` and all that is in it, and
+    /// a copy of the program there.
+    pub fn as_user(mut self, uid: u32, folder: &Path) -> Self {
+        needs_root("another user is needed");
+        let program = folder.join("program");
+        std::fs::copy(self.command.get_program(), &program).unwrap();
+        sh(folder, "chown -Rh \"$1:$1\" .", &[uid.to_string().as_ref()]);
+        let mut command = Command::new("setpriv");
+        command
+            .args([format!("--reuid={uid}"), format!("--regid={uid}")])
+            .args(["--clear-groups", "--no-new-privs", "--inh-caps=-all", "--bounding-set=-all"])
+            .arg(program)
+            .args(self.command.get_args())
+            .env_clear()
+            .envs(self.command.get_envs().filter_map(|(name, value)| Some((name, value?))))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        self.command = command;
+        self
+    }
+
     /// Given that long.
     pub fn patience(mut self, patience: Duration) -> Self {
         self.patience = patience;
