@@ -354,3 +354,45 @@ async fn objects_without_a_name_go_with_the_snapshot() {
     assert_eq!(second.outcome, Outcome::Success, "{second:?}");
     assert!(!folder.exists(), "{:?}", world.names());
 }
+
+/// A hundred thousand tables and a million warnings.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_largest_honest_facts_are_committed_and_restored() {
+    use crate::engine::{Destination, RestoreRequest, Selection, list, restore};
+
+    const TABLES: usize = 100_000;
+    let world = World::new();
+    let source = Acting(|outputs: &dyn Outputs| {
+        let table = |number| {
+            let name = format!("table_{number}_with_a_name_as_they_are");
+            json!({ "schema": "public", "name": name, "kind": "table", "rows": number })
+        };
+        let mut dumped = dumped(vec![write(outputs, spec("out"), b"content")]);
+        let tables: Vec<_> = (0..TABLES).map(table).collect();
+        dumped.facts = json!({ "type": "command", "v": 1, "bytes": 7, "tables": tables });
+        for number in 0..1_000_000 {
+            dumped.remarks.warn(format!("warning {number}"));
+        }
+        Ok(dumped)
+    });
+    let report = world.run(Arc::new(source)).await;
+    assert_eq!(report.outcome, Outcome::Problems, "{report:?}");
+    assert_eq!(report.remarks.warnings.count(), 1_000_000);
+    let (engine, open) = world.open().await;
+    let manifest = world.manifest(&report.id).await;
+    let facts = crate::engine::read_facts(&engine, &open, &manifest, &[]).await.unwrap().unwrap();
+    assert_eq!(facts.sources[0].facts["tables"].as_array().unwrap().len(), TABLES);
+    let out = world.folder.path().join("out");
+    let request = RestoreRequest {
+        sources: Vec::new(),
+        databases: Vec::new(),
+        destination: Destination::Folder(out.clone()),
+        options: crate::source::RestoreOptions::default(),
+        identities: Vec::new(),
+        work_dir: world.instance.work_dir.clone(),
+        no_progress_timeout: std::time::Duration::from_secs(60),
+    };
+    let listing = list(&engine, std::slice::from_ref(&open), &Selection::default()).await;
+    restore(&engine, &open, &listing.snapshots[0], &request).await.unwrap();
+    assert_eq!(std::fs::read(out.join("db/db.out")).unwrap(), b"content");
+}
