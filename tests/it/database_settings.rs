@@ -150,6 +150,11 @@ fn a_superuser_restores_every_setting(major: u32) {
     assert_eq!(left(&ran), [""; 0]);
     assert_eq!(settings(&target), settings(&world.database));
     assert_eq!(target.number("SELECT count(*) FROM t"), 1);
+    // And once more over it, though sessions there only read by now.
+    world.restore(&target.url(), &["--json"], 1);
+    let again = world.restore(&target.url(), &["--json", "--overwrite"], 0);
+    assert_eq!(left(&again), [""; 0]);
+    assert_eq!(settings(&target), settings(&world.database));
     // Into a server where owner and reader are others, of which nothing is wanted.
     let plain = server.database();
     let ran = world.restore(&plain.url(), &["--no-owner", "--json"], 0);

@@ -163,6 +163,20 @@ fn only_names_that_are_listed_may_have_a_dot() {
 }
 
 #[test]
+fn a_reload_takes_over_the_names() {
+    let (site, mut daemon, address) = page("");
+    let request = "GET /healthz HTTP/1.1\r\nHost: backup.example.org\r\n\r\n";
+    assert_eq!(code(&ask(address, request)), "421");
+    let text = std::fs::read_to_string(site.config()).unwrap();
+    std::fs::write(site.config(), format!("listen_hosts = [\"backup.example.org\"]\n{text}"))
+        .unwrap();
+    site.backup(["reload"]).expect(0);
+    daemon.says("the new configuration is taken over");
+    assert_eq!(code(&ask(address, request)), "200");
+    daemon.stop();
+}
+
+#[test]
 fn check_warns_of_a_page_for_other_machines() {
     for (listen, more, level) in [
         ("127.0.0.1:8484", "", None),

@@ -170,6 +170,16 @@ impl Address {
         self
     }
 
+    /// The same, whose sessions write where the database says that they only read.
+    pub(super) fn for_writing(mut self) -> Self {
+        const WRITING: &str = "-c default_transaction_read_only=off";
+        match self.parameters.iter_mut().find(|(parameter, _)| *parameter == "options") {
+            Some((_, options)) => *options = format!("{options} {WRITING}"),
+            None => self.parameters.push(("options", WRITING.to_owned())),
+        }
+        self
+    }
+
     /// Connects.
     ///
     /// # Errors

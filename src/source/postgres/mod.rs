@@ -155,12 +155,9 @@ impl Postgres {
         // The session is in the task and its transaction open until the dump has ended.
         let mut session = session;
         let mut counting = AbortOnDrop(cx.runtime.spawn(async move {
+            let settings = settings_of(&mut session).await;
             let mut census = census::take(&mut session, rows).await;
-            let read = Settings::read(&mut session.connection, &session.server.database).await;
-            let settings = read.map_err(|error| {
-                let error = session.address.failed("read the settings of the database", &error);
-                census.remarks.warn(error.to_string());
-            });
+            let settings = settings.map_err(|error| census.remarks.warn(error.to_string()));
             (session, census, settings.ok())
         }));
         call.read_into(cx, output)?;
@@ -350,6 +347,18 @@ impl Source for Postgres {
     ) -> Result<(), SourceError> {
         refuse_source(cx, &config.postgres, name, &self.config)
     }
+}
+
+/// The settings of the database, in the session's snapshot. A failure leaves that as it is.
+async fn settings_of(session: &mut Session) -> Result<Settings, SourceError> {
+    let attempt = "read the settings of the database";
+    let Session { connection, address, server, .. } = session;
+    let failed = |error: sqlx::Error| address.failed(attempt, &error);
+    sqlx::raw_sql("SAVEPOINT settings").execute(&mut *connection).await.map_err(failed)?;
+    let read = Settings::read(connection, &server.database).await;
+    let end = if read.is_ok() { "RELEASE settings" } else { "ROLLBACK TO settings" };
+    sqlx::raw_sql(end).execute(connection).await.map_err(failed)?;
+    read.map_err(failed)
 }
 
 /// Some of the tables that a dump would fail at.

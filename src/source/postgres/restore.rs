@@ -59,7 +59,14 @@ impl PostgresRestorer {
                     .to_owned(),
             ));
         };
-        let address = Address::new(url, None)?;
+        let mut address = Address::new(url, None)?;
+        if options.overwrite
+            && Settings::of_facts(&artifact.facts)
+                .is_ok_and(|it| it.is_some_and(|it| it.only_reads()))
+        {
+            // It is what an earlier restore of such a snapshot made it.
+            address = address.for_writing();
+        }
         let attempt = "look whether the database is empty";
         let looking = async {
             let mut connection = address.connect().await?;

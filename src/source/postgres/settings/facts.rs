@@ -152,6 +152,11 @@ impl Settings {
         Ok(read)
     }
 
+    /// Whether sessions of the database read only, unless they say otherwise.
+    pub(in crate::source::postgres) fn only_reads(&self) -> bool {
+        self.settings.iter().any(|one| one.name == "default_transaction_read_only")
+    }
+
     /// The privileges, those of a new database written out.
     pub(super) fn privileges(&self) -> Vec<Privilege> {
         let of = |role: Option<String>, privilege: &str| Privilege {

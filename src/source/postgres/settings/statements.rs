@@ -215,7 +215,71 @@ fn elements(list: &str) -> Option<Vec<String>> {
 
 #[cfg(test)]
 mod tests {
-    use super::{elements, literal};
+    use serde_json::json;
+
+    use super::super::facts::Settings;
+    use super::{elements, literal, needed};
+
+    fn facts(facts: &serde_json::Value) -> Settings {
+        Settings::of_facts(facts).unwrap().unwrap()
+    }
+
+    #[test]
+    fn names_from_a_storage_stay_names() {
+        let hostile = "x\"; DROP ROLE a; --";
+        let text = "'; DROP ROLE a; --";
+        let wanted = facts(&json!({
+            "settings": [{ "role": hostile, "name": hostile, "value": "'; DROP ROLE a; --\\" }],
+            "connection_limit": -1,
+            "comment": text,
+            "acl": [
+                { "role": hostile, "privilege": "CREATE" },
+                { "role": "b", "privilege": "CONNECT ON DATABASE c TO d; --" },
+            ],
+            "security_labels": [{ "provider": hostile, "label": text }],
+            "owner": hostile,
+        }));
+        let found = facts(&json!({ "settings": [], "connection_limit": -1, "owner": "o" }));
+        let (name, text) = (r#""x""; DROP ROLE a; --""#, "'''; DROP ROLE a; --'");
+        let sql: Vec<String> =
+            needed(&wanted, &found, hostile).into_iter().map(|one| one.sql).collect();
+        assert_eq!(
+            sql,
+            [
+                format!(
+                    r"ALTER ROLE {name} IN DATABASE {name} SET {name} TO E'''; DROP ROLE a; --\\'"
+                ),
+                format!("COMMENT ON DATABASE {name} IS {text}"),
+                format!("SECURITY LABEL FOR {name} ON DATABASE {name} IS {text}"),
+                format!("REVOKE TEMPORARY ON DATABASE {name} FROM PUBLIC"),
+                format!("REVOKE CONNECT ON DATABASE {name} FROM PUBLIC"),
+                format!("REVOKE TEMPORARY ON DATABASE {name} FROM \"o\""),
+                format!("REVOKE CONNECT ON DATABASE {name} FROM \"o\""),
+                format!("ALTER DATABASE {name} OWNER TO {name}"),
+            ]
+        );
+    }
+
+    #[test]
+    fn nothing_is_needed_where_all_is_there() {
+        let all = facts(&json!({
+            "settings": [{ "name": "search_path", "value": "\"a\", b" }],
+            "connection_limit": 3,
+            "acl": [{ "role": null, "privilege": "CONNECT" }],
+            "owner": "o",
+        }));
+        let same = facts(&json!({
+            "settings": [{ "name": "Search_Path", "value": "a, b" }, { "name": "c", "value": "d" }],
+            "connection_limit": 3,
+            "acl": [
+                { "role": null, "privilege": "CONNECT" },
+                { "role": "e", "privilege": "CREATE" },
+            ],
+            "comment": "stays",
+            "owner": "o",
+        }));
+        assert!(needed(&all, &same, "db").is_empty());
+    }
 
     #[test]
     fn lists_are_taken_apart_as_the_server_does() {
