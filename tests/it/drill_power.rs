@@ -186,7 +186,7 @@ fn without_root_no_code_runs_a_program_either() {
     with_roles(&shop, &format!("work_dir = \"@/w\"\n{CHECKS}"));
     shop.run();
     let drill = shop.backup(&["drill", "--strategy", "daily", "--json"]);
-    assert_passed(&drill.as_user(65534, shop.site.dir.path()).expect(0).json());
+    assert_passed(&drill.with_user(65534, shop.site.dir.path()).expect(0).json());
     assert_eq!(ran(folder.path()), [""; 0]);
 }
 

@@ -2,6 +2,7 @@
 //! called damaged, and costs no more memory than any other.
 
 use std::fs::File;
+use std::io::{BufRead as _, Write as _};
 use std::path::Path;
 use std::process::Command;
 
@@ -25,7 +26,13 @@ const TREE: u64 = 96 << 20;
 
 /// The exit code of `backup` with these arguments, its peak in bytes and what it printed.
 fn judged(site: &Site, args: &[&str]) -> (i32, u64, String) {
+    judged_with(site, args, &[])
+}
+
+/// The same with more variables in the environment.
+fn judged_with(site: &Site, args: &[&str], variables: &[(&str, String)]) -> (i32, u64, String) {
     let output = Command::new("python3")
+        .envs(variables.iter().map(|(name, value)| (name, value)))
         .args(["-c", JUDGE, env!("CARGO_BIN_EXE_backup"), "--config"])
         .arg(site.config())
         .args(args)
@@ -216,4 +223,43 @@ fn local_files_without_end_are_refused() {
     endless(&site.config());
     let (code, peak, said) = judged(&site, &["list", "--json"]);
     assert!(code != 0 && peak <= BOUND && said.contains("config_unreadable"), "{peak}: {said}");
+}
+
+/// A server on this machine that answers every request without end.
+fn flood() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            std::thread::spawn(move || {
+                let mut asked = std::io::BufReader::new(stream.try_clone().unwrap()).lines();
+                while asked.next().is_some_and(|line| line.is_ok_and(|line| !line.is_empty())) {}
+                let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n{\"Code\": \"";
+                let _ = stream.write_all(head.as_bytes());
+                let chunk = vec![b'x'; 1 << 20];
+                while stream.write_all(&chunk).is_ok() {}
+            });
+        }
+    });
+    port
+}
+
+#[test]
+fn answers_of_an_identity_service_are_cut() {
+    let name = fresh("hostile");
+    let storage = s3_storage("local", &s3("S3S"), &name);
+    let without_keys: String = storage
+        .lines()
+        .filter(|line| !line.contains("access_key"))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    let site = Site::new(&format!(
+        "{}{without_keys}[strategies.daily]\nsources = [\"dump\"]\nstorages = [\"local\"]\n",
+        SCRIPTED.split("[storages.local]").next().unwrap()
+    ));
+    let service = format!("http://127.0.0.1:{}/credentials", flood());
+    let variables = [("AWS_CONTAINER_CREDENTIALS_FULL_URI", service)];
+    let (code, peak, said) = judged_with(&site, &["list", "--json"], &variables);
+    assert!(code != 0 && peak <= BOUND && said.contains("more than"), "{peak}: {said}");
 }

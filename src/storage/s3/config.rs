@@ -10,8 +10,7 @@ use aws_config::meta::region::RegionProviderChain;
 use aws_config::profile::ProfileFileRegionProvider;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::interceptors::{
-    BeforeDeserializationInterceptorContextMut, BeforeDeserializationInterceptorContextRef,
-    InterceptorContext,
+    BeforeDeserializationInterceptorContextRef, InterceptorContext,
 };
 use aws_sdk_s3::config::retry::{
     ClassifyRetry, RetryAction, RetryConfig, RetryPartition, TokenBucket,
@@ -19,21 +18,16 @@ use aws_sdk_s3::config::retry::{
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{
     Config, ConfigBag, Credentials, Intercept, Region, RequestChecksumCalculation,
-    ResponseChecksumValidation, RuntimeComponents, SharedHttpClient, StalledStreamProtectionConfig,
+    ResponseChecksumValidation, RuntimeComponents, StalledStreamProtectionConfig,
 };
 use aws_sdk_s3::error::BoxError;
-use aws_sdk_s3::primitives::SdkBody;
-use aws_smithy_http_client::tls;
-use aws_smithy_runtime_api::client::orchestrator::Metadata;
 use aws_types::service_config::ServiceConfigKey;
 use chrono::{DateTime, Utc};
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{ByteSize, Secret, Span, read_input, without_credentials};
+use super::http;
+use crate::model::{ByteSize, Secret, Span, without_credentials};
 use crate::storage::{StorageError, check_key};
 
 /// The smallest part that S3 takes, but for the last one:
@@ -50,8 +44,6 @@ const QUICK: Duration = Duration::from_secs(60);
 const SLOWEST: u64 = 16 << 10;
 /// How long a connection may move nothing.
 const STALL: Duration = Duration::from_secs(60);
-/// A file of more bytes has no certificates.
-const CA_BYTES: u64 = 16 << 20;
 const MAX_BACKOFF: Duration = Duration::from_secs(20);
 
 /// A bucket of S3 or of a store that speaks its protocol.
@@ -348,9 +340,11 @@ impl S3Config {
                 "the configuration",
             ));
         }
-        if let Some(file) = &self.ca_file {
-            loader = loader.http_client(trusting(file)?);
-        }
+        let http_client = match &self.ca_file {
+            Some(file) => http::trusting(file)?,
+            None => http::plain(),
+        };
+        loader = loader.http_client(http::for_credentials(http_client.clone()));
         let loaded = loader.load().await;
         let of_the_service = ServiceConfigKey::builder()
             .service_id("S3")
@@ -365,6 +359,7 @@ impl S3Config {
             .or(of_the_service)
             .or_else(|| loaded.endpoint_url().map(ToOwned::to_owned));
         let mut config = aws_sdk_s3::config::Builder::from(&loaded)
+            .http_client(http_client)
             .force_path_style(self.path_style.unwrap_or(endpoint.is_some()))
             // Newer defaults add checksums that stores other than AWS refuse. Ours travel as
             // headers, where they are understood.
@@ -383,7 +378,7 @@ impl S3Config {
                     .build(),
             )
             .retry_classifier(Busy)
-            .interceptor(Limits)
+            .interceptor(http::Limits)
             .timeout_config(timeouts(QUICK))
             .stalled_stream_protection(
                 StalledStreamProtectionConfig::enabled().grace_period(STALL).build(),
@@ -421,38 +416,6 @@ pub(super) fn patience(bytes: usize) -> aws_sdk_s3::config::Builder {
     Config::builder().timeout_config(timeouts(QUICK.saturating_add(transfer)))
 }
 
-/// An HTTP client that also trusts the certificates in `file`. They are read here first, since the
-/// client itself takes a file that is none for a mistake of the programmer.
-fn trusting(file: &Path) -> Result<SharedHttpClient, StorageError> {
-    let unsuitable = |problem: String| {
-        StorageError::unsuitable(format!(
-            "The `ca_file` `{}` cannot be used: {problem}",
-            file.display()
-        ))
-    };
-    let pem = read_input(file, CA_BYTES).map_err(|error| unsuitable(error.to_string()))?;
-    let certificates = CertificateDer::pem_slice_iter(&pem)
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| unsuitable(format!("it is not in the form PEM ({error})")))?;
-    if certificates.is_empty() {
-        return Err(unsuitable("it has no certificate in the form PEM".to_owned()));
-    }
-    let mut roots = rustls::RootCertStore::empty();
-    for certificate in certificates {
-        roots
-            .add(certificate)
-            .map_err(|error| unsuitable(format!("a certificate in it is not one ({error})")))?;
-    }
-    let context = tls::TlsContext::builder()
-        .with_trust_store(tls::TrustStore::default().with_pem_certificate(pem))
-        .build()
-        .map_err(|error| unsuitable(error.to_string()))?;
-    Ok(aws_smithy_http_client::Builder::new()
-        .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::AwsLc))
-        .tls_context(context)
-        .build_https())
-}
-
 /// Retries what a store says when it is busy, beside what the SDK knows of.
 #[derive(Debug)]
 struct Busy;
@@ -467,47 +430,6 @@ impl ClassifyRetry for Busy {
 
     fn name(&self) -> &'static str {
         "Busy"
-    }
-}
-
-/// The largest answer that is read into memory: a page of a listing with a thousand long keys.
-const LARGEST_ANSWER: usize = 8 << 20;
-/// The largest answer that says why a request failed.
-const LARGEST_REFUSAL: usize = 1 << 20;
-
-/// Ends what the SDK would read into memory without a limit: everything but the content of an
-/// object.
-#[derive(Debug)]
-struct Limits;
-
-impl Intercept for Limits {
-    fn name(&self) -> &'static str {
-        "Limits"
-    }
-
-    fn modify_before_deserialization(
-        &self,
-        context: &mut BeforeDeserializationInterceptorContextMut<'_>,
-        _: &RuntimeComponents,
-        bag: &mut ConfigBag,
-    ) -> Result<(), BoxError> {
-        let is_content = bag.load::<Metadata>().is_some_and(|of| of.name() == "GetObject");
-        let response = context.response_mut();
-        let limit = match response.status().is_success() {
-            true if is_content => return Ok(()),
-            true => LARGEST_ANSWER,
-            false => LARGEST_REFUSAL,
-        };
-        let body = std::mem::replace(response.body_mut(), SdkBody::taken());
-        let limited = Limited::new(body, limit).map_err(move |error| -> BoxError {
-            if error.is::<LengthLimitError>() {
-                format!("the answer has more than {}", ByteSize(limit as u64)).into()
-            } else {
-                error
-            }
-        });
-        *response.body_mut() = SdkBody::from_body_1_x(limited);
-        Ok(())
     }
 }
 

@@ -14,6 +14,7 @@
 
 mod config;
 mod fault;
+mod http;
 mod list;
 mod read;
 mod upload;

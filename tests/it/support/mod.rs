@@ -141,7 +141,7 @@ impl Backup {
 
     /// Run as an ordinary user without any rights, who is given `folder` and all that is in it, and
     /// a copy of the program there.
-    pub fn as_user(mut self, uid: u32, folder: &Path) -> Self {
+    pub fn with_user(mut self, uid: u32, folder: &Path) -> Self {
         needs_root("another user is needed");
         let program = folder.join("program");
         std::fs::copy(self.command.get_program(), &program).unwrap();
