@@ -47,6 +47,7 @@ fn configuration(mebibytes: u64, storages: &str, names: &str, more: &str) -> Str
         "threads = 2\n{more}\n\
          [sources.noise]\ntype = \"command\"\n\
          command = [\"head\", \"-c\", \"{bytes}\", \"/dev/urandom\"]\n\
+         max_shrink_percent = 100\n\
          {storages}\n\
          [strategies.daily]\nschedule = \"30 1 * * *\"\nsources = [\"noise\"]\n\
          storages = [{names}]\n\

@@ -10,7 +10,7 @@ use crate::marks::put;
 use crate::prune::store;
 use crate::support::postgres::{Database, Server};
 use crate::support::site::Site;
-use crate::support::{Ran, age_key, files, sh, sh_in_mounts, temp};
+use crate::support::{Ran, age_key, files, repository, sh, sh_in_mounts, temp};
 
 const STORAGE: &str = r#"
 [storages.local]
@@ -98,6 +98,10 @@ fn an_emptied_folder_costs_no_good_snapshot() {
     assert_eq!(strategy["storages"][0]["suspect"].as_array().unwrap().len(), 3);
     let newest = strategy["storages"][0]["newest_whole"].as_str().unwrap();
     assert!(good.starts_with(&newest.replace(['-', ':'], "")[..15]), "{newest}");
+    let checked = site.backup(["check", "--json"]).expect(0).json();
+    let findings = checked["instances"][0]["storages"][0]["findings"].as_array().unwrap();
+    let marks = findings.iter().filter(|one| one["subject"] == "marks");
+    assert_eq!(marks.filter(|one| one["level"] == "warning").count(), 3, "{checked:#}");
     // Nothing is deleted.
     for args in [&["--yes"][..], &["--yes", "--force"], &["--plan"]] {
         let plan = site.backup(["prune", "--json"]).args(args).expect(1).json();
@@ -214,12 +218,13 @@ impl Everything {
 #[test]
 fn nothing_where_there_was_something_always_counts() {
     type Empty = fn(&Everything);
-    let cases: [(&str, Empty); 7] = [
+    let cases: [(&str, Empty); 8] = [
         ("files", |all| all.shell("rm files/*")),
         ("files", |all| all.shell("rm files/*; mkdir -p files/some/folders")),
         ("out", |all| all.shell(": >out")),
         ("lite", |all| all.lite("DROP TABLE t")),
         ("lite", |all| all.lite("DELETE FROM t")),
+        ("lite", |all| all.shell(": >lite.db")),
         ("pg", |all| all.database.run("DROP TABLE t")),
         ("pg", |all| all.database.run("DELETE FROM t")),
     ];
@@ -561,5 +566,32 @@ fn an_address_names_its_database() {
         let planned = site.backup(["--strategy", "daily", "--dry-run", "--json"]).env("PG", url);
         let ran = planned.expect(if is_named { 0 } else { 2 });
         assert_eq!(ran.err().contains("\"config_invalid_value\""), !is_named, "{url}: {ran}");
+    }
+}
+
+#[test]
+fn shipped_strategies_take_what_may_be_absent_silently() {
+    for (file, source, present) in [
+        ("ella", "settings", &["ella_config.yml"][..]),
+        ("ella", "incoming", &[]),
+        ("pixel", "deployment", &[".env", "docker-compose.yml"]),
+    ] {
+        let text = repository().join("strategies").join(file).with_extension("toml");
+        let shipped: toml::Table = fs::read_to_string(text).unwrap().parse().unwrap();
+        let mut table = shipped["sources"][source].as_table().unwrap().clone();
+        table.insert("path".to_owned(), "@/files".into());
+        let table = toml::to_string(&table).unwrap();
+        let strategy = format!("{STORAGE}{STRATEGY}sources = [\"files\"]\n");
+        let site = Site::new(&format!("[sources.files]\n{table}{strategy}"));
+        fill(&site, if present.is_empty() { 30 } else { 0 });
+        for name in present {
+            fs::write(site.path("files").join(name), name).unwrap();
+        }
+        let ran = site.run(0);
+        assert_ne!(ran.json()["sources"][0]["entries"], 0, "{file} {source}: {ran}");
+        if present.is_empty() {
+            fill(&site, 0);
+        }
+        site.run(0);
     }
 }

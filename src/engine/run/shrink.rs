@@ -6,7 +6,7 @@ use crate::engine::context::OpenStorage;
 use crate::engine::error::chain;
 use crate::engine::read::fetch::read_facts;
 use crate::engine::run::Run;
-use crate::engine::snapshots::list::{Selection, Snapshot, list};
+use crate::engine::snapshots::list::{Listing, Selection, Snapshot, list};
 use crate::model::{
     Artifact, ArtifactKind, ByteSize, Facts, Manifest, Mark, Name, Note, Says, SnapshotId,
     SnapshotRef, Suspector, total,
@@ -25,7 +25,13 @@ impl Run<'_> {
         for report in &mut self.reports {
             (report.entries, report.rows) = counts(facts, &report.name);
         }
-        let good = self.good_snapshots().await;
+        let listing = self.listing().await;
+        for doubt in listing.doubts() {
+            self.remarks.note(format!("The sources are not compared with all snapshots: {doubt}"));
+        }
+        let mut good = listing.snapshots;
+        good.retain(|one| one.is_whole() && !one.is_future && !one.is_suspect);
+        good.reverse();
         let mut suspect = false;
         for report in &self.reports {
             let Some((id, then)) = self.baseline(report, &good).await else { continue };
@@ -85,9 +91,8 @@ impl Run<'_> {
         self.suspect.then(|| Mark::new(of, self.id.clone(), made, says))
     }
 
-    /// Every snapshot of the strategy that later ones may be held against, the newest first, by the
-    /// storages that take part in the run.
-    async fn good_snapshots(&self) -> Vec<Snapshot> {
+    /// The snapshots of the strategy in the storages that take part in the run.
+    async fn listing(&self) -> Listing {
         let open: Vec<OpenStorage> = self
             .members
             .iter()
@@ -98,17 +103,10 @@ impl Run<'_> {
             instance: Some(self.instance.name.clone()),
             strategy: Some(self.strategy.name.clone()),
         };
-        let listing = list(self.engine, &open, &selection).await;
-        for doubt in listing.doubts() {
-            tracing::warn!("what the sources have is not compared with all that there is: {doubt}");
-        }
-        let mut good = listing.snapshots;
-        good.retain(|one| one.is_whole() && !one.is_future && !one.is_suspect);
-        good.reverse();
-        good
+        list(self.engine, &open, &selection).await
     }
 
-    /// The newest of `good` that has the source, and what it has of it.
+    /// The first of `good` that has the source, and what it has of it.
     async fn baseline(
         &self,
         report: &SourceReport,

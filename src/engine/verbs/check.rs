@@ -15,7 +15,7 @@ use crate::engine::read::fetch::read_facts;
 use crate::engine::read::identities::read_identities;
 use crate::engine::snapshots::decisions::rests;
 use crate::engine::snapshots::find::find;
-use crate::engine::snapshots::list::{Selection, list, list_one};
+use crate::engine::snapshots::list::{Selection, Snapshot, list, list_one};
 use crate::engine::snapshots::marks::read_marks;
 use crate::engine::state::private::{irregular_files, make_private_folder};
 use crate::engine::write::heartbeat::host;
@@ -419,6 +419,17 @@ async fn check_content(engine: &Engine, open: &OpenStorage, instance: &Instance)
     let marks = read_marks(engine, std::slice::from_ref(open), &instance.name).await;
     let unread = marks.unread().into_iter();
     findings.extend(unread.map(|(_, problem)| Finding::new(Level::Error, "marks", problem)));
+    let is_suspect = |one: &&Snapshot| marks.is_suspect(&one.strategy, &one.id);
+    let suspect = found.snapshots.iter().filter(is_suspect).map(|snapshot| {
+        let message = format!(
+            "`{}` is suspect: much less is in it than in the last good snapshot, and nothing of \
+             its strategy is pruned until `backup release {} --reason TEXT`",
+            snapshot.snapshot_ref(),
+            snapshot.id
+        );
+        Finding::new(Level::Warning, "marks", message)
+    });
+    findings.extend(suspect);
     findings
 }
 
