@@ -1,7 +1,7 @@
 //! The index: what is in a tarball and where, as JSON lines.
 //!
 //! ```text
-//! {"format":1,"type":"holdfast-index","rules":{"include":[],"exclude":["*.tmp"]}}
+//! {"format":1,"type":"holdfast-index","rules":{"include":[],"exclude":["*.tmp"],…}}
 //! {"path":"a/b","kind":"file","size":3,"mtime":"1700000000.000000000","mode":420,…,
 //!  "offset":1024,"data_offset":2560,"length":3,…}
 //! {"footer":{"entries":1,"bytes":3,"stream_bytes":4096}}
@@ -206,6 +206,9 @@ pub struct Rules {
     pub include: Vec<Pattern>,
     #[serde(default)]
     pub exclude: Vec<Exclusion>,
+    /// Contents of folders that are marked as caches were left out.
+    #[serde(default)]
+    pub exclude_caches: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -363,6 +366,7 @@ mod tests {
         Rules {
             include: vec![Pattern::new("docs/").unwrap()],
             exclude: vec![Exclusion::new("!*.tmp").unwrap()],
+            exclude_caches: true,
         }
     }
 

@@ -22,6 +22,7 @@ use crate::pipeline::{CompressionConfig, Recipient};
 use crate::report::notify::{Notify, NotifyConfig, NotifyRules};
 use crate::retention::Policy;
 use crate::schedule::{Missed, Retry, Schedule};
+use crate::source::OwnFolder;
 use crate::source::SourceConfig;
 use crate::storage::StorageConfig;
 
@@ -36,6 +37,9 @@ pub struct Instance {
     /// The file.
     #[serde(skip)]
     pub file: PathBuf,
+    /// Folders that other instances of the same configuration write to.
+    #[serde(skip)]
+    pub(super) neighbours: Vec<OwnFolder>,
     /// The name of the application: the first folder of everything that is stored.
     #[serde(rename = "instance")]
     pub name: Name,

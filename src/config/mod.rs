@@ -116,6 +116,7 @@ impl Locations {
             errors.extend(read.err().into_iter().flat_map(|wrong| wrong.0));
         }
         errors.extend(twins(&instances));
+        own_folders::introduce(&mut instances);
         let daemon = match instances.as_slice() {
             [only] if daemon.is_none() => Daemon {
                 max_concurrent: only.max_concurrent.unwrap_or(1),

@@ -173,6 +173,17 @@ impl Facts {
         Some(counts.sum())
     }
 
+    /// Bytes of the files of a folder; none where the source is none.
+    pub fn content_bytes_of(&self, source: &Name) -> Option<u64> {
+        let bytes = |object: &serde_json::Value| {
+            object.get("files")?;
+            object.get("bytes")?.as_u64()
+        };
+        let mut all = self.objects_of(source).filter_map(|(_, object)| bytes(object)).peekable();
+        all.peek()?;
+        Some(total(all))
+    }
+
     /// Those of the artifacts that are of a source.
     pub fn artifacts_of(&self, source: &Name) -> impl Iterator<Item = &ArtifactFacts> {
         let is_of = |known: &ArtifactFacts, source: &Name| {

@@ -82,7 +82,16 @@ impl fmt::Display for Note {
         let place: Vec<&str> =
             [&self.source, &self.path].into_iter().flatten().map(String::as_str).collect();
         if !place.is_empty() {
-            write!(f, "`{}`: ", place.join("/"))?;
+            f.write_str("`")?;
+            // A name may have line ends, and what follows them is no line of ours.
+            for c in place.join("/").chars() {
+                if c.is_control() {
+                    write!(f, "{}", c.escape_default())?;
+                } else {
+                    write!(f, "{c}")?;
+                }
+            }
+            f.write_str("`: ")?;
         }
         f.write_str(&self.reason)
     }

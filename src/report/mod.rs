@@ -189,6 +189,9 @@ pub struct SourceReport {
     /// Rows of all its tables.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rows: Option<u64>,
+    /// Bytes of its files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content_bytes: Option<u64>,
     /// Of the rules by which it was taken. Where they differ, numbers are not comparable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rules_digest: Option<Digest>,

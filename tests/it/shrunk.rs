@@ -595,3 +595,32 @@ fn shipped_strategies_take_what_may_be_absent_silently() {
         site.run(0);
     }
 }
+
+#[test]
+fn a_partial_snapshot_is_compared_with_too() {
+    let site = full("", 200);
+    fs::write(site.path("files/closed"), "closed").unwrap();
+    sh(site.dir.path(), "chmod 0 files/closed", &[]);
+    let run = || {
+        let run = site.backup(["--strategy", "daily", "--json"]);
+        run.with_user(65534, site.dir.path()).expect(3).json()
+    };
+    let partial = run();
+    assert!(partial["completeness"] == "partial" && !is_suspect(&partial), "{partial:#}");
+    fs::remove_dir_all(site.path("files")).unwrap();
+    fs::create_dir(site.path("files")).unwrap();
+    let emptied = run();
+    assert!(emptied["completeness"] == "whole" && is_suspect(&emptied), "{emptied:#}");
+}
+
+#[test]
+fn files_that_lost_their_content_are_less() {
+    let site = full("", 30);
+    let with = |content: &str| {
+        sh(site.dir.path(), &format!("for file in files/*; do {content} >$file; done"), &[]);
+    };
+    with("head -c 100000 /dev/urandom");
+    site.run(0);
+    with(":");
+    assert!(is_suspect(&site.run(3).json()));
+}

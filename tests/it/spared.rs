@@ -304,3 +304,88 @@ fn deleting_spares_what_the_rules_leave_out() {
     assert!(site.path("data/some/new/deep/later").exists());
     assert!(gone.iter().all(|path| !site.path("data").join(path).exists()));
 }
+
+#[test]
+fn folders_of_other_instances_are_spared_too() {
+    let site = Site::new("");
+    let instance = |name: &str, source: &str, store: &str| {
+        let text = format!(
+            "instance = \"{name}\"\nstate_dir = \"@/{store}-state\"\n[sources.srv]\n\
+             type = \"directory\"\npath = \"@/{source}\"\n[storages.local]\ntype = \"local\"\n\
+             path = \"@/{store}\"\n[strategies.daily]\nsources = [\"srv\"]\nstorages = [\"local\"]\n"
+        );
+        let text = text.replace('@', site.dir.path().to_str().unwrap());
+        std::fs::write(site.path("cfg").join(format!("{name}.toml")), text).unwrap();
+    };
+    sh(site.dir.path(), "mkdir -p cfg srv app; echo 1 >srv/one; echo 2 >app/two", &[]);
+    instance("a", "app", "srv/of-a");
+    instance("b", "srv", "of-b");
+    let cfg = site.path("cfg");
+    let backup = |args: &[&str]| crate::support::backup(["--config"]).arg(&cfg).args(args);
+    backup(&["--strategy", "daily", "--instance", "b"]).expect(0);
+    backup(&["--strategy", "daily", "--instance", "a"]).expect(0);
+    let to = site.dir.path().to_str().unwrap();
+    let restore = ["restore", "--instance", "b", "--strategy", "daily", "--to", to, "--overwrite"];
+    let report = backup(&[&restore[..], &["--delete", "--json"]].concat()).expect(0).json();
+    let spared: Vec<String> = notes(&report, "notes").into_keys().collect();
+    assert_eq!(spared, ["of-a", "of-a-state"]);
+    let list = backup(&["list", "--instance", "a", "--json"]).expect(0).json();
+    assert_eq!(list["snapshots"].as_array().unwrap().len(), 1);
+    // And they are not in its next backup.
+    let run = backup(&["--strategy", "daily", "--instance", "b", "--json"]).expect(0).json();
+    assert_eq!(notes(&run, "notes").len(), 2, "{run:#}");
+}
+
+#[test]
+fn what_came_later_and_would_be_left_out_is_spared() {
+    needs_root("it mounts a folder");
+    let site = Site::new(&INSIDE.replace("@/data/deep/link", "@/store").replace(
+        "type = \"directory\"",
+        "type = \"directory\"\nexclude_caches = true\ninclude = [\"*.pdf\", \"seen/\"]",
+    ));
+    sh(
+        site.dir.path(),
+        "mkdir -p data/drills data/seen; echo 1 >data/a.pdf; echo 2 >data/seen/f",
+        &[],
+    );
+    site.run(0);
+    // A cache, a link to where the storage is now, and a folder on the way to what was included.
+    let later = r#"
+        mkdir -p data/seen/cache data/new/sub other; mv store other/store
+        ln -s ../../other/store data/seen/backups
+        printf "Signature: 8a477f597d28d172789f06886806bc55" >data/seen/cache/CACHEDIR.TAG
+        touch data/seen/cache/warm data/seen/extra data/new/sub/n.pdf data/new/sub/n.txt
+    "#;
+    sh(site.dir.path(), later, &[]);
+    site.configure(&INSIDE.replace("@/data/deep/link", "@/data/seen/backups"));
+    let to = site.dir.path().to_str().unwrap();
+    let restore = ["restore", "--to", to, "--overwrite", "--delete", "--json"];
+    let report = site.backup(restore).expect(0).json();
+    let spared: Vec<String> = notes(&report, "notes").into_keys().collect();
+    assert_eq!(spared, ["drills", "new/sub/n.txt", "seen/backups", "seen/cache", "work"]);
+    for (path, is_there) in [
+        ("seen/cache/warm", true),
+        ("seen/extra", false),
+        ("new/sub/n.pdf", false),
+        ("new/sub/n.txt", true),
+    ] {
+        assert_eq!(site.path("data").join(path).exists(), is_there, "{path}");
+    }
+    assert_eq!(site.ids().len(), 1);
+}
+
+#[test]
+fn a_folder_under_a_mount_is_named() {
+    let site = Site::new(&INSIDE.replace("@/data/deep/link", "@/store"));
+    let script = r#"
+        mkdir -p data/mounted vol; echo 1 >data/mounted/one
+        "$1" --config app.toml --strategy daily >/dev/null
+        mount --bind vol data/mounted; echo 2 >data/mounted/two
+        "$1" --config app.toml restore --to . --overwrite --delete --json >report.json || [ $? = 3 ]
+        [ -f data/mounted/two ]
+    "#;
+    crate::support::sh_in_mounts(site.dir.path(), script, &[PROGRAM.as_ref()]);
+    let report: Value =
+        serde_json::from_slice(&std::fs::read(site.path("report.json")).unwrap()).unwrap();
+    assert!(notes(&report, "warnings").contains_key("mounted"), "{report:#}");
+}

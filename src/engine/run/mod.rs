@@ -426,6 +426,7 @@ impl Run<'_> {
                 seconds,
                 entries: None,
                 rows: None,
+                content_bytes: None,
                 rules_digest: self.instance.rules_digest(self.strategy, name),
             });
             sources.push(SourceFacts {

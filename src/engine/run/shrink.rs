@@ -24,39 +24,46 @@ impl Run<'_> {
     pub(super) async fn compare(&mut self, facts: &Facts, artifacts: &[Artifact]) {
         for report in &mut self.reports {
             (report.entries, report.rows) = counts(facts, &report.name);
+            report.content_bytes = facts.content_bytes_of(&report.name);
         }
         let listing = self.listing().await;
         for doubt in listing.doubts() {
             self.remarks.note(format!("The sources are not compared with all snapshots: {doubt}"));
         }
         let mut good = listing.snapshots;
-        good.retain(|one| one.is_whole() && !one.is_future && !one.is_suspect);
+        good.retain(|one| !one.is_future && !one.is_suspect);
         good.reverse();
         let mut suspect = false;
         for report in &self.reports {
-            let Some((id, then)) = self.baseline(report, &good).await else { continue };
             let now = Sizes {
                 packed: packed(artifacts.iter(), &report.name),
                 counted: Some(Counted::of(report)),
             };
             let percent = self.instance.max_shrink_percent(&report.name);
-            let mut fallen = nothing_left(&report.kind, &then, &now);
-            if self.instance.may_be_empty(&report.name) {
-                fallen.clear();
-            }
-            if fallen.is_empty() && then.has_other_rules(&now) {
-                let note = format!(
-                    "Its rules have changed since `{id}`, so the comparison with earlier snapshots \
-                     begins anew"
-                );
-                let note = Note { source: Some(report.name.to_string()), ..Note::from(note) };
-                self.remarks.note(note);
-                continue;
-            }
-            if fallen.is_empty() {
-                fallen = much_less(&report.kind, &then, &now, percent);
-            }
-            if !fallen.is_empty() {
+            // Of a partial snapshot at least what it has was there.
+            let whole = self.baseline(report, good.iter().filter(|one| one.is_whole())).await;
+            let any = self.baseline(report, good.iter()).await;
+            let any = any.filter(|any| whole.as_ref().is_none_or(|whole| whole.0 != any.0));
+            for (id, then) in whole.into_iter().chain(any) {
+                let mut fallen = nothing_left(&report.kind, &then, &now);
+                if self.instance.may_be_empty(&report.name) {
+                    fallen.clear();
+                }
+                if fallen.is_empty() && then.has_other_rules(&now) {
+                    let note = format!(
+                        "Its rules have changed since `{id}`, so the comparison with earlier \
+                         snapshots begins anew"
+                    );
+                    let note = Note { source: Some(report.name.to_string()), ..Note::from(note) };
+                    self.remarks.note(note);
+                    break;
+                }
+                if fallen.is_empty() {
+                    fallen = much_less(&report.kind, &then, &now, percent);
+                }
+                if fallen.is_empty() {
+                    continue;
+                }
                 suspect = true;
                 let reason = format!(
                     "{} since `{id}` of {} (`max_shrink_percent` is {percent})",
@@ -66,6 +73,7 @@ impl Run<'_> {
                 let note = Note { source: Some(report.name.to_string()), ..Note::from(reason) };
                 tracing::warn!(source = %report.name, "{}", note.reason);
                 self.remarks.warn(note);
+                break;
             }
         }
         if suspect {
@@ -110,14 +118,14 @@ impl Run<'_> {
     async fn baseline(
         &self,
         report: &SourceReport,
-        good: &[Snapshot],
+        mut good: impl Iterator<Item = &Snapshot>,
     ) -> Option<(SnapshotId, Sizes)> {
         let kind = main_kind(&report.kind)?;
         let has_it = |manifest: &Manifest| {
             let mut of_it = manifest.artifacts.iter();
             of_it.any(|one| one.source.as_ref() == Some(&report.name) && one.kind == kind)
         };
-        let snapshot = good.iter().find(|one| one.manifest.as_ref().is_ok_and(has_it))?;
+        let snapshot = good.find(|one| one.manifest.as_ref().is_ok_and(has_it))?;
         let manifest = snapshot.manifest.as_ref().ok()?;
         let record = match self.engine.catalog().await {
             Some(catalog) => {
@@ -161,7 +169,8 @@ impl Run<'_> {
         };
         let (entries, rows) = counts(&facts, source);
         let bytes = total(facts.artifacts_of(source).map(|artifact| artifact.plain_bytes));
-        Some(Counted { entries, rows, bytes, rules: None })
+        let content = facts.content_bytes_of(source);
+        Some(Counted { entries, rows, bytes, content, rules: None })
     }
 }
 
@@ -198,6 +207,8 @@ struct Counted {
     entries: Option<u64>,
     rows: Option<u64>,
     bytes: u64,
+    /// Without what a tarball needs beside the content of its files.
+    content: Option<u64>,
     rules: Option<crate::model::Digest>,
 }
 
@@ -214,6 +225,7 @@ impl Counted {
             entries: report.entries,
             rows: report.rows,
             bytes: report.plain_bytes,
+            content: report.content_bytes,
             rules: report.rules_digest,
         }
     }
@@ -299,7 +311,10 @@ fn much_less(source: &str, then: &Sizes, now: &Sizes, percent: u8) -> Vec<String
         (Some(then), Some(now)) => [
             count(noun(source), then.entries.zip(now.entries)),
             count("rows", then.rows.zip(now.rows)),
-            bytes(then.bytes, now.bytes, ""),
+            match then.content.zip(now.content) {
+                Some((then, now)) => bytes(then, now, ""),
+                None => bytes(then.bytes, now.bytes, ""),
+            },
         ],
         _ if then.packed.codecs == now.packed.codecs => {
             [bytes(then.packed.bytes, now.packed.bytes, " compressed"), None, None]
@@ -316,7 +331,7 @@ mod tests {
 
     fn sizes(entries: Option<u64>, rows: Option<u64>, bytes: u64, packed: u64) -> Sizes {
         Sizes {
-            counted: Some(Counted { entries, rows, bytes, rules: None }),
+            counted: Some(Counted { entries, rows, bytes, content: None, rules: None }),
             packed: Packed { bytes: packed, codecs: vec![".zst".to_owned()] },
         }
     }

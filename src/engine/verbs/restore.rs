@@ -31,8 +31,8 @@ use crate::pipeline::Identity;
 use crate::source::command::CommandConfig;
 use crate::source::postgres::LeftStatement;
 use crate::source::{
-    Context, Preview, RestoreArtifact, RestoreJob, RestoreOptions, RestoredFiles, SourceError,
-    Target, restorer,
+    Context, OwnFolder, Preview, RestoreArtifact, RestoreJob, RestoreOptions, RestoredFiles,
+    SourceError, Target, restorer,
 };
 
 /// Where a restore goes.
@@ -549,8 +549,14 @@ fn context(engine: &Engine, planned: &PlannedArtifact, request: &RestoreRequest)
         no_progress_timeout: request.no_progress_timeout,
         work_dir: request.work_dir.clone(),
         environment: engine.environment.clone(),
-        own_folders: Arc::clone(&engine.own_folders),
+        own_folders: own_folders(engine, &request.work_dir),
     }
+}
+
+/// Those of the engine, and the one that was chosen for this restore.
+fn own_folders(engine: &Engine, work_dir: &Path) -> Arc<[OwnFolder]> {
+    let chosen = OwnFolder { what: "the `work_dir`".to_owned(), path: work_dir.to_owned() };
+    engine.own_folders.iter().cloned().chain([chosen]).collect()
 }
 
 /// Refuses a restore that would not fit, as far as sizes are known.

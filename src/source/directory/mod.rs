@@ -113,11 +113,12 @@ impl Directory {
         Rules {
             include: [&self.config.include[..], &self.config.include_if_present].concat(),
             exclude: self.config.exclude.clone(),
+            exclude_caches: self.config.exclude_caches,
         }
     }
 
     fn filter(&self) -> Result<Filter, SourceError> {
-        let Rules { include, exclude } = self.rules();
+        let Rules { include, exclude, .. } = self.rules();
         Filter::new(&include, &exclude).map_err(unusable)
     }
 

@@ -534,7 +534,7 @@ impl<'a> Walk<'a> {
 }
 
 /// Whether a folder has a tag that says that all in it can be made again.
-fn is_cache(folder: BorrowedFd<'_>) -> bool {
+pub(super) fn is_cache(folder: BorrowedFd<'_>) -> bool {
     let is_file = |meta: Result<Meta, Errno>| meta.is_ok_and(|meta| meta.kind == Some(Kind::File));
     if !is_file(Meta::at(folder, CACHE_TAG)) {
         return false;

@@ -238,6 +238,8 @@ impl<'a> Extras<'a> {
             )));
         }
         walk.start().map_err(failed)?;
+        let real_place =
+            std::fs::canonicalize(self.place).unwrap_or_else(|_| self.place.to_owned());
         let mut unread = Unread { spared, first: None };
         let mut remover = match action {
             ExtraAction::Remove(root) => Some(Remover {
@@ -260,8 +262,9 @@ impl<'a> Extras<'a> {
             let is_folder = found.meta.kind == Some(Kind::Directory);
             let within = remover.as_ref().is_some_and(|remover| !remover.doomed.is_empty());
             let hash = self.hasher.hash_one(path);
-            let extra = within || known.lacks(hash) && self.covers(path);
-            if let Some(reason) = spared.reason(path, &found, extra, &root) {
+            let extra = within
+                || known.lacks(hash) && self.covers(path) && !spared.only_leads(path, is_folder);
+            if let Some(reason) = spared.reason(&walk, &found, extra, &real_place) {
                 // In one pass only, where several are made; and not of what stays anyway.
                 let tells = known.part.contains(&hash)
                     && (extra || self.covers(&[path, b"/entry"].concat()));

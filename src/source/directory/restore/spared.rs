@@ -1,8 +1,11 @@
 //! Entries of a target that a restore does not remove, although the snapshot lacks them: it could
 //! not have them.
 
+use std::ffi::OsStr;
 use std::hash::{BuildHasher, RandomState};
-use std::path::Path;
+use std::os::fd::AsFd as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
 
 use crate::archive::checked_index::CheckedIndex;
 use crate::archive::error::Problem;
@@ -12,9 +15,9 @@ use crate::archive::selection::no_index;
 use crate::archive::{ArchiveError, Kind, Rules, each_missing};
 use crate::model::{Cancel, Remarks};
 use crate::source::directory::at;
-use crate::source::directory::meta::{Identity, Meta};
+use crate::source::directory::meta::Identity;
 use crate::source::directory::scope::{Listener, identified, own_folder, own_folder_around};
-use crate::source::directory::walk::Found;
+use crate::source::directory::walk::{Found, Walk, is_cache};
 use crate::source::{Context, OwnFolder, RestoreArtifact, SourceError, Streams};
 
 /// The most paths that are kept in mind, as hashes.
@@ -90,7 +93,7 @@ impl Reason {
             )),
             Self::Rules => remarks.note(at(
                 path,
-                "`include` and `exclude` leave it out of the snapshot, so it was not removed",
+                "The rules of the source leave it out of the snapshot, so it was not removed",
             )),
             Self::Own(what) => {
                 remarks.note(at(path, format!("It is {what}, so nothing there was removed")));
@@ -110,6 +113,23 @@ pub(super) struct Spared {
     /// Hashes of folders whose contents were left out.
     left_out: Vec<u64>,
     own: Vec<(Identity, OwnFolder)>,
+    /// Links that lead to them.
+    links: Vec<(PathBuf, OwnFolder)>,
+    exclude_caches: bool,
+}
+
+/// Every link on the way to one of `folders`, its own folder without links.
+fn links_to(folders: &[OwnFolder]) -> Vec<(PathBuf, OwnFolder)> {
+    let mut links = Vec::new();
+    for folder in folders {
+        for path in folder.path.ancestors().filter(|path| path.is_symlink()) {
+            let parent = path.parent().and_then(|parent| std::fs::canonicalize(parent).ok());
+            if let Some((parent, name)) = parent.zip(path.file_name()) {
+                links.push((parent.join(name), folder.clone()));
+            }
+        }
+    }
+    links
 }
 
 impl Spared {
@@ -123,7 +143,7 @@ impl Spared {
         cancel: &Cancel,
     ) -> Result<Self, ArchiveError> {
         let mut index = CheckedIndex::open(streams)?.ok_or_else(no_index)?;
-        let Rules { include, exclude } = index.rules().cloned().unwrap_or_default();
+        let Rules { include, exclude, exclude_caches } = index.rules().cloned().unwrap_or_default();
         let filter = Filter::new(&include, &exclude)
             .map_err(|error| Problem::Unsuitable(error.to_string()).at(b""))?;
         let hasher = RandomState::new();
@@ -141,7 +161,14 @@ impl Spared {
             missing.push(hasher.hash_one(entry.path.as_slice()));
         })?;
         let (missing, left_out) = (missing.sorted()?, left_out.sorted()?);
-        Ok(Self { hasher, filter, missing, left_out, own: identified(own) })
+        let links = links_to(own);
+        let own = identified(own);
+        Ok(Self { hasher, filter, exclude_caches, missing, left_out, own, links })
+    }
+
+    /// Whether the folder at `path` is looked into although the snapshot would not have it itself.
+    pub(super) fn only_leads(&self, path: &[u8], is_folder: bool) -> bool {
+        is_folder && self.filter.choose_at(path, true) == Choice::Look
     }
 
     /// Whether the source could not be listed to its end, so that anything may be missing.
@@ -166,28 +193,42 @@ impl Spared {
     /// snapshot has (not `extra`) only its contents are in question. `root` is the target.
     pub(super) fn reason(
         &self,
-        path: &[u8],
+        walk: &Walk<'_>,
         found: &Found,
         extra: bool,
-        root: &Meta,
+        place: &Path,
     ) -> Option<Reason> {
+        let (path, (_, root)) = (walk.path(), walk.root());
         let is_folder = found.meta.kind == Some(Kind::Directory);
+        if extra && found.meta.kind == Some(Kind::Symlink) {
+            let here = place.join(OsStr::from_bytes(path));
+            if let Some((_, own)) = self.links.iter().find(|(link, _)| *link == here) {
+                return Some(Reason::Own(format!("a link to {}", own.what)));
+            }
+        }
         if is_folder && let Some(own) = own_folder(&self.own, &found.meta) {
             return Some(Reason::Own(own.what.clone()));
         }
         if let Some(reason) = self.listed(path).filter(|_| extra || is_folder) {
             return Some(reason);
         }
+        let beyond = is_folder && found.meta.device() != root.device();
+        if (extra || is_folder) && (found.meta.mounted || beyond) {
+            return Some(Reason::Mounted);
+        }
         if !extra {
             return None;
         }
-        let beyond = is_folder && found.meta.device() != root.device();
-        if found.meta.mounted || beyond {
-            Some(Reason::Mounted)
-        } else if found.meta.kind.is_none() {
+        let is_cache = || {
+            let folder = walk.folder().filter(|_| is_folder && walk.entered());
+            self.exclude_caches && folder.is_some_and(|folder| is_cache(folder.as_fd()))
+        };
+        if found.meta.kind.is_none() {
             Some(Reason::Socket)
+        } else if self.filter.choose_at(path, is_folder) == Choice::Leave || is_cache() {
+            Some(Reason::Rules)
         } else {
-            (self.filter.choose_at(path, is_folder) != Choice::Take).then_some(Reason::Rules)
+            None
         }
     }
 }
