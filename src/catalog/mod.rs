@@ -367,6 +367,26 @@ impl Catalog {
         self.one(query, |row| run_record(row, instance, strategy)).await
     }
 
+    /// The last run of a strategy that committed something and was not suspect.
+    ///
+    /// # Errors
+    /// When it could not be read.
+    pub async fn last_good_run(
+        &self,
+        instance: &Name,
+        strategy: &Name,
+    ) -> Result<Option<RunRecord>, CatalogError> {
+        let query = sqlx::query(
+            "SELECT id, started, finished, outcome, plain_bytes, stored_bytes, report FROM run \
+             WHERE instance = ? AND strategy = ? AND outcome IN ('success', 'problems') \
+             AND json_valid(report) AND coalesce(json_extract(report, '$.suspect'), 0) = 0 \
+             ORDER BY number DESC LIMIT 1",
+        )
+        .bind(instance.as_str())
+        .bind(strategy.as_str());
+        self.one(query, |row| run_record(row, instance, strategy)).await
+    }
+
     /// The run of the strategy with that id, where it is remembered.
     ///
     /// # Errors

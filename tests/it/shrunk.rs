@@ -383,6 +383,23 @@ fn a_storage_that_refuses_the_mark_gets_no_manifest() {
 }
 
 #[test]
+fn what_a_storage_has_that_is_away_is_remembered() {
+    let site = two_storages();
+    site.run(0);
+    // The one with all snapshots is away, and the other one is new.
+    fs::rename(site.path("store"), site.path("away")).unwrap();
+    fs::write(site.path("store"), "not mounted").unwrap();
+    fs::remove_dir_all(site.path("other")).unwrap();
+    fill(&site, 0);
+    for _ in 0..2 {
+        assert!(is_suspect(&site.run(3).json()));
+    }
+    fs::remove_file(site.path("store")).unwrap();
+    fs::rename(site.path("away"), site.path("store")).unwrap();
+    assert!(is_suspect(&site.run(3).json()));
+}
+
+#[test]
 fn a_suspicion_stands_in_every_storage() {
     let site = two_storages();
     let good = id(&site.run(0));

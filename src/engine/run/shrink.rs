@@ -5,7 +5,7 @@
 use crate::engine::context::OpenStorage;
 use crate::engine::error::chain;
 use crate::engine::read::fetch::read_facts;
-use crate::engine::run::Run;
+use crate::engine::run::{Run, RunMember};
 use crate::engine::snapshots::list::{Listing, Selection, Snapshot, list};
 use crate::model::{
     Artifact, ArtifactKind, ByteSize, Facts, Manifest, Mark, Name, Note, Says, SnapshotId,
@@ -33,6 +33,7 @@ impl Run<'_> {
         let mut good = listing.snapshots;
         good.retain(|one| !one.is_future && !one.is_suspect);
         good.reverse();
+        let remembered = self.remembered().await;
         let mut suspect = false;
         for report in &self.reports {
             let now = Sizes {
@@ -44,7 +45,8 @@ impl Run<'_> {
             let whole = self.baseline(report, good.iter().filter(|one| one.is_whole())).await;
             let any = self.baseline(report, good.iter()).await;
             let any = any.filter(|any| whole.as_ref().is_none_or(|whole| whole.0 != any.0));
-            for (id, then) in whole.into_iter().chain(any) {
+            let known = remembered.as_ref().and_then(|run| of_run(run, report));
+            for (id, then) in whole.into_iter().chain(any).chain(known) {
                 let mut fallen = nothing_left(&report.kind, &then, &now);
                 if self.instance.may_be_empty(&report.name) {
                     fallen.clear();
@@ -97,6 +99,21 @@ impl Run<'_> {
         let says = Says::Suspect { reason, by: Suspector::Run };
         let made = self.engine.clock.now_seconds();
         self.suspect.then(|| Mark::new(of, self.id.clone(), made, says))
+    }
+
+    /// The last good run that is remembered, where a storage that may have its snapshot is away.
+    async fn remembered(&self) -> Option<RunReport> {
+        let is_here = |place: &RunMember| place.reached && place.member.is_well();
+        if self.unopened.is_empty() && self.members.iter().all(is_here) {
+            return None;
+        }
+        let catalog = self.engine.catalog().await?;
+        let last = catalog.last_good_run(&self.instance.name, &self.strategy.name).await;
+        let last = last.unwrap_or_else(|error| {
+            tracing::warn!("{error}");
+            None
+        });
+        serde_json::from_str(&last?.report).ok()
     }
 
     /// The snapshots of the strategy in the storages that take part in the run.
@@ -172,6 +189,15 @@ impl Run<'_> {
         let content = facts.content_bytes_of(source);
         Some(Counted { entries, rows, bytes, content, rules: None })
     }
+}
+
+/// What a run took of the source of `report`.
+fn of_run(run: &RunReport, report: &SourceReport) -> Option<(SnapshotId, Sizes)> {
+    let same = |one: &&SourceReport| one.name == report.name && one.kind == report.kind;
+    let then = run.sources.iter().find(same)?;
+    // What was stored of it stands in no manifest that is at hand.
+    let packed = Packed { bytes: 0, codecs: Vec::new() };
+    Some((run.id.clone(), Sizes { counted: Some(Counted::of(then)), packed }))
 }
 
 /// What can be counted of a source, and the rows of all its tables.
