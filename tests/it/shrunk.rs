@@ -631,6 +631,24 @@ fn a_partial_snapshot_is_compared_with_too() {
 }
 
 #[test]
+fn a_released_partial_snapshot_is_compared_with() {
+    let site = full("", 200);
+    site.run(0);
+    fill(&site, 30);
+    fs::write(site.path("files/closed"), "closed").unwrap();
+    sh(site.dir.path(), "chmod 0 files/closed", &[]);
+    let run = || {
+        let run = site.backup(["--strategy", "daily", "--json"]);
+        run.with_user(65534, site.dir.path()).expect(3).json()
+    };
+    let partial = run();
+    assert!(partial["completeness"] == "partial" && is_suspect(&partial), "{partial:#}");
+    let id = partial["id"].as_str().unwrap();
+    site.backup(["release", id, "--reason", "moved"]).expect(0);
+    assert!(!is_suspect(&run()), "nobody releases every night");
+}
+
+#[test]
 fn files_that_lost_their_content_are_less() {
     let site = full("", 30);
     let with = |content: &str| {

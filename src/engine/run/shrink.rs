@@ -41,12 +41,13 @@ impl Run<'_> {
                 counted: Some(Counted::of(report)),
             };
             let percent = self.instance.max_shrink_percent(&report.name);
-            // Of a partial snapshot at least what it has was there.
-            let whole = self.baseline(report, good.iter().filter(|one| one.is_whole())).await;
-            let any = self.baseline(report, good.iter()).await;
-            let any = any.filter(|any| whole.as_ref().is_none_or(|whole| whole.0 != any.0));
+            // A partial one too: at least what it has was there, and where every snapshot is
+            // partial there would be nothing to compare with.
+            let newest = self.baseline(report, &good).await;
             let known = remembered.as_ref().and_then(|run| of_run(run, report));
-            for (id, then) in whole.into_iter().chain(any).chain(known) {
+            let known =
+                known.filter(|(id, _)| newest.as_ref().is_none_or(|(newest, _)| newest != id));
+            for (id, then) in newest.into_iter().chain(known) {
                 let mut fallen = nothing_left(&report.kind, &then, &now);
                 if self.instance.may_be_empty(&report.name) {
                     fallen.clear();
@@ -58,7 +59,7 @@ impl Run<'_> {
                     );
                     let note = Note { source: Some(report.name.to_string()), ..Note::from(note) };
                     self.remarks.note(note);
-                    break;
+                    continue;
                 }
                 if fallen.is_empty() {
                     fallen = much_less(&report.kind, &then, &now, percent);
@@ -135,14 +136,14 @@ impl Run<'_> {
     async fn baseline(
         &self,
         report: &SourceReport,
-        mut good: impl Iterator<Item = &Snapshot>,
+        good: &[Snapshot],
     ) -> Option<(SnapshotId, Sizes)> {
         let kind = main_kind(&report.kind)?;
         let has_it = |manifest: &Manifest| {
             let mut of_it = manifest.artifacts.iter();
             of_it.any(|one| one.source.as_ref() == Some(&report.name) && one.kind == kind)
         };
-        let snapshot = good.find(|one| one.manifest.as_ref().is_ok_and(has_it))?;
+        let snapshot = good.iter().find(|one| one.manifest.as_ref().is_ok_and(has_it))?;
         let manifest = snapshot.manifest.as_ref().ok()?;
         let record = match self.engine.catalog().await {
             Some(catalog) => {
