@@ -14,6 +14,7 @@ pub mod command;
 pub mod directory;
 mod error;
 mod finding;
+mod own_folder;
 mod place;
 pub mod postgres;
 pub mod process;
@@ -30,6 +31,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::error::SourceError;
 pub use self::finding::{Finding, Level};
+pub use self::own_folder::OwnFolder;
 use self::scratch::{Scratch, ScratchPlace, ScratchProvider, remove_folder, remove_folders};
 pub use crate::archive::Streams;
 use crate::model::{ArtifactKind, Cancel, DatabaseUrl, Name, Remarks};
@@ -222,15 +224,6 @@ pub struct Context {
     pub environment: process::Environment,
     /// Folders that are never dumped, and in which nothing is removed.
     pub own_folders: std::sync::Arc<[OwnFolder]>,
-}
-
-/// A folder that the program itself writes to: a storage, `state_dir`, `work_dir`. A source that it
-/// lies in would grow by its own backups.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OwnFolder {
-    /// What it is, after "It is": "the storage `disk`".
-    pub what: String,
-    pub path: PathBuf,
 }
 
 /// A system that can be dumped.

@@ -379,3 +379,41 @@ fn one_file_is_got_out_of_the_blocks_as_the_format_says() {
     let blocks = sh(&folder, "zstd -dc files.blocks.zst | grep -c '\"plain\"'", &[]);
     assert!(blocks.trim().parse::<u32>().unwrap() > 3, "{blocks}");
 }
+
+#[test]
+fn partial_snapshots_of_format_1_say_what_they_lack() {
+    let fixture = |name: &str| repository().join("tests/fixtures/format-1-partial").join(name);
+    for variant in ["plain", "encrypted"] {
+        let out = temp();
+        let restore = |more: &[&str]| {
+            backup([
+                "restore",
+                "--snapshot",
+                snapshot(&fixture(variant)).file_name().unwrap().to_str().unwrap(),
+            ])
+            .arg("--storage")
+            .arg(fixture(variant))
+            .args(["--instance", "shop", "--json", "--identity-file"])
+            .arg(fixture("identity.txt"))
+            .arg("--to")
+            .arg(out.path())
+            .args(more)
+            .expect(3)
+            .json()
+        };
+        let report = restore(&[]);
+        let missing = report["missing"]["entries"].as_array().unwrap().iter();
+        let missing: Vec<&str> = missing
+            .map(|entry| entry["path"].as_str().or(entry["path_b64"].as_str()).unwrap())
+            .collect();
+        assert_eq!(missing, ["listable/inner", "secret", "b2RkLf4=", "private"], "{variant}");
+        let later = r#"
+            cd files; touch private secret/x cache/warm extra logs/today.log "$(printf 'odd-\xfe')"
+            mkdir -p listable/inner/deeper
+        "#;
+        sh(out.path(), later, &[]);
+        let deleted = restore(&["--overwrite", "--delete"]);
+        assert_eq!(deleted["restored"][0]["files"]["deleted"], 1, "{variant}: {deleted:#}");
+        assert!(!out.path().join("files/extra").exists());
+    }
+}

@@ -549,14 +549,17 @@ fn context(engine: &Engine, planned: &PlannedArtifact, request: &RestoreRequest)
         no_progress_timeout: request.no_progress_timeout,
         work_dir: request.work_dir.clone(),
         environment: engine.environment.clone(),
-        own_folders: own_folders(engine, &request.work_dir),
+        own_folders: own_folders(engine, &planned.work.target, &request.work_dir),
     }
 }
 
-/// Those of the engine, and the one that was chosen for this restore.
-fn own_folders(engine: &Engine, work_dir: &Path) -> Arc<[OwnFolder]> {
+/// Those of the engine, and the `work_dir` of this restore: unless the target lies in that, as with
+/// one in `/tmp`.
+fn own_folders(engine: &Engine, target: &Target, work_dir: &Path) -> Arc<[OwnFolder]> {
     let chosen = OwnFolder { what: "the `work_dir`".to_owned(), path: work_dir.to_owned() };
-    engine.own_folders.iter().cloned().chain([chosen]).collect()
+    let is_apart = matches!(target, Target::Folder(folder) if !chosen.holds(folder));
+    let chosen = is_apart.then_some(chosen);
+    engine.own_folders.iter().cloned().chain(chosen).collect()
 }
 
 /// Refuses a restore that would not fit, as far as sizes are known.
