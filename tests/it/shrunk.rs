@@ -620,7 +620,7 @@ fn a_partial_snapshot_is_compared_with_too() {
     sh(site.dir.path(), "chmod 0 files/closed", &[]);
     let run = || {
         let run = site.backup(["--strategy", "daily", "--json"]);
-        run.with_user(65534, site.dir.path()).expect(3).json()
+        run.with_user(64999, site.dir.path()).expect(3).json()
     };
     let partial = run();
     assert!(partial["completeness"] == "partial" && !is_suspect(&partial), "{partial:#}");
@@ -639,7 +639,7 @@ fn a_released_partial_snapshot_is_compared_with() {
     sh(site.dir.path(), "chmod 0 files/closed", &[]);
     let run = || {
         let run = site.backup(["--strategy", "daily", "--json"]);
-        run.with_user(65534, site.dir.path()).expect(3).json()
+        run.with_user(64999, site.dir.path()).expect(3).json()
     };
     let partial = run();
     assert!(partial["completeness"] == "partial" && is_suspect(&partial), "{partial:#}");

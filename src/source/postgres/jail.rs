@@ -58,8 +58,11 @@ pub(super) fn other_process((uid, _): User) -> Option<u32> {
     let processes = std::fs::read_dir("/proc").ok()?.flatten();
     let is_theirs = |folder: &Path| {
         folder.metadata().is_ok_and(|found| found.uid() == uid)
-            && !std::fs::read_link(folder.join("cwd"))
-                .is_ok_and(|cwd| cwd.to_string_lossy().contains(SCRATCH))
+            && match std::fs::read_link(folder.join("cwd")) {
+                Ok(cwd) => !cwd.to_string_lossy().contains(SCRATCH),
+                // One that has ended works nowhere.
+                Err(error) => error.kind() != std::io::ErrorKind::NotFound,
+            }
     };
     processes
         .filter(|entry| is_theirs(&entry.path()))
