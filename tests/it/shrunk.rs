@@ -613,20 +613,27 @@ fn shipped_strategies_take_what_may_be_absent_silently() {
     }
 }
 
+/// Adds a file that an ordinary user cannot read.
+fn close_one(site: &Site) {
+    fs::write(site.path("files/closed"), "closed").unwrap();
+    sh(site.dir.path(), "chmod 0 files/closed", &[]);
+}
+
+/// A run by an ordinary user, with a problem.
+fn run_of_user(site: &Site) -> Value {
+    let run = site.backup(["--strategy", "daily", "--json"]);
+    run.with_user(64999, site.dir.path()).expect(3).json()
+}
+
 #[test]
 fn a_partial_snapshot_is_compared_with_too() {
     let site = full("", 200);
-    fs::write(site.path("files/closed"), "closed").unwrap();
-    sh(site.dir.path(), "chmod 0 files/closed", &[]);
-    let run = || {
-        let run = site.backup(["--strategy", "daily", "--json"]);
-        run.with_user(64999, site.dir.path()).expect(3).json()
-    };
-    let partial = run();
+    close_one(&site);
+    let partial = run_of_user(&site);
     assert!(partial["completeness"] == "partial" && !is_suspect(&partial), "{partial:#}");
     fs::remove_dir_all(site.path("files")).unwrap();
     fs::create_dir(site.path("files")).unwrap();
-    let emptied = run();
+    let emptied = run_of_user(&site);
     assert!(emptied["completeness"] == "whole" && is_suspect(&emptied), "{emptied:#}");
 }
 
@@ -635,17 +642,12 @@ fn a_released_partial_snapshot_is_compared_with() {
     let site = full("", 200);
     site.run(0);
     fill(&site, 30);
-    fs::write(site.path("files/closed"), "closed").unwrap();
-    sh(site.dir.path(), "chmod 0 files/closed", &[]);
-    let run = || {
-        let run = site.backup(["--strategy", "daily", "--json"]);
-        run.with_user(64999, site.dir.path()).expect(3).json()
-    };
-    let partial = run();
+    close_one(&site);
+    let partial = run_of_user(&site);
     assert!(partial["completeness"] == "partial" && is_suspect(&partial), "{partial:#}");
     let id = partial["id"].as_str().unwrap();
     site.backup(["release", id, "--reason", "moved"]).expect(0);
-    assert!(!is_suspect(&run()), "nobody releases every night");
+    assert!(!is_suspect(&run_of_user(&site)), "nobody releases every night");
 }
 
 #[test]

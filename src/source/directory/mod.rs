@@ -1,8 +1,9 @@
 //! A folder of files, dumped as a tarball and an index of it; and a tarball put back into a folder.
 //!
-//! Both streams of a dump are written while the tree is walked (`walk`, `dump`), so memory does not
+//! The streams of a dump are written while the tree is walked (`walk`, `dump`), so memory does not
 //! grow with it. The walk never leaves the root, and its inverse (`restore`) never leaves the
-//! target. `scratch` compares what a drill restored with the index.
+//! target. `scope` says which folders a walk does not enter, and `scratch` compares what a drill
+//! restored with the index.
 
 mod accounts;
 mod attributes;

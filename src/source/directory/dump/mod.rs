@@ -1,4 +1,5 @@
-//! A walk written as a tarball and its index, side by side.
+//! A walk written as a tarball and its index, side by side, and as a list of the entries that could
+//! not be read (`losses`).
 
 mod ahead;
 mod content;

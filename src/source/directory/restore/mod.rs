@@ -1,7 +1,8 @@
 //! A tarball put back into a folder: `extract` reads the entries, a few threads write the files
 //! (`write_pool`, `file_writer`), `finish` gives owners, permissions and times. `remove` deletes
-//! entries that the snapshot does not have, `preview` lists the changes without making them, and
-//! `marker` tells an interrupted restore from a folder in use.
+//! entries that the snapshot does not have, except those that it could not have (`spared`),
+//! `preview` lists the changes without making them, and `marker` tells an interrupted restore from
+//! a folder in use.
 
 mod errors;
 mod extract;
