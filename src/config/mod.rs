@@ -10,8 +10,9 @@
 //! tree is walked along the JSON Schema of the types, which puts variables and secrets in (`walk`,
 //! `format`, `values`), and is read into the types (`resolve`). Checks that need more than one
 //! value run on those (`whole`; rules of retention against schedules in `on_schedule`). `check`
-//! collects the mistakes on the way. `advice` is about settings that work and are rarely meant,
-//! `own_folders` names the folders that the program itself writes to. To add a setting: a field in `file` (of a drill in `drill`), with its comment.
+//! collects the mistakes on the way. `advice` is about settings that work and are rarely meant, and
+//! `own_folders` names the folders that the program itself writes to. To add a setting: a field in
+//! `file` (of a drill in `drill`), with its comment.
 
 mod advice;
 mod check;
