@@ -1,7 +1,7 @@
 //! The connections of the status page, bounded in number, time and memory: a flood of requests
 //! takes nothing from the backups, and idle ones keep nobody out.
 //!
-//! Accepting waits for nothing. A connection is one request: it has little time to send its head,
+//! Accepting waits for no client. A connection is one request: it has little time to send its head,
 //! and ends with the answer. Where there are too many, the one that has waited longest without a
 //! request goes.
 
@@ -17,7 +17,7 @@ use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::AbortHandle;
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::model::Cancel;
@@ -34,7 +34,7 @@ const BUFFER: usize = 16 << 10;
 struct Open {
     /// Whether its request has arrived.
     asked: Arc<AtomicBool>,
-    task: AbortHandle,
+    task: JoinHandle<()>,
 }
 
 /// Serves until `stop`. Requests that have arrived by then are answered.
@@ -51,11 +51,13 @@ pub(super) async fn serve(mut listener: TcpListener, routes: Router, stop: Cance
             let idle = open.iter().position(|one| !one.asked.load(Ordering::Relaxed));
             if let Some(oldest) = open.remove(idle.unwrap_or_default()) {
                 oldest.task.abort();
+                // Until it has ended, its socket is still open.
+                let _ = oldest.task.await;
             }
         }
         let asked = Arc::new(AtomicBool::new(false));
         let task = tokio::spawn(answer(stream, routes.clone(), Arc::clone(&asked)));
-        open.push_back(Open { asked, task: task.abort_handle() });
+        open.push_back(Open { asked, task });
     }
     for one in open.iter().filter(|one| !one.asked.load(Ordering::Relaxed)) {
         one.task.abort();
