@@ -146,37 +146,61 @@ impl Reading {
         engine::list(&self.engine, &self.storages, &self.selection).await
     }
 
-    /// The copy to read: the first one with a readable manifest in the order of the storages, else
-    /// the first one.
-    fn pick(&self, copies: &[Snapshot]) -> Option<Side> {
-        let copy = copies.iter().find(|copy| copy.manifest.is_ok()).or(copies.first())?;
-        let storage = self.storages.iter().find(|storage| storage.name == copy.storage)?;
-        Some(Side { storage: storage.clone(), snapshot: copy.clone() })
+    /// The copies, the best to read first: of those that nothing is known against the first in the
+    /// order of the storages, then those that were found damaged, then those whose manifest cannot
+    /// be read.
+    fn ranked(&self, copies: &[Snapshot]) -> Vec<Side> {
+        let side = |copy: &Snapshot| {
+            let storage = self.storages.iter().find(|storage| storage.name == copy.storage)?;
+            Some(Side { storage: storage.clone(), snapshot: copy.clone() })
+        };
+        let mut sides: Vec<Side> = copies.iter().filter_map(side).collect();
+        let rank = |Side { snapshot, .. }: &Side| {
+            let is_flawed = snapshot.damage.is_some() || !snapshot.flaws.is_empty();
+            (snapshot.manifest.is_err(), is_flawed)
+        };
+        sides.sort_by_key(rank);
+        sides
     }
 
-    /// The copy to restore from, and all copies. Warns of what makes `latest` doubtful.
+    /// The copies to restore from, the best first. Warns of what makes `latest` doubtful, and where
+    /// the first in the order of the storages is not the best.
     pub(super) fn choose(
         &self,
         listing: &Listing,
         wanted: &str,
         at: Option<DateTime<Utc>>,
-    ) -> anyhow::Result<(Side, Vec<Snapshot>)> {
+    ) -> anyhow::Result<(Side, Vec<Side>)> {
         let copies = engine::find(listing, wanted, at)?;
-        let Some(side) = self.pick(&copies) else {
+        let sides = self.ranked(&copies);
+        let Some(side) = sides.first().cloned() else {
             return Err(EngineError::NotFound(format!("There is no snapshot `{wanted}`")).into());
         };
+        if let Some(first) = copies.first().filter(|first| first.storage != side.storage.name) {
+            let problem = match &first.manifest {
+                Err(error) => format!("`manifest.json`: {error}"),
+                Ok(_) => first.damage.clone().unwrap_or_else(|| first.flaws.join(", ")),
+            };
+            tracing::warn!(
+                "The copy of `{}` in `{}` is damaged: {problem}. Reading the one in `{}`",
+                first.id,
+                first.storage,
+                side.storage.name
+            );
+        }
         if wanted == "latest" {
             for doubt in listing.doubts() {
                 tracing::warn!("{doubt}");
             }
         }
-        Ok((side, copies))
+        Ok((side, sides))
     }
 
     /// A copy of the snapshot whose manifest can be read.
     pub(super) fn readable(&self, listing: &Listing, wanted: &str) -> anyhow::Result<Side> {
         let copies = engine::find(listing, wanted, None)?;
-        self.pick(&copies).filter(|side| side.snapshot.manifest.is_ok()).ok_or_else(|| {
+        let best = self.ranked(&copies).into_iter().next();
+        best.filter(|side| side.snapshot.manifest.is_ok()).ok_or_else(|| {
             let problem = |copy: &Snapshot| {
                 copy.manifest.as_ref().err().map(|error| format!("in `{}`: {error}", copy.storage))
             };

@@ -46,6 +46,7 @@ pub use prune::{
     prune,
 };
 pub use read::by_hand::{by_hand, shell_quoted};
+pub use read::copies::PassedOver;
 pub use read::fetch::{read_facts, read_plain};
 pub use read::files::{Side, files};
 pub use read::identities::read_identities;
@@ -73,5 +74,6 @@ pub use verbs::status::{
     fill_status, list_strategy, newest_everywhere, note_stale, stale_alert_sent, status, watch,
 };
 pub use verbs::verify::{
-    ReadData, SnapshotVerdict, VerifyReport, last_verified, verify, verify_strategy,
+    ReadData, SnapshotVerdict, VerifyReport, last_verified, record_verification, verify,
+    verify_strategy,
 };

@@ -18,6 +18,7 @@ mod clocks;
 mod containers;
 mod containers_run;
 mod copy;
+mod damaged_copies;
 mod database_settings;
 mod diff;
 mod directory;

@@ -84,10 +84,23 @@ pub async fn forget(
                 open.name
             ));
         }
-        // Where drills found all of them bad, the last whole one is still better than nothing.
+        // Where drills found all of them bad, the last whole one is still better than nothing; a
+        // damaged copy is not, where another storage has a good one to copy from.
         let any_good = going.iter().chain(&staying).any(|snapshot| is_good(snapshot, &marks));
+        let damaged = going.iter().any(|snapshot| snapshot.damage_by(&marks).is_some());
+        let elsewhere: Vec<OpenStorage> =
+            opened.iter().filter(|other| damaged && other.name != open.name).cloned().collect();
+        let elsewhere = list_without_marks(engine, &elsewhere, &selection).await.snapshots;
+        let is_replaceable = |damaged: &Snapshot| {
+            damaged.damage_by(&marks).is_some()
+                && elsewhere.iter().any(|other| other.id == damaged.id && is_good(other, &marks))
+        };
         let good = |snapshot: &&Snapshot| {
-            is_good(snapshot, &marks) || (!any_good && snapshot.is_whole() && !snapshot.is_future)
+            is_good(snapshot, &marks)
+                || (!any_good
+                    && snapshot.is_whole()
+                    && !snapshot.is_future
+                    && !is_replaceable(snapshot))
         };
         if let Some(last) = going.iter().rfind(good)
             && !staying.iter().any(|snapshot| good(&snapshot))
