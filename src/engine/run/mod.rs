@@ -309,8 +309,8 @@ impl Run<'_> {
         beating.abort();
         let _ = beating.await;
         self.clean_up().await;
-        if matches!(result, Ok(Completeness::Whole)) {
-            self.prune(node).await;
+        if let Ok(completeness) = result {
+            self.prune(node, completeness).await;
         }
         self.look_again().await;
         result
