@@ -11,6 +11,7 @@ use super::setup::{Setup, StorageArgs, confirmed};
 use super::{Exit, UsageError};
 use crate::engine::{self, EngineError, MarkReport, Released, Snapshot, parse_at, read_marks};
 use crate::model::{Name, SnapshotId};
+use crate::storage::Patience;
 
 #[derive(Debug, Args)]
 pub(super) struct HoldArgs {
@@ -81,7 +82,7 @@ pub(super) struct ForgetArgs {
 
 pub(super) async fn hold(setup: &Setup, args: HoldArgs, printer: &Printer) -> anyhow::Result<Exit> {
     let until = args.until.as_deref().map(parse_at).transpose().map_err(UsageError)?;
-    let reading = setup.reading(&args.storage, args.strategy.as_deref()).await?;
+    let reading = setup.reading(&args.storage, args.strategy.as_deref()).await?.of_all()?;
     let listing = reading.list().await;
     let copies = engine::find(&listing, &args.snapshot, None)?;
     let mut report =
@@ -97,7 +98,7 @@ pub(super) async fn release(
     args: ReleaseArgs,
     printer: &Printer,
 ) -> anyhow::Result<Exit> {
-    let reading = setup.reading(&args.storage, args.strategy.as_deref()).await?;
+    let reading = setup.reading(&args.storage, args.strategy.as_deref()).await?.of_all()?;
     let listing = reading.list().await;
     let what = match args.only {
         None => Released::All,
@@ -152,7 +153,9 @@ pub(super) async fn forget(
     args: ForgetArgs,
     printer: &Printer,
 ) -> anyhow::Result<Exit> {
-    let mut work = setup.deleting(args.strategy.as_deref(), args.storage.as_deref()).await?;
+    let mut work = setup
+        .deleting(args.strategy.as_deref(), args.storage.as_deref(), Patience::Unattended)
+        .await?;
     let listing = work.list().await;
     let mut wanted: Vec<(Name, SnapshotId)> = Vec::new();
     for snapshot in &args.snapshots {

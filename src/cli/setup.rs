@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use chrono::{DateTime, Utc};
 use clap::Args;
+use futures::future::join_all;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -21,7 +22,7 @@ use crate::model::{Cancel, Clock, Name};
 use crate::pipeline::Identity;
 use crate::source::OwnFolder;
 use crate::source::process::Environment;
-use crate::storage::StorageConfig;
+use crate::storage::{Patience, StorageConfig};
 
 pub(super) struct Setup {
     pub(super) global: Global,
@@ -131,6 +132,8 @@ impl IdentityArgs {
 pub(super) struct Reading {
     pub(super) engine: Engine,
     pub(super) storages: Vec<OpenStorage>,
+    /// Storages whose configuration cannot be used.
+    unopened: Vec<(Name, EngineError)>,
     pub(super) selection: Selection,
     pub(super) instance: Option<Instance>,
     display: Option<Display>,
@@ -143,7 +146,18 @@ impl Reading {
     }
 
     pub(super) async fn list(&self) -> Listing {
-        engine::list(&self.engine, &self.storages, &self.selection).await
+        let mut listing = engine::list(&self.engine, &self.storages, &self.selection).await;
+        let unopened = self.unopened.iter();
+        listing.unlisted.extend(unopened.map(|(name, error)| (name.clone(), engine::chain(error))));
+        listing
+    }
+
+    /// Itself, for what must reach every storage.
+    pub(super) fn of_all(mut self) -> anyhow::Result<Self> {
+        match self.unopened.pop() {
+            Some((_, error)) => Err(error.into()),
+            None => Ok(self),
+        }
     }
 
     /// The copies, the best to read first: of those that nothing is known against the first in the
@@ -346,6 +360,7 @@ impl Setup {
         &self,
         strategy: Option<&str>,
         storage: Option<&str>,
+        patience: Patience,
     ) -> anyhow::Result<Deleting> {
         let instance = self.instance(strategy)?;
         let storage = storage.map(parse_name).transpose()?;
@@ -355,11 +370,12 @@ impl Setup {
             return Err(no_storage(&instance, unknown.as_str()).into());
         }
         let (engine, display) = self.engine(&instance);
-        let mut storages = Vec::new();
-        for (name, config) in &instance.storages {
-            let open = OpenStorage::open(name, config, &engine.cancel).await;
-            storages.push(open.map_err(|error| (name.clone(), engine::chain(&error))));
-        }
+        let cancel = &engine.cancel;
+        let opening = instance.storages.iter().map(|(name, config)| async move {
+            let open = OpenStorage::open_with(name, config, patience, cancel).await;
+            open.map_err(|error| (name.clone(), engine::chain(&error)))
+        });
+        let storages = join_all(opening).await;
         let strategy = strategy.map(parse_name).transpose()?;
         Ok(Deleting { engine, instance, storages, strategy, storage, display: Some(display) })
     }
@@ -370,16 +386,47 @@ impl Setup {
         storage: &StorageArgs,
         strategy: Option<&str>,
     ) -> anyhow::Result<Reading> {
+        self.reading_with(storage, strategy, Patience::Unattended).await
+    }
+
+    /// The same for a command that shows something, and gives up a storage that does not answer.
+    pub(super) async fn showing(
+        &self,
+        storage: &StorageArgs,
+        strategy: Option<&str>,
+    ) -> anyhow::Result<Reading> {
+        self.reading_with(storage, strategy, Patience::Watched).await
+    }
+
+    async fn reading_with(
+        &self,
+        storage: &StorageArgs,
+        strategy: Option<&str>,
+        patience: Patience,
+    ) -> anyhow::Result<Reading> {
         if let Some(address) = storage.storage.as_deref().filter(|text| is_address(text)) {
-            return self.reading_address(address, strategy).await;
+            return self.reading_address(address, strategy, patience).await;
         }
         let instance = self.instance(strategy)?;
         let (engine, display) = self.engine(&instance);
-        let mut storages = Vec::new();
-        for (name, config) in &instance.storages {
-            if storage.storage.as_deref().is_none_or(|wanted| wanted == name.as_str()) {
-                storages.push(OpenStorage::open(name, config, &engine.cancel).await?);
+        let wanted = instance.storages.iter().filter(|(name, _)| {
+            storage.storage.as_deref().is_none_or(|wanted| wanted == name.as_str())
+        });
+        let cancel = &engine.cancel;
+        let opening = wanted.map(|(name, config)| async move {
+            (name, OpenStorage::open_with(name, config, patience, cancel).await)
+        });
+        let (mut storages, mut unopened) = (Vec::new(), Vec::new());
+        for (name, open) in join_all(opening).await {
+            match open {
+                Ok(open) => storages.push(open),
+                Err(error) => unopened.push((name.clone(), error)),
             }
+        }
+        if storages.is_empty()
+            && let Some((_, error)) = unopened.pop()
+        {
+            return Err(error.into());
         }
         if storages.is_empty() {
             return Err(
@@ -393,6 +440,7 @@ impl Setup {
         Ok(Reading {
             engine,
             storages,
+            unopened,
             selection,
             instance: Some(instance),
             display: Some(display),
@@ -405,6 +453,7 @@ impl Setup {
         &self,
         address: &str,
         strategy: Option<&str>,
+        patience: Patience,
     ) -> anyhow::Result<Reading> {
         let config = StorageConfig::from_address(address)?;
         let mut engine = Engine::stateless(self.environment.clone());
@@ -416,7 +465,8 @@ impl Setup {
             .collect();
         let display = Display::start(&engine.progress, self.shows_progress());
         let name = parse_name("storage")?;
-        let storages = vec![OpenStorage::open(&name, &config, &engine.cancel).await?];
+        let open = OpenStorage::open_with(&name, &config, patience, &engine.cancel).await?;
+        let storages = vec![open];
         let instance = self.instance_name(None)?;
         let strategy = strategy.map(parse_name).transpose()?;
         if strategy.is_some() && instance.is_none() {
@@ -426,7 +476,14 @@ impl Setup {
             .into());
         }
         let selection = Selection { instance, strategy };
-        Ok(Reading { engine, storages, selection, instance: None, display: Some(display) })
+        Ok(Reading {
+            engine,
+            storages,
+            unopened: Vec::new(),
+            selection,
+            instance: None,
+            display: Some(display),
+        })
     }
 }
 

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use chrono::{DateTime, Utc};
 use clap::Args;
+use futures::future::join_all;
 
 use super::Exit;
 use super::output::{
@@ -34,10 +35,12 @@ pub(super) async fn run(
     let (mut strategies, mut problems) = (Vec::new(), Vec::new());
     let mut now = None;
     let mut schedulers = Vec::new();
-    for instance in chosen(&settings, wanted)? {
+    let looks = chosen(&settings, wanted)?.into_iter().map(|instance| async move {
         let engine = setup.quiet_engine(instance);
         engine::fill_status(&engine, instance).await;
-        let status = engine::status(&engine, instance).await;
+        (instance, engine::status(&engine, instance).await)
+    });
+    for (instance, status) in join_all(looks).await {
         now = Some(status.at);
         strategies.extend(status.strategies);
         problems.extend(status.problems);

@@ -14,7 +14,7 @@ use crate::pipeline::Stopwatch;
 use crate::report::Progress;
 use crate::source::OwnFolder;
 use crate::source::process::Environment;
-use crate::storage::{Storage, StorageConfig};
+use crate::storage::{Patience, Storage, StorageConfig};
 
 /// What every verb needs of the world.
 #[derive(Clone)]
@@ -151,8 +151,21 @@ impl OpenStorage {
         config: &StorageConfig,
         cancel: &Cancel,
     ) -> Result<Self, EngineError> {
-        let storage =
-            config.open(cancel).await.map_err(|error| EngineError::storage(name, error))?;
+        Self::open_with(name, config, Patience::Unattended, cancel).await
+    }
+
+    /// The same, with the patience of whoever waits for it.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub async fn open_with(
+        name: &Name,
+        config: &StorageConfig,
+        patience: Patience,
+        cancel: &Cancel,
+    ) -> Result<Self, EngineError> {
+        let storage = config.open_as(name.as_str(), patience, cancel).await;
+        let storage = storage.map_err(|error| EngineError::storage(name, error))?;
         Ok(Self {
             name: name.clone(),
             storage: Arc::from(storage),

@@ -62,6 +62,7 @@ mod schedule;
 mod secrets;
 mod several;
 mod shrunk;
+mod silent;
 mod spared;
 mod status;
 mod status_page;

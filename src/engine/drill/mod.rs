@@ -513,7 +513,7 @@ impl Drill<'_> {
         report.suspect = !failed.is_empty() && failed.iter().all(|check| check.kind == "shrink");
         let is_stored = |check: &&Check| matches!(check.kind.as_str(), "digest" | "manifest");
         let is_content = |check: &&Check| !matches!(check.kind.as_str(), "rto" | "rpo");
-        report.only_this_copy = failed.iter().any(|check| is_stored(check))
+        report.only_this_copy = failed.iter().any(is_stored)
             && failed.iter().copied().filter(is_content).all(|check| is_stored(&check));
         let bad: Vec<String> = report.bad_news().map(Check::in_words).collect();
         let more = bad.len().saturating_sub(1);

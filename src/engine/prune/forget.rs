@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use futures::future::join_all;
+
 use crate::engine::context::{Engine, OpenStorage};
 use crate::engine::error::EngineError;
 use crate::engine::prune::deleting::{Deleter, exclude};
@@ -55,10 +57,12 @@ pub async fn forget(
     }
     let now = engine.clock.now();
     let mut deleting: Vec<(&Name, &OpenStorage, Vec<Snapshot>)> = Vec::new();
-    for (strategy, open) in &places {
+    let listing = places.iter().map(|(strategy, open)| async move {
         let selection =
             Selection { instance: Some(instance.clone()), strategy: Some((*strategy).clone()) };
-        let listing = list_without_marks(engine, std::slice::from_ref(*open), &selection).await;
+        list_without_marks(engine, std::slice::from_ref(*open), &selection).await
+    });
+    for ((strategy, open), listing) in places.iter().zip(join_all(listing).await) {
         problems.extend(
             listing
                 .unlisted

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use chrono::{DateTime, Utc};
+use futures::future::join_all;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::sync::Semaphore;
 
@@ -228,9 +229,11 @@ pub(in crate::engine) async fn list_without_marks(
     selection: &Selection,
 ) -> Listing {
     let mut listing = Listing::default();
-    for open in storages {
-        engine.progress.begin(format!("listing {}", open.name), None);
-        match list_one(engine, open, selection).await {
+    let names: Vec<&str> = storages.iter().map(|open| open.name.as_str()).collect();
+    engine.progress.begin(format!("listing {}", names.join(", ")), None);
+    let looks = storages.iter().map(|open| list_one(engine, open, selection));
+    for (open, found) in storages.iter().zip(join_all(looks).await) {
+        match found {
             Ok(found) => {
                 listing.snapshots.extend(found.snapshots);
                 let here = found.unexpected.into_iter();
@@ -502,26 +505,42 @@ pub(in crate::engine) async fn list_side_by_side(
     instance: &Instance,
     strategy: &Strategy,
 ) -> Vec<Option<Vec<Snapshot>>> {
+    let storages = instance.storages.iter().filter(|(name, _)| strategy.storages.contains(name));
+    let opening = storages.map(|(name, config)| async move {
+        let open = OpenStorage::open(name, config, &engine.cancel).await;
+        open.map_err(|error| (name.clone(), chain(&error)))
+    });
+    let opened = join_all(opening).await;
+    list_opened(engine, instance, strategy, opened.iter()).await
+}
+
+/// As [`list_side_by_side`], in storages that are open or could not be opened.
+pub(in crate::engine) async fn list_opened(
+    engine: &Engine,
+    instance: &Instance,
+    strategy: &Strategy,
+    storages: impl Iterator<Item = &Result<OpenStorage, (Name, String)>>,
+) -> Vec<Option<Vec<Snapshot>>> {
     let selection =
         Selection { instance: Some(instance.name.clone()), strategy: Some(strategy.name.clone()) };
     let selection = &selection;
-    let storages = instance.storages.iter().filter(|(name, _)| strategy.storages.contains(name));
-    let looks = storages.map(|(name, config)| async move {
-        let listed = match OpenStorage::open(name, config, &engine.cancel).await {
-            Ok(open) => {
-                let found = list_one(engine, &open, selection).await;
-                let mut found =
-                    found.map(|found| found.snapshots).map_err(|error| error.to_string());
-                if let Ok(snapshots) = &mut found {
-                    heed_marks(engine, std::slice::from_ref(&open), snapshots).await;
+    let looks = storages.map(|open| async move {
+        let open = open.as_ref().map_err(|(name, error)| (name, error.clone()));
+        let listed = match open {
+            Ok(open) => match list_one(engine, open, selection).await {
+                Ok(mut found) => {
+                    let one = std::slice::from_ref(open);
+                    heed_marks(engine, one, &mut found.snapshots).await;
+                    Ok(found.snapshots)
                 }
-                found
-            }
-            Err(error) => Err(chain(&error)),
+                Err(error) => Err((&open.name, error.to_string())),
+            },
+            Err(unopened) => Err(unopened),
         };
-        listed
-            .inspect_err(|error| tracing::warn!(storage = %name, "could not be listed: {error}"))
-            .ok()
+        let warn = |(name, error): &(&Name, String)| {
+            tracing::warn!(storage = %name, "could not be listed: {error}");
+        };
+        listed.inspect_err(warn).ok()
     });
-    futures::future::join_all(looks).await
+    join_all(looks).await
 }

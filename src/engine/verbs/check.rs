@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use futures::TryStreamExt as _;
+use futures::future::join_all;
 use serde::Serialize;
 use tokio::runtime::Handle;
 
@@ -24,7 +25,7 @@ use crate::pipeline::Identity;
 use crate::source::{
     Context, Finding, Level, ScratchConfig, SourceConfig, check_scratch, refuse_sources,
 };
-use crate::storage::{Storage, StorageError};
+use crate::storage::{Patience, Storage, StorageError};
 
 /// How many fire times are told.
 const FIRES: usize = 3;
@@ -153,28 +154,26 @@ pub async fn check(engine: &Engine, instance: &Instance, identities: &[Identity]
         });
         sources.push(SourceCheck { name: name.clone(), kind: config.kind(), findings: found });
     }
-    let mut storages = Vec::new();
-    let mut opened = Vec::new();
-    for (name, config) in &instance.storages {
-        engine.progress.begin(format!("checking {name}"), None);
-        match OpenStorage::open(name, config, &engine.cancel).await {
+    let names: Vec<&str> = instance.storages.keys().map(Name::as_str).collect();
+    engine.progress.begin(format!("checking {}", names.join(", ")), None);
+    let checking = instance.storages.iter().map(|(name, config)| async move {
+        let open = OpenStorage::open_with(name, config, Patience::Watched, &engine.cancel).await;
+        let (address, findings, open) = match open {
             Ok(open) => {
                 let mut findings = check_storage(Arc::clone(&open.storage), instance, name).await;
                 findings.extend(check_content(engine, &open, instance).await);
-                storages.push(StorageCheck {
-                    name: name.clone(),
-                    address: open.storage.address(),
-                    findings,
-                });
-                opened.push(open);
+                (open.storage.address(), findings, Some(open))
             }
-            Err(error) => storages.push(StorageCheck {
-                name: name.clone(),
-                address: String::new(),
-                findings: vec![Finding::new(Level::Error, "configuration", chain(&error))],
-            }),
-        }
-    }
+            Err(error) => {
+                let finding = Finding::new(Level::Error, "configuration", chain(&error));
+                (String::new(), vec![finding], None)
+            }
+        };
+        (StorageCheck { name: name.clone(), address, findings }, open)
+    });
+    let (storages, opened): (Vec<StorageCheck>, Vec<Option<OpenStorage>>) =
+        join_all(checking).await.into_iter().unzip();
+    let opened: Vec<OpenStorage> = opened.into_iter().flatten().collect();
     for strategy in instance.strategies.values().filter(|strategy| strategy.drill.is_configured()) {
         engine.progress.begin(format!("checking the drill of {}", strategy.name), None);
         let mut found = check_drill(engine, instance, strategy).await;

@@ -7,6 +7,7 @@ mod suspicions;
 use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
+use futures::future::join_all;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use serde::Serialize;
 
@@ -357,9 +358,19 @@ pub(in crate::engine) fn drill_marks(
 pub async fn read_marks(engine: &Engine, storages: &[OpenStorage], instance: &Name) -> Marks {
     let mut marks = Marks::default();
     let mut vanished: Vec<Vanished> = Vec::new();
-    for open in storages {
-        match read_from(engine, open, instance, &mut marks).await {
-            Ok(here) => vanished.extend(here),
+    let looks = storages.iter().map(|open| read_from(engine, open, instance));
+    for (open, look) in storages.iter().zip(join_all(looks).await) {
+        match look {
+            Ok((read, gone)) => {
+                for read in read {
+                    if let (true, Err((problem, _))) = (read.irregular, &read.body) {
+                        let problem = format!("`{}`: {problem}", read.key);
+                        marks.unexpected.push((open.name.clone(), problem));
+                    }
+                    marks.take(&open.name, instance, read);
+                }
+                vanished.extend(gone);
+            }
             Err(error) => {
                 let problem = (open.name.clone(), error.to_string());
                 if !error.is_about_reaching() {
@@ -443,8 +454,7 @@ async fn read_from(
     engine: &Engine,
     open: &OpenStorage,
     instance: &Name,
-    marks: &mut Marks,
-) -> Result<Vec<Vanished>, StorageError> {
+) -> Result<(Vec<ReadMark>, Vec<Vanished>), StorageError> {
     let storage = open.storage.as_ref();
     let address = storage.place();
     let folder = Mark::folder(instance);
@@ -530,16 +540,10 @@ async fn read_from(
         .buffered(PARALLEL)
         .try_collect()
         .await?;
-    let mut added = Vec::new();
-    for (read, keep) in read.into_iter().flatten() {
-        if let (true, Err((problem, _))) = (read.irregular, &read.body) {
-            marks.unexpected.push((open.name.clone(), format!("`{}`: {problem}", read.key)));
-        }
-        marks.take(&open.name, instance, read);
-        added.extend(keep);
-    }
+    let (read, keep): (Vec<ReadMark>, Vec<Option<CachedMark>>) = read.into_iter().flatten().unzip();
+    let added: Vec<CachedMark> = keep.into_iter().flatten().collect();
     update(engine, &address, &added, &gone).await;
-    Ok(vanished)
+    Ok((read, vanished))
 }
 
 /// Whether another mark may come to stand under the key: holds and suspicions of format 1.
