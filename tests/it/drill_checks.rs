@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::support::daemon::WallClock;
 use crate::support::forge;
+use crate::support::postgres::MAJORS;
 use crate::support::sh;
 use crate::support::shop::{Shop, assert_passed, outcomes};
 
@@ -443,6 +444,42 @@ fn what_a_new_database_has_and_the_source_has_not_is_no_fault_of_the_backup() {
     );
     shop.run();
     assert_passed(&shop.drill(0, &[]).json());
+}
+
+/// One of each that is counted and that `pg_dump` leaves out, or that comes with something else.
+const LEFT_OUT: &str = r#"
+CREATE TABLE twice (a int); INSERT INTO twice VALUES (1), (1);
+CREATE TYPE span AS RANGE (subtype = int);
+CREATE TABLE of_extension (a int PRIMARY KEY, b int GENERATED ALWAYS AS IDENTITY, c int CHECK (c > 0));
+CREATE INDEX ON of_extension (c);
+CREATE TRIGGER touched BEFORE INSERT ON of_extension FOR EACH ROW EXECUTE FUNCTION touch();
+CREATE DOMAIN positive AS int CHECK (VALUE > 0);
+CREATE VIEW seen AS SELECT 1 AS name;
+CREATE TRIGGER seen INSTEAD OF INSERT ON seen FOR EACH ROW EXECUTE FUNCTION touch();
+CREATE MATERIALIZED VIEW kept AS SELECT 1 AS a;
+CREATE INDEX ON kept (a);
+ALTER EXTENSION plpgsql ADD TABLE of_extension;
+ALTER EXTENSION plpgsql ADD DOMAIN positive;
+ALTER EXTENSION plpgsql ADD VIEW seen;
+ALTER EXTENSION plpgsql ADD MATERIALIZED VIEW kept;
+CREATE TRIGGER logged BEFORE INSERT ON log FOR EACH ROW EXECUTE FUNCTION touch();
+CREATE INDEX of_parent ON ONLY log (what);
+"#;
+
+#[test]
+fn objects_that_dumps_leave_out_fail_no_drill() {
+    for major in MAJORS {
+        let shop = Shop::new(major);
+        shop.configure(&SERVER.replace("15", &major.to_string()));
+        shop.database.run(LEFT_OUT);
+        let mut connection = shop.server().connect(&shop.database.name);
+        let failed = sqlx::raw_sql("CREATE UNIQUE INDEX CONCURRENTLY invalid ON twice (a)");
+        shop.server().runtime.block_on(failed.execute(&mut connection)).unwrap_err();
+        let invalid = "SELECT count(*) FROM pg_index WHERE NOT indisvalid";
+        assert_eq!(shop.database.number(invalid), 2);
+        shop.run();
+        assert_passed(&shop.drill(0, &[]).json());
+    }
 }
 
 #[test]

@@ -155,6 +155,8 @@ pub(super) struct Table {
 pub(super) struct Census {
     pub(super) tables: Vec<Table>,
     pub(super) counts: serde_json::Map<String, serde_json::Value>,
+    /// How many of those [`IMPLIED`] counts.
+    pub(super) implied: serde_json::Map<String, serde_json::Value>,
     pub(super) extensions: Vec<serde_json::Value>,
     /// Roles that must be there for a restore, whoever owns what: those that row policies and user
     /// mappings are for.
@@ -162,16 +164,22 @@ pub(super) struct Census {
     pub(super) remarks: Remarks,
 }
 
-/// Of `pg_class`, `pg_proc` …: not a member of an extension, which is restored as a whole.
-macro_rules! own {
+/// Of `pg_class`, `pg_proc` …: a member of an extension, which is restored as a whole.
+macro_rules! member {
     ($class:literal, $oid:literal) => {
         concat!(
-            "NOT EXISTS (SELECT 1 FROM pg_depend x WHERE x.classid = '",
+            "EXISTS (SELECT 1 FROM pg_depend x WHERE x.classid = '",
             $class,
             "'::regclass AND x.objid = ",
             $oid,
             " AND x.refclassid = 'pg_extension'::regclass AND x.deptype = 'e')"
         )
+    };
+}
+
+macro_rules! own {
+    ($class:literal, $oid:literal) => {
+        concat!("NOT ", member!($class, $oid))
     };
 }
 
@@ -207,7 +215,14 @@ const RELATIONS: &str = "pg_class c JOIN pg_namespace n ON n.oid = c.relnamespac
 /// Objects that are counted: the name in the facts, the catalog with its alias and the way to the
 /// schema `n`, and the condition. Members of extensions and system schemas do not count.
 const COUNTS: [(&str, &str, &str); 11] = [
-    ("indexes", RELATIONS, "c.relkind IN ('i', 'I')"),
+    // An invalid one is not dumped, such as what a failed `CREATE INDEX CONCURRENTLY` leaves.
+    (
+        "indexes",
+        RELATIONS,
+        "c.relkind IN ('i', 'I') AND EXISTS (SELECT 1 FROM pg_index i JOIN pg_class t ON t.oid = \
+         i.indrelid WHERE i.indexrelid = c.oid AND i.indisready AND (i.indisvalid OR t.relkind = \
+         'p'))",
+    ),
     ("sequences", RELATIONS, "c.relkind = 'S' AND c.relpersistence <> 't'"),
     ("views", RELATIONS, "c.relkind = 'v'"),
     ("materialized_views", RELATIONS, "c.relkind = 'm'"),
@@ -231,10 +246,57 @@ const COUNTS: [(&str, &str, &str); 11] = [
     ("schemas", "pg_namespace n", "true"),
 ];
 
-/// The query of all [`COUNTS`], a column each.
+/// Of [`COUNTS`], the objects that a dump does not have: they come, or do not come, with the
+/// extension, type or partitioned table that they are of, as the server's version makes them.
+const IMPLIED: [(&str, &str); 5] = [
+    (
+        "indexes",
+        concat!(
+            "EXISTS (SELECT 1 FROM pg_index i WHERE i.indexrelid = c.oid AND ",
+            member!("pg_class", "i.indrelid"),
+            ")"
+        ),
+    ),
+    (
+        "sequences",
+        concat!(
+            "EXISTS (SELECT 1 FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid \
+             = c.oid AND d.deptype = 'i' AND ",
+            member!("pg_class", "d.refobjid"),
+            ")"
+        ),
+    ),
+    (
+        "constraints",
+        concat!(
+            member!("pg_class", "c.conrelid"),
+            " OR ",
+            member!("pg_type", "c.contypid"),
+            " OR c.contype = 'f' AND to_jsonb(c) ->> 'conparentid' <> '0'"
+        ),
+    ),
+    (
+        "triggers",
+        concat!(member!("pg_class", "t.tgrelid"), " OR to_jsonb(t) ->> 'tgparentid' <> '0'"),
+    ),
+    (
+        "functions",
+        "EXISTS (SELECT 1 FROM pg_depend d WHERE d.classid = 'pg_proc'::regclass AND d.objid = \
+         p.oid AND d.deptype = 'i')",
+    ),
+];
+
+/// The query of all [`COUNTS`], a column each, and of all [`IMPLIED`].
 fn counts_query() -> String {
     let mut sql = "SELECT ".to_owned();
-    for (name, catalog, condition) in COUNTS {
+    let implied = IMPLIED.iter().filter_map(|(name, implied)| {
+        let (_, catalog, condition) = COUNTS.iter().find(|(counted, _, _)| counted == name)?;
+        Some((format!("implied_{name}"), *catalog, format!("({condition}) AND ({implied})")))
+    });
+    let counts = COUNTS
+        .iter()
+        .map(|(name, catalog, condition)| ((*name).to_owned(), *catalog, (*condition).to_owned()));
+    for (name, catalog, condition) in counts.chain(implied) {
         let mut words = catalog.split(' ');
         let (class, alias) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
         sql.push_str(&format!(
@@ -303,6 +365,10 @@ async fn list(session: &mut Session, census: &mut Census) -> Result<(), sqlx::Er
         .await?;
     for name in COUNTS.iter().map(|(name, _, _)| *name).chain(["large_objects"]) {
         census.counts.insert(name.to_owned(), counts.try_get::<i64, _>(name)?.into());
+    }
+    for (name, _) in IMPLIED {
+        let number: i64 = counts.try_get(&*format!("implied_{name}"))?;
+        census.implied.insert(name.to_owned(), number.into());
     }
     let sql = "SELECT extname::text AS name, extversion AS version FROM pg_extension ORDER BY 1";
     for row in sqlx::query(sql).persistent(false).fetch_all(&mut session.connection).await? {

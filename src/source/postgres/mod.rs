@@ -251,6 +251,7 @@ impl Source for Postgres {
             "row_counts": counted,
             "tables": census.tables,
             "counts": census.counts,
+            "implied": census.implied,
             "extensions": census.extensions,
             "roles": census.roles,
         });
