@@ -354,6 +354,41 @@ fn the_rows_in_the_facts_are_those_in_the_dump_while_others_write() {
     }
 }
 
+/// A folder with a `pg_dump` of PostgreSQL 18 that runs a statement before the real one.
+fn dumps_after(server: &Server, statement: &str) -> PathBuf {
+    let (folder, tools) =
+        (server.bench.path("tools"), Server::client_dir(18).display().to_string());
+    let body = format!(
+        "if [ \"$1\" != --version ]; then\n\
+         {tools}/psql -Xqv ON_ERROR_STOP=1 -c \"SET lock_timeout = '20s'\" -c '{statement}' >&2 || exit 1\n\
+         fi\nexec {tools}/pg_dump \"$@\""
+    );
+    script(&folder.join("pg_dump"), &body);
+    folder
+}
+
+#[test]
+fn rows_lost_between_snapshot_and_dump_are_not_counted() {
+    let server = Server::new(18);
+    for statement in ["TRUNCATE a", "ALTER TABLE a ALTER x TYPE bigint", "CLUSTER a USING by_x"] {
+        let database = server.database();
+        database.run(
+            "CREATE TABLE a (x int); CREATE INDEX by_x ON a (x); INSERT INTO a VALUES (1), (2); \
+             CREATE TABLE b AS SELECT 1 AS x; CREATE TABLE c (x int)",
+        );
+        let config = PostgresConfig {
+            client_dir: Some(dumps_after(&server, statement)),
+            ..database.config()
+        };
+        let dumped = Postgres::new(config).dump(&server.bench.cx, &Kept::default()).unwrap();
+        let counted = (rows(&dumped, "a"), rows(&dumped, "b"), rows(&dumped, "c"));
+        assert_eq!(counted, (None, Some(1), Some(0)), "{statement}");
+        let warnings = dumped.remarks.warnings.kept();
+        assert_eq!(warnings.len(), 1, "{statement}: {warnings:?}");
+        assert_eq!(warnings[0].note.path.as_deref(), Some("\"public\".\"a\""), "{statement}");
+    }
+}
+
 #[test]
 fn the_password_is_neither_in_the_arguments_nor_in_the_environment_of_a_tool() {
     let server = Server::new(18);
@@ -738,11 +773,9 @@ fn a_count_that_fails_is_a_warning_and_the_others_are_still_counted() {
          datname = '{0}'\" | grep -q ended; do :; done",
         database.name
     );
-    for (name, body, counted) in
-        [("patient", "echo dump", Some(1)), ("hostile", ends.as_str(), None)]
-    {
+    for (name, body, counted) in [("patient", "", Some(1)), ("hostile", ends.as_str(), None)] {
         let folder = server.bench.path(name);
-        script(&folder.join("pg_dump"), &format!("{version}\n{body}"));
+        script(&folder.join("pg_dump"), &format!("{version}\necho dump\n{body}"));
         let lock_timeout = Span::from(Duration::from_secs(if counted.is_some() { 1 } else { 100 }));
         let config = PostgresConfig { client_dir: Some(folder), lock_timeout, ..database.config() };
         let dumped = Postgres::new(config).dump(&server.bench.cx, &Kept::default()).unwrap();

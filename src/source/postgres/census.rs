@@ -148,6 +148,11 @@ pub(super) struct Table {
     /// Which of its rows are dumped, as SQL; empty: all.
     #[serde(skip)]
     condition: String,
+    #[serde(skip)]
+    oid: i64,
+    /// The file of its rows when the snapshot was taken.
+    #[serde(skip)]
+    file: i64,
 }
 
 /// What is in the database.
@@ -200,8 +205,8 @@ macro_rules! user_schema {
 const TABLES: &str = concat!(
     "SELECT n.nspname::text AS schema, c.relname::text AS name, coalesce((SELECT \
      e.extcondition[array_position(e.extconfig, c.oid)] \
-     FROM pg_extension e WHERE c.oid = ANY (e.extconfig) LIMIT 1), '') AS condition \
-     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+     FROM pg_extension e WHERE c.oid = ANY (e.extconfig) LIMIT 1), '') AS condition, \
+     c.oid::int8 AS oid, c.relfilenode::int8 AS file FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
      WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND (c.relpersistence <> 'u' OR NOT \
      pg_is_in_recovery()) AND ",
     user_schema!("n"),
@@ -389,9 +394,14 @@ async fn list(session: &mut Session, census: &mut Census) -> Result<(), sqlx::Er
 pub(super) async fn tables(connection: &mut PgConnection) -> Result<Vec<Table>, sqlx::Error> {
     let rows = sqlx::query(TABLES).persistent(false).fetch_all(connection).await?;
     let table = |row: &PgRow| {
-        let (schema, name, condition) =
-            (row.try_get("schema")?, row.try_get("name")?, row.try_get("condition")?);
-        Ok(Table { schema, name, rows: None, condition })
+        Ok(Table {
+            schema: row.try_get("schema")?,
+            name: row.try_get("name")?,
+            rows: None,
+            condition: row.try_get("condition")?,
+            oid: row.try_get("oid")?,
+            file: row.try_get("file")?,
+        })
     };
     rows.iter().map(table).collect()
 }
@@ -401,15 +411,18 @@ async fn count_rows(session: &mut Session, census: &mut Census) {
         let name = format!("{}.{}", quoted(&table.schema), quoted(&table.name));
         // `ONLY`, as `pg_dump` takes each table of an inheritance for itself. The savepoint keeps
         // one failure from spoiling the rest.
-        let sql = format!("SELECT count(*) FROM ONLY {name} {}", table.condition);
+        let sql = format!(
+            "SELECT count(*), pg_relation_filenode({}::oid)::int8 FROM ONLY {name} {}",
+            table.oid, table.condition
+        );
         let counted = async {
             sqlx::raw_sql("SAVEPOINT counting").execute(&mut session.connection).await?;
-            let rows = sqlx::query_scalar::<_, i64>(AssertSqlSafe(sql))
+            let counted = sqlx::query_as::<_, (i64, i64)>(AssertSqlSafe(sql))
                 .persistent(false)
                 .fetch_one(&mut session.connection)
                 .await?;
             sqlx::raw_sql("RELEASE counting").execute(&mut session.connection).await?;
-            Ok::<i64, sqlx::Error>(rows)
+            Ok::<(i64, i64), sqlx::Error>(counted)
         };
         // A connection that died without a word would be waited for, for ever.
         let counted = tokio::time::timeout(COUNT_TIMEOUT, counted).await.unwrap_or_else(|_| {
@@ -419,7 +432,13 @@ async fn count_rows(session: &mut Session, census: &mut Census) {
             )))
         });
         match counted {
-            Ok(rows) => table.rows = Some(rows),
+            // `TRUNCATE` and a rewrite take the rows away from snapshots too.
+            Ok((_, file)) if file != table.file => census.remarks.warn(Note::at(
+                name,
+                "The table was truncated or rewritten while it was dumped: its rows were not \
+                 counted, and the dump may have less of them than there were at any time",
+            )),
+            Ok((rows, _)) => table.rows = Some(rows),
             Err(error) => {
                 let lost = !matches!(error, sqlx::Error::Database(_))
                     || sqlx::raw_sql("ROLLBACK TO counting")
