@@ -62,6 +62,7 @@ mod secrets;
 mod several;
 mod shrunk;
 mod spared;
+mod standby;
 mod status;
 mod status_page;
 mod storage;

@@ -9,7 +9,7 @@ use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use super::address::Address;
 use super::client::Major;
-use crate::model::{Note, Remarks, Span};
+use crate::model::{Note, Remarks, Span, TOLD_DIFFERENCES};
 use crate::source::SourceError;
 
 /// No table takes so long to count; a dead connection does.
@@ -153,6 +153,15 @@ pub(super) struct Table {
     /// The file of its rows when the snapshot was taken.
     #[serde(skip)]
     file: i64,
+    /// An unlogged one on a standby, which has no rows of it.
+    #[serde(skip)]
+    absent: bool,
+}
+
+impl Table {
+    fn quoted(&self) -> String {
+        format!("{}.{}", quoted(&self.schema), quoted(&self.name))
+    }
 }
 
 /// What is in the database.
@@ -206,9 +215,9 @@ const TABLES: &str = concat!(
     "SELECT n.nspname::text AS schema, c.relname::text AS name, coalesce((SELECT \
      e.extcondition[array_position(e.extconfig, c.oid)] \
      FROM pg_extension e WHERE c.oid = ANY (e.extconfig) LIMIT 1), '') AS condition, \
-     c.oid::int8 AS oid, c.relfilenode::int8 AS file FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-     WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND (c.relpersistence <> 'u' OR NOT \
-     pg_is_in_recovery()) AND ",
+     c.oid::int8 AS oid, c.relfilenode::int8 AS file, c.relpersistence = 'u' AND \
+     pg_is_in_recovery() AS absent \
+     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND ",
     user_schema!("n"),
     " AND (",
     own!("pg_class", "c.oid"),
@@ -357,6 +366,14 @@ pub(super) async fn take(session: &mut Session, rows: bool) -> Census {
         census.remarks.warn(format!("What the database contains could not be listed: {error}"));
         return census;
     }
+    let absent: Vec<String> =
+        census.tables.iter().filter(|table| table.absent).map(Table::quoted).collect();
+    if !absent.is_empty() {
+        census.remarks.note(format!(
+            "A standby has no rows of unlogged tables, so they are not in the dump: {}",
+            some_of(&absent)
+        ));
+    }
     if rows {
         count_rows(session, &mut census).await;
     }
@@ -401,14 +418,15 @@ pub(super) async fn tables(connection: &mut PgConnection) -> Result<Vec<Table>, 
             condition: row.try_get("condition")?,
             oid: row.try_get("oid")?,
             file: row.try_get("file")?,
+            absent: row.try_get("absent")?,
         })
     };
     rows.iter().map(table).collect()
 }
 
 async fn count_rows(session: &mut Session, census: &mut Census) {
-    for table in &mut census.tables {
-        let name = format!("{}.{}", quoted(&table.schema), quoted(&table.name));
+    for table in census.tables.iter_mut().filter(|table| !table.absent) {
+        let name = table.quoted();
         // `ONLY`, as `pg_dump` takes each table of an inheritance for itself. The savepoint keeps
         // one failure from spoiling the rest.
         let sql = format!(
@@ -457,6 +475,15 @@ async fn count_rows(session: &mut Session, census: &mut Census) {
                 }
             }
         }
+    }
+}
+
+/// The first names, and how many more there are.
+pub(super) fn some_of(names: &[String]) -> String {
+    let (told, rest) = names.split_at(names.len().min(TOLD_DIFFERENCES));
+    match rest.len() {
+        0 => told.join(", "),
+        more => format!("{} and {more} more", told.join(", ")),
     }
 }
 
