@@ -178,6 +178,37 @@ fn a_file_that_the_database_names_and_the_folder_lacks_is_found() {
 }
 
 #[test]
+fn files_named_must_be_filled_and_owned() {
+    let shop = shop("");
+    let empty = shop.attach("");
+    shop.run();
+    let name = empty.file_name().unwrap().to_str().unwrap();
+    let check = |more: &str| {
+        let check = REFERENCES.trim_start().strip_prefix("[[strategies.daily.drill.checks]]\n");
+        format!("{}name = \"media\"\n{more}", check.unwrap())
+    };
+    for (more, code, words) in [
+        ("", 0, "media: expected 11 files"),
+        ("not_empty = true", 4, &*format!("{name}` is empty")),
+        ("owner = \"root\"", 0, "media: expected 11 files"),
+        ("owner = 0", 0, "media: expected 11 files"),
+        ("owner = 64999", 4, "belongs to the user 0"),
+        ("owner = \"no-such-user\"", 1, "no user `no-such-user`"),
+    ] {
+        comes_out(&shop, &check(more), code, words);
+    }
+    // Elsewhere all files belong to who restores them, whoever should have them.
+    shop.configure(&format!(
+        "work_dir = \"@/w\"\n{SERVER}[[strategies.daily.drill.checks]]\n{}",
+        check("owner = 64999")
+    ));
+    let drill = shop.backup(&["drill", "--strategy", "daily", "--json"]);
+    let report = drill.with_user(64999, shop.site.dir.path()).expect(1).json();
+    let open = outcomes(&report, "inconclusive");
+    assert!(open.iter().any(|check| check.starts_with("references db: media")), "{open:#?}");
+}
+
+#[test]
 fn an_attachment_whose_content_or_size_changed_is_found() {
     let shop = shop(REFERENCES);
     let path = shop.attach("the right content");
@@ -293,6 +324,9 @@ fn files_are_there_not_empty_and_parse() {
         (file("config.json", "parses = \"toml\""), 4, "not TOML"),
         (file("app.toml", "contains = \"SECRET_KEY\""), 4, "without it"),
         (file("none", ""), 4, "nothing of that name"),
+        (file("app.toml", "owner = \"root\"\nname = \"settings\""), 0, "files: settings: "),
+        (file("app.toml", "owner = 64999"), 4, "found a file of the user 0"),
+        (file("app.toml", "owner = \"no-such-user\""), 1, "no user `no-such-user`"),
         (file("sub", ""), 4, "no file"),
     ] {
         comes_out(&shop, &check, code, words);
