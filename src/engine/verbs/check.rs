@@ -246,8 +246,8 @@ async fn check_drill(engine: &Engine, instance: &Instance, strategy: &Strategy) 
     if strategy.drill.checks.iter().any(|check| check.owner().is_some())
         && !rustix::process::geteuid().is_root()
     {
-        let message = "Only root restores owners, so the `owner` of a check will not be judged: let \
-            root drill, or remove it";
+        let message = "Only root can give files to their owners, so the `owner` of a check will not be \
+            judged: let root drill, or remove it";
         findings.push(Finding::new(Level::Warning, &subject, message));
     }
     let context = Context {

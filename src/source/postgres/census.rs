@@ -150,9 +150,9 @@ pub(super) struct Table {
     condition: String,
     #[serde(skip)]
     oid: i64,
-    /// The file of its rows when the snapshot was taken.
+    /// The file of its rows when the snapshot was taken, and when the tables were listed.
     #[serde(skip)]
-    file: i64,
+    files: (i64, Option<i64>),
     /// An unlogged one on a standby, which has no rows of it.
     #[serde(skip)]
     absent: bool,
@@ -215,7 +215,8 @@ const TABLES: &str = concat!(
     "SELECT n.nspname::text AS schema, c.relname::text AS name, coalesce((SELECT \
      e.extcondition[array_position(e.extconfig, c.oid)] \
      FROM pg_extension e WHERE c.oid = ANY (e.extconfig) LIMIT 1), '') AS condition, \
-     c.oid::int8 AS oid, c.relfilenode::int8 AS file, c.relpersistence = 'u' AND \
+     c.oid::int8 AS oid, c.relfilenode::int8 AS file, pg_relation_filenode(c.oid)::int8 \
+     AS file_now, c.relpersistence = 'u' AND \
      pg_is_in_recovery() AS absent \
      FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND ",
     user_schema!("n"),
@@ -417,15 +418,40 @@ pub(super) async fn tables(connection: &mut PgConnection) -> Result<Vec<Table>, 
             rows: None,
             condition: row.try_get("condition")?,
             oid: row.try_get("oid")?,
-            file: row.try_get("file")?,
+            files: (row.try_get("file")?, row.try_get("file_now")?),
             absent: row.try_get("absent")?,
         })
     };
     rows.iter().map(table).collect()
 }
 
+/// Locks all tables at once, as far as nobody waits for any: whoever comes now waits for us, and we
+/// for nobody. What is not locked here is locked when it is counted.
+async fn lock(session: &mut Session, tables: &[Table]) -> Result<(), sqlx::Error> {
+    let names: Vec<String> = tables
+        .iter()
+        .filter(|table| !table.absent)
+        .map(|table| format!("ONLY {}", table.quoted()))
+        .collect();
+    if names.is_empty() {
+        return Ok(());
+    }
+    let sql = format!("LOCK TABLE {} IN ACCESS SHARE MODE NOWAIT", names.join(", "));
+    sqlx::raw_sql("SAVEPOINT locking").execute(&mut session.connection).await?;
+    let locked = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut session.connection).await;
+    let end = if locked.is_ok() { "RELEASE locking" } else { "ROLLBACK TO locking" };
+    sqlx::raw_sql(end).execute(&mut session.connection).await.map(drop)
+}
+
 async fn count_rows(session: &mut Session, census: &mut Census) {
-    for table in census.tables.iter_mut().filter(|table| !table.absent) {
+    // A connection that is lost is told with the first table.
+    let _ = lock(session, &census.tables).await;
+    for table in &mut census.tables {
+        if table.absent {
+            // Of the dump, which has none.
+            table.rows = Some(0);
+            continue;
+        }
         let name = table.quoted();
         // `ONLY`, as `pg_dump` takes each table of an inheritance for itself. The savepoint keeps
         // one failure from spoiling the rest.
@@ -435,12 +461,12 @@ async fn count_rows(session: &mut Session, census: &mut Census) {
         );
         let counted = async {
             sqlx::raw_sql("SAVEPOINT counting").execute(&mut session.connection).await?;
-            let counted = sqlx::query_as::<_, (i64, i64)>(AssertSqlSafe(sql))
+            let counted = sqlx::query_as::<_, (i64, Option<i64>)>(AssertSqlSafe(sql))
                 .persistent(false)
                 .fetch_one(&mut session.connection)
                 .await?;
             sqlx::raw_sql("RELEASE counting").execute(&mut session.connection).await?;
-            Ok::<(i64, i64), sqlx::Error>(counted)
+            Ok::<_, sqlx::Error>(counted)
         };
         // A connection that died without a word would be waited for, for ever.
         let counted = tokio::time::timeout(COUNT_TIMEOUT, counted).await.unwrap_or_else(|_| {
@@ -451,11 +477,19 @@ async fn count_rows(session: &mut Session, census: &mut Census) {
         });
         match counted {
             // `TRUNCATE` and a rewrite take the rows away from snapshots too.
-            Ok((_, file)) if file != table.file => census.remarks.warn(Note::at(
+            Ok((_, file)) if file != table.files.1 => census.remarks.note(Note::at(
                 name,
-                "The table was truncated or rewritten while it was dumped: its rows were not \
-                 counted, and the dump may have less of them than there were at any time",
+                "The table was truncated or rewritten when it had been dumped, so its rows were \
+                 not counted",
             )),
+            Ok((0, file)) if file != Some(table.files.0) => {
+                table.rows = Some(0);
+                census.remarks.warn(Note::at(
+                    name,
+                    "The table was truncated or rewritten just before it was dumped: the dump has \
+                     none of the rows that it had before, nor of those it has now",
+                ));
+            }
             Ok((rows, _)) => table.rows = Some(rows),
             Err(error) => {
                 let lost = !matches!(error, sqlx::Error::Database(_))

@@ -35,7 +35,15 @@ pub(super) fn make(
         DrillCheck::Shrink(_) => return Ok(Vec::new()),
     };
     rehearsal.ensure_going()?;
-    Ok(vec![made])
+    let mut all = vec![made];
+    if check.owner().is_some() && !rustix::process::geteuid().is_root() {
+        let what = all.first().map(|made| made.what.clone()).unwrap_or_default();
+        all.push(Check::new(check.kind(), check.source(), format!("owner of {what}")).ended(
+            CheckOutcome::Skipped,
+            "only root can give files to their owners, and the drill does not run as root",
+        ));
+    }
+    Ok(all)
 }
 
 /// Why nothing of a source can be looked at.
