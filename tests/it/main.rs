@@ -64,6 +64,7 @@ mod several;
 mod shrunk;
 mod silent;
 mod spared;
+mod standby;
 mod status;
 mod status_page;
 mod storage;

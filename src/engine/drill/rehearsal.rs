@@ -319,7 +319,8 @@ impl Rehearsal {
             }
             Err(error) => return self.fate(cx, artifact, &error, target),
         }
-        if let (ArtifactKind::Tar, crate::source::Target::Folder(folder)) = (artifact.kind, &place)
+        if let (ArtifactKind::Tar | ArtifactKind::Stream, crate::source::Target::Folder(folder)) =
+            (artifact.kind, &place)
         {
             target.folder = Some(folder.clone());
         }

@@ -242,6 +242,13 @@ async fn check_drill(engine: &Engine, instance: &Instance, strategy: &Strategy) 
             Err(error) => Finding::new(Level::Error, &subject, chain(&error)),
         }
     }));
+    if strategy.drill.checks.iter().any(|check| check.owner().is_some())
+        && !rustix::process::geteuid().is_root()
+    {
+        let message = "Only root can give files to their owners, so the `owner` of a check will not be \
+            judged: let root drill, or remove it";
+        findings.push(Finding::new(Level::Warning, &subject, message));
+    }
     let context = Context {
         name: strategy.name.clone(),
         cancel: engine.cancel.clone(),
