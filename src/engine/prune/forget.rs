@@ -57,10 +57,12 @@ pub async fn forget(
     }
     let now = engine.clock.now();
     let mut deleting: Vec<(&Name, &OpenStorage, Vec<Snapshot>)> = Vec::new();
+    let selection = |strategy: &Name| Selection {
+        instance: Some(instance.clone()),
+        strategy: Some(strategy.clone()),
+    };
     let listing = places.iter().map(|(strategy, open)| async move {
-        let selection =
-            Selection { instance: Some(instance.clone()), strategy: Some((*strategy).clone()) };
-        list_without_marks(engine, std::slice::from_ref(*open), &selection).await
+        list_without_marks(engine, std::slice::from_ref(*open), &selection(strategy)).await
     });
     for ((strategy, open), listing) in places.iter().zip(join_all(listing).await) {
         problems.extend(
@@ -94,7 +96,8 @@ pub async fn forget(
         let damaged = going.iter().any(|snapshot| snapshot.damage_by(&marks).is_some());
         let elsewhere: Vec<OpenStorage> =
             opened.iter().filter(|other| damaged && other.name != open.name).cloned().collect();
-        let elsewhere = list_without_marks(engine, &elsewhere, &selection).await.snapshots;
+        let elsewhere =
+            list_without_marks(engine, &elsewhere, &selection(strategy)).await.snapshots;
         let is_replaceable = |damaged: &Snapshot| {
             damaged.damage_by(&marks).is_some()
                 && elsewhere.iter().any(|other| other.id == damaged.id && is_good(other, &marks))
