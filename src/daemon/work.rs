@@ -7,7 +7,6 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
-use tokio::task::JoinError;
 
 use super::timer::Timer;
 use crate::config::{Instance, Strategy};
@@ -296,11 +295,10 @@ impl Worker {
         &self,
         engine: Engine,
         work: impl AsyncFnOnce(&Engine, &Instance, &Strategy) -> T + Send + 'static,
-    ) -> Result<T, JoinError> {
+    ) -> Result<T, EngineError> {
         let (instance, strategy) = (Arc::clone(&self.instance), self.strategy.clone());
         let runtime = Handle::current();
-        tokio::task::spawn_blocking(move || runtime.block_on(work(&engine, &instance, &strategy)))
-            .await
+        engine::on_thread(move || runtime.block_on(work(&engine, &instance, &strategy)))?.await
     }
 
     async fn run(&self, name: &str) -> Attempt {
