@@ -67,4 +67,5 @@ mod status_page;
 mod storage;
 mod storage_faults;
 mod support;
+mod tools_said;
 mod width;

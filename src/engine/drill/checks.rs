@@ -487,7 +487,11 @@ fn command(rehearsal: &Rehearsal, command: &CommandCheck, targets: &mut Targets)
     let ended = call.capture(&cx, LARGEST_OUTPUT);
     timer.abort();
     match ended {
-        Ok(_) => check.judged(true, expected, expected),
+        Ok(_) => {
+            let said = cx.heard.take().notes;
+            let lines = said.kept().iter().map(ToString::to_string).collect();
+            check.judged(true, expected, expected).detailed(lines, said.count())
+        }
         Err(_) if late.load(Ordering::SeqCst) => check.ended(
             CheckOutcome::Inconclusive,
             format!("it took longer than {}", Span::from(command.timeout.duration())),

@@ -472,6 +472,7 @@ pub async fn restore(
             facts.as_ref(),
             &engine.progress,
         );
+        let heard = context.heard.clone();
         let done = blocking(move || match restorer(artifact.kind) {
             Some(restorer) => restorer.restore_from(
                 RestoreJob { cx: &context, artifact: &restore, target: &target, options: &options },
@@ -492,6 +493,7 @@ pub async fn restore(
                 .map_err(|error| failed_in(engine, storage, &manifest.id, &planned.name, error))?,
         };
         remarks.extend(Some(planned.source.as_str()), done.remarks);
+        remarks.extend(Some(planned.source.as_str()), heard.take());
         restored.push(RestoredArtifact {
             name: planned.name.clone(),
             source: planned.source.clone(),
@@ -550,6 +552,7 @@ fn context(engine: &Engine, planned: &PlannedArtifact, request: &RestoreRequest)
         work_dir: request.work_dir.clone(),
         environment: engine.environment.clone(),
         own_folders: own_folders(engine, &planned.work.target, &request.work_dir),
+        heard: Default::default(),
     }
 }
 
