@@ -61,6 +61,7 @@ mod schedule;
 mod secrets;
 mod several;
 mod shrunk;
+mod signals;
 mod spared;
 mod status;
 mod status_page;
