@@ -14,9 +14,10 @@ use crate::config;
 use crate::daemon::{self, Scheduled, ScheduledInstance};
 
 pub(super) async fn run(setup: &Setup) -> anyhow::Result<Exit> {
+    // Beneath `nohup` too: this is how it is asked to reload.
+    let mut hangups = signal(SignalKind::hangup()).context("Could not watch for SIGHUP")?;
     let scheduled = load(setup)?;
     let (ask, reloads) = mpsc::channel(1);
-    let mut hangups = signal(SignalKind::hangup()).context("Could not watch for SIGHUP")?;
     tokio::spawn(async move {
         while hangups.recv().await.is_some() {
             // One that waits already reads what is there by then.

@@ -10,11 +10,10 @@ use anyhow::Context as _;
 use chrono::{DateTime, Utc};
 use clap::Args;
 use futures::future::join_all;
-use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use super::progress::{Display, LogWriter};
-use super::{Exit, Global, UsageError};
+use super::{Exit, Global, UsageError, signals};
 use crate::config::{self, FindError, Instance, Settings, Strategy};
 use crate::engine::{
     self, Engine, EngineError, Listing, OpenStorage, PruneScope, Selection, Side, Snapshot,
@@ -28,7 +27,7 @@ use crate::storage::{Patience, StorageConfig};
 pub(super) struct Setup {
     pub(super) global: Global,
     pub(super) environment: Environment,
-    /// Cancelled by SIGINT and SIGTERM.
+    /// Cancelled by the signals that ask for an end.
     pub(super) cancel: Cancel,
 }
 
@@ -97,29 +96,12 @@ pub(super) fn with_runtime(
     let setup =
         Setup { global: global.clone(), environment: config::environment(), cancel: Cancel::new() };
     let exit = runtime.block_on(async {
-        watch_signals(&setup.cancel)?;
+        signals::watch(&setup.cancel, scheduler)?;
         command(&setup).await
     });
     // Nothing of a command outlives it; a thread that still waits on a server is not waited for.
     runtime.shutdown_timeout(Duration::from_millis(200));
     exit
-}
-
-fn watch_signals(cancel: &Cancel) -> anyhow::Result<()> {
-    let mut interrupt = signal(SignalKind::interrupt()).context("Could not watch for SIGINT")?;
-    let mut terminate = signal(SignalKind::terminate()).context("Could not watch for SIGTERM")?;
-    let cancel = cancel.clone();
-    tokio::spawn(async move {
-        loop {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
-            cancel.cancel();
-            tracing::warn!("asked to stop: ending what is under way");
-        }
-    });
-    Ok(())
 }
 
 /// Logs of this program only: what libraries log may tell more than it should.

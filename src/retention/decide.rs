@@ -53,11 +53,11 @@ impl Decision {
 /// - Snapshots that are later than `now` neither count nor are deleted: a clock was wrong, and
 ///   nobody can say what they are.
 /// - Those that `protected` calls suspect ([`Reason::Suspect`]) do not count either: they use up
-/// nothing, and no other goes for them. - The newest whole snapshot is never deleted, nor is the
-/// newest partial one while no whole one is newer, nor are those in `protected`, which says of each
-/// why ([`Reason::Held`], [`Reason::Drilled`], [`Reason::LastGood`]; an empty list protects
-/// nothing). They use up counts like all others, so that protecting one changes nothing for the
-/// others.
+///   nothing, and no other goes for them.
+/// - The newest whole snapshot is never deleted, nor is the newest partial one while no whole one
+///   is newer, nor are those in `protected`, which says of each why ([`Reason::Held`],
+///   [`Reason::Drilled`], [`Reason::LastGood`]; an empty list protects nothing). They use up counts
+///   like all others, so that protecting one changes nothing for the others.
 /// - A policy without any rule keeps everything, partial or not.
 ///
 /// Who deletes by these decisions goes from the newest to the oldest: then a pruning that is cut

@@ -146,6 +146,7 @@ pub async fn check(engine: &Engine, instance: &Instance, identities: &[Identity]
             work_dir: instance.work_dir.clone(),
             environment: engine.environment.clone(),
             own_folders: Arc::clone(&engine.own_folders),
+            heard: Default::default(),
         };
         let source = config.source();
         let found = blocking(move || source.check(&context)).await;
@@ -256,6 +257,7 @@ async fn check_drill(engine: &Engine, instance: &Instance, strategy: &Strategy) 
         work_dir: instance.work_dir.clone(),
         environment: engine.environment.clone(),
         own_folders: Arc::clone(&engine.own_folders),
+        heard: Default::default(),
     };
     let scratch = ScratchConfig { postgres: strategy.drill.postgres.clone() };
     let folder = strategy.drill.work_dir.clone().unwrap_or_else(|| instance.work_dir.clone());

@@ -372,6 +372,7 @@ async fn restore_from(
             Target::Command(_) => true,
         };
         may_go_on.store(!is_begun_once, Ordering::Relaxed);
+        let heard = context.heard.clone();
         let done = blocking(move || match restorer(artifact.kind) {
             Some(restorer) => restorer.restore_from(
                 RestoreJob { cx: &context, artifact: &restore, target: &target, options: &options },
@@ -400,6 +401,7 @@ async fn restore_from(
                 .map_err(|error| failed_in(engine, storage, &manifest.id, &planned.name, error))?,
         };
         progress.remarks.extend(Some(planned.source.as_str()), done.remarks);
+        progress.remarks.extend(Some(planned.source.as_str()), heard.take());
         may_go_on.store(true, Ordering::Relaxed);
         progress.restored.push(RestoredArtifact {
             name: planned.name.clone(),
@@ -448,6 +450,7 @@ fn context(engine: &Engine, planned: &PlannedArtifact, request: &RestoreRequest)
         work_dir: request.work_dir.clone(),
         environment: engine.environment.clone(),
         own_folders: own_folders(engine, &planned.work.target, &request.work_dir),
+        heard: Default::default(),
     }
 }
 
