@@ -110,22 +110,6 @@ pub(super) async fn run(
     let identities = args.identities.load()?;
     let reading = setup.reading(&args.storage, args.strategy.as_deref()).await?;
     let listing = reading.list().await;
-    if args.strategy.is_none() && args.snapshot == "latest" {
-        let mut strategies: Vec<String> = listing
-            .snapshots
-            .iter()
-            .map(|snapshot| format!("`{}` of `{}`", snapshot.strategy, snapshot.instance))
-            .collect();
-        strategies.dedup();
-        if strategies.len() > 1 {
-            return Err(UsageError(format!(
-                "Which strategy's latest? There are {}: choose with `--strategy`, and with \
-                 `--instance` where needed",
-                strategies.join(", ")
-            ))
-            .into());
-        }
-    }
     let (side, copies) = reading.choose(&listing, &args.snapshot, args.at)?;
     let instance = reading.instance.as_ref();
     let work_dir = args
