@@ -42,6 +42,7 @@ mod hostile;
 mod irregular;
 mod layers;
 mod limits;
+mod locks;
 mod marks;
 mod memory;
 mod notify;

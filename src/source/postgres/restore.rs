@@ -128,7 +128,7 @@ impl PostgresRestorer {
         // ends this.
         call.args(restore_args(prepared, options))
             .args(["--single-transaction"])
-            .explained_by(explain_restore)
+            .explained_by(if options.scratch { explain_rehearsal } else { explain_restore })
             .silent_for(None)
             .feed(cx, input)?;
         Ok(())
@@ -374,6 +374,20 @@ fn refuse_without_space(folder: &Path, bytes: Option<u64>) -> Result<(), SourceE
     }
 }
 
+/// What to do about what `pg_restore` says in a drill on a server that is configured.
+fn explain_rehearsal(said: &str) -> Option<String> {
+    if said.contains(LOCKS) {
+        let hint = "One transaction takes a lock for each table and index: raise \
+            `max_locks_per_transaction` of the scratch server, or let the drill start a cluster \
+            for itself, which has enough";
+        return Some(hint.to_owned());
+    }
+    explain_restore(said)
+}
+
+/// The setting that the server names when one transaction takes more locks than it has.
+const LOCKS: &str = "max_locks_per_transaction";
+
 /// What to do about what `pg_restore` and `psql` say.
 fn explain_restore(said: &str) -> Option<String> {
     let hints = [
@@ -394,6 +408,11 @@ fn explain_restore(said: &str) -> Option<String> {
         ("must be owner", "Restore as the owner or a superuser, or pass `--no-owner`"),
         ("must be superuser", "Restore as a superuser, or pass `--no-owner`"),
         ("permission denied", "Restore as the owner of the database or a superuser"),
+        (
+            LOCKS,
+            "One transaction takes a lock for each table and index: restore with `-j 2`, which has \
+             no such transaction, or raise `max_locks_per_transaction` of the server",
+        ),
     ];
     if said.contains("role \"") && said.contains("does not exist") {
         let hint = "Restore the roles first (`globals.sql`), or pass `--no-owner` so that \
