@@ -58,6 +58,7 @@ pub struct PostgresConfig {
     pub client_dir: Option<PathBuf>,
     /// How long to wait for a lock that someone holds on a table.
     #[serde(default = "default_lock_timeout")]
+    #[schemars(extend("x-minimum" = "0s", "x-maximum" = "1d"))]
     pub lock_timeout: Span,
 }
 
