@@ -41,7 +41,8 @@ pub(super) struct ReleaseArgs {
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
     /// End only its holds, only the suspicion of a run or drill, or only marks of it that are
-    /// damaged; all of them where this is not given
+    /// damaged; all of these where this is not given. `damage`: copies of it that were found
+    /// damaged count as sound again, as `backup verify --read-data` has it when it finds them so
     #[arg(long, value_name = "WHICH")]
     only: Option<Only>,
     /// Of this strategy
@@ -56,6 +57,8 @@ enum Only {
     Hold,
     Suspicion,
     Damaged,
+    /// That copies of it are damaged
+    Damage,
 }
 
 #[derive(Debug, Args)]
@@ -102,6 +105,7 @@ pub(super) async fn release(
         Some(Only::Hold) => Released::Hold,
         Some(Only::Suspicion) => Released::Suspicion,
         Some(Only::Damaged) => Released::Damaged,
+        Some(Only::Damage) => Released::Damage,
     };
     let of = match (engine::find(&listing, &args.snapshot, None), &reading.instance) {
         (Ok(copies), _) => copies.first().map(Snapshot::snapshot_ref),

@@ -161,7 +161,12 @@ fn rows(
                 Ok(_) if !copy.flaws.is_empty() => {
                     row.damaged.push(Unlisted { storage, error: copy.flaws.join(", ") });
                 }
-                Ok(_) => row.storages.push(storage),
+                Ok(_) => match &copy.damage {
+                    Some(damage) => {
+                        row.damaged.push(Unlisted { storage, error: damage.clone() });
+                    }
+                    None => row.storages.push(storage),
+                },
             }
             // While one is damaged nothing is deleted beside it, whatever retention says.
             if let Some(retention) = standing.retention.filter(|_| sound) {

@@ -10,11 +10,10 @@ use anyhow::Context as _;
 use chrono::{DateTime, Utc};
 use clap::Args;
 use futures::future::join_all;
-use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use super::progress::{Display, LogWriter};
-use super::{Exit, Global, UsageError};
+use super::{Exit, Global, UsageError, signals};
 use crate::config::{self, FindError, Instance, Settings, Strategy};
 use crate::engine::{
     self, Engine, EngineError, Listing, OpenStorage, PruneScope, Selection, Side, Snapshot,
@@ -28,7 +27,7 @@ use crate::storage::{Patience, StorageConfig};
 pub(super) struct Setup {
     pub(super) global: Global,
     pub(super) environment: Environment,
-    /// Cancelled by SIGINT and SIGTERM.
+    /// Cancelled by the signals that ask for an end.
     pub(super) cancel: Cancel,
 }
 
@@ -97,29 +96,12 @@ pub(super) fn with_runtime(
     let setup =
         Setup { global: global.clone(), environment: config::environment(), cancel: Cancel::new() };
     let exit = runtime.block_on(async {
-        watch_signals(&setup.cancel)?;
+        signals::watch(&setup.cancel, scheduler)?;
         command(&setup).await
     });
     // Nothing of a command outlives it; a thread that still waits on a server is not waited for.
     runtime.shutdown_timeout(Duration::from_millis(200));
     exit
-}
-
-fn watch_signals(cancel: &Cancel) -> anyhow::Result<()> {
-    let mut interrupt = signal(SignalKind::interrupt()).context("Could not watch for SIGINT")?;
-    let mut terminate = signal(SignalKind::terminate()).context("Could not watch for SIGTERM")?;
-    let cancel = cancel.clone();
-    tokio::spawn(async move {
-        loop {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
-            cancel.cancel();
-            tracing::warn!("asked to stop: ending what is under way");
-        }
-    });
-    Ok(())
 }
 
 /// Logs of this program only: what libraries log may tell more than it should.
@@ -205,37 +187,61 @@ impl Reading {
         }
     }
 
-    /// The copy to read: the first one with a readable manifest in the order of the storages, else
-    /// the first one.
-    fn pick(&self, copies: &[Snapshot]) -> Option<Side> {
-        let copy = copies.iter().find(|copy| copy.manifest.is_ok()).or(copies.first())?;
-        let storage = self.storages.iter().find(|storage| storage.name == copy.storage)?;
-        Some(Side { storage: storage.clone(), snapshot: copy.clone() })
+    /// The copies, the best to read first: of those that nothing is known against the first in the
+    /// order of the storages, then those that were found damaged, then those whose manifest cannot
+    /// be read.
+    fn ranked(&self, copies: &[Snapshot]) -> Vec<Side> {
+        let side = |copy: &Snapshot| {
+            let storage = self.storages.iter().find(|storage| storage.name == copy.storage)?;
+            Some(Side { storage: storage.clone(), snapshot: copy.clone() })
+        };
+        let mut sides: Vec<Side> = copies.iter().filter_map(side).collect();
+        let rank = |Side { snapshot, .. }: &Side| {
+            let is_flawed = snapshot.damage.is_some() || !snapshot.flaws.is_empty();
+            (snapshot.manifest.is_err(), is_flawed)
+        };
+        sides.sort_by_key(rank);
+        sides
     }
 
-    /// The copy to restore from, and all copies. Warns of what makes `latest` doubtful.
+    /// The copies to restore from, the best first. Warns of what makes `latest` doubtful, and where
+    /// the first in the order of the storages is not the best.
     pub(super) fn choose(
         &self,
         listing: &Listing,
         wanted: &str,
         at: Option<DateTime<Utc>>,
-    ) -> anyhow::Result<(Side, Vec<Snapshot>)> {
+    ) -> anyhow::Result<(Side, Vec<Side>)> {
         let copies = engine::find(listing, wanted, at)?;
-        let Some(side) = self.pick(&copies) else {
+        let sides = self.ranked(&copies);
+        let Some(side) = sides.first().cloned() else {
             return Err(EngineError::NotFound(format!("There is no snapshot `{wanted}`")).into());
         };
+        if let Some(first) = copies.first().filter(|first| first.storage != side.storage.name) {
+            let problem = match &first.manifest {
+                Err(error) => format!("`manifest.json`: {error}"),
+                Ok(_) => first.damage.clone().unwrap_or_else(|| first.flaws.join(", ")),
+            };
+            tracing::warn!(
+                "The copy of `{}` in `{}` is damaged: {problem}. Reading the one in `{}`",
+                first.id,
+                first.storage,
+                side.storage.name
+            );
+        }
         if wanted == "latest" {
             for doubt in listing.doubts() {
                 tracing::warn!("{doubt}");
             }
         }
-        Ok((side, copies))
+        Ok((side, sides))
     }
 
     /// A copy of the snapshot whose manifest can be read.
     pub(super) fn readable(&self, listing: &Listing, wanted: &str) -> anyhow::Result<Side> {
         let copies = engine::find(listing, wanted, None)?;
-        self.pick(&copies).filter(|side| side.snapshot.manifest.is_ok()).ok_or_else(|| {
+        let best = self.ranked(&copies).into_iter().next();
+        best.filter(|side| side.snapshot.manifest.is_ok()).ok_or_else(|| {
             let problem = |copy: &Snapshot| {
                 copy.manifest.as_ref().err().map(|error| format!("in `{}`: {error}", copy.storage))
             };

@@ -106,7 +106,13 @@ pub enum EngineError {
     Undrilled(String),
     /// A snapshot is damaged.
     #[error("The snapshot `{snapshot}` is damaged in `{storage}`: {problem}")]
-    Damaged { snapshot: String, storage: Name, problem: String },
+    Damaged {
+        snapshot: String,
+        storage: Name,
+        problem: String,
+        /// Whether this copy is not what was written, so that another may be good.
+        in_copy: bool,
+    },
     /// A later version wrote a snapshot, which says nothing against it.
     #[error("The snapshot `{snapshot}` in `{storage}` cannot be used by this version: {problem}")]
     Newer { snapshot: String, storage: Name, problem: String },
@@ -142,7 +148,7 @@ impl EngineError {
         problem: impl Into<String>,
     ) -> Self {
         let (snapshot, storage) = (snapshot.to_string(), storage.clone());
-        Self::Damaged { snapshot, storage, problem: problem.into() }
+        Self::Damaged { snapshot, storage, problem: problem.into(), in_copy: true }
     }
 
     pub(in crate::engine) fn newer(

@@ -224,6 +224,8 @@ pub struct Context {
     pub environment: process::Environment,
     /// Folders that are never dumped, and in which nothing is removed.
     pub own_folders: std::sync::Arc<[OwnFolder]>,
+    /// What children that ended well said on their standard error.
+    pub heard: process::Heard,
 }
 
 /// A system that can be dumped.

@@ -107,6 +107,8 @@ const FILES: &[&str] = &[
     "catalog",
     // Stdout as a file, without the buffer of the standard handle.
     "cli::dump",
+    // Which signals the caller ignores.
+    "cli::signals",
     // The configuration, and files that hold secrets.
     "config",
     // Restored files are looked at.

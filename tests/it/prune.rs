@@ -498,6 +498,32 @@ async fn a_partial_run_deletes_nothing() {
     assert_eq!(pruned.site.ids().len(), 3);
 }
 
+/// Weeks of partial runs fill no storage, and the whole snapshots stay that the rules keep.
+#[tokio::test]
+async fn partial_runs_prune_partial_snapshots_only() {
+    let folder = "type = \"directory\"\npath = \"/sys/class/net/lo\"\ninclude = [\"/speed\"]";
+    let configuration = CONFIGURATION
+        .replace("RETENTION", "{ keep_last = 2 }")
+        .replace("type = \"command\"\ncommand = [\"sh\", \"-c\", \"echo data\"]", folder);
+    let site = Site::new(&configuration);
+    let storage = store(&site, "store").await;
+    let whole = plant(&*storage, "app", "daily", (20..23).map(days_ago)).await;
+    let mut partial = Vec::new();
+    for days in 1..4 {
+        let id = SnapshotId::new(days_ago(days), [7, 7, 7]);
+        plant_one(&*storage, "app", "daily", &id, Completeness::Partial).await;
+        partial.push(id);
+    }
+    let report = site.run(3).json();
+    assert_eq!(report["storages"][0]["pruned"]["deleted"].as_array().unwrap().len(), 2);
+    let run: SnapshotId = report["id"].as_str().unwrap().parse().unwrap();
+    let kept = [&whole[..], &[partial[0].clone(), run.clone()]].concat();
+    assert_eq!(site.ids(), texts(&kept), "a partial run deletes no whole one");
+    site.backup(["prune", "--yes"]).expect(0);
+    let kept = [&whole[..2], &[partial[0].clone(), run]].concat();
+    assert_eq!(site.ids(), texts(&kept), "each kind by the same rules");
+}
+
 #[tokio::test]
 async fn a_configuration_that_may_not_prune_does_not_and_another_does() {
     let retention = CONFIGURATION.replace("RETENTION", "{ keep_last = 2 }");

@@ -96,6 +96,7 @@ fn file(table: &str, line: &str) -> String {
         "DrillCheck/references" => {
             check("references", "source = \"db\"\nquery = \"SELECT 1\"\nfiles = \"files\"")
         }
+        "DrillCheck/file" => check("file", "source = \"files\"\npath = \"a\""),
         "DrillCheck/command" => check("command", "command = [\"x\"]"),
         "DrillCheck/shrink" => check("shrink", ""),
         "Notify/mail" => notify("mail", "server = \"h\"\nfrom = \"a@b.org\"\nto = [\"a@b.org\"]"),

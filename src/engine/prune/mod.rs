@@ -306,6 +306,7 @@ async fn unexplained(
             listed_bytes: 0,
             is_future: is_future(id, now),
             is_suspect: false,
+            damage: None,
         });
     }
     let kept = decisions(strategy, policy, &all, &marks.as_of(&open.name), now)

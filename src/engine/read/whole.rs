@@ -83,15 +83,7 @@ pub(in crate::engine) async fn ensure_undamaged(
         engine
             .progress
             .begin(format!("checking {}", artifact.name), expected.map(|known| known.plain_bytes));
-        match read_through(engine, storage, &manifest.id, &folder, artifact, identities, facts)
-            .await
-        {
-            Err(EngineError::Damaged { snapshot, storage, problem }) => {
-                let problem = format!("{problem}. Nothing was overwritten");
-                return Err(EngineError::Damaged { snapshot, storage, problem });
-            }
-            read => read?,
-        }
+        read_through(engine, storage, &manifest.id, &folder, artifact, identities, facts).await?;
     }
     Ok(())
 }

@@ -88,12 +88,9 @@ async fn dump(
         let dumped = source.dump(&context, outputs.as_ref())?;
         // The source says that it succeeded: only now does anything that it wrote count.
         let written = SourceOutputs::written(dumped.artifacts).map_err(SourceError::Stream)?;
-        Ok(Taken {
-            written,
-            consistency: dumped.consistency,
-            facts: dumped.facts,
-            remarks: dumped.remarks,
-        })
+        let mut remarks = dumped.remarks;
+        remarks.extend(None, context.heard.take());
+        Ok(Taken { written, consistency: dumped.consistency, facts: dumped.facts, remarks })
     })
     .await
 }

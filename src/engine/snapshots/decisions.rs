@@ -109,5 +109,5 @@ pub(in crate::engine) fn is_good(snapshot: &Snapshot, marks: &Marks) -> bool {
         && !snapshot.is_future
         && !bad
         && !marks.is_suspect(&snapshot.strategy, &snapshot.id)
-        && !snapshot.manifest.as_ref().is_ok_and(|manifest| marks.is_damaged(manifest))
+        && snapshot.damage_by(marks).is_none()
 }

@@ -146,6 +146,7 @@ pub async fn check(engine: &Engine, instance: &Instance, identities: &[Identity]
             work_dir: instance.work_dir.clone(),
             environment: engine.environment.clone(),
             own_folders: Arc::clone(&engine.own_folders),
+            heard: Default::default(),
         };
         let source = config.source();
         let found = blocking(move || source.check(&context)).await;
@@ -241,6 +242,13 @@ async fn check_drill(engine: &Engine, instance: &Instance, strategy: &Strategy) 
             Err(error) => Finding::new(Level::Error, &subject, chain(&error)),
         }
     }));
+    if strategy.drill.checks.iter().any(|check| check.owner().is_some())
+        && !rustix::process::geteuid().is_root()
+    {
+        let message = "Only root can give files to their owners, so the `owner` of a check will not be \
+            judged: let root drill, or remove it";
+        findings.push(Finding::new(Level::Warning, &subject, message));
+    }
     let context = Context {
         name: strategy.name.clone(),
         cancel: engine.cancel.clone(),
@@ -249,6 +257,7 @@ async fn check_drill(engine: &Engine, instance: &Instance, strategy: &Strategy) 
         work_dir: instance.work_dir.clone(),
         environment: engine.environment.clone(),
         own_folders: Arc::clone(&engine.own_folders),
+        heard: Default::default(),
     };
     let scratch = ScratchConfig { postgres: strategy.drill.postgres.clone() };
     let folder = strategy.drill.work_dir.clone().unwrap_or_else(|| instance.work_dir.clone());

@@ -107,6 +107,7 @@ async fn drills(
             finished: last.finished,
             recovery_seconds: report.map(|report| report.recovery_seconds),
             recovery_point_seconds: report.and_then(|report| report.recovery_point_seconds),
+            proof: report.map(|report| report.proof.clone()).unwrap_or_default(),
             problem: problem.clone(),
         }),
     };
@@ -250,7 +251,7 @@ async fn strategy_status(
     let stale_since = overdue.iter().map(|(missed, ..)| missed.since).min();
     let (state, reason) = if !strategy.active {
         (State::Inactive, None)
-    } else if schedule.is_none() {
+    } else if schedule.is_none() && storages.iter().all(|one| one.damaged.is_empty()) {
         (State::Manual, None)
     } else if !overdue.is_empty() {
         let mut words: Vec<String> = Vec::new();
@@ -273,6 +274,16 @@ async fn strategy_status(
             lacking.storage
         );
         (State::Stale, Some(words))
+    } else if let Some((storage, id)) =
+        storages.iter().find_map(|one| Some((&one.storage, one.damaged.last()?)))
+    {
+        let count = storages.iter().map(|one| one.damaged.len()).sum::<usize>();
+        let more = if count > 1 { format!(", and {} more", count - 1) } else { String::new() };
+        let words = format!(
+            "the copy of `{id}` in `{storage}` is damaged{more}: see `backup list`; once repaired, \
+             `backup verify --read-data` says so"
+        );
+        (State::Damaged, Some(words))
     } else if let Some(damaged) =
         judged.as_ref().filter(|judged| judged.outcome == VerificationOutcome::Damaged)
     {
@@ -352,6 +363,7 @@ async fn kept(
         storage: storage.clone(),
         newest_whole: None,
         suspect: Vec::new(),
+        damaged: Vec::new(),
         fresh: false,
         snapshots: 0,
         stored_bytes: 0,
@@ -363,6 +375,9 @@ async fn kept(
         };
         found.snapshots += 1;
         found.stored_bytes = found.stored_bytes.saturating_add(manifest.stored_bytes());
+        if marks.damage(storage, &manifest).is_some() {
+            found.damaged.push(cached.id.clone());
+        }
         if marks.is_suspect(strategy, &cached.id) {
             found.suspect.push(cached.id);
         } else if manifest.completeness == Completeness::Whole && !is_future(&cached.id, now) {

@@ -13,6 +13,7 @@ mod restore;
 mod scratch;
 mod settings;
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -29,6 +30,7 @@ pub use self::scratch::ScratchServer;
 use self::scratch::refuse_source;
 pub use self::settings::LeftStatement;
 use self::settings::Settings;
+use super::process::LinePattern;
 use super::{
     ArtifactSpec, Context, Dumped, Finding, Level, Output, Outputs, ScratchConfig, Source,
     SourceError,
@@ -60,6 +62,11 @@ pub struct PostgresConfig {
     #[serde(default = "default_lock_timeout")]
     #[schemars(extend("x-minimum" = "0s", "x-maximum" = "1d"))]
     pub lock_timeout: Span,
+    /// Texts by which a warning of `pg_dump` or `pg_dumpall` is expected and only a note: each is
+    /// looked for in the warning, and `*` stands for any text, as in `"subscriptions not dumped"`
+    /// or `"circular foreign-key*orders"`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub accept_warnings: Vec<LinePattern>,
 }
 
 /// Whether rows are counted.
@@ -145,6 +152,7 @@ impl Postgres {
         let mut call = call
             .args(["--format=custom", "--compress=0", "--no-password"])
             .args([format!("--lock-wait-timeout={lock_timeout}")])
+            .of_postgres(&self.config.accept_warnings)
             .explained_by(explain_dump);
         // Rows that are counted outside of the snapshot are not those of the dump: then there are
         // none in the facts.
@@ -155,13 +163,17 @@ impl Postgres {
         }
         // The session is in the task and its transaction open until the dump has ended.
         let mut session = session;
+        let (begun, has_begun) = tokio::sync::oneshot::channel();
         let mut counting = AbortOnDrop(cx.runtime.spawn(async move {
+            // A lock of ours before the tool has all of its own could, with one that somebody waits
+            // for in between, keep the tool from it for ever.
+            let _ = has_begun.await;
             let settings = settings_of(&mut session).await;
             let mut census = census::take(&mut session, rows).await;
             let settings = settings.map_err(|error| census.remarks.warn(error.to_string()));
             (session, census, settings.ok())
         }));
-        call.read_into(cx, output)?;
+        call.read_into(cx, &mut Begun { output, begun: Some(begun) })?;
         block(cx, async {
             (&mut counting.0)
                 .await
@@ -181,8 +193,10 @@ impl Postgres {
         let (call, _password) = session.address.call(cx, &client, "dump the roles".to_owned())?;
         let database =
             dbname_argument(&session.server.database).replacen("--dbname=", "--database=", 1);
-        let mut call =
-            call.args(["--globals-only", "--no-password", &database]).explained_by(explain_dump);
+        let mut call = call
+            .args(["--globals-only", "--no-password", &database])
+            .of_postgres(&self.config.accept_warnings)
+            .explained_by(explain_dump);
         if !session.server.superuser {
             call = call.args(["--no-role-passwords"]);
             remarks.warn(
@@ -252,6 +266,7 @@ impl Source for Postgres {
             "row_counts": counted,
             "tables": census.tables,
             "counts": census.counts,
+            "implied": census.implied,
             "extensions": census.extensions,
             "roles": census.roles,
         });
@@ -431,6 +446,24 @@ fn block<T>(
             result = work => result,
         }
     })
+}
+
+/// Tells of the first byte: a tool that writes has locked the tables that it dumps.
+struct Begun<'a> {
+    output: &'a mut Output,
+    /// Dropped then.
+    begun: Option<tokio::sync::oneshot::Sender<()>>,
+}
+
+impl Write for Begun<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.begun = None;
+        self.output.write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.output.flush()
+    }
 }
 
 /// A task that does not outlive whoever waits for it.
