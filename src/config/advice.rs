@@ -33,6 +33,16 @@ impl Instance {
                     .to_owned(),
             );
         }
+        for name in &strategy.storages {
+            if let Some(StorageConfig::S3(config)) = self.storages.get(name)
+                && let Some(class) = config.unknown_class()
+            {
+                advice.push(format!(
+                    "`{name}` has the `storage_class` `{class}`, which AWS does not have: a store \
+                     that has none of that name refuses every object"
+                ));
+            }
+        }
         self.advise_on_retention(strategy, &mut advice);
         if runs && strategy.schedule.is_none() && strategy.active {
             advice.push(

@@ -60,6 +60,7 @@ pub struct PostgresConfig {
     pub client_dir: Option<PathBuf>,
     /// How long to wait for a lock that someone holds on a table.
     #[serde(default = "default_lock_timeout")]
+    #[schemars(extend("x-minimum" = "0s", "x-maximum" = "1d"))]
     pub lock_timeout: Span,
     /// Texts by which a warning of `pg_dump` or `pg_dumpall` is expected and only a note: each is
     /// looked for in the warning, and `*` stands for any text, as in `"subscriptions not dumped"`
