@@ -18,7 +18,7 @@ mod work;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use http::{Current, StatusPage};
@@ -124,7 +124,12 @@ pub struct ScheduledInstance {
     pub instance: Arc<Instance>,
     /// Its cancellation is that of the scheduler.
     pub engine: Engine,
+    /// Reads the instance again; none where it cannot be used now.
+    pub reread: Arc<Reread>,
 }
+
+/// Reads one instance of the configuration anew.
+pub type Reread = dyn Fn() -> Option<Instance> + Send + Sync;
 
 /// Reads the configuration anew; in words why it cannot be used.
 pub type Load<'a> = dyn Fn() -> Result<Scheduled, String> + 'a;
@@ -271,6 +276,8 @@ impl Workers {
             for strategy in one.instance.strategies.values().filter(|strategy| strategy.active) {
                 let worker = Worker {
                     instance: Arc::clone(&one.instance),
+                    latest: Mutex::new(Arc::clone(&one.instance)),
+                    reread: Arc::clone(&one.reread),
                     strategy: strategy.clone(),
                     engine: one.engine.clone(),
                     timer: timer.clone(),

@@ -51,7 +51,7 @@ pub use read::fetch::{read_facts, read_plain};
 pub use read::files::{Side, files};
 pub use read::identities::read_identities;
 pub use read::missing::{Missing, MissingLine};
-pub use run::{RunPlan, last_began, plan, run};
+pub use run::{RunPlan, has_failed, last_began, plan, run};
 pub use snapshots::drills::{LastDrills, drill_reports, last_drilled, last_drills, to_report};
 pub use snapshots::find::{find, parse_at};
 pub use snapshots::list::{Listing, Selection, Snapshot, list};
