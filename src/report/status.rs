@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use super::Tally;
-use crate::model::{Name, Outcome, SnapshotId, Verdict, VerificationOutcome};
+use crate::model::{Name, Outcome, Proof, SnapshotId, Verdict, VerificationOutcome};
 
 /// How all strategies fare at one moment.
 #[derive(Debug, Clone, Serialize)]
@@ -136,6 +136,8 @@ pub struct LastDrill {
     pub recovery_seconds: Option<f64>,
     /// How old the data was when it began, in seconds.
     pub recovery_point_seconds: Option<f64>,
+    /// What it proved of each source.
+    pub proof: BTreeMap<Name, Proof>,
     /// Why it did not pass.
     pub problem: Option<String>,
 }

@@ -360,6 +360,47 @@ fn a_program_looks_for_itself_at_what_was_restored() {
 }
 
 #[test]
+fn the_output_of_a_command_is_proved_by_who_reads_it() {
+    let shop = shop("");
+    shop.run();
+    let proof = |check: &str, code: i32| {
+        let check = format!("[[strategies.daily.drill.checks]]\n{check}\n");
+        shop.configure(&format!("{SERVER}{}", if check.contains("type") { &check } else { "" }));
+        let report = shop.drill(code, &[]).json();
+        for source in ["db", "settings", "files"] {
+            assert_eq!(report["proof"][source], "content", "{report:#}");
+        }
+        report["proof"]["keys"].as_str().unwrap().to_owned()
+    };
+    let command =
+        |script: &str| format!("type = \"command\"\ncommand = [\"sh\", \"-c\", '''{script}''']");
+    let file = "type = \"file\"\nsource = \"keys\"\npath = \"keys.out\"\n";
+    for (check, code, expected) in [
+        (file.to_owned(), 0, "content"),
+        (format!("{file}contains = \"a lock\""), 4, "bytes"),
+        (command("true"), 0, "bytes"),
+        (command("test -s $HOLDFAST_KEYS_PATH/keys.out"), 0, "bytes"),
+        (command("cat $HOLDFAST_KEYS_PATH/keys.out; exit 1"), 4, "bytes"),
+        (command("grep -q key $HOLDFAST_KEYS_PATH/keys.out"), 0, "content"),
+        (String::new(), 0, "bytes"),
+    ] {
+        assert_eq!(proof(&check, code), expected, "{check}");
+    }
+    let words = "only the bytes of keys";
+    let status = shop.backup(&["status"]).expect(0);
+    assert!(status.out().contains(words), "{status}");
+    let status = shop.backup(&["status", "--json"]).expect(0).json();
+    let one = &status["strategies"][0];
+    assert_eq!(one["drills"]["last"]["proof"]["keys"], "bytes", "{one:#}");
+    assert_eq!(one["drills"]["last"]["proof"]["db"], "content", "{one:#}");
+    assert_eq!(one["state"], "manual", "{one:#}");
+    for format in ["text", "html"] {
+        let report = shop.backup(&["drill", "report", "--format", format]).expect(0);
+        assert!(report.out().contains(words), "{report}");
+    }
+}
+
+#[test]
 fn much_less_than_before_is_suspect_and_holds_all_pruning_until_it_is_released() {
     let shop = Shop::new(15);
     let checks = "[[strategies.daily.drill.checks]]\ntype = \"shrink\"\nsource = \"db\"\n\

@@ -407,6 +407,7 @@ fn the_page_knows_how_old_the_last_passed_drill_is_and_is_not_ready_without_one(
         12_600.0
     );
     assert!(read["holdfast_last_drill_recovery_seconds{strategy=daily}"] > 0.0);
+    assert_eq!(read["holdfast_last_drill_content{source=dump,strategy=daily}"], 0.0);
     // The next day the stored file is damaged: the run is fresh, and the backup is not proved.
     clock.set(at("2026-05-03T01:29:59Z"));
     daemon.says("run committed");

@@ -12,6 +12,7 @@ mod shrink;
 mod subject;
 mod targets;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -178,6 +179,7 @@ fn empty_report(
         rpo_seconds: strategy.drill.rpo.map(|span| span.duration().as_secs_f64()),
         steps: Vec::new(),
         targets: Vec::new(),
+        proof: BTreeMap::new(),
         artifacts: Vec::new(),
         fetched_bytes: 0,
         checks: Vec::new(),
@@ -234,10 +236,11 @@ impl Drill<'_> {
             drill: self.report.id.clone(),
             runtime: Handle::current(),
         };
-        let Rehearsed { ended, checks, targets, artifacts, remarks, left } =
+        let Rehearsed { ended, checks, targets, proof, artifacts, remarks, left } =
             blocking(move || rehearsal.run()).await?;
         self.report.checks.extend(checks);
         self.report.targets = targets;
+        self.report.proof = proof;
         self.report.artifacts = artifacts;
         self.report.remarks.extend(None, remarks);
         self.report.left.extend(left);

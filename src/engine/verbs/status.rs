@@ -107,6 +107,7 @@ async fn drills(
             finished: last.finished,
             recovery_seconds: report.map(|report| report.recovery_seconds),
             recovery_point_seconds: report.and_then(|report| report.recovery_point_seconds),
+            proof: report.map(|report| report.proof.clone()).unwrap_or_default(),
             problem: problem.clone(),
         }),
     };

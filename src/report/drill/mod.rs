@@ -2,12 +2,14 @@
 
 mod html;
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    Check, CheckOutcome, Completeness, Digest, ErrorCode, Name, Program, Remarks, SnapshotId,
-    Verdict,
+    Check, CheckOutcome, Completeness, Digest, ErrorCode, Name, Program, Proof, Remarks,
+    SnapshotId, Verdict,
 };
 
 pub use html::html;
@@ -61,6 +63,9 @@ pub struct DrillReport {
     pub steps: Vec<DrillStep>,
     /// What was restored, and where to.
     pub targets: Vec<DrillTarget>,
+    /// What was proved of each source. Older versions did not say.
+    #[serde(default)]
+    pub proof: BTreeMap<Name, Proof>,
     /// The artifacts that were read.
     pub artifacts: Vec<DrilledArtifact>,
     /// Bytes of artifacts that were fetched from the storage.

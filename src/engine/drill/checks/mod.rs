@@ -3,10 +3,13 @@
 mod files;
 
 use std::ops::ControlFlow;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use serde_json::Value;
 
 use crate::config::{CommandCheck, DrillCheck, QueryCheck};
@@ -223,10 +226,18 @@ fn command(rehearsal: &Rehearsal, command: &CommandCheck, targets: &mut Targets)
             call = call.variable(format!("HOLDFAST_{name}_{what}"), value);
         }
     }
+    let watched = watched(targets);
     let ended = call.capture(&cx, LARGEST_OUTPUT);
     timer.abort();
     match ended {
-        Ok(_) => check.judged(true, expected, expected),
+        Ok(_) => {
+            for name in watched.into_iter().filter(was_read).map(|(name, _)| name) {
+                if let Some(target) = targets.get_mut(&name) {
+                    target.looked_at = true;
+                }
+            }
+            check.judged(true, expected, expected)
+        }
         Err(_) if late.load(Ordering::SeqCst) => check.ended(
             CheckOutcome::Inconclusive,
             format!("it took longer than {}", Span::from(command.timeout.duration())),
@@ -243,6 +254,27 @@ fn command(rehearsal: &Rehearsal, command: &CommandCheck, targets: &mut Targets)
         }
         Err(error) => check.ended(CheckOutcome::Inconclusive, chain(&error)),
     }
+}
+
+/// The outputs of commands that were restored, watched for whoever reads them. One that cannot be
+/// watched counts as not read.
+fn watched(targets: &Targets) -> Vec<(Name, OwnedFd)> {
+    let watch = |file: PathBuf| {
+        let events = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
+        inotify::add_watch(&events, file, WatchFlags::ACCESS)?;
+        Ok::<_, rustix::io::Errno>(events)
+    };
+    let output = |name: &Name, target: &Restored| {
+        target.folder.as_ref().map(|folder| folder.join(format!("{name}.out")))
+    };
+    targets
+        .iter()
+        .filter_map(|(name, target)| Some((name.clone(), watch(output(name, target)?).ok()?)))
+        .collect()
+}
+
+fn was_read((_, events): &(Name, OwnedFd)) -> bool {
+    rustix::io::read(events, &mut [0; 1024]).is_ok_and(|bytes| bytes > 0)
 }
 
 #[cfg(test)]
