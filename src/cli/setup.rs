@@ -3,6 +3,7 @@
 
 use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -34,6 +35,46 @@ pub(super) struct Setup {
 /// Threads that may block: beyond so many, work waits for others to end.
 const MOST_THREADS: usize = 8_192;
 
+const WORKERS: usize = 2;
+
+/// Threads of the runtime that may block and are started at once. Where the system starts no more,
+/// work is queued until one of them is free, and without any it would wait for ever.
+const RESERVED: usize = 4;
+
+/// An error when the system does not start the threads that every command needs. The runtime would
+/// panic.
+fn ensure_threads() -> std::io::Result<()> {
+    let gate = Mutex::new(());
+    std::thread::scope(|scope| {
+        let _closed = gate.lock().unwrap_or_else(PoisonError::into_inner);
+        for _ in 0..WORKERS.saturating_add(RESERVED) {
+            std::thread::Builder::new().spawn_scoped(scope, || drop(gate.lock()))?;
+        }
+        Ok(())
+    })
+}
+
+/// Starts [`RESERVED`] threads that may block, or says that the system does not.
+fn reserve_threads(runtime: &tokio::runtime::Runtime) -> std::io::Result<()> {
+    let (sender, started) = mpsc::channel();
+    let gate = Arc::new(Mutex::new(()));
+    let closed = gate.lock().unwrap_or_else(PoisonError::into_inner);
+    for _ in 0..RESERVED {
+        let (sender, gate) = (sender.clone(), Arc::clone(&gate));
+        runtime.spawn_blocking(move || {
+            let _ = sender.send(());
+            drop(gate.lock());
+        });
+    }
+    let all = (0..RESERVED).all(|_| started.recv_timeout(START).is_ok());
+    drop(closed);
+    let refused = "the threads that every command needs were not started";
+    if all { Ok(()) } else { Err(std::io::Error::new(std::io::ErrorKind::WouldBlock, refused)) }
+}
+
+/// A thread that has not started after so long never will.
+const START: Duration = Duration::from_secs(10);
+
 /// Runs an async command with the log on and signals watched. What a `scheduler` does stands in its
 /// log, on a terminal too.
 pub(super) fn with_runtime(
@@ -42,13 +83,17 @@ pub(super) fn with_runtime(
     command: impl AsyncFnOnce(&Setup) -> anyhow::Result<Exit>,
 ) -> anyhow::Result<Exit> {
     start_log(global, scheduler);
+    ensure_threads().map_err(EngineError::NoThreads)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
+        .worker_threads(WORKERS)
         // Each strategy that is looked after has one or two, which mostly wait.
         .max_blocking_threads(MOST_THREADS)
+        // Those that were reserved stay.
+        .thread_keep_alive(Duration::from_secs(100 * 366 * 86_400))
         .enable_all()
         .build()
         .context("Could not start the runtime")?;
+    reserve_threads(&runtime).map_err(EngineError::NoThreads)?;
     let setup =
         Setup { global: global.clone(), environment: config::environment(), cancel: Cancel::new() };
     let exit = runtime.block_on(async {

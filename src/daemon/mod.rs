@@ -16,6 +16,8 @@ mod watch;
 mod work;
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::future::Future;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -325,18 +327,18 @@ async fn look_after(worker: Arc<Worker>, work: Work, earlier: Option<JoinHandle<
         let (worker, runtime) = (Arc::clone(&worker), Handle::current());
         // A thread of its own, which mostly waits. (What a run is made of is not made to move
         // between threads.)
-        tokio::task::spawn_blocking(move || runtime.block_on(worker.work_on(work)))
+        async move { engine::on_thread(move || runtime.block_on(worker.work_on(work)))?.await }
     })
     .await;
 }
 
 /// Awaits `work` and starts it again after a panic: a scheduler that lives and does not run is
 /// worse than none. Like after a restart of the process, the catalog says what is due.
-async fn restart_on_panic(
+async fn restart_on_panic<E: Display, W: Future<Output = Result<(), E>>>(
     name: &str,
     retire: Cancel,
     after: Duration,
-    work: impl Fn() -> JoinHandle<()>,
+    work: impl Fn() -> W,
 ) {
     while let Err(error) = work().await {
         tracing::error!(

@@ -7,7 +7,6 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
-use tokio::task::JoinError;
 
 use super::Reread;
 use super::timer::Timer;
@@ -105,10 +104,9 @@ impl Worker {
     /// are.
     async fn has_new_secrets(&self) -> bool {
         let (reread, latest) = (Arc::clone(&self.reread), self.latest());
-        let fresh = tokio::task::spawn_blocking(move || {
-            reread().filter(|fresh| fresh.has_other_secrets(&latest))
-        });
-        let Ok(Some(fresh)) = fresh.await else { return false };
+        let read = move || reread().filter(|fresh| fresh.has_other_secrets(&latest));
+        let Ok(read) = engine::on_thread(read) else { return false };
+        let Ok(Some(fresh)) = read.await else { return false };
         *self.latest.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(fresh);
         true
     }
@@ -340,13 +338,12 @@ impl Worker {
         &self,
         engine: Engine,
         work: impl AsyncFnOnce(&Engine, &Instance, &Strategy) -> T + Send + 'static,
-    ) -> Result<T, JoinError> {
+    ) -> Result<T, EngineError> {
         let instance = self.latest();
         let strategy = instance.strategies.get(&self.strategy.name).unwrap_or(&self.strategy);
         let strategy = strategy.clone();
         let runtime = Handle::current();
-        tokio::task::spawn_blocking(move || runtime.block_on(work(&engine, &instance, &strategy)))
-            .await
+        engine::on_thread(move || runtime.block_on(work(&engine, &instance, &strategy)))?.await
     }
 
     async fn run(&self, name: &str) -> Attempt {

@@ -122,6 +122,12 @@ pub enum EngineError {
     /// The request cannot be carried out as it stands.
     #[error("{0}")]
     Request(String),
+    /// The system starts no more threads.
+    #[error(
+        "Could not start a thread: {0}. Raise the limit of processes: `ulimit -u`, `TasksMax` of \
+         the systemd unit, the limit of PIDs of the container"
+    )]
+    NoThreads(std::io::Error),
     /// A part of the program failed unexpectedly.
     #[error("Internal error: {0}. Nothing was committed; please report it")]
     Internal(String),
@@ -188,6 +194,7 @@ impl EngineError {
             Self::Newer { .. } => ErrorCode::SnapshotNewer,
             Self::TooLarge(_) => ErrorCode::DocumentTooLarge,
             Self::Request(_) => ErrorCode::InvalidRequest,
+            Self::NoThreads(_) => ErrorCode::NoThreads,
             Self::Internal(_) => ErrorCode::Internal,
         }
     }
@@ -199,6 +206,7 @@ impl EngineError {
         match self {
             Self::Source { error, .. } | Self::Hook { error } => error.may_pass(),
             Self::Storage { error, .. } => error.may_pass(),
+            Self::NoThreads(_) => true,
             _ => false,
         }
     }

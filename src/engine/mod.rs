@@ -34,7 +34,7 @@ mod state;
 mod verbs;
 mod write;
 
-pub use context::{Engine, OpenStorage};
+pub use context::{Engine, OpenStorage, on_thread};
 pub use drill::{DrillRequest, drill};
 pub use error::{EngineError, chain};
 pub use exchange::{

@@ -70,4 +70,5 @@ mod status_page;
 mod storage;
 mod storage_faults;
 mod support;
+mod threads;
 mod width;

@@ -10,7 +10,7 @@ use serde::Serialize;
 use tokio::runtime::Handle;
 
 use crate::config::{Daemon, Instance, Strategy};
-use crate::engine::context::{Engine, OpenStorage};
+use crate::engine::context::{Engine, OpenStorage, blocking};
 use crate::engine::error::chain;
 use crate::engine::read::fetch::read_facts;
 use crate::engine::read::identities::read_identities;
@@ -148,10 +148,9 @@ pub async fn check(engine: &Engine, instance: &Instance, identities: &[Identity]
             own_folders: Arc::clone(&engine.own_folders),
         };
         let source = config.source();
-        let found = tokio::task::spawn_blocking(move || source.check(&context)).await;
-        let found = found.unwrap_or_else(|error| {
-            vec![Finding::new(Level::Error, "check", format!("Internal error: {error}"))]
-        });
+        let found = blocking(move || source.check(&context)).await;
+        let found =
+            found.unwrap_or_else(|error| vec![Finding::new(Level::Error, "check", chain(&error))]);
         sources.push(SourceCheck { name: name.clone(), kind: config.kind(), findings: found });
     }
     let names: Vec<&str> = instance.storages.keys().map(Name::as_str).collect();
@@ -262,7 +261,7 @@ async fn check_drill(engine: &Engine, instance: &Instance, strategy: &Strategy) 
     let folder = strategy.drill.work_dir.clone().unwrap_or_else(|| instance.work_dir.clone());
     let sources = instance.sources.clone();
     let of_strategy = strategy.sources.clone();
-    let looked = tokio::task::spawn_blocking(move || {
+    let looked = blocking(move || {
         let all: Vec<(&Name, &SourceConfig)> = sources.iter().collect();
         let refused =
             refuse_sources(&context, &scratch, &folder, &all).err().map(|error| error.to_string());
@@ -278,7 +277,7 @@ async fn check_drill(engine: &Engine, instance: &Instance, strategy: &Strategy) 
             );
         }
         Err(error) => {
-            findings.push(Finding::new(Level::Error, &subject, format!("Internal error: {error}")));
+            findings.push(Finding::new(Level::Error, &subject, chain(&error)));
         }
     }
     findings
