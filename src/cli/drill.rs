@@ -11,7 +11,7 @@ use super::run::{SHOWN_REMARKS, settle};
 use super::setup::{IdentityArgs, Setup, parse_name};
 use super::{Exit, UsageError};
 use crate::engine::{self, DrillRequest, EngineError};
-use crate::model::{ByteSize, Check, CheckOutcome, Verdict};
+use crate::model::{ByteSize, Check, CheckOutcome, Proof, Verdict};
 use crate::report::notify::Notifiers;
 use crate::report::{DrillReport, Event, html};
 
@@ -173,6 +173,9 @@ fn text(report: &DrillReport, all: bool) -> String {
     );
     for target in &report.targets {
         line("restored", format!("{} to {}", target.source, target.place));
+    }
+    if !report.proof.is_empty() {
+        line("proof", Proof::in_words(&report.proof));
     }
     if let Some(snapshot) = &report.snapshot {
         let objective = report

@@ -50,7 +50,7 @@ struct ByHand {
 
 pub(super) async fn run(setup: &Setup, args: ShowArgs, printer: &Printer) -> anyhow::Result<Exit> {
     let identities = args.identities.load()?;
-    let reading = setup.reading(&args.storage, args.strategy.as_deref()).await?;
+    let reading = setup.showing(&args.storage, args.strategy.as_deref()).await?;
     let listing = reading.list().await;
     let copies = engine::find(&listing, &args.snapshot, None)?;
     let side = reading.readable(&listing, &args.snapshot)?;

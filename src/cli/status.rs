@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use chrono::{DateTime, Utc};
 use clap::Args;
+use futures::future::join_all;
 
 use super::Exit;
 use super::output::{
@@ -11,7 +12,7 @@ use super::output::{
 };
 use super::setup::{Setup, chosen};
 use crate::engine::{self, Scheduler};
-use crate::model::{ByteSize, Outcome, Verdict, VerificationOutcome};
+use crate::model::{ByteSize, Outcome, Proof, Verdict, VerificationOutcome};
 use crate::report::{State, Status, StrategyStatus, Tally};
 
 #[derive(Debug, Args)]
@@ -34,10 +35,12 @@ pub(super) async fn run(
     let (mut strategies, mut problems) = (Vec::new(), Vec::new());
     let mut now = None;
     let mut schedulers = Vec::new();
-    for instance in chosen(&settings, wanted)? {
+    let looks = chosen(&settings, wanted)?.into_iter().map(|instance| async move {
         let engine = setup.quiet_engine(instance);
         engine::fill_status(&engine, instance).await;
-        let status = engine::status(&engine, instance).await;
+        (instance, engine::status(&engine, instance).await)
+    });
+    for (instance, status) in join_all(looks).await {
         now = Some(status.at);
         strategies.extend(status.strategies);
         problems.extend(status.problems);
@@ -142,6 +145,10 @@ fn text(status: &Status) -> String {
         let of_passed = drills.last.as_ref().filter(|last| last.verdict == Verdict::Passed);
         let took = of_passed.and_then(|last| last.recovery_seconds).map(seconds);
         let took = took.map(|took| format!(", recovery in {took}")).unwrap_or_default();
+        let proof = drills.last.as_ref().filter(|last| !last.proof.is_empty());
+        let proof = proof
+            .map(|last| format!(", proof: {}", Proof::in_words(&last.proof)))
+            .unwrap_or_default();
         let failed =
             (drills.verdict == Some(Verdict::Failed)).then_some(drills.last_judged).flatten();
         let failed = failed
@@ -150,7 +157,7 @@ fn text(status: &Status) -> String {
         let name = format!("{}/{}", one.instance, one.strategy);
         let _ = writeln!(
             text,
-            "{DIM}{name}:{DIM:#} {failed}last drill that passed {passed}{took}{next}"
+            "{DIM}{name}:{DIM:#} {failed}last drill that passed {passed}{took}{next}{proof}"
         );
     }
     for problem in &status.problems {

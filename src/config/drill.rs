@@ -12,6 +12,7 @@ use super::error::Wrong;
 use crate::archive::Pattern;
 use crate::model::{ByteSize, CommandLine, ErrorCode, Name, Span, without_credentials};
 use crate::schedule::Schedule;
+use crate::source::directory::Who;
 use crate::source::postgres::ScratchServer;
 
 /// When the snapshots of a strategy are restored for trial, and how.
@@ -109,6 +110,15 @@ impl DrillCheck {
             Self::File(check) => Some(&check.source),
             Self::Shrink(check) => check.source.as_ref(),
             Self::Command(_) => None,
+        }
+    }
+
+    /// The user that files must belong to.
+    pub fn owner(&self) -> Option<&Who> {
+        match self {
+            Self::References(check) => check.owner.as_ref(),
+            Self::File(check) => check.owner.as_ref(),
+            Self::Query(_) | Self::Command(_) | Self::Shrink(_) => None,
         }
     }
 
@@ -218,6 +228,12 @@ pub struct ReferencesCheck {
     /// Patterns of paths that may be absent, as in `exclude` of a directory.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub may_be_absent: Vec<Pattern>,
+    /// Whether each must have something in it.
+    #[serde(default)]
+    pub not_empty: bool,
+    /// The user that each must belong to: a name that this machine knows, or a number. A drill
+    /// needs root to judge that.
+    pub owner: Option<Who>,
     /// How long the query may take.
     #[serde(default = "ten_minutes")]
     #[schemars(with = "Span", extend("default" = "10m"))]
@@ -230,7 +246,7 @@ pub struct ReferencesCheck {
 pub struct FileCheck {
     /// What it shows, in words for the report. Unless set, the path.
     pub name: Option<String>,
-    /// The directory source.
+    /// The directory source; or a command, whose output is the file `NAME.out`.
     pub source: Name,
     /// Its path from the folder. It must be there.
     #[schemars(length(min = 1))]
@@ -238,6 +254,9 @@ pub struct FileCheck {
     /// Whether it must have something in it.
     #[serde(default = "yes")]
     pub not_empty: bool,
+    /// The user that it must belong to: a name that this machine knows, or a number. A drill needs
+    /// root to judge that.
+    pub owner: Option<Who>,
     /// What it must parse as.
     pub parses: Option<Parses>,
     /// A text that it must contain.

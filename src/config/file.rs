@@ -17,7 +17,7 @@ use serde_json::Value;
 use super::drill::Drill;
 use super::hooks::Hooks;
 use super::host::Host;
-use crate::model::{Name, Rate, Span};
+use crate::model::{Digest, Name, Rate, Span};
 use crate::pipeline::{CompressionConfig, Recipient};
 use crate::report::notify::{Notify, NotifyConfig, NotifyRules};
 use crate::retention::Policy;
@@ -37,6 +37,9 @@ pub struct Instance {
     /// The file.
     #[serde(skip)]
     pub file: PathBuf,
+    /// Of the text of the file, and of the secrets that were read for it.
+    #[serde(skip)]
+    pub(super) digests: Option<(Digest, Digest)>,
     /// Folders that other instances of the same configuration write to.
     #[serde(skip)]
     pub(super) neighbours: Vec<OwnFolder>,

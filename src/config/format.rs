@@ -13,6 +13,7 @@ use crate::model::{ByteSize, DatabaseUrl, Rate, Span};
 use crate::pipeline::Recipient;
 use crate::retention::{Count, Period};
 use crate::schedule;
+use crate::source::directory::Who;
 
 /// Checks a value that may have a format. Values of a type that the format is not about pass: their
 /// type is checked elsewhere.
@@ -50,6 +51,7 @@ fn of_text(format: &str, text: &str) -> Result<(), Wrong> {
             )
         }),
         "host" => reads(Host::from_str(text)),
+        "user" => reads(Who::from_str(text)),
         "recipient" => recipient(text),
         // Its errors do not repeat the text.
         "uri" => reads(DatabaseUrl::try_from(text.to_owned())),

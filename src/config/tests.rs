@@ -4,6 +4,7 @@
 mod codes;
 mod drill;
 mod folder;
+mod many;
 mod notify;
 mod rules;
 

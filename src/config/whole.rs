@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::check::Check;
 use super::error::{Wrong, suggest};
-use super::{DrillCheck, Instance, Strategy, on_schedule};
+use super::{DrillCheck, FileCheck, Instance, Strategy, on_schedule};
 use crate::model::{ErrorCode, Name, Span};
 use crate::retention::{Policy, Rule};
 use crate::schedule::Schedule;
@@ -195,7 +195,7 @@ fn drill(check: &mut Check<'_>, instance: &Instance, at: &str, strategy: &Strate
     for (index, one) in strategy.drill.checks.iter().enumerate() {
         let wanted: &[&str] = match one {
             DrillCheck::Query(_) | DrillCheck::References(_) => &["postgres", "sqlite"],
-            DrillCheck::File(_) => &["directory"],
+            DrillCheck::File(_) => &["directory", "command"],
             DrillCheck::Command(_) | DrillCheck::Shrink(_) => &[],
         };
         let files = match one {
@@ -228,6 +228,26 @@ fn drill(check: &mut Check<'_>, instance: &Instance, at: &str, strategy: &Strate
                 check.report(&pointer, Wrong::value(message).hint("name another source"));
             }
         }
+        if let DrillCheck::File(file) = one
+            && let Some(SourceConfig::Command(_)) = instance.sources.get(&file.source)
+        {
+            output_of_command(check, &format!("{at}/checks/{index}"), file);
+        }
+    }
+}
+
+/// A command gives one file, which is its own.
+fn output_of_command(check: &mut Check<'_>, at: &str, file: &FileCheck) {
+    let path = format!("{}.out", file.source);
+    if file.path != path {
+        let message = format!("The command `{}` has no such file", file.source);
+        let hint = format!("its output is `{path}`");
+        check.report(&format!("{at}/path"), Wrong::value(message).hint(hint));
+    }
+    if file.owner.is_some() {
+        let message = "The output of a command has no owner";
+        let wrong = Wrong::new(ErrorCode::ConfigConflict, message);
+        check.report(&format!("{at}/owner"), wrong.hint("remove it"));
     }
 }
 

@@ -1,5 +1,7 @@
 //! One thing that a drill looked at.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::{Name, Verdict};
@@ -30,6 +32,55 @@ pub struct Check {
     /// Differences by name, the first [`TOLD_DIFFERENCES`]; or why it could not be looked at.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub details: Vec<String>,
+}
+
+/// What a drill proved of a source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Proof {
+    /// Its content was counted or looked at.
+    Content,
+    /// No more than that its bytes are those that were written.
+    Bytes,
+}
+
+impl Proof {
+    /// Kinds of checks that look at content.
+    const KINDS: [&str; 7] =
+        ["rows", "counts", "integrity", "files", "query", "references", "file"];
+
+    /// Of a source, by its checks: none where not even its bytes are right. A program of the
+    /// operator may have looked at its content besides.
+    pub fn of(source: &Name, checks: &[Check], looked_at: bool) -> Option<Self> {
+        let any = |outcome, kinds: &[&str]| {
+            checks.iter().any(|check| {
+                check.source.as_ref() == Some(source)
+                    && check.outcome == outcome
+                    && kinds.contains(&check.kind.as_str())
+            })
+        };
+        if !any(CheckOutcome::Failed, &Self::KINDS)
+            && (looked_at || any(CheckOutcome::Passed, &Self::KINDS))
+        {
+            Some(Self::Content)
+        } else {
+            any(CheckOutcome::Passed, &["digest"]).then_some(Self::Bytes)
+        }
+    }
+
+    /// Of all sources, in words.
+    pub fn in_words(proofs: &BTreeMap<Name, Self>) -> String {
+        let of = |words: &str, wanted: Self| {
+            let names: Vec<&str> = proofs
+                .iter()
+                .filter(|(_, proof)| **proof == wanted)
+                .map(|(name, _)| name.as_str())
+                .collect();
+            (!names.is_empty()).then(|| format!("{words} of {}", names.join(", ")))
+        };
+        let all = [of("content", Self::Content), of("only the bytes", Self::Bytes)];
+        all.into_iter().flatten().collect::<Vec<_>>().join("; ")
+    }
 }
 
 /// How a check came out.

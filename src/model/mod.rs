@@ -32,7 +32,7 @@ mod warning;
 
 pub use artifact_name::{artifact_name, parse_artifact_name};
 pub use cancel::{Cancel, CancelGuard};
-pub use check::{Check, CheckOutcome, TOLD_DIFFERENCES, verdict};
+pub use check::{Check, CheckOutcome, Proof, TOLD_DIFFERENCES, verdict};
 pub use clock::Clock;
 pub use database_url::{DatabaseUrl, percent_decoded};
 pub use digest::{Digest, DigestError, Digester};

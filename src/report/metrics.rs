@@ -10,7 +10,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use super::status::{State, Status, StrategyStatus};
-use crate::model::{Outcome, Verdict, VerificationOutcome};
+use crate::model::{Outcome, Proof, Verdict, VerificationOutcome};
 
 /// The media type of [`metrics`].
 pub const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -88,6 +88,10 @@ pub fn metrics(status: &Status) -> String {
     );
     let recovery_point =
         gauge("last_drill_recovery_point_seconds", "How old the data was that it got back");
+    let content = gauge(
+        "last_drill_content",
+        "1 when that drill looked at the content of the source, 0 when only at its bytes",
+    );
     let runs = Family::<Labels, Counter>::default();
     registry.register("runs", "Runs so far, by how they ended", runs.clone());
     for strategy in &status.strategies {
@@ -137,6 +141,11 @@ pub fn metrics(status: &Status) -> String {
                 if let Some(value) = value {
                     set(family, value);
                 }
+            }
+            for (source, proof) in last.into_iter().flat_map(|last| &last.proof) {
+                let mut of = of.clone();
+                of.push(("source", source.to_string()));
+                content.get_or_create(&of).set(flag(*proof == Proof::Content));
             }
         }
         // Each outcome from the start, so that the first failure is seen as an increase.

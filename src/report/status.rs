@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use super::Tally;
-use crate::model::{Name, Outcome, SnapshotId, Verdict, VerificationOutcome};
+use crate::model::{Name, Outcome, Proof, SnapshotId, Verdict, VerificationOutcome};
 
 /// How all strategies fare at one moment.
 #[derive(Debug, Clone, Serialize)]
@@ -40,7 +40,7 @@ pub enum State {
     Waiting,
     /// A storage lacks a snapshot that should be there.
     Stale,
-    /// The last verification found that what is stored is not what was written.
+    /// Something that is stored was found not to be what was written, and nobody has repaired it.
     Damaged,
     /// No drill has passed as its schedule promises, or the last one found that the backup is bad.
     Unproven,
@@ -136,6 +136,8 @@ pub struct LastDrill {
     pub recovery_seconds: Option<f64>,
     /// How old the data was when it began, in seconds.
     pub recovery_point_seconds: Option<f64>,
+    /// What it proved of each source.
+    pub proof: BTreeMap<Name, Proof>,
     /// Why it did not pass.
     pub problem: Option<String>,
 }
@@ -169,6 +171,8 @@ pub struct StorageStatus {
     /// Snapshots that have much less than the last good one and are not released. They count as
     /// nothing else.
     pub suspect: Vec<SnapshotId>,
+    /// Copies that were found damaged and have not been found sound since.
+    pub damaged: Vec<SnapshotId>,
     /// Whether it is as young as the schedule promises.
     pub fresh: bool,
     /// Snapshots there, when it was last listed.

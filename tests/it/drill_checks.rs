@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::support::daemon::WallClock;
 use crate::support::forge;
+use crate::support::postgres::MAJORS;
 use crate::support::sh;
 use crate::support::shop::{Shop, assert_passed, outcomes};
 
@@ -177,6 +178,40 @@ fn a_file_that_the_database_names_and_the_folder_lacks_is_found() {
 }
 
 #[test]
+fn files_named_must_be_filled_and_owned() {
+    let shop = shop("");
+    let empty = shop.attach("");
+    shop.run();
+    let name = empty.file_name().unwrap().to_str().unwrap();
+    let check = |more: &str| {
+        let check = REFERENCES.trim_start().strip_prefix("[[strategies.daily.drill.checks]]\n");
+        format!("{}name = \"media\"\n{more}", check.unwrap())
+    };
+    for (more, code, words) in [
+        ("", 0, "media: expected 11 files"),
+        ("not_empty = true", 4, &*format!("{name}` is empty")),
+        ("owner = \"root\"", 0, "media: expected 11 files"),
+        ("owner = 0", 0, "media: expected 11 files"),
+        ("owner = 64999", 4, "belongs to the user 0"),
+        ("owner = \"no-such-user\"", 1, "no user `no-such-user`"),
+    ] {
+        comes_out(&shop, &check(more), code, words);
+    }
+    // Elsewhere all files belong to who restores them, whoever should have them.
+    shop.configure(&format!(
+        "work_dir = \"@/w\"\n{SERVER}[[strategies.daily.drill.checks]]\n{}",
+        check("owner = 64999")
+    ));
+    let drill = shop.backup(&["drill", "--strategy", "daily", "--json"]);
+    let report = drill.with_user(64999, shop.site.dir.path()).expect(0).json();
+    let skipped = outcomes(&report, "skipped");
+    let told = |check: &String| check.starts_with("references db: owner of media");
+    assert!(skipped.iter().any(told), "{skipped:#?}");
+    let check = shop.backup(&["check"]).with_user(64999, shop.site.dir.path()).expect(0);
+    assert!(check.out().contains("`owner`"), "{check}");
+}
+
+#[test]
 fn an_attachment_whose_content_or_size_changed_is_found() {
     let shop = shop(REFERENCES);
     let path = shop.attach("the right content");
@@ -292,6 +327,9 @@ fn files_are_there_not_empty_and_parse() {
         (file("config.json", "parses = \"toml\""), 4, "not TOML"),
         (file("app.toml", "contains = \"SECRET_KEY\""), 4, "without it"),
         (file("none", ""), 4, "nothing of that name"),
+        (file("app.toml", "owner = \"root\"\nname = \"settings\""), 0, "files: settings: "),
+        (file("app.toml", "owner = 64999"), 4, "found a file of the user 0"),
+        (file("app.toml", "owner = \"no-such-user\""), 1, "no user `no-such-user`"),
         (file("sub", ""), 4, "no file"),
     ] {
         comes_out(&shop, &check, code, words);
@@ -319,6 +357,47 @@ fn a_program_looks_for_itself_at_what_was_restored() {
     // What it is told of is not told to anybody else.
     let report = shop.backup(&["drill", "report", "--format", "json"]).expect(0);
     assert!(!report.out().contains("s3cret-pg"), "{report}");
+}
+
+#[test]
+fn the_output_of_a_command_is_proved_by_who_reads_it() {
+    let shop = shop("");
+    shop.run();
+    let proof = |check: &str, code: i32| {
+        let check = format!("[[strategies.daily.drill.checks]]\n{check}\n");
+        shop.configure(&format!("{SERVER}{}", if check.contains("type") { &check } else { "" }));
+        let report = shop.drill(code, &[]).json();
+        for source in ["db", "settings", "files"] {
+            assert_eq!(report["proof"][source], "content", "{report:#}");
+        }
+        report["proof"]["keys"].as_str().unwrap().to_owned()
+    };
+    let command =
+        |script: &str| format!("type = \"command\"\ncommand = [\"sh\", \"-c\", '''{script}''']");
+    let file = "type = \"file\"\nsource = \"keys\"\npath = \"keys.out\"\n";
+    for (check, code, expected) in [
+        (file.to_owned(), 0, "content"),
+        (format!("{file}contains = \"a lock\""), 4, "bytes"),
+        (command("true"), 0, "bytes"),
+        (command("test -s $HOLDFAST_KEYS_PATH/keys.out"), 0, "bytes"),
+        (command("cat $HOLDFAST_KEYS_PATH/keys.out; exit 1"), 4, "bytes"),
+        (command("grep -q key $HOLDFAST_KEYS_PATH/keys.out"), 0, "content"),
+        (String::new(), 0, "bytes"),
+    ] {
+        assert_eq!(proof(&check, code), expected, "{check}");
+    }
+    let words = "only the bytes of keys";
+    let status = shop.backup(&["status"]).expect(0);
+    assert!(status.out().contains(words), "{status}");
+    let status = shop.backup(&["status", "--json"]).expect(0).json();
+    let one = &status["strategies"][0];
+    assert_eq!(one["drills"]["last"]["proof"]["keys"], "bytes", "{one:#}");
+    assert_eq!(one["drills"]["last"]["proof"]["db"], "content", "{one:#}");
+    assert_eq!(one["state"], "manual", "{one:#}");
+    for format in ["text", "html"] {
+        let report = shop.backup(&["drill", "report", "--format", format]).expect(0);
+        assert!(report.out().contains(words), "{report}");
+    }
 }
 
 #[test]
@@ -443,6 +522,42 @@ fn what_a_new_database_has_and_the_source_has_not_is_no_fault_of_the_backup() {
     );
     shop.run();
     assert_passed(&shop.drill(0, &[]).json());
+}
+
+/// One of each that is counted and that `pg_dump` leaves out, or that comes with something else.
+const LEFT_OUT: &str = r#"
+CREATE TABLE twice (a int); INSERT INTO twice VALUES (1), (1);
+CREATE TYPE span AS RANGE (subtype = int);
+CREATE TABLE of_extension (a int PRIMARY KEY, b int GENERATED ALWAYS AS IDENTITY, c int CHECK (c > 0));
+CREATE INDEX ON of_extension (c);
+CREATE TRIGGER touched BEFORE INSERT ON of_extension FOR EACH ROW EXECUTE FUNCTION touch();
+CREATE DOMAIN positive AS int CHECK (VALUE > 0);
+CREATE VIEW seen AS SELECT 1 AS name;
+CREATE TRIGGER seen INSTEAD OF INSERT ON seen FOR EACH ROW EXECUTE FUNCTION touch();
+CREATE MATERIALIZED VIEW kept AS SELECT 1 AS a;
+CREATE INDEX ON kept (a);
+ALTER EXTENSION plpgsql ADD TABLE of_extension;
+ALTER EXTENSION plpgsql ADD DOMAIN positive;
+ALTER EXTENSION plpgsql ADD VIEW seen;
+ALTER EXTENSION plpgsql ADD MATERIALIZED VIEW kept;
+CREATE TRIGGER logged BEFORE INSERT ON log FOR EACH ROW EXECUTE FUNCTION touch();
+CREATE INDEX of_parent ON ONLY log (what);
+"#;
+
+#[test]
+fn objects_that_dumps_leave_out_fail_no_drill() {
+    for major in MAJORS {
+        let shop = Shop::new(major);
+        shop.configure(&SERVER.replace("15", &major.to_string()));
+        shop.database.run(LEFT_OUT);
+        let mut connection = shop.server().connect(&shop.database.name);
+        let failed = sqlx::raw_sql("CREATE UNIQUE INDEX CONCURRENTLY invalid ON twice (a)");
+        shop.server().runtime.block_on(failed.execute(&mut connection)).unwrap_err();
+        let invalid = "SELECT count(*) FROM pg_index WHERE NOT indisvalid";
+        assert_eq!(shop.database.number(invalid), 2);
+        shop.run();
+        assert_passed(&shop.drill(0, &[]).json());
+    }
 }
 
 #[test]

@@ -355,6 +355,87 @@ fn the_rows_in_the_facts_are_those_in_the_dump_while_others_write() {
     }
 }
 
+/// Dumps with a `pg_dump` that runs a statement before the real one, or after it.
+fn dumped_beside(database: &Database, before: &str, after: &str) -> Dumped {
+    let bench = &database.server.bench;
+    let tools = Server::client_dir(18).display().to_string();
+    let run = |statement: &str| match statement {
+        "" => "true".to_owned(),
+        _ => format!(
+            "{tools}/psql -Xqv ON_ERROR_STOP=1 -c \"SET lock_timeout = '20s'\" -c '{statement}' >&2"
+        ),
+    };
+    let body = format!(
+        "[ \"$1\" != --version ] || exec {tools}/pg_dump --version\n\
+         {} && {tools}/pg_dump \"$@\" && {}",
+        run(before),
+        run(after)
+    );
+    let folder = bench.path("tools");
+    script(&folder.join("pg_dump"), &body);
+    let config = PostgresConfig { client_dir: Some(folder), ..database.config() };
+    Postgres::new(config).dump(&bench.cx, &Kept::default()).unwrap()
+}
+
+#[test]
+fn rows_are_counted_as_the_dump_has_them() {
+    let server = Server::new(18);
+    for (before, rows_of_a, warned) in [
+        ("TRUNCATE a", 0, true),
+        ("TRUNCATE a; INSERT INTO a VALUES (3)", 0, true),
+        ("ALTER TABLE a ALTER x TYPE bigint", 0, true),
+        ("CLUSTER a USING by_x", 2, false),
+        ("DELETE FROM a", 2, false),
+    ] {
+        let database = server.database();
+        database.run(
+            "CREATE TABLE a (x int); CREATE INDEX by_x ON a (x); INSERT INTO a VALUES (1), (2); \
+             CREATE TABLE b AS SELECT 1 AS x; CREATE TABLE c (x int)",
+        );
+        let dumped = dumped_beside(&database, before, "");
+        let counted = (rows(&dumped, "a"), rows(&dumped, "b"), rows(&dumped, "c"));
+        assert_eq!(counted, (Some(rows_of_a), Some(1), Some(0)), "{before}");
+        let warnings = dumped.remarks.warnings.kept();
+        let paths: Vec<_> = warnings.iter().map(|it| it.note.path.as_deref()).collect();
+        let expected: &[_] = if warned { &[Some("\"public\".\"a\"")] } else { &[] };
+        assert_eq!(paths, expected, "{before}");
+    }
+}
+
+#[test]
+fn rows_gone_after_the_dump_are_a_note() {
+    let server = Server::new(18);
+    let database = server.database();
+    database.run("CREATE TABLE a AS SELECT 1 AS x; CREATE TABLE b AS SELECT 1 AS x");
+    let folder = server.bench.path("tools");
+    let version = "if [ \"$1\" = --version ]; then echo 'pg_dump (PostgreSQL) 18.1'; exit; fi";
+    script(&folder.join("pg_dump"), &format!("{version}\necho dump"));
+    let mut holder = server.connect(&database.name);
+    server.bench.wait(sqlx::raw_sql("BEGIN; LOCK TABLE a").execute(&mut holder)).unwrap();
+    // The count waits for the table when its rows go.
+    let (runtime, holder) = (server.bench.cx.runtime.clone(), std::sync::Mutex::new(holder));
+    let waits = "SELECT count(*) FROM pg_locks WHERE relation = 'a'::regclass AND NOT granted";
+    let outputs = Kept {
+        at_write: Some(Arc::new(move |_| {
+            let mut holder = holder.lock().unwrap();
+            runtime.block_on(async {
+                while sqlx::query_scalar::<_, i64>(waits).fetch_one(&mut *holder).await.unwrap()
+                    == 0
+                {}
+                sqlx::raw_sql("TRUNCATE a; COMMIT").execute(&mut *holder).await.unwrap();
+            });
+        })),
+        ..Kept::default()
+    };
+    let config = PostgresConfig { client_dir: Some(folder), ..database.config() };
+    let dumped = Postgres::new(config).dump(&server.bench.cx, &outputs).unwrap();
+    assert_eq!((rows(&dumped, "a"), rows(&dumped, "b")), (None, Some(1)));
+    let notes = dumped.remarks.notes.kept();
+    assert_eq!(notes.len(), 1, "{notes:?}");
+    assert_eq!(notes[0].path.as_deref(), Some("\"public\".\"a\""));
+    assert!(dumped.remarks.warnings.is_empty());
+}
+
 #[test]
 fn the_password_is_neither_in_the_arguments_nor_in_the_environment_of_a_tool() {
     let server = Server::new(18);
@@ -739,11 +820,9 @@ fn a_count_that_fails_is_a_warning_and_the_others_are_still_counted() {
          datname = '{0}'\" | grep -q ended; do :; done",
         database.name
     );
-    for (name, body, counted) in
-        [("patient", "echo dump", Some(1)), ("hostile", ends.as_str(), None)]
-    {
+    for (name, body, counted) in [("patient", "", Some(1)), ("hostile", ends.as_str(), None)] {
         let folder = server.bench.path(name);
-        script(&folder.join("pg_dump"), &format!("{version}\n{body}"));
+        script(&folder.join("pg_dump"), &format!("{version}\necho dump\n{body}"));
         let lock_timeout = Span::from(Duration::from_secs(if counted.is_some() { 1 } else { 100 }));
         let config = PostgresConfig { client_dir: Some(folder), lock_timeout, ..database.config() };
         let dumped = Postgres::new(config).dump(&server.bench.cx, &Kept::default()).unwrap();

@@ -35,7 +35,11 @@ const FIRST: usize = 21;
 
 /// What is wrong, with the lines counted from the drill's first.
 fn errors(drill: &str) -> Vec<String> {
-    let all = bad("a.toml", &text(drill), &[]);
+    errors_of(&text(drill))
+}
+
+fn errors_of(text: &str) -> Vec<String> {
+    let all = bad("a.toml", text, &[]);
     let number = |line: &str| {
         let (line, rest) = line.strip_prefix("a.toml:").unwrap().split_once(':').unwrap();
         format!("{}:{rest}", line.parse::<usize>().unwrap() + 1 - FIRST)
@@ -180,5 +184,36 @@ fn what_is_wrong_with_a_drill_is_told_at_its_key() {
         ),
     ] {
         assert_eq!(errors(drill), expected, "{drill}");
+    }
+}
+
+#[test]
+fn checks_of_files_that_judge_nothing_are_refused() {
+    let with_keys = |check: &str| {
+        text(&format!("checks = [{{ type = \"file\", {check} }}]"))
+            .replace("[\"db\", \"files\"]", "[\"db\", \"files\", \"keys\"]")
+    };
+    for (check, at) in [
+        ("source = \"files\", path = \"a\", owner = \"\"", "owner"),
+        ("source = \"files\", path = \"a\", owner = \"a:b\"", "owner"),
+        ("source = \"files\", path = \"a\", owner = \"4294967295\"", "owner"),
+        ("source = \"files\", path = \"a\", owner = -1", "owner"),
+        ("source = \"files\", path = \"a\", owner = 4294967295", "owner"),
+        ("source = \"files\", path = \"a\", owner = 1.5", "owner"),
+        ("source = \"db\", path = \"a\"", "source"),
+        ("source = \"keys\", path = \"a\"", "path"),
+        ("source = \"keys\", path = \"keys.out\", owner = 0", "owner"),
+    ] {
+        let errors = errors_of(&with_keys(check));
+        let key = format!("strategies.daily.drill.checks[0].{at}: ");
+        assert!(errors[0].starts_with("1:") && errors[0].contains(&key), "{check}: {errors:?}");
+    }
+    for check in [
+        "source = \"keys\", path = \"keys.out\", contains = \"a\"",
+        "source = \"files\", path = \"a\", owner = \"www-data\"",
+        "source = \"files\", path = \"a\", owner = 33",
+        "source = \"files\", path = \"a\", owner = \"33\", not_empty = false",
+    ] {
+        good("a.toml", &with_keys(check), &[]);
     }
 }

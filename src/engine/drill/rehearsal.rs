@@ -1,6 +1,7 @@
 //! The rehearsal proper: every artifact is read, what can be restored is, and what was restored is
 //! looked at. On one thread, which may block.
 
+use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
@@ -14,7 +15,9 @@ use crate::engine::read::fault::reading_failed;
 use crate::engine::read::streams::ArtifactStreams;
 use crate::engine::read::whole::read_through;
 use crate::engine::state::private::make_private_folder;
-use crate::model::{Artifact, ArtifactKind, Cancel, Check, CheckOutcome, Facts, Name, Remarks};
+use crate::model::{
+    Artifact, ArtifactKind, Cancel, Check, CheckOutcome, Facts, Name, Proof, Remarks,
+};
 use crate::pipeline::{Identity, Step};
 use crate::report::{DrillTarget, DrilledArtifact};
 use crate::source::postgres::ScratchServer;
@@ -32,6 +35,7 @@ pub(super) struct Rehearsed {
     pub(super) ended: Result<(), EngineError>,
     pub(super) checks: Vec<Check>,
     pub(super) targets: Vec<DrillTarget>,
+    pub(super) proof: BTreeMap<Name, Proof>,
     pub(super) artifacts: Vec<DrilledArtifact>,
     pub(super) remarks: Remarks,
     pub(super) left: Vec<String>,
@@ -106,6 +110,7 @@ impl Rehearsal {
             ended: Ok(()),
             checks: Vec::new(),
             targets: Vec::new(),
+            proof: BTreeMap::new(),
             artifacts: Vec::new(),
             remarks: Remarks::default(),
             left: Vec::new(),
@@ -140,6 +145,14 @@ impl Rehearsal {
             tracing::info!("{} check", check.kind());
             rehearsed.checks.extend(checks::make(self, check, targets)?);
         }
+        rehearsed.proof = sources
+            .into_iter()
+            .filter_map(|source| {
+                let looked_at = targets.get(&source).is_some_and(|target| target.looked_at);
+                let proof = Proof::of(&source, &rehearsed.checks, looked_at)?;
+                Some((source, proof))
+            })
+            .collect();
         Ok(())
     }
 
@@ -203,7 +216,8 @@ impl Rehearsal {
                         place: scratch.description(),
                         dumped_from: restorer.describe(&wanted.facts),
                     });
-                    target = Some(Restored { scratch, is_whole: true, folder: None });
+                    target =
+                        Some(Restored { scratch, is_whole: true, folder: None, looked_at: false });
                 }
                 Err(_) if self.engine.cancel.is_cancelled() => return Err(EngineError::Cancelled),
                 Err(error) => {
@@ -321,7 +335,8 @@ impl Rehearsal {
             }
             Err(error) => return self.fate(cx, artifact, &error, target),
         }
-        if let (ArtifactKind::Tar, crate::source::Target::Folder(folder)) = (artifact.kind, &place)
+        if let (ArtifactKind::Tar | ArtifactKind::Stream, crate::source::Target::Folder(folder)) =
+            (artifact.kind, &place)
         {
             target.folder = Some(folder.clone());
         }

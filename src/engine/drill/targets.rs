@@ -38,4 +38,6 @@ pub(in crate::engine) struct Restored {
     pub(super) is_whole: bool,
     /// The folder that its files are in, when it is one.
     pub(super) folder: Option<PathBuf>,
+    /// Whether a check that passed read the output of a command that it is.
+    pub(super) looked_at: bool,
 }

@@ -12,6 +12,7 @@ mod forget;
 pub(in crate::engine) mod refusal;
 
 use chrono::{DateTime, Utc};
+use futures::future::join_all;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use serde::Serialize;
 
@@ -148,8 +149,8 @@ pub async fn plan_prune(engine: &Engine, scope: PruneScope<'_>) -> PrunePlan {
 async fn plan_with(engine: &Engine, scope: PruneScope<'_>, marks: &Marks) -> PrunePlan {
     let mut places = Vec::new();
     for strategy in scope.strategies() {
-        for (name, open) in scope.places(strategy) {
-            places.push(match open {
+        let planning = scope.places(strategy).map(|(name, open)| async move {
+            match open {
                 Ok(open) => plan_place(engine, scope.instance, strategy, open, marks).await,
                 Err(problem) => {
                     let refusals = vec![Refusal::Unreachable { problem: problem.clone() }];
@@ -163,8 +164,9 @@ async fn plan_with(engine: &Engine, scope: PruneScope<'_>, marks: &Marks) -> Pru
                         snapshots: Vec::new(),
                     }
                 }
-            });
-        }
+            }
+        });
+        places.extend(join_all(planning).await);
     }
     PrunePlan::new(places)
 }
@@ -304,6 +306,7 @@ async fn unexplained(
             listed_bytes: 0,
             is_future: is_future(id, now),
             is_suspect: false,
+            damage: None,
         });
     }
     let kept = decisions(strategy, policy, &all, &marks.as_of(&open.name), now)

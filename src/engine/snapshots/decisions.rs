@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
+use futures::future::join_all;
 
 use crate::config::{Instance, Strategy};
 use crate::engine::context::{Engine, OpenStorage};
@@ -41,13 +42,9 @@ pub(in crate::engine) async fn marks_for(
     if marks.suspects(&strategy.name).is_empty() {
         return marks;
     }
-    for (name, config) in &instance.storages {
-        if *name != open.name
-            && let Ok(other) = OpenStorage::open(name, config, &engine.cancel).await
-        {
-            storages.push(other);
-        }
-    }
+    let others = instance.storages.iter().filter(|(name, _)| **name != open.name);
+    let opening = others.map(|(name, config)| OpenStorage::open(name, config, &engine.cancel));
+    storages.extend(join_all(opening).await.into_iter().flatten());
     read_marks(engine, &storages, &instance.name).await
 }
 
@@ -112,5 +109,5 @@ pub(in crate::engine) fn is_good(snapshot: &Snapshot, marks: &Marks) -> bool {
         && !snapshot.is_future
         && !bad
         && !marks.is_suspect(&snapshot.strategy, &snapshot.id)
-        && !snapshot.manifest.as_ref().is_ok_and(|manifest| marks.is_damaged(manifest))
+        && snapshot.damage_by(marks).is_none()
 }

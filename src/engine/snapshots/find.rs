@@ -230,6 +230,7 @@ mod tests {
             listed_bytes: 0,
             is_future: false,
             is_suspect: false,
+            damage: None,
         }
     }
 

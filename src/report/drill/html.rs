@@ -3,7 +3,7 @@
 use std::fmt::{self, Display, Write as _};
 
 use super::DrillReport;
-use crate::model::{ByteSize, CheckOutcome, Span, Verdict};
+use crate::model::{ByteSize, CheckOutcome, Proof, Span, Verdict};
 
 /// The look of the page. It prints on paper as it is.
 const STYLE: &str = "\
@@ -164,6 +164,9 @@ fn facts(page: &mut String, report: &DrillReport) -> fmt::Result {
         "Drilled by",
         format!("{} {} on {}", report.program.name, report.program.version, report.host),
     )?;
+    if !report.proof.is_empty() {
+        line("Proof", Proof::in_words(&report.proof))?;
+    }
     line("Began", time(report.started))?;
     line("Ended", time(report.finished))?;
     page.push_str("</dl>\n");

@@ -2,12 +2,14 @@
 
 mod html;
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    Check, CheckOutcome, Completeness, Digest, ErrorCode, Name, Program, Remarks, SnapshotId,
-    Verdict,
+    Check, CheckOutcome, Completeness, Digest, ErrorCode, Name, Program, Proof, Remarks,
+    SnapshotId, Verdict,
 };
 
 pub use html::html;
@@ -30,6 +32,10 @@ pub struct DrillReport {
     /// Whether it failed only because there is much less than in the last good snapshot. Nothing of
     /// the strategy is deleted until the snapshot is released.
     pub suspect: bool,
+    /// Whether it failed only because what is stored in this storage is not what was written: that
+    /// says nothing of the copies in others.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub only_this_copy: bool,
     /// The snapshot, where there was one.
     pub snapshot: Option<DrilledSnapshot>,
     /// The storage that was read.
@@ -57,6 +63,9 @@ pub struct DrillReport {
     pub steps: Vec<DrillStep>,
     /// What was restored, and where to.
     pub targets: Vec<DrillTarget>,
+    /// What was proved of each source. Older versions did not say.
+    #[serde(default)]
+    pub proof: BTreeMap<Name, Proof>,
     /// The artifacts that were read.
     pub artifacts: Vec<DrilledArtifact>,
     /// Bytes of artifacts that were fetched from the storage.

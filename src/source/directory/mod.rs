@@ -21,7 +21,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-pub use restore::{DirectoryRestorer, OwnerRule, OwnerRuleError};
+pub use restore::{DirectoryRestorer, OwnerRule, OwnerRuleError, Who};
 
 use self::dump::{DumpedTree, Dumper};
 use self::meta::{Identity, is_mount};

@@ -9,7 +9,7 @@ use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use super::address::Address;
 use super::client::Major;
-use crate::model::{Note, Remarks, Span};
+use crate::model::{Note, Remarks, Span, TOLD_DIFFERENCES};
 use crate::source::SourceError;
 
 /// No table takes so long to count; a dead connection does.
@@ -148,6 +148,20 @@ pub(super) struct Table {
     /// Which of its rows are dumped, as SQL; empty: all.
     #[serde(skip)]
     condition: String,
+    #[serde(skip)]
+    oid: i64,
+    /// The file of its rows when the snapshot was taken, and when the tables were listed.
+    #[serde(skip)]
+    files: (i64, Option<i64>),
+    /// An unlogged one on a standby, which has no rows of it.
+    #[serde(skip)]
+    absent: bool,
+}
+
+impl Table {
+    fn quoted(&self) -> String {
+        format!("{}.{}", quoted(&self.schema), quoted(&self.name))
+    }
 }
 
 /// What is in the database.
@@ -155,6 +169,8 @@ pub(super) struct Table {
 pub(super) struct Census {
     pub(super) tables: Vec<Table>,
     pub(super) counts: serde_json::Map<String, serde_json::Value>,
+    /// How many of those [`IMPLIED`] counts.
+    pub(super) implied: serde_json::Map<String, serde_json::Value>,
     pub(super) extensions: Vec<serde_json::Value>,
     /// Roles that must be there for a restore, whoever owns what: those that row policies and user
     /// mappings are for.
@@ -162,16 +178,22 @@ pub(super) struct Census {
     pub(super) remarks: Remarks,
 }
 
-/// Of `pg_class`, `pg_proc` …: not a member of an extension, which is restored as a whole.
-macro_rules! own {
+/// Of `pg_class`, `pg_proc` …: a member of an extension, which is restored as a whole.
+macro_rules! member {
     ($class:literal, $oid:literal) => {
         concat!(
-            "NOT EXISTS (SELECT 1 FROM pg_depend x WHERE x.classid = '",
+            "EXISTS (SELECT 1 FROM pg_depend x WHERE x.classid = '",
             $class,
             "'::regclass AND x.objid = ",
             $oid,
             " AND x.refclassid = 'pg_extension'::regclass AND x.deptype = 'e')"
         )
+    };
+}
+
+macro_rules! own {
+    ($class:literal, $oid:literal) => {
+        concat!("NOT ", member!($class, $oid))
     };
 }
 
@@ -192,10 +214,11 @@ macro_rules! user_schema {
 const TABLES: &str = concat!(
     "SELECT n.nspname::text AS schema, c.relname::text AS name, coalesce((SELECT \
      e.extcondition[array_position(e.extconfig, c.oid)] \
-     FROM pg_extension e WHERE c.oid = ANY (e.extconfig) LIMIT 1), '') AS condition \
-     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-     WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND (c.relpersistence <> 'u' OR NOT \
-     pg_is_in_recovery()) AND ",
+     FROM pg_extension e WHERE c.oid = ANY (e.extconfig) LIMIT 1), '') AS condition, \
+     c.oid::int8 AS oid, c.relfilenode::int8 AS file, pg_relation_filenode(c.oid)::int8 \
+     AS file_now, c.relpersistence = 'u' AND \
+     pg_is_in_recovery() AS absent \
+     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND ",
     user_schema!("n"),
     " AND (",
     own!("pg_class", "c.oid"),
@@ -207,7 +230,14 @@ const RELATIONS: &str = "pg_class c JOIN pg_namespace n ON n.oid = c.relnamespac
 /// Objects that are counted: the name in the facts, the catalog with its alias and the way to the
 /// schema `n`, and the condition. Members of extensions and system schemas do not count.
 const COUNTS: [(&str, &str, &str); 11] = [
-    ("indexes", RELATIONS, "c.relkind IN ('i', 'I')"),
+    // An invalid one is not dumped, such as what a failed `CREATE INDEX CONCURRENTLY` leaves.
+    (
+        "indexes",
+        RELATIONS,
+        "c.relkind IN ('i', 'I') AND EXISTS (SELECT 1 FROM pg_index i JOIN pg_class t ON t.oid = \
+         i.indrelid WHERE i.indexrelid = c.oid AND i.indisready AND (i.indisvalid OR t.relkind = \
+         'p'))",
+    ),
     ("sequences", RELATIONS, "c.relkind = 'S' AND c.relpersistence <> 't'"),
     ("views", RELATIONS, "c.relkind = 'v'"),
     ("materialized_views", RELATIONS, "c.relkind = 'm'"),
@@ -231,10 +261,57 @@ const COUNTS: [(&str, &str, &str); 11] = [
     ("schemas", "pg_namespace n", "true"),
 ];
 
-/// The query of all [`COUNTS`], a column each.
+/// Of [`COUNTS`], the objects that a dump does not have: they come, or do not come, with the
+/// extension, type or partitioned table that they are of, as the server's version makes them.
+const IMPLIED: [(&str, &str); 5] = [
+    (
+        "indexes",
+        concat!(
+            "EXISTS (SELECT 1 FROM pg_index i WHERE i.indexrelid = c.oid AND ",
+            member!("pg_class", "i.indrelid"),
+            ")"
+        ),
+    ),
+    (
+        "sequences",
+        concat!(
+            "EXISTS (SELECT 1 FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid \
+             = c.oid AND d.deptype = 'i' AND ",
+            member!("pg_class", "d.refobjid"),
+            ")"
+        ),
+    ),
+    (
+        "constraints",
+        concat!(
+            member!("pg_class", "c.conrelid"),
+            " OR ",
+            member!("pg_type", "c.contypid"),
+            " OR c.contype = 'f' AND to_jsonb(c) ->> 'conparentid' <> '0'"
+        ),
+    ),
+    (
+        "triggers",
+        concat!(member!("pg_class", "t.tgrelid"), " OR to_jsonb(t) ->> 'tgparentid' <> '0'"),
+    ),
+    (
+        "functions",
+        "EXISTS (SELECT 1 FROM pg_depend d WHERE d.classid = 'pg_proc'::regclass AND d.objid = \
+         p.oid AND d.deptype = 'i')",
+    ),
+];
+
+/// The query of all [`COUNTS`], a column each, and of all [`IMPLIED`].
 fn counts_query() -> String {
     let mut sql = "SELECT ".to_owned();
-    for (name, catalog, condition) in COUNTS {
+    let implied = IMPLIED.iter().filter_map(|(name, implied)| {
+        let (_, catalog, condition) = COUNTS.iter().find(|(counted, _, _)| counted == name)?;
+        Some((format!("implied_{name}"), *catalog, format!("({condition}) AND ({implied})")))
+    });
+    let counts = COUNTS
+        .iter()
+        .map(|(name, catalog, condition)| ((*name).to_owned(), *catalog, (*condition).to_owned()));
+    for (name, catalog, condition) in counts.chain(implied) {
         let mut words = catalog.split(' ');
         let (class, alias) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
         sql.push_str(&format!(
@@ -290,6 +367,14 @@ pub(super) async fn take(session: &mut Session, rows: bool) -> Census {
         census.remarks.warn(format!("What the database contains could not be listed: {error}"));
         return census;
     }
+    let absent: Vec<String> =
+        census.tables.iter().filter(|table| table.absent).map(Table::quoted).collect();
+    if !absent.is_empty() {
+        census.remarks.note(format!(
+            "A standby has no rows of unlogged tables, so they are not in the dump: {}",
+            some_of(&absent)
+        ));
+    }
     if rows {
         count_rows(session, &mut census).await;
     }
@@ -303,6 +388,10 @@ async fn list(session: &mut Session, census: &mut Census) -> Result<(), sqlx::Er
         .await?;
     for name in COUNTS.iter().map(|(name, _, _)| *name).chain(["large_objects"]) {
         census.counts.insert(name.to_owned(), counts.try_get::<i64, _>(name)?.into());
+    }
+    for (name, _) in IMPLIED {
+        let number: i64 = counts.try_get(&*format!("implied_{name}"))?;
+        census.implied.insert(name.to_owned(), number.into());
     }
     let sql = "SELECT extname::text AS name, extversion AS version FROM pg_extension ORDER BY 1";
     for row in sqlx::query(sql).persistent(false).fetch_all(&mut session.connection).await? {
@@ -323,27 +412,61 @@ async fn list(session: &mut Session, census: &mut Census) -> Result<(), sqlx::Er
 pub(super) async fn tables(connection: &mut PgConnection) -> Result<Vec<Table>, sqlx::Error> {
     let rows = sqlx::query(TABLES).persistent(false).fetch_all(connection).await?;
     let table = |row: &PgRow| {
-        let (schema, name, condition) =
-            (row.try_get("schema")?, row.try_get("name")?, row.try_get("condition")?);
-        Ok(Table { schema, name, rows: None, condition })
+        Ok(Table {
+            schema: row.try_get("schema")?,
+            name: row.try_get("name")?,
+            rows: None,
+            condition: row.try_get("condition")?,
+            oid: row.try_get("oid")?,
+            files: (row.try_get("file")?, row.try_get("file_now")?),
+            absent: row.try_get("absent")?,
+        })
     };
     rows.iter().map(table).collect()
 }
 
+/// Locks all tables at once, as far as nobody waits for any: whoever comes now waits for us, and we
+/// for nobody. What is not locked here is locked when it is counted.
+async fn lock(session: &mut Session, tables: &[Table]) -> Result<(), sqlx::Error> {
+    let names: Vec<String> = tables
+        .iter()
+        .filter(|table| !table.absent)
+        .map(|table| format!("ONLY {}", table.quoted()))
+        .collect();
+    if names.is_empty() {
+        return Ok(());
+    }
+    let sql = format!("LOCK TABLE {} IN ACCESS SHARE MODE NOWAIT", names.join(", "));
+    sqlx::raw_sql("SAVEPOINT locking").execute(&mut session.connection).await?;
+    let locked = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut session.connection).await;
+    let end = if locked.is_ok() { "RELEASE locking" } else { "ROLLBACK TO locking" };
+    sqlx::raw_sql(end).execute(&mut session.connection).await.map(drop)
+}
+
 async fn count_rows(session: &mut Session, census: &mut Census) {
+    // A connection that is lost is told with the first table.
+    let _ = lock(session, &census.tables).await;
     for table in &mut census.tables {
-        let name = format!("{}.{}", quoted(&table.schema), quoted(&table.name));
+        if table.absent {
+            // Of the dump, which has none.
+            table.rows = Some(0);
+            continue;
+        }
+        let name = table.quoted();
         // `ONLY`, as `pg_dump` takes each table of an inheritance for itself. The savepoint keeps
         // one failure from spoiling the rest.
-        let sql = format!("SELECT count(*) FROM ONLY {name} {}", table.condition);
+        let sql = format!(
+            "SELECT count(*), pg_relation_filenode({}::oid)::int8 FROM ONLY {name} {}",
+            table.oid, table.condition
+        );
         let counted = async {
             sqlx::raw_sql("SAVEPOINT counting").execute(&mut session.connection).await?;
-            let rows = sqlx::query_scalar::<_, i64>(AssertSqlSafe(sql))
+            let counted = sqlx::query_as::<_, (i64, Option<i64>)>(AssertSqlSafe(sql))
                 .persistent(false)
                 .fetch_one(&mut session.connection)
                 .await?;
             sqlx::raw_sql("RELEASE counting").execute(&mut session.connection).await?;
-            Ok::<i64, sqlx::Error>(rows)
+            Ok::<_, sqlx::Error>(counted)
         };
         // A connection that died without a word would be waited for, for ever.
         let counted = tokio::time::timeout(COUNT_TIMEOUT, counted).await.unwrap_or_else(|_| {
@@ -353,7 +476,21 @@ async fn count_rows(session: &mut Session, census: &mut Census) {
             )))
         });
         match counted {
-            Ok(rows) => table.rows = Some(rows),
+            // `TRUNCATE` and a rewrite take the rows away from snapshots too.
+            Ok((_, file)) if file != table.files.1 => census.remarks.note(Note::at(
+                name,
+                "The table was truncated or rewritten when it had been dumped, so its rows were \
+                 not counted",
+            )),
+            Ok((0, file)) if file != Some(table.files.0) => {
+                table.rows = Some(0);
+                census.remarks.warn(Note::at(
+                    name,
+                    "The table was truncated or rewritten just before it was dumped: the dump has \
+                     none of the rows that it had before, nor of those it has now",
+                ));
+            }
+            Ok((rows, _)) => table.rows = Some(rows),
             Err(error) => {
                 let lost = !matches!(error, sqlx::Error::Database(_))
                     || sqlx::raw_sql("ROLLBACK TO counting")
@@ -372,6 +509,15 @@ async fn count_rows(session: &mut Session, census: &mut Census) {
                 }
             }
         }
+    }
+}
+
+/// The first names, and how many more there are.
+pub(super) fn some_of(names: &[String]) -> String {
+    let (told, rest) = names.split_at(names.len().min(TOLD_DIFFERENCES));
+    match rest.len() {
+        0 => told.join(", "),
+        more => format!("{} and {more} more", told.join(", ")),
     }
 }
 

@@ -13,6 +13,7 @@ mod restore;
 mod scratch;
 mod settings;
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -161,13 +162,17 @@ impl Postgres {
         }
         // The session is in the task and its transaction open until the dump has ended.
         let mut session = session;
+        let (begun, has_begun) = tokio::sync::oneshot::channel();
         let mut counting = AbortOnDrop(cx.runtime.spawn(async move {
+            // A lock of ours before the tool has all of its own could, with one that somebody waits
+            // for in between, keep the tool from it for ever.
+            let _ = has_begun.await;
             let settings = settings_of(&mut session).await;
             let mut census = census::take(&mut session, rows).await;
             let settings = settings.map_err(|error| census.remarks.warn(error.to_string()));
             (session, census, settings.ok())
         }));
-        call.read_into(cx, output)?;
+        call.read_into(cx, &mut Begun { output, begun: Some(begun) })?;
         block(cx, async {
             (&mut counting.0)
                 .await
@@ -260,6 +265,7 @@ impl Source for Postgres {
             "row_counts": counted,
             "tables": census.tables,
             "counts": census.counts,
+            "implied": census.implied,
             "extensions": census.extensions,
             "roles": census.roles,
         });
@@ -439,6 +445,24 @@ fn block<T>(
             result = work => result,
         }
     })
+}
+
+/// Tells of the first byte: a tool that writes has locked the tables that it dumps.
+struct Begun<'a> {
+    output: &'a mut Output,
+    /// Dropped then.
+    begun: Option<tokio::sync::oneshot::Sender<()>>,
+}
+
+impl Write for Begun<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.begun = None;
+        self.output.write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.output.flush()
+    }
 }
 
 /// A task that does not outlive whoever waits for it.

@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 
 use super::http;
 use crate::model::{ByteSize, Secret, Span, without_credentials};
-use crate::storage::{StorageError, check_key};
+use crate::storage::{Patience, StorageError, check_key, default_timeout};
 
 /// The smallest part that S3 takes, but for the last one:
 /// <https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html>.
@@ -38,12 +38,15 @@ const MAX_PART_BYTES: u64 = 1 << 30;
 /// The region of a store that does not have any.
 const ANY_REGION: &str = "us-east-1";
 const CONNECT: Duration = Duration::from_secs(10);
-/// How long a request without a body may take until its answer begins.
+/// How long a request that moves content may take until its answer begins, beside the transfer.
 const QUICK: Duration = Duration::from_secs(60);
 /// The slowest uplink that is waited for, in bytes a second.
 const SLOWEST: u64 = 16 << 10;
 /// How long a connection may move nothing.
 const STALL: Duration = Duration::from_secs(60);
+/// So often a request is sent at most while somebody watches: the reason why it fails is told
+/// before the time is over.
+const WATCHED_ATTEMPTS: u32 = 4;
 const MAX_BACKOFF: Duration = Duration::from_secs(20);
 
 /// A bucket of S3 or of a store that speaks its protocol.
@@ -111,6 +114,11 @@ pub struct S3Config {
     /// How often a request is sent, the first time included, while it fails in a way that may pass.
     #[serde(default = "default_attempts")]
     pub attempts: u32,
+    /// How long the store may take to answer one attempt of a small request: a page of a listing, a
+    /// look-up, a delete, a document. Uploads and downloads have longer. A command that shows
+    /// something gives up then; a run tries again, up to `attempts`.
+    #[serde(default = "default_timeout")]
+    pub timeout: Span,
     /// A file with the certificates (PEM) of an authority that the endpoint's certificate is from,
     /// beside those that the system trusts.
     #[serde(default)]
@@ -188,6 +196,7 @@ impl S3Config {
             part_size: default_part_size(),
             upload_concurrency: default_upload_concurrency(),
             attempts: default_attempts(),
+            timeout: default_timeout(),
             ca_file: None,
         }
     }
@@ -314,7 +323,7 @@ impl S3Config {
 
     /// Makes the client. Contacts nobody but, where neither region nor endpoint is set anywhere,
     /// the identity service of the machine.
-    pub(super) async fn client(&self) -> Result<Connected, StorageError> {
+    pub(super) async fn client(&self, patience: Patience) -> Result<Connected, StorageError> {
         self.check()?;
         let mut loader = aws_config::defaults(BehaviorVersion::latest());
         if let Some(endpoint) = &self.endpoint {
@@ -367,7 +376,10 @@ impl S3Config {
             .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
             .retry_config(
                 RetryConfig::standard()
-                    .with_max_attempts(self.attempts)
+                    .with_max_attempts(match patience {
+                        Patience::Unattended => self.attempts,
+                        Patience::Watched => self.attempts.min(WATCHED_ATTEMPTS),
+                    })
                     .with_max_backoff(MAX_BACKOFF),
             )
             // The attempts alone bound the retries: what fails in one storage is not counted
@@ -379,7 +391,10 @@ impl S3Config {
             )
             .retry_classifier(Busy)
             .interceptor(http::Limits)
-            .timeout_config(timeouts(QUICK))
+            .timeout_config(match patience {
+                Patience::Unattended => attempts_of(self.timeout.duration()),
+                Patience::Watched => all_of(self.timeout.duration()),
+            })
             .stalled_stream_protection(
                 StalledStreamProtectionConfig::enabled().grace_period(STALL).build(),
             );
@@ -406,14 +421,39 @@ pub(super) struct Connected {
     pub(super) endpoint: String,
 }
 
-fn timeouts(attempt: Duration) -> TimeoutConfig {
-    TimeoutConfig::builder().connect_timeout(CONNECT).operation_attempt_timeout(attempt).build()
+/// Each attempt of a request may take so long.
+fn attempts_of(attempt: Duration) -> TimeoutConfig {
+    let connect = CONNECT.min(attempt);
+    TimeoutConfig::builder().connect_timeout(connect).operation_attempt_timeout(attempt).build()
 }
 
-/// The time that a request with a body of `bytes` may take, for one attempt.
-pub(super) fn patience(bytes: usize) -> aws_sdk_s3::config::Builder {
-    let transfer = Duration::from_secs(u64::try_from(bytes).unwrap_or(u64::MAX) / SLOWEST);
-    Config::builder().timeout_config(timeouts(QUICK.saturating_add(transfer)))
+/// All attempts of a request together may take so long.
+fn all_of(request: Duration) -> TimeoutConfig {
+    let connect = CONNECT.min(request);
+    TimeoutConfig::builder().connect_timeout(connect).operation_timeout(request).build()
+}
+
+/// How long a request takes that moves content.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Transfers {
+    patience: Patience,
+    timeout: Duration,
+}
+
+impl Transfers {
+    pub(super) fn new(config: &S3Config, patience: Patience) -> Self {
+        Self { patience, timeout: config.timeout.duration() }
+    }
+
+    /// The time that a request with a body of `bytes` may take: for one attempt, or for all where
+    /// somebody watches.
+    pub(super) fn of(self, bytes: usize) -> aws_sdk_s3::config::Builder {
+        let transfer = Duration::from_secs(u64::try_from(bytes).unwrap_or(u64::MAX) / SLOWEST);
+        Config::builder().timeout_config(match self.patience {
+            Patience::Unattended => attempts_of(QUICK.max(self.timeout).saturating_add(transfer)),
+            Patience::Watched => all_of(self.timeout.saturating_add(transfer)),
+        })
+    }
 }
 
 /// Retries what a store says when it is busy, beside what the SDK knows of.

@@ -210,6 +210,9 @@ impl Fault {
                  correct `endpoint` when it does not speak TLS",
                 bucket.endpoint
             ),
+            _ if self.kind == Kind::Network && self.mentions(&["timed out", "timeout"]) => {
+                format!("check that `{}` can be reached, or raise `timeout`", bucket.endpoint)
+            }
             _ if self.kind == Kind::Network => {
                 format!("check that `{}` can be reached", bucket.endpoint)
             }

@@ -181,6 +181,26 @@ impl Backup {
         self
     }
 
+    /// As a user who may have so many processes and threads, after [`with_user`](Self::with_user).
+    pub fn with_processes(mut self, most: u32) -> Self {
+        let limit = ["prlimit".to_owned(), format!("--nproc={most}")];
+        let args: Vec<_> = self.command.get_args().map(ToOwned::to_owned).collect();
+        let at = args.iter().position(|arg| arg.as_encoded_bytes().ends_with(b"/program"));
+        let (before, after) = args.split_at(at.unwrap());
+        let mut command = Command::new(self.command.get_program());
+        command
+            .args(before)
+            .args(limit)
+            .args(after)
+            .env_clear()
+            .envs(self.command.get_envs().filter_map(|(name, value)| Some((name, value?))))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        self.command = command;
+        self
+    }
+
     /// Given that long.
     pub fn patience(mut self, patience: Duration) -> Self {
         self.patience = patience;

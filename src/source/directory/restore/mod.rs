@@ -24,7 +24,7 @@ use std::path::Path;
 
 use rustix::fs::Access;
 
-pub use owner_rule::{OwnerRule, OwnerRuleError};
+pub use owner_rule::{OwnerRule, OwnerRuleError, Who};
 
 use self::extract::ExtractOptions;
 use self::finish::Finisher;

@@ -1,7 +1,11 @@
 //! To whom restored entries belong, when not to those that the backup names.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::archive::Kind;
 use crate::archive::access_list::IdLookup as _;
@@ -28,8 +32,10 @@ pub(super) struct Owner {
 
 /// A user or a group.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Who {
+pub enum Who {
+    /// Its number, on any system.
     Number(u32),
+    /// Its name, on some system.
     Name(String),
 }
 
@@ -88,6 +94,69 @@ impl Who {
             Ok(number) if number != u32::MAX => Ok(Self::Number(number)),
             _ => Err("a number is too large"),
         }
+    }
+}
+
+impl Who {
+    /// The number that this system has for the user.
+    pub fn user_id(&self) -> Option<u32> {
+        match self {
+            Self::Number(number) => Some(*number),
+            Self::Name(name) => Accounts::default().user_id(name),
+        }
+    }
+}
+
+impl FromStr for Who {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parsed = if text.is_empty() { Err("it is empty") } else { Self::parse(text) };
+        parsed.map_err(|problem| {
+            let text: String = text.chars().take(200).collect();
+            format!("`{text}` is no user: {problem}; expected a name or a number")
+        })
+    }
+}
+
+impl Serialize for Who {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Who {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Either {
+            Number(u32),
+            Text(String),
+        }
+        let text = match Either::deserialize(deserializer)? {
+            Either::Number(number) => number.to_string(),
+            Either::Text(text) => text,
+        };
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+impl JsonSchema for Who {
+    fn schema_name() -> Cow<'static, str> {
+        "Who".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": ["string", "integer"],
+            "format": "user",
+            "minimum": 0,
+            "maximum": u32::MAX - 1,
+        })
     }
 }
 
