@@ -48,9 +48,7 @@ fn latest_is_of_one_strategy() {
         &["copy", "--from", "local", "--to", "usb", "--snapshot", "latest"],
     ];
     for args in guesses {
-        let refused = site.backup(args).arg("--json").expect(2);
-        let error: Value = serde_json::from_str(refused.err().lines().last().unwrap()).unwrap();
-        assert_eq!(error["error"]["code"], "invalid_request", "{args:?}");
+        let refused = site.backup(args).expect(2);
         assert!(refused.err().contains("`weekly` of `app`"), "{refused}");
     }
     assert!(!site.path("store/app/marks").exists() && !site.path("out").exists());

@@ -363,6 +363,7 @@ async fn restore_from(
         engine.progress.begin(planned.name.clone(), expected);
         let Work { artifact, restore, target } = planned.work.clone();
         let (context, options) = (context(engine, planned, request), options(request, &artifact));
+        let heard = context.heard.clone();
         let streams = streams(&artifact);
         progress.has_begun = true;
         // What a command was given, and what was committed in pieces, is not taken back.
@@ -372,7 +373,6 @@ async fn restore_from(
             Target::Command(_) => true,
         };
         may_go_on.store(!is_begun_once, Ordering::Relaxed);
-        let heard = context.heard.clone();
         let done = blocking(move || match restorer(artifact.kind) {
             Some(restorer) => restorer.restore_from(
                 RestoreJob { cx: &context, artifact: &restore, target: &target, options: &options },
