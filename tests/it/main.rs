@@ -15,6 +15,7 @@
 )]
 
 mod agree;
+mod by_hand;
 mod clocks;
 mod containers;
 mod containers_run;
