@@ -61,6 +61,7 @@ mod prune_s3;
 mod road;
 mod road_postgres;
 mod road_targets;
+mod s3_by_proxy;
 mod schedule;
 mod secrets;
 mod several;

@@ -90,8 +90,8 @@ pub struct PlannedSnapshot {
     pub decision: Decision,
     /// Whether content is missing; none where its manifest cannot be read.
     pub completeness: Option<Completeness>,
-    /// Bytes of its artifacts, by the manifest; of all that lies in its folder, where that cannot be
-    /// read.
+    /// Bytes of its artifacts, by the manifest; of all that lies in its folder, where that cannot
+    /// be read.
     pub stored_bytes: u64,
 }
 

@@ -10,8 +10,9 @@ use crate::model::{Completeness, Name, SnapshotId};
 
 /// The snapshot that `which` means, as each storage that has it has it, in the order of the
 /// storages. `which` is `latest`, or an id or the beginning of one, or the end of one (the six
-/// digits after the dash). `latest` is of one strategy, and with `at` it is the newest begun at or before it; whole ones go
-/// before partial ones, and one of the future, or one that is suspect, is never meant.
+/// digits after the dash). `latest` is of one strategy, and with `at` it is the newest begun at or
+/// before it; whole ones go before partial ones, and one of the future, or one that is suspect, is
+/// never meant.
 ///
 /// # Errors
 /// [`EngineError::NotFound`] when there is none, [`EngineError::Request`] when several are meant.

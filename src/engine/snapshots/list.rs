@@ -150,8 +150,8 @@ impl Snapshot {
         marks.damage(&self.storage, self.manifest.as_ref().ok()?)
     }
 
-    /// Bytes of its artifacts, by the manifest; of all that lies in its folder, where that cannot be
-    /// read.
+    /// Bytes of its artifacts, by the manifest; of all that lies in its folder, where that cannot
+    /// be read.
     pub fn stored_bytes(&self) -> u64 {
         self.manifest.as_ref().map_or(self.listed_bytes, Manifest::stored_bytes)
     }
