@@ -56,9 +56,9 @@ pub(super) struct RestoreArgs {
     /// only what leads to its files is, and each file is found undamaged before it replaces another
     #[arg(long)]
     overwrite: bool,
-    /// Remove what is there and the snapshot does not have; with `--path`, in the folders that it
-    /// matches
-    #[arg(long, requires = "overwrite", requires = "to")]
+    /// Remove what is there and the snapshot does not have: files, or objects of a PostgreSQL
+    /// database; with `--path`, in the folders that it matches
+    #[arg(long, requires = "overwrite", conflicts_with = "to_command")]
     delete: bool,
     /// Say what would be new, replaced and removed, and touch nothing
     #[arg(long)]

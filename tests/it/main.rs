@@ -58,6 +58,7 @@ mod prune;
 mod prune_doubts;
 mod prune_only;
 mod prune_s3;
+mod replace;
 mod road;
 mod road_postgres;
 mod road_targets;

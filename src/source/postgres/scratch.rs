@@ -7,7 +7,6 @@ mod compare;
 mod confined;
 pub(super) mod roles;
 mod server;
-mod statements;
 
 use std::ops::ControlFlow;
 use std::time::Duration;
