@@ -55,6 +55,7 @@ mod prune;
 mod prune_doubts;
 mod prune_only;
 mod prune_s3;
+mod resumed;
 mod road;
 mod road_postgres;
 mod road_targets;
