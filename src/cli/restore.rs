@@ -127,11 +127,10 @@ pub(super) async fn run(
             overwrite: args.overwrite,
             jobs: args.jobs,
             no_owner: args.no_owner,
-            scratch: false,
-            superuser: None,
             owners: args.owner,
             paths: args.path,
             delete: args.delete,
+            ..RestoreOptions::default()
         },
         identities,
         work_dir,

@@ -20,6 +20,7 @@ pub mod postgres;
 pub mod process;
 pub mod scratch;
 pub mod sqlite;
+pub mod under_way;
 
 use std::io::{Read, Write};
 use std::num::NonZeroU32;
@@ -493,6 +494,8 @@ pub struct RestoreJob<'a> {
 pub struct RestoreOptions {
     /// Replace what is there.
     pub overwrite: bool,
+    /// What the same restore did before it was interrupted.
+    pub recorded: under_way::Recorded,
     /// Parallel jobs, for what knows them (`pg_restore -j`); 0 or 1 is one.
     pub jobs: usize,
     /// Do not restore owners (nor, in databases, privileges): everything belongs to who restores.

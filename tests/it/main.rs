@@ -59,6 +59,7 @@ mod prune_doubts;
 mod prune_only;
 mod prune_s3;
 mod replace;
+mod resumed;
 mod road;
 mod road_postgres;
 mod road_targets;
