@@ -131,12 +131,25 @@ const MIGRATIONS: [&str; 4] = [
 /// they ended is counted.
 const REMEMBERED_RUNS: usize = 500;
 
+fn advice(problem: &str) -> &'static str {
+    // EAGAIN, ENOMEM, ENFILE, EMFILE: of the driver's error only the words are left.
+    let is_of_the_system = ["(os error 11)", "(os error 12)", "(os error 23)", "(os error 24)"];
+    if is_of_the_system.iter().any(|code| problem.contains(code)) {
+        "Raise the limits of processes, memory and open files"
+    } else {
+        "It is a cache: move it away and run `backup catalog rebuild`"
+    }
+}
+
 /// Why the catalog could not be used. It never fails a committed run.
 #[derive(Debug, thiserror::Error)]
 pub enum CatalogError {
     /// SQLite said no.
-    #[error("Could not {attempt} the catalog `{}`: {problem}. It is a cache: move it away and run \
-        `backup catalog rebuild`", .path.display())]
+    #[error(
+        "Could not {attempt} the catalog `{}`: {problem}. {}",
+        .path.display(),
+        advice(.problem)
+    )]
     Failed { attempt: &'static str, path: PathBuf, problem: String },
     /// A later version of the program wrote it.
     #[error("The catalog `{}` was written by a newer version of the program (schema {found}, known \

@@ -72,10 +72,11 @@ pub(super) async fn run(setup: &Setup, args: PruneArgs, printer: &Printer) -> an
                 ));
             }
             if args.plan {
-                if !printer.is_json() && plan.delete_count() > 0 {
+                if !printer.is_json() && plan.delete_count() > 0 && !plan.is_refused(true) {
                     let short = digest.get(..SHOWN_DIGEST).unwrap_or(&digest);
+                    let force = if plan.is_refused(false) { " --force" } else { "" };
                     printer.text(&format!(
-                        "{DIM}Carried out by `backup prune --apply {short}`{DIM:#}\n"
+                        "{DIM}Carried out by `backup prune --apply {short}{force}`{DIM:#}\n"
                     ));
                 }
                 return Ok(if plan.is_refused(args.force) { Exit::Failed } else { Exit::Done });

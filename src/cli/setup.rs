@@ -320,6 +320,7 @@ impl Setup {
         let mut engine = Engine::new(instance.state_dir.clone(), self.environment.clone());
         engine.cancel = self.cancel.clone();
         engine.own_folders = instance.own_folders().into();
+        engine.secrets = instance.secrets.clone().into();
         engine
     }
 

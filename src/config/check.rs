@@ -8,7 +8,7 @@ use serde_json::Value as Json;
 
 use super::document::{self, Places, child};
 use super::error::{ConfigError, ConfigErrors, MOST_TOLD, Wrong, suggest};
-use crate::model::{ErrorCode, Name};
+use crate::model::{ErrorCode, Name, Secret};
 use crate::source::process::Environment;
 
 /// The mistakes of a file, and facts that are learned while it is read.
@@ -27,6 +27,8 @@ pub(super) struct Check<'a> {
     /// Values that must not be repeated in a message: all that came from the environment, and
     /// secrets.
     pub secrets: Vec<String>,
+    /// The values of settings that are secrets, and addresses with a password.
+    pub kept_secret: Vec<Secret>,
     /// By JSON pointer, every string that something was put into, as it was written.
     pub expanded: BTreeMap<String, String>,
     /// Those of them in which secrets could be.
@@ -68,6 +70,7 @@ impl<'a> Check<'a> {
             problems: Vec::new(),
             more: 0,
             secrets: Vec::new(),
+            kept_secret: Vec::new(),
             expanded: BTreeMap::new(),
             written: BTreeMap::new(),
             bare_secrets: Vec::new(),

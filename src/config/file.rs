@@ -17,7 +17,7 @@ use serde_json::Value;
 use super::drill::Drill;
 use super::hooks::Hooks;
 use super::host::Host;
-use crate::model::{Digest, Name, Rate, Span};
+use crate::model::{Digest, Name, Rate, Secret, Span};
 use crate::pipeline::{CompressionConfig, Recipient};
 use crate::report::notify::{Notify, NotifyConfig, NotifyRules};
 use crate::retention::Policy;
@@ -40,6 +40,9 @@ pub struct Instance {
     /// Of the text of the file, and of the secrets that were read for it.
     #[serde(skip)]
     pub(super) digests: Option<(Digest, Digest)>,
+    /// The secrets that it has, for masking.
+    #[serde(skip)]
+    pub secrets: Vec<Secret>,
     /// Folders that other instances of the same configuration write to.
     #[serde(skip)]
     pub(super) neighbours: Vec<OwnFolder>,

@@ -40,6 +40,7 @@ pub(super) fn instance(
     if let Ok(instance) = &mut read {
         check.note_bare_secrets(&absolute);
         let secrets = Digest::of(check.secrets.join("\0").as_bytes());
+        instance.secrets = std::mem::take(&mut check.kept_secret);
         instance.digests = Some((Digest::of(text.as_bytes()), secrets));
         instance.file = file.to_owned();
         instance.written = std::mem::take(&mut check.written);

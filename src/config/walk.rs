@@ -15,7 +15,7 @@ use super::error::{Wrong, nearest, suggest};
 use super::format;
 use super::schema::{definition, file_key, is_secret};
 use super::values::{expand, read_secret};
-use crate::model::{DatabaseUrl, ErrorCode, Name, has_credentials};
+use crate::model::{DatabaseUrl, ErrorCode, Name, Secret, has_credentials};
 
 /// Stands in for a name that is missing or wrong.
 const UNNAMED: &str = "unnamed";
@@ -191,8 +191,14 @@ impl<'a> Check<'a> {
 
     fn string(&mut self, text: &str, schema: &Json, pointer: &str) {
         let is_secret = is_secret(schema);
+        let is_address = schema.get("format").is_some_and(|format| format == "uri");
+        let has_password =
+            || DatabaseUrl::try_from(text.to_owned()).is_ok_and(|url| url.has_password());
         if is_secret {
             self.secrets.push(text.to_owned());
+        }
+        if is_secret || is_address && has_password() {
+            self.kept_secret.push(Secret::new(text));
         }
         match self.expanded.get(pointer) {
             // What has a form of its own masks itself (a secret, an address), or could not be a
@@ -202,9 +208,6 @@ impl<'a> Check<'a> {
                 self.written.insert(pointer.to_owned(), written.clone());
             }
             None => {
-                let is_address = schema.get("format").is_some_and(|format| format == "uri");
-                let has_password =
-                    || DatabaseUrl::try_from(text.to_owned()).is_ok_and(|url| url.has_password());
                 if is_secret || is_address && has_password() {
                     self.bare_secrets.push(self.places.nearest(pointer).dotted);
                 }

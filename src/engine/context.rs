@@ -11,7 +11,7 @@ use tokio::sync::{OnceCell, oneshot};
 use crate::catalog::{self, Catalog, CatalogError};
 use crate::engine::error::EngineError;
 use crate::engine::state::private::{make_private_file, make_private_folder};
-use crate::model::{Cancel, Clock, Name};
+use crate::model::{Cancel, Clock, Name, Secret};
 use crate::pipeline::Stopwatch;
 use crate::report::Progress;
 use crate::source::OwnFolder;
@@ -33,6 +33,8 @@ pub struct Engine {
     pub environment: Environment,
     /// Folders that are left out of every dump, and in which no restore removes anything.
     pub own_folders: Arc<[OwnFolder]>,
+    /// Those of the configuration: masked in whatever children say.
+    pub secrets: Arc<[Secret]>,
     /// Called when a run has its lock and begins.
     pub began: Option<Arc<dyn Fn() + Send + Sync>>,
     pub(in crate::engine) catalog: Arc<OnceCell<Option<Catalog>>>,
@@ -50,6 +52,7 @@ impl Engine {
             progress: Progress::new(),
             environment,
             own_folders: Arc::default(),
+            secrets: Arc::default(),
             began: None,
             catalog: Arc::default(),
             warned: Arc::default(),

@@ -35,7 +35,7 @@ pub use self::finding::{Finding, Level};
 pub use self::own_folder::OwnFolder;
 use self::scratch::{Scratch, ScratchPlace, ScratchProvider, remove_folder, remove_folders};
 pub use crate::archive::Streams;
-use crate::model::{ArtifactKind, Cancel, DatabaseUrl, Name, Remarks};
+use crate::model::{ArtifactKind, Cancel, DatabaseUrl, Name, Remarks, Secret};
 
 /// The configuration of a source, by its `type`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -225,6 +225,8 @@ pub struct Context {
     pub environment: process::Environment,
     /// Folders that are never dumped, and in which nothing is removed.
     pub own_folders: std::sync::Arc<[OwnFolder]>,
+    /// Masked in whatever children say.
+    pub secrets: std::sync::Arc<[Secret]>,
     /// What children that ended well said on their standard error.
     pub heard: process::Heard,
 }

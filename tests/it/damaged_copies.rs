@@ -128,7 +128,7 @@ fn damage_is_known_until_it_is_repaired() {
         assert_eq!(marks(&site, "store"), ["damaged"], "{name}: once");
         assert!(!site.path("usb/app/marks").exists(), "{name}: the other copy is good");
         // Sizes alone prove nothing.
-        site.backup(["verify"]).expect(0);
+        site.backup(["verify"]).expect(4);
         assert_eq!(listed(&site, 4), ["local"], "{name}");
         std::fs::write(&good, kept).unwrap();
         site.backup(["verify", "--read-data"]).expect(0);
@@ -309,4 +309,37 @@ fn a_damaged_whole_copy_supersedes_no_partial_one() {
     let left = site.backup(["list", "--json"]).expect(4).json();
     assert_eq!(left["snapshots"][0]["id"], partial.as_str(), "{left}");
     site.backup(["restore", "--snapshot", &partial, "--to"]).arg(site.path("out")).expect(3);
+}
+
+#[test]
+fn each_copy_may_be_good_for_another_artifact() {
+    let site = site("");
+    flip(&object(&site, "store", "dump"));
+    flip(&object(&site, "usb", "files.tar"));
+    let report = site.backup(["restore", "--json", "--to"]).arg(site.path("out")).expect(0).json();
+    assert_eq!(passed_over(&report), (vec!["local", "usb"], "local"));
+    sh(
+        site.dir.path(),
+        "diff -r --no-dereference data out/files\nhead -c 3000000 noise | cmp - out/dump/*",
+        &[],
+    );
+    assert_eq!((marks(&site, "store"), marks(&site, "usb")), (kinds(), kinds()));
+    // Neither may go for the other's sake.
+    let id = site.folders()[0].file_name().unwrap().to_str().unwrap().to_owned();
+    site.backup(["forget", &id, "--storage", "usb", "--yes"]).expect(1);
+}
+
+fn kinds() -> Vec<String> {
+    vec!["damaged".to_owned()]
+}
+
+#[test]
+fn a_copy_that_nobody_has_read_is_read_before_another_goes() {
+    let site = site("");
+    flip(&object(&site, "usb", "files.tar"));
+    site.backup(["verify", "--read-data"]).expect(4);
+    flip(&object(&site, "store", "dump"));
+    let id = site.folders()[0].file_name().unwrap().to_str().unwrap().to_owned();
+    site.backup(["forget", &id, "--storage", "usb", "--yes"]).expect(1);
+    assert!(object(&site, "usb", "dump").exists());
 }

@@ -7,6 +7,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::support::postgres::{MAJORS, Server};
+use crate::support::sh;
 use crate::support::shop::Shop;
 use crate::support::site::Site;
 use crate::support::sources::script;
@@ -208,4 +209,55 @@ fn a_drill_shows_what_tools_and_checks_said() {
     let checks = report["checks"].as_array().unwrap();
     let check = checks.iter().find(|check| check["kind"] == "command").unwrap();
     assert_eq!(check["details"], serde_json::json!(["sh: looked at all"]), "{report:#}");
+}
+
+#[test]
+fn what_programs_say_has_no_secret_of_another_part() {
+    let site = Site::new(
+        r#"
+[sources.db]
+type = "postgres"
+url = "postgresql://app:Tq9xw7zkAT127.0.0.1:1/shop"
+[sources.dump]
+type = "command"
+command = ["sh", "@/said.sh"]
+[storages.local]
+type = "local"
+path = "@/store"
+[storages.far]
+type = "s3"
+bucket = "b"
+endpoint = "http://127.0.0.1:1"
+region = "eu"
+access_key_id = "AKIAV5J2"
+secret_access_key_file = "far-key"
+[notify.chat]
+type = "webhook"
+url = "http://127.0.0.1:1/hook/Wv8mmQ2p"
+[strategies.daily]
+sources = ["dump"]
+storages = ["local"]
+before = ["sh", "@/said.sh"]
+"#,
+    );
+    let text = std::fs::read_to_string(site.config()).unwrap().replace("AT127", "@127");
+    std::fs::write(site.config(), text).unwrap();
+    let secrets = ["Tq9xw7zk", "Kf3vbn8r", "Wv8mmQ2p"];
+    std::fs::write(site.path("far-key"), secrets[1]).unwrap();
+    let body = format!("echo x{}x >&2; echo data", secrets.join("x >&2; echo x"));
+    std::fs::write(site.path("said.sh"), &body).unwrap();
+    let report = site.run(0);
+    assert_eq!(said(&report.json(), "notes").len(), 6);
+    std::fs::remove_file(site.path("said.sh")).unwrap();
+    std::fs::remove_file(site.path("far-key")).unwrap();
+    std::fs::remove_file(site.config()).unwrap();
+    for secret in secrets {
+        assert!(!report.to_string().contains(secret), "{secret} in {report}");
+        let found = sh(
+            site.dir.path(),
+            "zstd -dqr store --output-dir-flat plain; grep -rl \"$1\" . || :",
+            &[secret.as_ref()],
+        );
+        assert_eq!(found, "", "{secret}");
+    }
 }

@@ -344,6 +344,7 @@ impl Drill<'_> {
             work_dir: self.instance.work_dir.clone(),
             environment: engine.environment.clone(),
             own_folders: Arc::clone(&engine.own_folders),
+            secrets: Arc::clone(&engine.secrets),
             heard: Default::default(),
         }
     }

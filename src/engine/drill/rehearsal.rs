@@ -170,6 +170,7 @@ impl Rehearsal {
             work_dir: self.place.folder.clone(),
             environment: self.engine.environment.clone(),
             own_folders: Arc::clone(&self.engine.own_folders),
+            secrets: Arc::clone(&self.engine.secrets),
             heard: Default::default(),
         }
     }

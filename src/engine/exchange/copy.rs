@@ -436,8 +436,10 @@ fn judge(snapshot: &Snapshot, present: &[Snapshot]) -> (CopyState, Option<String
     if let Some((there, damage)) = there.and_then(|there| Some((there, there.damage.as_ref()?))) {
         let Snapshot { storage, id, .. } = there;
         let problem = format!(
-            "The copy in `{storage}` is damaged: {damage}. Nothing was overwritten. To replace it, \
-             `backup forget {id} --storage {storage}`, then copy again"
+            "The copy in `{storage}` is damaged: {damage}. Nothing was overwritten. To replace it: \
+             `backup verify --read-data --snapshot {id} --storage {}`, and only when that finds \
+             nothing, `backup forget {id} --storage {storage}` and copy again",
+            snapshot.storage
         );
         return (CopyState::Differs, Some(problem));
     }

@@ -1,6 +1,6 @@
 //! Deleting snapshots that an operator names.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use futures::future::join_all;
 
@@ -8,6 +8,7 @@ use crate::engine::context::{Engine, OpenStorage};
 use crate::engine::error::EngineError;
 use crate::engine::prune::deleting::{Deleter, exclude};
 use crate::engine::prune::{PruneScope, locked};
+use crate::engine::read::damage::is_sound;
 use crate::engine::snapshots::decisions::is_good;
 use crate::engine::snapshots::list::{Selection, Snapshot, list_without_marks};
 use crate::engine::snapshots::marks::read_marks;
@@ -96,12 +97,21 @@ pub async fn forget(
         let damaged = going.iter().any(|snapshot| snapshot.damage_by(&marks).is_some());
         let elsewhere: Vec<OpenStorage> =
             opened.iter().filter(|other| damaged && other.name != open.name).cloned().collect();
-        let elsewhere =
-            list_without_marks(engine, &elsewhere, &selection(strategy)).await.snapshots;
-        let is_replaceable = |damaged: &Snapshot| {
-            damaged.damage_by(&marks).is_some()
-                && elsewhere.iter().any(|other| other.id == damaged.id && is_good(other, &marks))
-        };
+        let copies = list_without_marks(engine, &elsewhere, &selection(strategy)).await.snapshots;
+        let mut replaceable = BTreeSet::new();
+        for damaged in going.iter().filter(|snapshot| snapshot.damage_by(&marks).is_some()) {
+            for copy in copies.iter().filter(|copy| copy.id == damaged.id) {
+                let storage = elsewhere.iter().find(|other| other.name == copy.storage);
+                // That nothing is said against it does not mean that somebody has read it.
+                if let Some(storage) = storage
+                    && is_good(copy, &marks)
+                    && is_sound(engine, storage, copy).await?
+                {
+                    replaceable.insert(damaged.id.clone());
+                }
+            }
+        }
+        let is_replaceable = |damaged: &Snapshot| replaceable.contains(&damaged.id);
         let good = |snapshot: &&Snapshot| {
             is_good(snapshot, &marks)
                 || (!any_good

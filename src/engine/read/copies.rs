@@ -1,6 +1,7 @@
 //! A snapshot read from the first of its copies that is good.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use serde::Serialize;
 
@@ -17,22 +18,37 @@ pub struct PassedOver {
     pub problem: String,
 }
 
+/// How far a reading has come, and whether another copy may go on with it.
+pub(in crate::engine) struct Standing {
+    pub(in crate::engine) may_go_on: AtomicBool,
+    /// Grows with every artifact that is done.
+    pub(in crate::engine) done: AtomicUsize,
+}
+
+impl Default for Standing {
+    fn default() -> Self {
+        Self { may_go_on: AtomicBool::new(true), done: AtomicUsize::new(0) }
+    }
+}
+
 /// Does `read` with the first of the copies, and with the next where that one is damaged or cannot
-/// be reached, as long as there is one with the same artifacts and it `may_go_on`. Damage is
-/// remembered.
+/// be reached, as long as there is one with the same artifacts that did not fail at the same
+/// artifact. Damage is remembered.
 ///
 /// # Errors
 /// That of the last copy that was tried.
 pub(in crate::engine) async fn from_good_copy<T>(
     engine: &Engine,
     copies: &[Side],
-    may_go_on: &AtomicBool,
+    standing: &Standing,
     mut read: impl AsyncFnMut(&Side) -> Result<T, EngineError>,
 ) -> Result<(T, Vec<PassedOver>), EngineError> {
     let mut passed_over: Vec<(&Side, String)> = Vec::new();
-    let mut left = copies.iter();
-    let mut side =
-        left.next().ok_or_else(|| EngineError::Internal("A snapshot without a copy".to_owned()))?;
+    let mut side = copies
+        .first()
+        .ok_or_else(|| EngineError::Internal("A snapshot without a copy".to_owned()))?;
+    // How far it had come when a copy failed last, by storage.
+    let mut failed_at: BTreeMap<&Name, usize> = BTreeMap::new();
     let done = loop {
         let error = match read(side).await {
             Ok(done) => break Ok(done),
@@ -48,17 +64,34 @@ pub(in crate::engine) async fn from_good_copy<T>(
             (Err(_), Ok(_)) => true,
             (_, Err(_)) => false,
         };
-        let may_go_on = may_be_good_elsewhere && may_go_on.load(Ordering::Relaxed);
-        let Some(next) = left.find(same).filter(|_| may_go_on) else {
+        let done = standing.done.load(Ordering::Relaxed);
+        failed_at.insert(&side.storage.name, done);
+        let may_go_on = may_be_good_elsewhere && standing.may_go_on.load(Ordering::Relaxed);
+        let mut untried =
+            copies.iter().filter(|copy| failed_at.get(&copy.storage.name) != Some(&done));
+        let Some(next) = untried.find(same).filter(|_| may_go_on) else {
             break remembered(engine, side, Err(error)).await;
         };
-        let problem = chain(&error);
-        tracing::warn!("{problem}. Going on with the copy in `{}`", next.storage.name);
+        // Without the words about a restore that ends here.
+        let problem = match &error {
+            EngineError::Damaged { problem, .. } => {
+                let what = problem.split_once(": ").map_or("the snapshot", |(what, _)| what);
+                format!("{what} is not what was written")
+            }
+            error => chain(error),
+        };
+        tracing::warn!(
+            "In `{}`: {problem}. Going on with the copy in `{}`",
+            side.storage.name,
+            next.storage.name
+        );
         passed_over.push((side, problem));
         side = next;
     };
     // Whoever waits for the data does not wait for a second look at what is damaged.
-    for (side, problem) in &passed_over {
+    let distinct: BTreeMap<&Name, _> =
+        passed_over.iter().rev().map(|passed| (&passed.0.storage.name, passed)).collect();
+    for (side, problem) in distinct.into_values() {
         remember(engine, &side.storage, &side.snapshot, problem).await;
     }
     let told = |(side, problem): (&Side, String)| {

@@ -43,22 +43,46 @@ pub(in crate::engine) async fn remember(
         });
     let looked_at = if named.is_empty() { others } else { named };
     engine.progress.begin(format!("looking again at the copy in {}", storage.name), None);
-    match first_damaged(engine, storage, manifest, &looked_at).await {
-        Ok(Some(object)) => note_damage(engine, storage, manifest, &object).await,
-        Ok(None) => tracing::info!(
+    match look(engine, storage, manifest, &looked_at).await {
+        Ok(Look::Damaged(object)) => note_damage(engine, storage, manifest, &object).await,
+        Ok(Look::Unreached) => {}
+        Ok(Look::Sound) => tracing::info!(
             storage = %storage.name, snapshot = %copy.id, "read again, it is what was written"
         ),
         Err(error) => tracing::debug!("{error}"),
     }
 }
 
-/// The first object of these artifacts that is not what was written, or is not there.
-async fn first_damaged(
+/// Whether every object of a copy is what was written: all of it is read.
+///
+/// # Errors
+/// When the reading was cancelled.
+pub(in crate::engine) async fn is_sound(
+    engine: &Engine,
+    storage: &OpenStorage,
+    copy: &Snapshot,
+) -> Result<bool, EngineError> {
+    let Ok(manifest) = &copy.manifest else { return Ok(false) };
+    let all: Vec<&Artifact> = manifest.artifacts.iter().collect();
+    engine.progress.begin(format!("reading the copy in {}", storage.name), None);
+    Ok(matches!(look(engine, storage, manifest, &all).await?, Look::Sound))
+}
+
+/// What a look at stored objects found.
+enum Look {
+    Sound,
+    /// The first object that is not what was written, or is not there.
+    Damaged(String),
+    Unreached,
+}
+
+/// Reads these artifacts of a copy, as they are stored.
+async fn look(
     engine: &Engine,
     storage: &OpenStorage,
     manifest: &Manifest,
     artifacts: &[&Artifact],
-) -> Result<Option<String>, EngineError> {
+) -> Result<Look, EngineError> {
     let folder = manifest.snapshot_ref().folder();
     let objects = || {
         artifacts
@@ -68,8 +92,8 @@ async fn first_damaged(
     for (_, object) in objects() {
         match storage.storage.stat(&format!("{folder}{}", object.key)).await {
             Ok(found) if found.size == object.size => {}
-            Err(error) if error.is_about_reaching() => return Ok(None),
-            _ => return Ok(Some(object.key.clone())),
+            Err(error) if error.is_about_reaching() => return Ok(Look::Unreached),
+            _ => return Ok(Look::Damaged(object.key.clone())),
         }
     }
     for (artifact, object) in objects() {
@@ -80,9 +104,9 @@ async fn first_damaged(
         let mut stored = read_stored(storage, &folder, &alone, &Handle::current());
         match blocking(move || std::io::copy(&mut stored, &mut std::io::sink())).await? {
             Ok(_) => {}
-            Err(error) if error.kind() == UNREACHED => return Ok(None),
-            Err(_) => return Ok(Some(object.key.clone())),
+            Err(error) if error.kind() == UNREACHED => return Ok(Look::Unreached),
+            Err(_) => return Ok(Look::Damaged(object.key.clone())),
         }
     }
-    Ok(None)
+    Ok(Look::Sound)
 }

@@ -487,6 +487,7 @@ impl Run<'_> {
             work_dir: self.instance.work_dir.clone(),
             environment: self.engine.environment.clone(),
             own_folders: Arc::clone(&self.engine.own_folders),
+            secrets: Arc::clone(&self.engine.secrets),
             heard: Default::default(),
         }
     }

@@ -148,6 +148,7 @@ pub async fn check(engine: &Engine, instance: &Instance, identities: &[Identity]
             work_dir: instance.work_dir.clone(),
             environment: engine.environment.clone(),
             own_folders: Arc::clone(&engine.own_folders),
+            secrets: Arc::clone(&engine.secrets),
             heard: Default::default(),
         };
         let source = config.source();
@@ -259,6 +260,7 @@ async fn check_drill(engine: &Engine, instance: &Instance, strategy: &Strategy) 
         work_dir: instance.work_dir.clone(),
         environment: engine.environment.clone(),
         own_folders: Arc::clone(&engine.own_folders),
+        secrets: Arc::clone(&engine.secrets),
         heard: Default::default(),
     };
     let scratch = ScratchConfig { postgres: strategy.drill.postgres.clone() };

@@ -257,7 +257,7 @@ pub async fn verify(
         let Some(storage) = storages.iter().find(|storage| storage.name == snapshot.storage) else {
             continue;
         };
-        let verdict =
+        let mut verdict =
             verify_one(engine, storage, snapshot, chosen.contains(&at), identities).await?;
         let manifest = snapshot.manifest_key();
         if !verdict.problems.is_empty()
@@ -266,6 +266,9 @@ pub async fn verify(
             tracing::info!(storage = %storage.name, snapshot = %snapshot.id, "deleted since it was \
                 listed");
             continue;
+        }
+        if let Some(damage) = snapshot.damage.as_ref().filter(|_| !verdict.read) {
+            verdict.problems.push(format!("{damage}; `--read-data` looks at it again"));
         }
         if let Some(problem) = verdict.problems.first() {
             remember(engine, storage, snapshot, problem).await;

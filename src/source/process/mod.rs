@@ -66,6 +66,10 @@ impl Call {
     /// A call of `program`, a path or a name that is looked up in the search path, to `attempt`
     /// something: words that follow "Could not".
     pub fn new(cx: &Context, program: impl Into<PathBuf>, attempt: impl Into<String>) -> Self {
+        let mut of_all: Vec<Secret> = cx.secrets.iter().flat_map(Secret::forms).collect();
+        // A shorter one is in many words.
+        of_all.retain(|secret| secret.expose().len() >= 4);
+        of_all.sort_by_key(|secret| std::cmp::Reverse(secret.expose().len()));
         Self {
             attempt: attempt.into(),
             program: program.into(),
@@ -74,7 +78,7 @@ impl Call {
             working_dir: None,
             not_found: String::new(),
             explain: None,
-            redacted: Vec::new(),
+            redacted: of_all,
             voice: Voice::Any,
             timeout: Some(cx.no_progress_timeout),
             environment: cx.environment.clone(),

@@ -193,6 +193,7 @@ impl World {
             work_dir: self.scratch.path().to_owned(),
             environment: Environment::default(),
             own_folders: Arc::default(),
+            secrets: Default::default(),
             heard: Heard::default(),
         }
     }

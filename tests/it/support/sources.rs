@@ -36,6 +36,7 @@ impl Bench {
             work_dir: folder.path().to_owned(),
             environment: Environment(environment),
             own_folders: Arc::default(),
+            secrets: Default::default(),
             heard: Heard::default(),
         };
         Self { cx, folder, _runtime: runtime }

@@ -8,7 +8,7 @@
 mod plan;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
@@ -18,7 +18,7 @@ use self::plan::make_plan;
 
 use crate::engine::context::{Engine, OpenStorage, blocking};
 use crate::engine::error::EngineError;
-use crate::engine::read::copies::{PassedOver, from_good_copy};
+use crate::engine::read::copies::{PassedOver, Standing, from_good_copy};
 use crate::engine::read::fault::{failed_in, usable_manifest};
 use crate::engine::read::fetch::read_facts;
 use crate::engine::read::files::Side;
@@ -209,7 +209,7 @@ pub async fn plan_restore(
     request: &RestoreRequest,
 ) -> Result<RestorePlan, EngineError> {
     let plan = async |side: &Side| plan_from(engine, side, request).await;
-    let (plan, passed_over) = from_good_copy(engine, copies, &AtomicBool::new(true), plan).await?;
+    let (plan, passed_over) = from_good_copy(engine, copies, &Standing::default(), plan).await?;
     Ok(RestorePlan { passed_over, ..plan })
 }
 
@@ -326,15 +326,15 @@ pub async fn restore(
     let _reading = ReadLock::share(&engine.state_dir, &snapshot.instance, &snapshot.strategy)?;
     let began = tokio::time::Instant::now();
     let mut progress = Progress::default();
-    let may_go_on = AtomicBool::new(true);
+    let standing = Standing::default();
     let from = async |side: &Side| {
         let before = side.storage.fetched_bytes();
-        let done = restore_from(engine, side, request, &mut progress, &may_go_on).await;
+        let done = restore_from(engine, side, request, &mut progress, &standing).await;
         let fetched = side.storage.fetched_bytes().saturating_sub(before);
         progress.fetched_bytes = total([progress.fetched_bytes, fetched]);
         done
     };
-    let done = from_good_copy(engine, copies, &may_go_on, from).await;
+    let done = from_good_copy(engine, copies, &standing, from).await;
     if let Some(record) = progress.under_way.take() {
         record.lock().unwrap_or_else(PoisonError::into_inner).end(done.is_ok());
     }
@@ -368,7 +368,7 @@ async fn restore_from(
     side: &Side,
     request: &RestoreRequest,
     progress: &mut Progress,
-    may_go_on: &AtomicBool,
+    standing: &Standing,
 ) -> Result<RestorePlan, EngineError> {
     let Side { storage, snapshot } = side;
     let Prepared { manifest, facts, plan } = prepare(engine, storage, snapshot, request).await?;
@@ -427,7 +427,7 @@ async fn restore_from(
             Target::Database(_) => options.jobs > 1,
             Target::Command(_) => true,
         };
-        may_go_on.store(!is_begun_once, Ordering::Relaxed);
+        standing.may_go_on.store(!is_begun_once, Ordering::Relaxed);
         let done = blocking(move || match restorer(artifact.kind) {
             Some(restorer) => restorer.restore_from(
                 RestoreJob { cx: &context, artifact: &restore, target: &target, options: &options },
@@ -459,7 +459,8 @@ async fn restore_from(
         };
         progress.remarks.extend(Some(planned.source.as_str()), done.remarks);
         progress.remarks.extend(Some(planned.source.as_str()), heard.take());
-        may_go_on.store(true, Ordering::Relaxed);
+        standing.may_go_on.store(true, Ordering::Relaxed);
+        standing.done.fetch_add(1, Ordering::Relaxed);
         if let Some(record) = &progress.under_way {
             under_way::done(record, &planned.name);
         }
@@ -544,6 +545,7 @@ fn context(engine: &Engine, planned: &PlannedArtifact, request: &RestoreRequest)
         work_dir: request.work_dir.clone(),
         environment: engine.environment.clone(),
         own_folders: own_folders(engine, &planned.work.target, &request.work_dir),
+        secrets: Arc::clone(&engine.secrets),
         heard: Default::default(),
     }
 }

@@ -113,6 +113,7 @@ impl World {
             work_dir: self.scratch.path().to_owned(),
             environment: Environment::default(),
             own_folders: Default::default(),
+            secrets: Default::default(),
             heard: Default::default(),
         }
     }

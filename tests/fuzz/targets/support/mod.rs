@@ -38,6 +38,8 @@ pub fn context() -> Context {
         work_dir: scratch().to_owned(),
         environment: Environment::default(),
         own_folders: std::sync::Arc::default(),
+        secrets: std::sync::Arc::default(),
+        heard: Default::default(),
         heard: Heard::default(),
     }
 }
