@@ -840,9 +840,11 @@ fn check_names_every_grant_that_a_dump_needs() {
             database.run(message.split('`').nth(1).unwrap());
         }
         assert_eq!(errors(), [""; 0]);
-        source.dump(&server.bench.cx, &Kept::default()).unwrap();
+        let dumped = source.dump(&server.bench.cx, &Kept::default()).unwrap();
+        assert_eq!(dumped.facts["counts"]["large_objects"], 1);
         database.run(&format!(
-            "ALTER EXTENSION plpgsql DROP TABLE of_extension; DROP OWNED BY {role}; DROP ROLE {role}"
+            "ALTER EXTENSION plpgsql DROP TABLE of_extension; DROP OWNED BY {role}; DROP ROLE \
+             {role}"
         ));
     }
 }
