@@ -23,7 +23,7 @@ pub(super) async fn run(
     printer: &Printer,
 ) -> anyhow::Result<Exit> {
     let CatalogCommand::Rebuild = command;
-    let reading = setup.reading(&StorageArgs { storage: None }, None).await?;
+    let reading = setup.reading(&StorageArgs { storage: None }, None).await?.of_all()?;
     reading.engine.forget_manifests().await?;
     let listing = reading.list().await;
     drop(reading);

@@ -37,7 +37,7 @@ pub(super) struct DiffArgs {
 
 pub(super) async fn run(setup: &Setup, args: DiffArgs, printer: &Printer) -> anyhow::Result<Exit> {
     let identities = args.identities.load()?;
-    let mut reading = setup.reading(&args.storage, args.strategy.as_deref()).await?;
+    let mut reading = setup.showing(&args.storage, args.strategy.as_deref()).await?;
     let listing = reading.list().await;
     let before = reading.readable(&listing, &args.before)?;
     let after = reading.readable(&listing, &args.after)?;

@@ -12,7 +12,7 @@ use clap::Args;
 use super::output::{Printer, missing_lines};
 use super::setup::{IdentityArgs, Setup, StorageArgs};
 use super::{Exit, UsageError};
-use crate::engine::{self, DumpRequest, EngineError, Side};
+use crate::engine::{self, DumpRequest, EngineError};
 use crate::model::ByteSize;
 
 #[derive(Debug, Args)]
@@ -58,10 +58,10 @@ pub(super) async fn run(setup: &Setup, args: DumpArgs, printer: &Printer) -> any
     let identities = args.identities.load()?;
     let reading = setup.reading(&args.storage, args.strategy.as_deref()).await?;
     let listing = reading.list().await;
-    let (Side { storage, snapshot }, _) = reading.choose(&listing, &args.snapshot, None)?;
+    let (side, _) = reading.choose(&listing, &args.snapshot, None)?;
     let request =
         DumpRequest { what: args.source, path: args.path.map(OsString::into_vec), identities };
-    let dumped = engine::dump(&reading.engine, &storage, &snapshot, &request, Box::new(out)).await;
+    let dumped = engine::dump(&reading.engine, &side, &request, Box::new(out)).await;
     drop(reading);
     match dumped {
         Ok(report) => {
@@ -69,7 +69,7 @@ pub(super) async fn run(setup: &Setup, args: DumpArgs, printer: &Printer) -> any
                 let (bytes, fetched) = (ByteSize(report.bytes), ByteSize(report.fetched_bytes));
                 printer.note(&format!(
                     "{} of {}: {bytes} written, {fetched} fetched",
-                    report.artifact, snapshot.id
+                    report.artifact, side.snapshot.id
                 ));
             }
             for line in missing_lines(&report.missing) {

@@ -11,6 +11,7 @@ use super::setup::{Setup, StorageArgs, confirmed};
 use super::{Exit, UsageError};
 use crate::engine::{self, EngineError, MarkReport, Released, Snapshot, parse_at, read_marks};
 use crate::model::{Name, SnapshotId};
+use crate::storage::Patience;
 
 #[derive(Debug, Args)]
 pub(super) struct HoldArgs {
@@ -40,7 +41,8 @@ pub(super) struct ReleaseArgs {
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
     /// End only its holds, only the suspicion of a run or drill, or only marks of it that are
-    /// damaged; all of them where this is not given
+    /// damaged; all of these where this is not given. `damage`: copies of it that were found
+    /// damaged count as sound again, as `backup verify --read-data` has it when it finds them so
     #[arg(long, value_name = "WHICH")]
     only: Option<Only>,
     /// Of this strategy
@@ -55,6 +57,8 @@ enum Only {
     Hold,
     Suspicion,
     Damaged,
+    /// That copies of it are damaged
+    Damage,
 }
 
 #[derive(Debug, Args)]
@@ -78,7 +82,7 @@ pub(super) struct ForgetArgs {
 
 pub(super) async fn hold(setup: &Setup, args: HoldArgs, printer: &Printer) -> anyhow::Result<Exit> {
     let until = args.until.as_deref().map(parse_at).transpose().map_err(UsageError)?;
-    let reading = setup.reading(&args.storage, args.strategy.as_deref()).await?;
+    let reading = setup.reading(&args.storage, args.strategy.as_deref()).await?.of_all()?;
     let listing = reading.list().await;
     let copies = engine::find(&listing, &args.snapshot, None)?;
     let mut report =
@@ -94,13 +98,14 @@ pub(super) async fn release(
     args: ReleaseArgs,
     printer: &Printer,
 ) -> anyhow::Result<Exit> {
-    let reading = setup.reading(&args.storage, args.strategy.as_deref()).await?;
+    let reading = setup.reading(&args.storage, args.strategy.as_deref()).await?.of_all()?;
     let listing = reading.list().await;
     let what = match args.only {
         None => Released::All,
         Some(Only::Hold) => Released::Hold,
         Some(Only::Suspicion) => Released::Suspicion,
         Some(Only::Damaged) => Released::Damaged,
+        Some(Only::Damage) => Released::Damage,
     };
     let of = match (engine::find(&listing, &args.snapshot, None), &reading.instance) {
         (Ok(copies), _) => copies.first().map(Snapshot::snapshot_ref),
@@ -148,7 +153,9 @@ pub(super) async fn forget(
     args: ForgetArgs,
     printer: &Printer,
 ) -> anyhow::Result<Exit> {
-    let mut work = setup.deleting(args.strategy.as_deref(), args.storage.as_deref()).await?;
+    let mut work = setup
+        .deleting(args.strategy.as_deref(), args.storage.as_deref(), Patience::Unattended)
+        .await?;
     let listing = work.list().await;
     let mut wanted: Vec<(Name, SnapshotId)> = Vec::new();
     for snapshot in &args.snapshots {

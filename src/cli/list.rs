@@ -34,9 +34,9 @@ struct Document {
 }
 
 #[derive(Serialize)]
-struct Unlisted {
-    storage: Name,
-    error: String,
+pub(super) struct Unlisted {
+    pub(super) storage: Name,
+    pub(super) error: String,
 }
 
 #[derive(Serialize)]
@@ -65,7 +65,7 @@ struct Row {
 }
 
 pub(super) async fn run(setup: &Setup, args: ListArgs, printer: &Printer) -> anyhow::Result<Exit> {
-    let reading = setup.reading(&args.storage, args.strategy.as_deref()).await?;
+    let reading = setup.showing(&args.storage, args.strategy.as_deref()).await?;
     let listing = reading.list().await;
     let (standings, unread) =
         engine::standings(&reading.engine, &reading.storages, &listing, reading.instance.as_ref())
@@ -161,7 +161,12 @@ fn rows(
                 Ok(_) if !copy.flaws.is_empty() => {
                     row.damaged.push(Unlisted { storage, error: copy.flaws.join(", ") });
                 }
-                Ok(_) => row.storages.push(storage),
+                Ok(_) => match &copy.damage {
+                    Some(damage) => {
+                        row.damaged.push(Unlisted { storage, error: damage.clone() });
+                    }
+                    None => row.storages.push(storage),
+                },
             }
             // While one is damaged nothing is deleted beside it, whatever retention says.
             if let Some(retention) = standing.retention.filter(|_| sound) {

@@ -28,6 +28,7 @@ mod run;
 mod schedule;
 mod setup;
 mod show;
+mod signals;
 mod stats;
 mod status;
 mod strategies;

@@ -12,6 +12,7 @@ use super::{Exit, UsageError};
 use crate::engine::{self, PlacePlan, PrunePlan, PruneReport};
 use crate::model::{ByteSize, Completeness};
 use crate::report::Pruned;
+use crate::storage::Patience;
 
 /// So many hex digits of a plan's digest are shown; they are enough to name it.
 const SHOWN_DIGEST: usize = 12;
@@ -49,7 +50,9 @@ struct PlanDocument<'a> {
 
 pub(super) async fn run(setup: &Setup, args: PruneArgs, printer: &Printer) -> anyhow::Result<Exit> {
     let expected = args.apply.as_deref().map(parse_digest).transpose()?;
-    let mut work = setup.deleting(args.strategy.as_deref(), args.storage.as_deref()).await?;
+    let patience = if args.plan { Patience::Watched } else { Patience::Unattended };
+    let mut work =
+        setup.deleting(args.strategy.as_deref(), args.storage.as_deref(), patience).await?;
     let expected = match expected {
         Some(expected) => Some(expected),
         None if args.yes => None,

@@ -13,7 +13,7 @@ use super::setup::{IdentityArgs, Reading, Setup, StorageArgs};
 use super::{Exit, UsageError};
 use crate::archive::Pattern;
 use crate::engine::{
-    self, Destination, EngineError, Missing, RestorePlan, RestoreReport, RestoreRequest, Side,
+    self, Destination, Missing, PassedOver, RestorePlan, RestoreReport, RestoreRequest,
 };
 use crate::model::{ByteSize, DatabaseUrl, Name};
 use crate::source::command::CommandConfig;
@@ -110,30 +110,14 @@ pub(super) async fn run(
     let identities = args.identities.load()?;
     let reading = setup.reading(&args.storage, args.strategy.as_deref()).await?;
     let listing = reading.list().await;
-    if args.strategy.is_none() && args.snapshot == "latest" {
-        let mut strategies: Vec<String> = listing
-            .snapshots
-            .iter()
-            .map(|snapshot| format!("`{}` of `{}`", snapshot.strategy, snapshot.instance))
-            .collect();
-        strategies.dedup();
-        if strategies.len() > 1 {
-            return Err(UsageError(format!(
-                "Which strategy's latest? There are {}: choose with `--strategy`, and with \
-                 `--instance` where needed",
-                strategies.join(", ")
-            ))
-            .into());
-        }
-    }
-    let (Side { storage, snapshot }, copies) = reading.choose(&listing, &args.snapshot, args.at)?;
+    let (side, copies) = reading.choose(&listing, &args.snapshot, args.at)?;
     let instance = reading.instance.as_ref();
     let work_dir = args
         .work_dir
         .or_else(|| instance.map(|instance| instance.work_dir.clone()))
         .unwrap_or_else(|| crate::config::temporary_dir(&setup.environment));
     let no_progress = instance
-        .and_then(|instance| instance.strategies.get(snapshot.strategy.as_str()))
+        .and_then(|instance| instance.strategies.get(side.snapshot.strategy.as_str()))
         .map_or(NO_PROGRESS, |strategy| strategy.no_progress_timeout.duration());
     let request = RestoreRequest {
         destination: destination(setup, args.destination, &reading)?,
@@ -143,39 +127,22 @@ pub(super) async fn run(
             overwrite: args.overwrite,
             jobs: args.jobs,
             no_owner: args.no_owner,
-            scratch: false,
-            superuser: None,
             owners: args.owner,
             paths: args.path,
             delete: args.delete,
+            ..RestoreOptions::default()
         },
         identities,
         work_dir,
         no_progress_timeout: no_progress,
     };
-    let advised = |error: EngineError| {
-        let other =
-            copies.iter().find(|copy| copy.manifest.is_ok() && copy.storage != storage.name);
-        match (&error, other) {
-            (EngineError::Damaged { .. } | EngineError::Storage { .. }, Some(other)) => {
-                anyhow::Error::from(error).context(format!(
-                    "Could not restore. There is another copy: try `--storage {}`",
-                    other.storage
-                ))
-            }
-            _ => error.into(),
-        }
-    };
     if args.dry_run {
-        let plan = engine::plan_restore(&reading.engine, &storage, &snapshot, &request)
-            .await
-            .map_err(advised)?;
+        let plan = engine::plan_restore(&reading.engine, &copies, &request).await?;
         drop(reading);
         printer.show(&plan, plan_text);
         return Ok(if plan.missing.is_empty() { Exit::Done } else { Exit::Problems });
     }
-    let report =
-        engine::restore(&reading.engine, &storage, &snapshot, &request).await.map_err(advised)?;
+    let report = engine::restore(&reading.engine, &copies, &request).await?;
     drop(reading);
     printer.show(&report, report_text);
     let is_whole = report.missing.is_empty() && report.remarks.warnings.is_empty();
@@ -274,6 +241,7 @@ fn plan_text(plan: &RestorePlan) -> String {
             let _ = writeln!(text, "    {DIM}and {more} more{DIM:#}");
         }
     }
+    passed_over_text(&mut text, &plan.passed_over);
     left_out_text(&mut text, &plan.left_out);
     missing_text(&mut text, &plan.missing);
     let _ = writeln!(text, "  {DIM}fetched {}{DIM:#}", ByteSize(plan.fetched_bytes));
@@ -284,6 +252,12 @@ fn plan_text(plan: &RestorePlan) -> String {
 /// The name of an artifact, with that of the database in it where there is one.
 fn with_of(name: &str, of: Option<&String>) -> String {
     of.map_or_else(|| name.to_owned(), |of| format!("{name} ({of})"))
+}
+
+fn passed_over_text(text: &mut String, passed_over: &[PassedOver]) {
+    for PassedOver { storage, problem } in passed_over {
+        let _ = writeln!(text, "  {WARN}not from {storage}{WARN:#}  {problem}");
+    }
 }
 
 fn left_out_text(text: &mut String, left_out: &[String]) {
@@ -332,6 +306,7 @@ fn report_text(report: &RestoreReport) -> String {
         };
         let _ = writeln!(text, "  {name}: {} restored{removed}", entries(files.entries));
     }
+    passed_over_text(&mut text, &report.passed_over);
     left_out_text(&mut text, &report.left_out);
     missing_text(&mut text, &report.missing);
     let _ = writeln!(text, "  {DIM}fetched {}{DIM:#}", ByteSize(report.fetched_bytes));

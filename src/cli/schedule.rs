@@ -10,12 +10,14 @@ use tokio::sync::mpsc;
 use super::Exit;
 use super::output::Printer;
 use super::setup::{Setup, chosen};
+use crate::config;
 use crate::daemon::{self, Scheduled, ScheduledInstance};
 
 pub(super) async fn run(setup: &Setup) -> anyhow::Result<Exit> {
+    // Beneath `nohup` too: this is how it is asked to reload.
+    let mut hangups = signal(SignalKind::hangup()).context("Could not watch for SIGHUP")?;
     let scheduled = load(setup)?;
     let (ask, reloads) = mpsc::channel(1);
-    let mut hangups = signal(SignalKind::hangup()).context("Could not watch for SIGHUP")?;
     tokio::spawn(async move {
         while hangups.recv().await.is_some() {
             // One that waits already reads what is there by then.
@@ -31,9 +33,17 @@ fn load(setup: &Setup) -> anyhow::Result<Scheduled> {
     let settings = setup.settings()?;
     // No display: what a scheduler has to say is in its log.
     let chosen = chosen(&settings, setup.global.instance.as_deref())?;
-    let instances = chosen.into_iter().map(|instance| ScheduledInstance {
-        engine: setup.quiet_engine(instance),
-        instance: Arc::new(instance.clone()),
+    let instances = chosen.into_iter().map(|instance| {
+        let (config, name) = (setup.global.config.clone(), instance.name.clone());
+        let environment = setup.environment.clone();
+        ScheduledInstance {
+            engine: setup.quiet_engine(instance),
+            instance: Arc::new(instance.clone()),
+            reread: Arc::new(move || {
+                let settings = config::load(config.as_deref(), environment.clone()).ok()?;
+                settings.instances.into_iter().find(|instance| instance.name == name)
+            }),
+        }
     });
     Ok(Scheduled { instances: instances.collect(), settings: settings.daemon.clone() })
 }

@@ -3,16 +3,17 @@
 
 use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use chrono::{DateTime, Utc};
 use clap::Args;
-use tokio::signal::unix::{SignalKind, signal};
+use futures::future::join_all;
 use tracing_subscriber::EnvFilter;
 
 use super::progress::{Display, LogWriter};
-use super::{Exit, Global, UsageError};
+use super::{Exit, Global, UsageError, signals};
 use crate::config::{self, FindError, Instance, Settings, Strategy};
 use crate::engine::{
     self, Engine, EngineError, Listing, OpenStorage, PruneScope, Selection, Side, Snapshot,
@@ -21,17 +22,57 @@ use crate::model::{Cancel, Clock, Name};
 use crate::pipeline::Identity;
 use crate::source::OwnFolder;
 use crate::source::process::Environment;
-use crate::storage::StorageConfig;
+use crate::storage::{Patience, StorageConfig};
 
 pub(super) struct Setup {
     pub(super) global: Global,
     pub(super) environment: Environment,
-    /// Cancelled by SIGINT and SIGTERM.
+    /// Cancelled by the signals that ask for an end.
     pub(super) cancel: Cancel,
 }
 
 /// Threads that may block: beyond so many, work waits for others to end.
 const MOST_THREADS: usize = 8_192;
+
+const WORKERS: usize = 2;
+
+/// Threads of the runtime that may block and are started at once. Where the system starts no more,
+/// work is queued until one of them is free, and without any it would wait for ever.
+const RESERVED: usize = 4;
+
+/// An error when the system does not start the threads that every command needs. The runtime would
+/// panic.
+fn ensure_threads() -> std::io::Result<()> {
+    let gate = Mutex::new(());
+    std::thread::scope(|scope| {
+        let _closed = gate.lock().unwrap_or_else(PoisonError::into_inner);
+        for _ in 0..WORKERS.saturating_add(RESERVED) {
+            std::thread::Builder::new().spawn_scoped(scope, || drop(gate.lock()))?;
+        }
+        Ok(())
+    })
+}
+
+/// Starts [`RESERVED`] threads that may block, or says that the system does not.
+fn reserve_threads(runtime: &tokio::runtime::Runtime) -> std::io::Result<()> {
+    let (sender, started) = mpsc::channel();
+    let gate = Arc::new(Mutex::new(()));
+    let closed = gate.lock().unwrap_or_else(PoisonError::into_inner);
+    for _ in 0..RESERVED {
+        let (sender, gate) = (sender.clone(), Arc::clone(&gate));
+        runtime.spawn_blocking(move || {
+            let _ = sender.send(());
+            drop(gate.lock());
+        });
+    }
+    let all = (0..RESERVED).all(|_| started.recv_timeout(START).is_ok());
+    drop(closed);
+    let refused = "the threads that every command needs were not started";
+    if all { Ok(()) } else { Err(std::io::Error::new(std::io::ErrorKind::WouldBlock, refused)) }
+}
+
+/// A thread that has not started after so long never will.
+const START: Duration = Duration::from_secs(10);
 
 /// Runs an async command with the log on and signals watched. What a `scheduler` does stands in its
 /// log, on a terminal too.
@@ -41,39 +82,26 @@ pub(super) fn with_runtime(
     command: impl AsyncFnOnce(&Setup) -> anyhow::Result<Exit>,
 ) -> anyhow::Result<Exit> {
     start_log(global, scheduler);
+    ensure_threads().map_err(EngineError::NoThreads)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
+        .worker_threads(WORKERS)
         // Each strategy that is looked after has one or two, which mostly wait.
         .max_blocking_threads(MOST_THREADS)
+        // Those that were reserved stay.
+        .thread_keep_alive(Duration::from_secs(100 * 366 * 86_400))
         .enable_all()
         .build()
         .context("Could not start the runtime")?;
+    reserve_threads(&runtime).map_err(EngineError::NoThreads)?;
     let setup =
         Setup { global: global.clone(), environment: config::environment(), cancel: Cancel::new() };
     let exit = runtime.block_on(async {
-        watch_signals(&setup.cancel)?;
+        signals::watch(&setup.cancel, scheduler)?;
         command(&setup).await
     });
     // Nothing of a command outlives it; a thread that still waits on a server is not waited for.
     runtime.shutdown_timeout(Duration::from_millis(200));
     exit
-}
-
-fn watch_signals(cancel: &Cancel) -> anyhow::Result<()> {
-    let mut interrupt = signal(SignalKind::interrupt()).context("Could not watch for SIGINT")?;
-    let mut terminate = signal(SignalKind::terminate()).context("Could not watch for SIGTERM")?;
-    let cancel = cancel.clone();
-    tokio::spawn(async move {
-        loop {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
-            cancel.cancel();
-            tracing::warn!("asked to stop: ending what is under way");
-        }
-    });
-    Ok(())
 }
 
 /// Logs of this program only: what libraries log may tell more than it should.
@@ -131,6 +159,8 @@ impl IdentityArgs {
 pub(super) struct Reading {
     pub(super) engine: Engine,
     pub(super) storages: Vec<OpenStorage>,
+    /// Storages whose configuration cannot be used.
+    unopened: Vec<(Name, EngineError)>,
     pub(super) selection: Selection,
     pub(super) instance: Option<Instance>,
     display: Option<Display>,
@@ -143,40 +173,75 @@ impl Reading {
     }
 
     pub(super) async fn list(&self) -> Listing {
-        engine::list(&self.engine, &self.storages, &self.selection).await
+        let mut listing = engine::list(&self.engine, &self.storages, &self.selection).await;
+        let unopened = self.unopened.iter();
+        listing.unlisted.extend(unopened.map(|(name, error)| (name.clone(), engine::chain(error))));
+        listing
     }
 
-    /// The copy to read: the first one with a readable manifest in the order of the storages, else
-    /// the first one.
-    fn pick(&self, copies: &[Snapshot]) -> Option<Side> {
-        let copy = copies.iter().find(|copy| copy.manifest.is_ok()).or(copies.first())?;
-        let storage = self.storages.iter().find(|storage| storage.name == copy.storage)?;
-        Some(Side { storage: storage.clone(), snapshot: copy.clone() })
+    /// Itself, for what must reach every storage.
+    pub(super) fn of_all(mut self) -> anyhow::Result<Self> {
+        match self.unopened.pop() {
+            Some((_, error)) => Err(error.into()),
+            None => Ok(self),
+        }
     }
 
-    /// The copy to restore from, and all copies. Warns of what makes `latest` doubtful.
+    /// The copies, the best to read first: of those that nothing is known against the first in the
+    /// order of the storages, then those that were found damaged, then those whose manifest cannot
+    /// be read.
+    fn ranked(&self, copies: &[Snapshot]) -> Vec<Side> {
+        let side = |copy: &Snapshot| {
+            let storage = self.storages.iter().find(|storage| storage.name == copy.storage)?;
+            Some(Side { storage: storage.clone(), snapshot: copy.clone() })
+        };
+        let mut sides: Vec<Side> = copies.iter().filter_map(side).collect();
+        let rank = |Side { snapshot, .. }: &Side| {
+            let is_flawed = snapshot.damage.is_some() || !snapshot.flaws.is_empty();
+            (snapshot.manifest.is_err(), is_flawed)
+        };
+        sides.sort_by_key(rank);
+        sides
+    }
+
+    /// The copies to restore from, the best first. Warns of what makes `latest` doubtful, and where
+    /// the first in the order of the storages is not the best.
     pub(super) fn choose(
         &self,
         listing: &Listing,
         wanted: &str,
         at: Option<DateTime<Utc>>,
-    ) -> anyhow::Result<(Side, Vec<Snapshot>)> {
+    ) -> anyhow::Result<(Side, Vec<Side>)> {
         let copies = engine::find(listing, wanted, at)?;
-        let Some(side) = self.pick(&copies) else {
+        let sides = self.ranked(&copies);
+        let Some(side) = sides.first().cloned() else {
             return Err(EngineError::NotFound(format!("There is no snapshot `{wanted}`")).into());
         };
+        if let Some(first) = copies.first().filter(|first| first.storage != side.storage.name) {
+            let problem = match &first.manifest {
+                Err(error) => format!("`manifest.json`: {error}"),
+                Ok(_) => first.damage.clone().unwrap_or_else(|| first.flaws.join(", ")),
+            };
+            tracing::warn!(
+                "The copy of `{}` in `{}` is damaged: {problem}. Reading the one in `{}`",
+                first.id,
+                first.storage,
+                side.storage.name
+            );
+        }
         if wanted == "latest" {
             for doubt in listing.doubts() {
                 tracing::warn!("{doubt}");
             }
         }
-        Ok((side, copies))
+        Ok((side, sides))
     }
 
     /// A copy of the snapshot whose manifest can be read.
     pub(super) fn readable(&self, listing: &Listing, wanted: &str) -> anyhow::Result<Side> {
         let copies = engine::find(listing, wanted, None)?;
-        self.pick(&copies).filter(|side| side.snapshot.manifest.is_ok()).ok_or_else(|| {
+        let best = self.ranked(&copies).into_iter().next();
+        best.filter(|side| side.snapshot.manifest.is_ok()).ok_or_else(|| {
             let problem = |copy: &Snapshot| {
                 copy.manifest.as_ref().err().map(|error| format!("in `{}`: {error}", copy.storage))
             };
@@ -322,6 +387,7 @@ impl Setup {
         &self,
         strategy: Option<&str>,
         storage: Option<&str>,
+        patience: Patience,
     ) -> anyhow::Result<Deleting> {
         let instance = self.instance(strategy)?;
         let storage = storage.map(parse_name).transpose()?;
@@ -331,11 +397,12 @@ impl Setup {
             return Err(no_storage(&instance, unknown.as_str()).into());
         }
         let (engine, display) = self.engine(&instance);
-        let mut storages = Vec::new();
-        for (name, config) in &instance.storages {
-            let open = OpenStorage::open(name, config, &engine.cancel).await;
-            storages.push(open.map_err(|error| (name.clone(), engine::chain(&error))));
-        }
+        let cancel = &engine.cancel;
+        let opening = instance.storages.iter().map(|(name, config)| async move {
+            let open = OpenStorage::open_with(name, config, patience, cancel).await;
+            open.map_err(|error| (name.clone(), engine::chain(&error)))
+        });
+        let storages = join_all(opening).await;
         let strategy = strategy.map(parse_name).transpose()?;
         Ok(Deleting { engine, instance, storages, strategy, storage, display: Some(display) })
     }
@@ -346,16 +413,47 @@ impl Setup {
         storage: &StorageArgs,
         strategy: Option<&str>,
     ) -> anyhow::Result<Reading> {
+        self.reading_with(storage, strategy, Patience::Unattended).await
+    }
+
+    /// The same for a command that shows something, and gives up a storage that does not answer.
+    pub(super) async fn showing(
+        &self,
+        storage: &StorageArgs,
+        strategy: Option<&str>,
+    ) -> anyhow::Result<Reading> {
+        self.reading_with(storage, strategy, Patience::Watched).await
+    }
+
+    async fn reading_with(
+        &self,
+        storage: &StorageArgs,
+        strategy: Option<&str>,
+        patience: Patience,
+    ) -> anyhow::Result<Reading> {
         if let Some(address) = storage.storage.as_deref().filter(|text| is_address(text)) {
-            return self.reading_address(address, strategy).await;
+            return self.reading_address(address, strategy, patience).await;
         }
         let instance = self.instance(strategy)?;
         let (engine, display) = self.engine(&instance);
-        let mut storages = Vec::new();
-        for (name, config) in &instance.storages {
-            if storage.storage.as_deref().is_none_or(|wanted| wanted == name.as_str()) {
-                storages.push(OpenStorage::open(name, config, &engine.cancel).await?);
+        let wanted = instance.storages.iter().filter(|(name, _)| {
+            storage.storage.as_deref().is_none_or(|wanted| wanted == name.as_str())
+        });
+        let cancel = &engine.cancel;
+        let opening = wanted.map(|(name, config)| async move {
+            (name, OpenStorage::open_with(name, config, patience, cancel).await)
+        });
+        let (mut storages, mut unopened) = (Vec::new(), Vec::new());
+        for (name, open) in join_all(opening).await {
+            match open {
+                Ok(open) => storages.push(open),
+                Err(error) => unopened.push((name.clone(), error)),
             }
+        }
+        if storages.is_empty()
+            && let Some((_, error)) = unopened.pop()
+        {
+            return Err(error.into());
         }
         if storages.is_empty() {
             return Err(
@@ -369,6 +467,7 @@ impl Setup {
         Ok(Reading {
             engine,
             storages,
+            unopened,
             selection,
             instance: Some(instance),
             display: Some(display),
@@ -381,6 +480,7 @@ impl Setup {
         &self,
         address: &str,
         strategy: Option<&str>,
+        patience: Patience,
     ) -> anyhow::Result<Reading> {
         let config = StorageConfig::from_address(address)?;
         let mut engine = Engine::stateless(self.environment.clone());
@@ -392,7 +492,8 @@ impl Setup {
             .collect();
         let display = Display::start(&engine.progress, self.shows_progress());
         let name = parse_name("storage")?;
-        let storages = vec![OpenStorage::open(&name, &config, &engine.cancel).await?];
+        let open = OpenStorage::open_with(&name, &config, patience, &engine.cancel).await?;
+        let storages = vec![open];
         let instance = self.instance_name(None)?;
         let strategy = strategy.map(parse_name).transpose()?;
         if strategy.is_some() && instance.is_none() {
@@ -402,7 +503,14 @@ impl Setup {
             .into());
         }
         let selection = Selection { instance, strategy };
-        Ok(Reading { engine, storages, selection, instance: None, display: Some(display) })
+        Ok(Reading {
+            engine,
+            storages,
+            unopened: Vec::new(),
+            selection,
+            instance: None,
+            display: Some(display),
+        })
     }
 }
 

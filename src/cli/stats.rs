@@ -1,8 +1,10 @@
 //! `backup stats`.
 
 use clap::Args;
+use serde::Serialize;
 
 use super::Exit;
+use super::list::Unlisted;
 use super::output::{BAD, Cell, DIM, Printer, Table, WARN, or_dash};
 use super::setup::{Setup, StorageArgs};
 use crate::engine::{self, Forecast, HORIZONS, Stats};
@@ -20,22 +22,34 @@ pub(super) struct StatsArgs {
     storage: StorageArgs,
 }
 
+#[derive(Serialize)]
+struct Document<'a> {
+    #[serde(flatten)]
+    stats: &'a Stats,
+    unlisted: Vec<Unlisted>,
+}
+
 pub(super) async fn run(setup: &Setup, args: StatsArgs, printer: &Printer) -> anyhow::Result<Exit> {
-    let reading = setup.reading(&args.storage, args.strategy.as_deref()).await?;
+    let reading = setup.showing(&args.storage, args.strategy.as_deref()).await?;
     let listing = reading.list().await;
     let stats =
         engine::stats(&reading.engine, &reading.storages, &listing, reading.instance.as_ref())
             .await;
     drop(reading);
+    let exit = if listing.unlisted.is_empty() { Exit::Done } else { Exit::Failed };
     if printer.is_json() {
-        printer.document(&stats);
-    } else {
-        printer.text(&text(&stats));
-        for (storage, error) in &listing.unlisted {
-            printer.note(&format!("{BAD}{storage} could not be listed:{BAD:#} {error}"));
-        }
+        let told = |(storage, error)| Unlisted { storage, error };
+        printer.document(&Document {
+            stats: &stats,
+            unlisted: listing.unlisted.into_iter().map(told).collect(),
+        });
+        return Ok(exit);
     }
-    Ok(if listing.unlisted.is_empty() { Exit::Done } else { Exit::Failed })
+    printer.text(&text(&stats));
+    for (storage, error) in &listing.unlisted {
+        printer.note(&format!("{BAD}{storage} could not be listed:{BAD:#} {error}"));
+    }
+    Ok(exit)
 }
 
 fn text(stats: &Stats) -> String {

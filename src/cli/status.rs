@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use chrono::{DateTime, Utc};
 use clap::Args;
+use futures::future::join_all;
 
 use super::Exit;
 use super::output::{
@@ -34,10 +35,12 @@ pub(super) async fn run(
     let (mut strategies, mut problems) = (Vec::new(), Vec::new());
     let mut now = None;
     let mut schedulers = Vec::new();
-    for instance in chosen(&settings, wanted)? {
+    let looks = chosen(&settings, wanted)?.into_iter().map(|instance| async move {
         let engine = setup.quiet_engine(instance);
         engine::fill_status(&engine, instance).await;
-        let status = engine::status(&engine, instance).await;
+        (instance, engine::status(&engine, instance).await)
+    });
+    for (instance, status) in join_all(looks).await {
         now = Some(status.at);
         strategies.extend(status.strategies);
         problems.extend(status.problems);
@@ -78,15 +81,18 @@ fn text(status: &Status) -> String {
     let mut table =
         Table::new(&["STRATEGY", "STATE", "LAST SNAPSHOT", "LAST RUN", ">TOOK", ">STORED", "NEXT"]);
     for one in &status.strategies {
-        // The storage that is furthest behind tells.
-        let all = one.storages.iter().all(|storage| storage.newest_whole.is_some());
-        let newest =
-            one.storages.iter().filter_map(|storage| storage.newest_whole).min().filter(|_| all);
+        // Of those that have one, the storage that is furthest behind tells.
+        let with: Vec<DateTime<Utc>> =
+            one.storages.iter().filter_map(|storage| storage.newest_whole).collect();
+        let newest = with.iter().min().map(|at| match (with.len(), one.storages.len()) {
+            (some, all) if some < all => format!("{}, in {some} of {all}", age(*at, now)),
+            _ => age(*at, now),
+        });
         let took = one.last_committed.as_ref();
         table.row(vec![
             format!("{}/{}", one.instance, one.strategy).into(),
             state(one),
-            newest.map_or_else(|| Cell::styled("none", DIM), |at| age(at, now).into()),
+            newest.map_or_else(|| Cell::styled("none", DIM), Cell::from),
             last_run(one, now),
             or_dash(took.map(|run| seconds(run.seconds))).into(),
             or_dash(took.map(|run| ByteSize(run.stored_bytes))).into(),

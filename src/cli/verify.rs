@@ -38,6 +38,7 @@ pub(super) async fn run(
     printer: &Printer,
 ) -> anyhow::Result<Exit> {
     let identities = args.identities.load()?;
+    let is_some = args.snapshot.is_some() || args.storage.storage.is_some();
     let reading = setup.reading(&args.storage, args.strategy.as_deref()).await?;
     let mut listing = reading.list().await;
     if let Some(wanted) = &args.snapshot {
@@ -49,9 +50,14 @@ pub(super) async fn run(
         (false, Some(percent)) => ReadData::Percent(percent),
         (false, None) => ReadData::None,
     };
+    let started = reading.engine.clock.now_seconds();
     let report =
         engine::verify(&reading.engine, &reading.storages, &listing, read_data, &identities)
             .await?;
+    let is_all = read_data == ReadData::All && !is_some;
+    if let Some(instance) = reading.instance.as_ref().filter(|_| is_all) {
+        engine::record_verification(&reading.engine, instance, started, &report).await;
+    }
     drop(reading);
     printer.show(&report, report_text);
     Ok(match (report.is_damaged(), report.is_complete()) {

@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value as Json;
 
 use super::document::{self, Places, child};
-use super::error::{ConfigError, ConfigErrors, Wrong, suggest};
+use super::error::{ConfigError, ConfigErrors, MOST_TOLD, Wrong, suggest};
 use crate::model::{ErrorCode, Name};
 use crate::source::process::Environment;
 
@@ -22,6 +22,8 @@ pub(super) struct Check<'a> {
     pub environment: &'a Environment,
     pub places: Places,
     problems: Vec<ConfigError>,
+    /// How many mistakes there are beyond those.
+    more: usize,
     /// Values that must not be repeated in a message: all that came from the environment, and
     /// secrets.
     pub secrets: Vec<String>,
@@ -64,6 +66,7 @@ impl<'a> Check<'a> {
             places,
             names: names.collect(),
             problems: Vec::new(),
+            more: 0,
             secrets: Vec::new(),
             expanded: BTreeMap::new(),
             written: BTreeMap::new(),
@@ -88,7 +91,16 @@ impl<'a> Check<'a> {
         self.report_at(pointer, at, wrong);
     }
 
+    /// Whether a mistake found now would only be counted.
+    pub(super) fn is_full(&self) -> bool {
+        self.problems.len() >= MOST_TOLD
+    }
+
     pub(super) fn report_at(&mut self, pointer: &str, at: Option<usize>, wrong: Wrong) {
+        if self.is_full() {
+            self.more += 1;
+            return;
+        }
         let message = self.without_secrets(wrong.message);
         let mut error = ConfigError::of_file(self.file, wrong.code, message, None);
         error.hint = wrong.hint.map(|hint| self.without_secrets(hint));
@@ -99,7 +111,7 @@ impl<'a> Check<'a> {
 
     /// How many mistakes there are.
     pub(super) fn count(&self) -> usize {
-        self.problems.len()
+        self.problems.len() + self.more
     }
 
     /// Whether something is wrong with a value or in it.
@@ -127,8 +139,7 @@ impl<'a> Check<'a> {
             }
             _ => {}
         }
-        self.problems.sort_by_key(|error| (error.line, error.column));
-        Err(ConfigErrors(self.problems))
+        Err(ConfigErrors::bounded(self.file, self.problems, self.more))
     }
 
     /// Short values are masked only where they are quoted: a message is not to be shredded by every
@@ -220,6 +231,10 @@ impl<'a> Check<'a> {
     pub(super) fn refer_one(&mut self, pointer: &str, name: &Name, table: &'static str) {
         let known = self.names.get(table).map(Vec::as_slice).unwrap_or_default();
         if known.iter().any(|known| known == name.as_str()) {
+            return;
+        }
+        if self.is_full() {
+            self.more += 1;
             return;
         }
         let what = match table {

@@ -7,7 +7,7 @@ use serde_json::{Map, Value as Json};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::error::{ConfigError, ConfigErrors};
+use super::error::{ConfigError, ConfigErrors, MOST_TOLD};
 use crate::model::ErrorCode;
 
 /// Where a value stands.
@@ -49,12 +49,11 @@ impl Places {
 
     /// The value at `from`, with all that is in it, is at `to` from now on.
     pub(super) fn rename(&mut self, from: &str, to: &str) {
-        let is_inside = |pointer: &str| {
-            pointer.strip_prefix(from).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-        };
-        let inside: Vec<String> =
-            self.0.keys().filter(|pointer| is_inside(pointer)).cloned().collect();
-        for pointer in inside {
+        // `/` comes before whatever else may follow a name, but not before all that does.
+        let below = format!("{from}/");
+        let below = self.0.range(below.clone()..).take_while(|(key, _)| key.starts_with(&below));
+        let inside: Vec<String> = below.map(|(pointer, _)| pointer.clone()).collect();
+        for pointer in inside.into_iter().chain([from.to_owned()]) {
             if let Some(place) = self.0.remove(&pointer) {
                 let rest = pointer.strip_prefix(from).unwrap_or_default();
                 self.0.insert(format!("{to}{rest}"), place);
@@ -147,12 +146,13 @@ pub(super) fn parse(file: &Path, text: &str) -> Result<(Json, Places), ConfigErr
     }
     let mut errors: Vec<_> = errors.iter().collect();
     errors.sort_by_key(|error| error.span().map(|span| span.start));
-    let located = errors.into_iter().map(|error| {
+    let more = errors.len().saturating_sub(MOST_TOLD);
+    let located = errors.into_iter().take(MOST_TOLD).map(|error| {
         // Only the message: the error's own print repeats the line, which may hold a secret.
         let message = format!("Not TOML: {}", error.message().trim_end_matches('.'));
         let mut wrong = ConfigError::of_file(file, ErrorCode::ConfigSyntax, message, None);
         wrong.locate(text, error.span().map(|span| span.start));
         wrong
     });
-    Err(ConfigErrors(located.collect()))
+    Err(ConfigErrors::bounded(file, located.collect(), more))
 }

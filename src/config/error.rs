@@ -97,7 +97,22 @@ impl fmt::Display for ConfigError {
 #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
 pub struct ConfigErrors(pub Vec<ConfigError>);
 
+/// Of so many mistakes in one file is told; a file with more was not meant to be a configuration,
+/// or has one mistake that makes all the others.
+pub(super) const MOST_TOLD: usize = 100;
+
 impl ConfigErrors {
+    /// `told`, by line, and how many more there are.
+    pub(super) fn bounded(file: &Path, mut told: Vec<ConfigError>, more: usize) -> Self {
+        told.sort_by_key(|error| (error.line, error.column));
+        if let Some(last) = told.last().filter(|_| more > 0) {
+            let noun = if more == 1 { "mistake is" } else { "mistakes are" };
+            let message = format!("{more} more {noun} not shown");
+            told.push(ConfigError::of_file(file, last.code, message, None));
+        }
+        Self(told)
+    }
+
     /// The code of the first mistake.
     pub fn code(&self) -> ErrorCode {
         self.0.first().map_or(ErrorCode::ConfigInvalidValue, |first| first.code)

@@ -61,7 +61,10 @@ impl Instance {
     /// the strategy has no such source.
     pub fn rules_digest(&self, strategy: &Strategy, source: &Name) -> Option<Digest> {
         let mut own = self.masked(strategy).get_mut("sources")?.get_mut(source.as_str())?.take();
-        let beside = Hooks::KEYS.iter().chain(&SourceRules::KEYS).chain(&["must_be_mount"]);
+        let beside = Hooks::KEYS
+            .iter()
+            .chain(&SourceRules::KEYS)
+            .chain(&["must_be_mount", "accept_warnings"]);
         for key in beside {
             own.as_object_mut()?.shift_remove(*key);
         }

@@ -343,6 +343,16 @@ impl Strategy {
 }
 
 impl Instance {
+    /// Whether this is the other one, read again from the same text with other secrets.
+    pub fn has_other_secrets(&self, other: &Self) -> bool {
+        let (Some((text, secrets)), Some((other_text, other_secrets))) =
+            (&self.digests, &other.digests)
+        else {
+            return false;
+        };
+        (&self.file, text) == (&other.file, other_text) && secrets != other_secrets
+    }
+
     /// The strategy of a name.
     ///
     /// # Errors

@@ -12,7 +12,7 @@ use super::{
     ConfigError, ConfigErrors, Daemon, DrillCheck, Hooks, Instance, default_state_dir, schema,
     whole,
 };
-use crate::model::{ErrorCode, counted_from};
+use crate::model::{Digest, ErrorCode, counted_from};
 use crate::pipeline::CompressionConfig;
 use crate::report::notify::{Notify, NotifyRules};
 use crate::source::SourceConfig;
@@ -39,6 +39,8 @@ pub(super) fn instance(
     let mut read = serde_json::from_value::<Instance>(tree);
     if let Ok(instance) = &mut read {
         check.note_bare_secrets(&absolute);
+        let secrets = Digest::of(check.secrets.join("\0").as_bytes());
+        instance.digests = Some((Digest::of(text.as_bytes()), secrets));
         instance.file = file.to_owned();
         instance.written = std::mem::take(&mut check.written);
         instance.notes = std::mem::take(&mut check.notes);

@@ -5,6 +5,8 @@
 //! is passed over from then on; an empty value stands in for a required one, so that the rest of
 //! the table can still be checked.
 
+use std::collections::{HashMap, HashSet};
+
 use serde_json::{Map, Value as Json};
 
 use super::check::Check;
@@ -70,6 +72,8 @@ impl<'a> Check<'a> {
         }
         let format = schema.get("format").and_then(Json::as_str);
         if let Some(wrong) = format.and_then(|format| format::check(format, value).err()) {
+            self.report(pointer, wrong);
+        } else if let Err(wrong) = format::within(schema, value) {
             self.report(pointer, wrong);
         } else if let Some(expected) = types(schema).filter(|types| !is_one_of(value, types)) {
             self.wrong_type(value, &expected, pointer);
@@ -218,6 +222,10 @@ impl<'a> Check<'a> {
             self.report(pointer, Wrong::value(error.to_string()));
             return;
         }
+        if text.contains('\0') {
+            self.report(pointer, Wrong::value("A NUL character stands in it").hint("remove it"));
+            return;
+        }
         let least = schema.get("minLength").and_then(Json::as_u64).unwrap_or(0);
         // An empty path would mean the folder of the configuration file, and an empty secret is
         // none.
@@ -249,14 +257,13 @@ impl<'a> Check<'a> {
     fn array(&mut self, items: &mut [Json], schema: &Json, pointer: &str) {
         self.at_least(items.len(), schema.get("minItems"), pointer);
         if schema.get("uniqueItems").and_then(Json::as_bool) == Some(true) {
-            let mut seen: Vec<&str> = Vec::new();
+            let mut seen: HashSet<&str> = HashSet::new();
             for (index, item) in items.iter().enumerate() {
                 let Some(text) = item.as_str() else { continue };
-                if seen.contains(&text) {
+                if !seen.insert(text) {
                     let wrong = Wrong::new(ErrorCode::ConfigConflict, "Listed twice");
                     self.report(&format!("{pointer}/{index}"), wrong);
                 }
-                seen.push(text);
             }
         }
         if let Some(inner) = schema.get("items") {
@@ -313,11 +320,21 @@ impl<'a> Check<'a> {
                 }
             }
         }
-        for (index, key) in misnamed.iter().enumerate() {
-            let stand_in = format!("{UNNAMED}-{index}");
-            self.places.rename(&child(pointer, key), &child(pointer, &stand_in));
-            let value = entries.shift_remove(key).unwrap_or_default();
-            entries.insert(stand_in, value);
+        if !misnamed.is_empty() {
+            // All at once: taking one out of many moves all that follow it.
+            let mut stand_ins = HashMap::new();
+            for (index, key) in misnamed.into_iter().enumerate() {
+                let stand_in = format!("{UNNAMED}-{index}");
+                self.places.rename(&child(pointer, &key), &child(pointer, &stand_in));
+                stand_ins.insert(key, stand_in);
+            }
+            let all = std::mem::take(entries).into_iter();
+            let (named, renamed): (Vec<_>, Vec<_>) = all
+                .map(|(key, value)| (stand_ins.remove(&key), key, value))
+                .partition(|(stand_in, ..)| stand_in.is_none());
+            let named = named.into_iter().map(|(_, key, value)| (key, value));
+            let renamed = renamed.into_iter().filter_map(|(to, _, value)| Some((to?, value)));
+            entries.extend(named.chain(renamed));
         }
         required.iter().all(|key| {
             if entries.get(*key).is_some_and(|value| !value.is_null()) {
@@ -340,11 +357,15 @@ impl<'a> Check<'a> {
     }
 
     fn unknown_key(&mut self, key: &str, properties: &Map<String, Json>, pointer: &str) {
+        let wrong = Wrong::new(ErrorCode::ConfigUnknownKey, "Unknown key");
+        if self.is_full() {
+            return self.report_key(pointer, wrong);
+        }
         let secrets = properties.iter().filter(|(_, schema)| is_secret(schema));
         let files: Vec<String> = secrets.map(|(name, _)| file_key(name)).collect();
         let known = properties.keys().map(String::as_str).chain(files.iter().map(String::as_str));
         let hint = elsewhere(key).map_or_else(|| suggest(key, known), str::to_owned);
-        self.report_key(pointer, Wrong::new(ErrorCode::ConfigUnknownKey, "Unknown key").hint(hint));
+        self.report_key(pointer, wrong.hint(hint));
     }
 
     /// Puts each secret in the place of the name of its file.

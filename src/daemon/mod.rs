@@ -16,9 +16,11 @@ mod watch;
 mod work;
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::future::Future;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use http::{Current, StatusPage};
@@ -124,7 +126,12 @@ pub struct ScheduledInstance {
     pub instance: Arc<Instance>,
     /// Its cancellation is that of the scheduler.
     pub engine: Engine,
+    /// Reads the instance again; none where it cannot be used now.
+    pub reread: Arc<Reread>,
 }
+
+/// Reads one instance of the configuration anew.
+pub type Reread = dyn Fn() -> Option<Instance> + Send + Sync;
 
 /// Reads the configuration anew; in words why it cannot be used.
 pub type Load<'a> = dyn Fn() -> Result<Scheduled, String> + 'a;
@@ -271,6 +278,8 @@ impl Workers {
             for strategy in one.instance.strategies.values().filter(|strategy| strategy.active) {
                 let worker = Worker {
                     instance: Arc::clone(&one.instance),
+                    latest: Mutex::new(Arc::clone(&one.instance)),
+                    reread: Arc::clone(&one.reread),
                     strategy: strategy.clone(),
                     engine: one.engine.clone(),
                     timer: timer.clone(),
@@ -318,18 +327,18 @@ async fn look_after(worker: Arc<Worker>, work: Work, earlier: Option<JoinHandle<
         let (worker, runtime) = (Arc::clone(&worker), Handle::current());
         // A thread of its own, which mostly waits. (What a run is made of is not made to move
         // between threads.)
-        tokio::task::spawn_blocking(move || runtime.block_on(worker.work_on(work)))
+        async move { engine::on_thread(move || runtime.block_on(worker.work_on(work)))?.await }
     })
     .await;
 }
 
 /// Awaits `work` and starts it again after a panic: a scheduler that lives and does not run is
 /// worse than none. Like after a restart of the process, the catalog says what is due.
-async fn restart_on_panic(
+async fn restart_on_panic<E: Display, W: Future<Output = Result<(), E>>>(
     name: &str,
     retire: Cancel,
     after: Duration,
-    work: impl Fn() -> JoinHandle<()>,
+    work: impl Fn() -> W,
 ) {
     while let Err(error) = work().await {
         tracing::error!(

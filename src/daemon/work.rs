@@ -1,14 +1,14 @@
 //! One strategy, looked after: its runs, its verifications and its drills, each at their times.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
-use tokio::task::JoinError;
 
+use super::Reread;
 use super::timer::Timer;
 use crate::config::{Instance, Strategy};
 use crate::engine::{self, DrillRequest, Engine, EngineError};
@@ -50,6 +50,9 @@ impl fmt::Display for Work {
 /// Does the scheduled work of one strategy.
 pub(super) struct Worker {
     pub(super) instance: Arc<Instance>,
+    /// The same, with the secrets that were read last.
+    pub(super) latest: Mutex<Arc<Instance>>,
+    pub(super) reread: Arc<Reread>,
     pub(super) strategy: Strategy,
     pub(super) engine: Engine,
     pub(super) timer: Timer,
@@ -93,6 +96,21 @@ impl Worker {
         format!("{}/{}", self.instance.name, self.strategy.name)
     }
 
+    fn latest(&self) -> Arc<Instance> {
+        Arc::clone(&self.latest.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whether files of secrets have other ones than those that were used: from now on the new ones
+    /// are.
+    async fn has_new_secrets(&self) -> bool {
+        let (reread, latest) = (Arc::clone(&self.reread), self.latest());
+        let read = move || reread().filter(|fresh| fresh.has_other_secrets(&latest));
+        let Ok(read) = engine::on_thread(read) else { return false };
+        let Ok(Some(fresh)) = read.await else { return false };
+        *self.latest.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(fresh);
+        true
+    }
+
     fn schedule(&self, work: Work) -> Option<&Schedule> {
         match work {
             Work::Runs => self.strategy.schedule.as_ref(),
@@ -113,7 +131,14 @@ impl Worker {
 
     /// Does `work` whenever it is due, until retired.
     pub(super) async fn work_on(&self, work: Work) {
-        let Some(schedule) = self.schedule(work) else { return };
+        // What its storages have, and what is said of it there: the state folder may be new.
+        let list = || engine::list_strategy(&self.engine, &self.instance, &self.strategy);
+        let Some(schedule) = self.schedule(work) else {
+            if work == Work::Runs {
+                in_time(list()).await;
+            }
+            return;
+        };
         let name = self.name();
         let (missed, jitter) = match work {
             Work::Runs => (self.strategy.missed, jitter(self.strategy.jitter, &name)),
@@ -123,9 +148,12 @@ impl Worker {
         // A restart never resets the clock: what counts is when it last began, or else since when
         // it is looked after.
         let mut last = self.last(work).await.unwrap_or(since);
-        let mut alarmed = false;
+        // Who was told of a failure before a restart waits for the good news, too.
+        let (engine, instance, strategy) = (&self.engine, &self.instance, &self.strategy);
+        let mut alarmed =
+            work == Work::Runs && engine::has_failed(engine, instance, strategy).await;
         if work == Work::Runs {
-            in_time(engine::list_strategy(&self.engine, &self.instance, &self.strategy)).await;
+            in_time(list()).await;
         }
         while !self.retire.is_cancelled() {
             // The clock may have been ahead, now or when the last run began.
@@ -238,6 +266,20 @@ impl Worker {
                 Work::Drills => self.drill(name).await,
             };
             drop(slot);
+            // Whatever is wrong: a password may have been changed, at the server and in its file.
+            if let Attempt::Done(Some(Event { kind, .. })) | Attempt::MayPass(Event { kind, .. }) =
+                &ended
+                && matches!(
+                    kind,
+                    EventKind::Failure | EventKind::Problems | EventKind::DrillInconclusive
+                )
+                && self.has_new_secrets().await
+                // What was committed to one storage is not taken once more.
+                && *kind != EventKind::Problems
+            {
+                tracing::warn!(strategy = name, "a file of a secret has changed: trying again");
+                continue;
+            }
             let (wait, failure) = match ended {
                 Attempt::Done(event) => return Some((counted, event)),
                 Attempt::Stopped => return None,
@@ -296,11 +338,12 @@ impl Worker {
         &self,
         engine: Engine,
         work: impl AsyncFnOnce(&Engine, &Instance, &Strategy) -> T + Send + 'static,
-    ) -> Result<T, JoinError> {
-        let (instance, strategy) = (Arc::clone(&self.instance), self.strategy.clone());
+    ) -> Result<T, EngineError> {
+        let instance = self.latest();
+        let strategy = instance.strategies.get(&self.strategy.name).unwrap_or(&self.strategy);
+        let strategy = strategy.clone();
         let runtime = Handle::current();
-        tokio::task::spawn_blocking(move || runtime.block_on(work(&engine, &instance, &strategy)))
-            .await
+        engine::on_thread(move || runtime.block_on(work(&engine, &instance, &strategy)))?.await
     }
 
     async fn run(&self, name: &str) -> Attempt {
@@ -475,7 +518,10 @@ fn log(name: &str, report: &RunReport) {
                 "run committed, with problems"
             );
         }
-        Outcome::Failed | Outcome::Cancelled => {
+        Outcome::Cancelled => {
+            tracing::warn!(strategy = name, id, "run cancelled, nothing was committed");
+        }
+        Outcome::Failed => {
             let error = report.error.as_deref().unwrap_or_default();
             for storage in &report.storages {
                 if let Some(error) = &storage.error {

@@ -1,10 +1,12 @@
 //! What every verb is handed: the engine, and opened storages.
 
+use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use tokio::sync::OnceCell;
+use tokio::runtime::Handle;
+use tokio::sync::{OnceCell, oneshot};
 
 use crate::catalog::{self, Catalog, CatalogError};
 use crate::engine::error::EngineError;
@@ -14,7 +16,7 @@ use crate::pipeline::Stopwatch;
 use crate::report::Progress;
 use crate::source::OwnFolder;
 use crate::source::process::Environment;
-use crate::storage::{Storage, StorageConfig};
+use crate::storage::{Patience, Storage, StorageConfig};
 
 /// What every verb needs of the world.
 #[derive(Clone)]
@@ -151,8 +153,21 @@ impl OpenStorage {
         config: &StorageConfig,
         cancel: &Cancel,
     ) -> Result<Self, EngineError> {
-        let storage =
-            config.open(cancel).await.map_err(|error| EngineError::storage(name, error))?;
+        Self::open_with(name, config, Patience::Unattended, cancel).await
+    }
+
+    /// The same, with the patience of whoever waits for it.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub async fn open_with(
+        name: &Name,
+        config: &StorageConfig,
+        patience: Patience,
+        cancel: &Cancel,
+    ) -> Result<Self, EngineError> {
+        let storage = config.open_as(name.as_str(), patience, cancel).await;
+        let storage = storage.map_err(|error| EngineError::storage(name, error))?;
         Ok(Self {
             name: name.clone(),
             storage: Arc::from(storage),
@@ -198,8 +213,39 @@ async fn real_path(open: &OpenStorage) -> Option<PathBuf> {
 pub(in crate::engine) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, EngineError> {
-    let span = tracing::Span::current();
-    tokio::task::spawn_blocking(move || span.in_scope(work))
-        .await
-        .map_err(|error| EngineError::Internal(error.to_string()))
+    on_thread(work)?.await
+}
+
+/// Starts `work` on a thread of its own at once; what is returned waits for its end.
+///
+/// For work that waits for other work. The threads of the runtime are for what waits for nobody:
+/// where the system starts no more of them, work is queued until one is free, so they must not wait
+/// for one another.
+///
+/// # Errors
+/// [`EngineError::NoThreads`].
+pub fn on_thread<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<impl Future<Output = Result<T, EngineError>>, EngineError> {
+    let (span, runtime) = (tracing::Span::current(), Handle::current());
+    let (sender, receiver) = oneshot::channel();
+    let thread = std::thread::Builder::new().name("work".to_owned()).spawn(move || {
+        let _in_runtime = runtime.enter();
+        // Whoever waited may have gone.
+        let _ = sender.send(span.in_scope(work));
+    });
+    let thread = thread.map_err(EngineError::NoThreads)?;
+    Ok(async move {
+        let Ok(done) = receiver.await else {
+            // It panicked, so it has ended or is about to.
+            let panic = thread.join().err();
+            let words = panic.as_ref().and_then(|panic| {
+                let text = panic.downcast_ref::<String>().map(String::as_str);
+                text.or_else(|| panic.downcast_ref::<&str>().copied())
+            });
+            let words = words.unwrap_or("a thread ended early");
+            return Err(EngineError::Internal(format!("panic: {words}")));
+        };
+        Ok(done)
+    })
 }

@@ -106,7 +106,13 @@ pub enum EngineError {
     Undrilled(String),
     /// A snapshot is damaged.
     #[error("The snapshot `{snapshot}` is damaged in `{storage}`: {problem}")]
-    Damaged { snapshot: String, storage: Name, problem: String },
+    Damaged {
+        snapshot: String,
+        storage: Name,
+        problem: String,
+        /// Whether this copy is not what was written, so that another may be good.
+        in_copy: bool,
+    },
     /// A later version wrote a snapshot, which says nothing against it.
     #[error("The snapshot `{snapshot}` in `{storage}` cannot be used by this version: {problem}")]
     Newer { snapshot: String, storage: Name, problem: String },
@@ -116,6 +122,12 @@ pub enum EngineError {
     /// The request cannot be carried out as it stands.
     #[error("{0}")]
     Request(String),
+    /// The system starts no more threads.
+    #[error(
+        "Could not start a thread: {0}. Raise the limit of processes: `ulimit -u`, `TasksMax` of \
+         the systemd unit, the limit of PIDs of the container"
+    )]
+    NoThreads(std::io::Error),
     /// A part of the program failed unexpectedly.
     #[error("Internal error: {0}. Nothing was committed; please report it")]
     Internal(String),
@@ -136,7 +148,7 @@ impl EngineError {
         problem: impl Into<String>,
     ) -> Self {
         let (snapshot, storage) = (snapshot.to_string(), storage.clone());
-        Self::Damaged { snapshot, storage, problem: problem.into() }
+        Self::Damaged { snapshot, storage, problem: problem.into(), in_copy: true }
     }
 
     pub(in crate::engine) fn newer(
@@ -182,6 +194,7 @@ impl EngineError {
             Self::Newer { .. } => ErrorCode::SnapshotNewer,
             Self::TooLarge(_) => ErrorCode::DocumentTooLarge,
             Self::Request(_) => ErrorCode::InvalidRequest,
+            Self::NoThreads(_) => ErrorCode::NoThreads,
             Self::Internal(_) => ErrorCode::Internal,
         }
     }
@@ -193,6 +206,7 @@ impl EngineError {
         match self {
             Self::Source { error, .. } | Self::Hook { error } => error.may_pass(),
             Self::Storage { error, .. } => error.may_pass(),
+            Self::NoThreads(_) => true,
             _ => false,
         }
     }

@@ -34,7 +34,7 @@ mod state;
 mod verbs;
 mod write;
 
-pub use context::{Engine, OpenStorage};
+pub use context::{Engine, OpenStorage, on_thread};
 pub use drill::{DrillRequest, drill};
 pub use error::{EngineError, chain};
 pub use exchange::{
@@ -45,12 +45,13 @@ pub use prune::{
     PlacePlan, PlannedSnapshot, PrunePlan, PruneReport, PruneScope, Refusal, forget, plan_prune,
     prune,
 };
-pub use read::by_hand::{by_hand, shell_quoted};
+pub use read::by_hand::{by_hand, script, shell_quoted};
+pub use read::copies::PassedOver;
 pub use read::fetch::{read_facts, read_plain};
 pub use read::files::{Side, files};
 pub use read::identities::read_identities;
 pub use read::missing::{Missing, MissingLine};
-pub use run::{RunPlan, last_began, plan, run};
+pub use run::{RunPlan, has_failed, last_began, plan, run};
 pub use snapshots::drills::{LastDrills, drill_reports, last_drilled, last_drills, to_report};
 pub use snapshots::find::{find, parse_at};
 pub use snapshots::list::{Listing, Selection, Snapshot, list};
@@ -73,5 +74,6 @@ pub use verbs::status::{
     fill_status, list_strategy, newest_everywhere, note_stale, stale_alert_sent, status, watch,
 };
 pub use verbs::verify::{
-    ReadData, SnapshotVerdict, VerifyReport, last_verified, verify, verify_strategy,
+    ReadData, SnapshotVerdict, VerifyReport, last_verified, record_verification, verify,
+    verify_strategy,
 };

@@ -30,6 +30,7 @@ codes! {
     InvalidRequest = "invalid_request",
     Cancelled = "cancelled",
     TimedOut = "timed_out",
+    NoThreads = "no_threads",
     Internal = "internal",
 
     ConfigNotFound = "config_not_found",

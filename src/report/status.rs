@@ -40,7 +40,7 @@ pub enum State {
     Waiting,
     /// A storage lacks a snapshot that should be there.
     Stale,
-    /// The last verification found that what is stored is not what was written.
+    /// Something that is stored was found not to be what was written, and nobody has repaired it.
     Damaged,
     /// No drill has passed as its schedule promises, or the last one found that the backup is bad.
     Unproven,
@@ -171,6 +171,8 @@ pub struct StorageStatus {
     /// Snapshots that have much less than the last good one and are not released. They count as
     /// nothing else.
     pub suspect: Vec<SnapshotId>,
+    /// Copies that were found damaged and have not been found sound since.
+    pub damaged: Vec<SnapshotId>,
     /// Whether it is as young as the schedule promises.
     pub fresh: bool,
     /// Snapshots there, when it was last listed.

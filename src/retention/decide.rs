@@ -47,15 +47,17 @@ impl Decision {
 /// - Periods are those of `timezone`, weeks are ISO weeks. Of each period the newest snapshot
 ///   counts. The oldest snapshot is kept by a rule whose count is not used up, so that history
 ///   grows to its full length.
-/// - Only whole snapshots count. A partial one is kept until there is a newer whole one.
+/// - Whole snapshots are counted among themselves. A partial one goes once there is a newer whole
+///   one; those that are left are counted among themselves by the same rules, and use up nothing of
+///   the whole ones.
 /// - Snapshots that are later than `now` neither count nor are deleted: a clock was wrong, and
 ///   nobody can say what they are.
 /// - Those that `protected` calls suspect ([`Reason::Suspect`]) do not count either: they use up
 ///   nothing, and no other goes for them.
-/// - The newest whole snapshot is never deleted, nor are those in `protected`, which says of each
-///   why ([`Reason::Held`], [`Reason::Drilled`], [`Reason::LastGood`]; an empty list protects
-///   nothing). They use up counts like all others, so that protecting one changes nothing for the
-///   others.
+/// - The newest whole snapshot is never deleted, nor is the newest partial one while no whole one
+///   is newer, nor are those in `protected`, which says of each why ([`Reason::Held`],
+///   [`Reason::Drilled`], [`Reason::LastGood`]; an empty list protects nothing). They use up counts
+///   like all others, so that protecting one changes nothing for the others.
 /// - A policy without any rule keeps everything, partial or not.
 ///
 /// Who deletes by these decisions goes from the newest to the oldest: then a pruning that is cut
@@ -76,41 +78,34 @@ pub fn decide(
     let counting: Vec<&Snapshot> = newest_first
         .iter()
         .copied()
-        .filter(|snapshot| snapshot.whole && snapshot.id.time() <= now)
-        .filter(|snapshot| !is_suspect(&snapshot.id))
+        .filter(|snapshot| snapshot.id.time() <= now && !is_suspect(&snapshot.id))
         .collect();
-    let newest = counting.first().map(|snapshot| &snapshot.id);
-    let oldest = counting.last().map(|snapshot| &snapshot.id);
+    let mut whole =
+        Counted::new(policy, timezone, counting.iter().copied().filter(|one| one.whole));
+    let newest = whole.newest.clone();
+    let mut partial = Counted::new(
+        policy,
+        timezone,
+        counting.iter().copied().filter(|one| {
+            !one.whole && newest.as_ref().is_none_or(|newest| newest.time() <= one.id.time())
+        }),
+    );
     let keeps_all = policy.rules().next().is_none();
-    let mut rules: Vec<Spending> = match newest {
-        Some(newest) => {
-            policy.rules().map(|rule| Spending::new(rule, newest.time(), timezone)).collect()
-        }
-        None => Vec::new(),
-    };
     newest_first
         .into_iter()
-        .map(|Snapshot { id, whole }| {
+        .map(|Snapshot { id, whole: is_whole }| {
             let mut reasons = protected.get(id).cloned().unwrap_or_default();
             let mut fate = Reason::Unmatched;
             if id.time() > now {
                 reasons.push(Reason::Future);
             } else if is_suspect(id) {
                 // Kept as such.
-            } else if !whole {
-                match newest.filter(|newest| newest.time() > id.time()) {
-                    Some(newest) => fate = Reason::Superseded { by: newest.clone() },
-                    None => reasons.push(Reason::NothingWhole),
-                }
+            } else if *is_whole {
+                whole.keep(id, Reason::Newest, timezone, &mut reasons);
+            } else if let Some(newest) = newest.as_ref().filter(|one| one.time() > id.time()) {
+                fate = Reason::Superseded { by: newest.clone() };
             } else {
-                if newest == Some(id) {
-                    reasons.push(Reason::Newest);
-                }
-                reasons.extend(
-                    rules
-                        .iter_mut()
-                        .filter_map(|rule| rule.keep(id.time(), oldest == Some(id), timezone)),
-                );
+                partial.keep(id, Reason::NothingWhole, timezone, &mut reasons);
             }
             if keeps_all {
                 reasons.push(Reason::NoPolicy);
@@ -119,6 +114,38 @@ pub fn decide(
             Decision { id: id.clone(), keep, reasons: if keep { reasons } else { vec![fate] } }
         })
         .collect()
+}
+
+/// Snapshots that are counted among themselves, newest first.
+struct Counted {
+    newest: Option<SnapshotId>,
+    oldest: Option<SnapshotId>,
+    rules: Vec<Spending>,
+}
+
+impl Counted {
+    fn new<'a>(
+        policy: &Policy,
+        timezone: Tz,
+        newest_first: impl Iterator<Item = &'a Snapshot>,
+    ) -> Self {
+        let ids: Vec<&SnapshotId> = newest_first.map(|snapshot| &snapshot.id).collect();
+        let newest = ids.first().map(|id| (*id).clone());
+        let rules = newest.iter().flat_map(|newest| {
+            policy.rules().map(|rule| Spending::new(rule, newest.time(), timezone))
+        });
+        Self { rules: rules.collect(), oldest: ids.last().map(|id| (*id).clone()), newest }
+    }
+
+    /// Adds to `reasons` why the snapshot is kept, `newest` where it is the newest of them.
+    fn keep(&mut self, id: &SnapshotId, newest: Reason, timezone: Tz, reasons: &mut Vec<Reason>) {
+        if self.newest.as_ref() == Some(id) {
+            reasons.push(newest);
+        }
+        let oldest = self.oldest.as_ref() == Some(id);
+        let rules = self.rules.iter_mut();
+        reasons.extend(rules.filter_map(|rule| rule.keep(id.time(), oldest, timezone)));
+    }
 }
 
 /// A rule while it is held against the snapshots, newest first.

@@ -29,7 +29,7 @@ pub enum Reason {
     Suspect,
     /// Kept: its time is later than the present. A clock was wrong, and nobody can say what it is.
     Future,
-    /// Kept: it is partial, and there is no newer one that is whole.
+    /// Kept: it is the newest that is partial, and there is no newer one that is whole.
     NothingWhole,
     /// Kept: it is the newest that is whole.
     Newest,

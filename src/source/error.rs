@@ -73,6 +73,12 @@ impl SourceError {
             Self::Io { error, .. } if error.kind() == std::io::ErrorKind::PermissionDenied => {
                 ErrorCode::FileDenied
             }
+            // Files never say so, but threads that were not started.
+            Self::Io { error, .. } | Self::Stream(error)
+                if error.kind() == std::io::ErrorKind::WouldBlock =>
+            {
+                ErrorCode::NoThreads
+            }
             Self::Io { .. } | Self::Stream(_) => ErrorCode::FileFailed,
             Self::Damaged(_) => ErrorCode::SnapshotDamaged,
             Self::BeginAgain { .. } => ErrorCode::SourceChanged,

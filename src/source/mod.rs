@@ -20,6 +20,7 @@ pub mod postgres;
 pub mod process;
 pub mod scratch;
 pub mod sqlite;
+pub mod under_way;
 
 use std::io::{Read, Write};
 use std::num::NonZeroU32;
@@ -224,6 +225,8 @@ pub struct Context {
     pub environment: process::Environment,
     /// Folders that are never dumped, and in which nothing is removed.
     pub own_folders: std::sync::Arc<[OwnFolder]>,
+    /// What children that ended well said on their standard error.
+    pub heard: process::Heard,
 }
 
 /// A system that can be dumped.
@@ -491,6 +494,8 @@ pub struct RestoreJob<'a> {
 pub struct RestoreOptions {
     /// Replace what is there.
     pub overwrite: bool,
+    /// What the same restore did before it was interrupted.
+    pub recorded: under_way::Recorded,
     /// Parallel jobs, for what knows them (`pg_restore -j`); 0 or 1 is one.
     pub jobs: usize,
     /// Do not restore owners (nor, in databases, privileges): everything belongs to who restores.

@@ -11,6 +11,7 @@
 
 mod error;
 pub mod local;
+mod patience;
 pub mod s3;
 
 use std::ops::Range;
@@ -24,6 +25,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::error::{StorageError, StorageErrorKind};
+pub use self::patience::Patience;
+use self::patience::{Patient, default_timeout};
 use crate::model::{Cancel, Irregular, RemoteCheck};
 
 /// The configuration of a storage, by its `type`. What is kept there (`retention`, `prune` and
@@ -48,10 +51,28 @@ impl StorageConfig {
     /// # Errors
     /// When the configuration cannot be used (a custom CA file that is not one, say).
     pub async fn open(&self, cancel: &Cancel) -> Result<Box<dyn Storage>, StorageError> {
-        match self {
-            Self::Local(config) => Ok(Box::new(local::Local::open(config))),
-            Self::S3(config) => Ok(Box::new(s3::S3::open(config, cancel).await?)),
-        }
+        self.open_as(self.kind(), Patience::Unattended, cancel).await
+    }
+
+    /// The same, named `name` while it is waited for.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub async fn open_as(
+        &self,
+        name: &str,
+        patience: Patience,
+        cancel: &Cancel,
+    ) -> Result<Box<dyn Storage>, StorageError> {
+        let (inner, waits): (Box<dyn Storage>, _) = match self {
+            Self::Local(config) => (Box::new(local::Local::open(config)), config.waits(patience)),
+            Self::S3(config) => {
+                let timeout = config.timeout.duration();
+                // Each of its requests ends by itself.
+                (Box::new(s3::S3::open(config, patience, cancel).await?), (timeout, None))
+            }
+        };
+        Ok(Box::new(Patient::new(inner, name, patience, waits)))
     }
 
     /// Refuses what could never work, without a look at the world.
@@ -221,6 +242,18 @@ pub trait Storage: Send + Sync {
         key: &str,
         range: Option<Range<u64>>,
     ) -> Result<BoxStream<'static, Result<Bytes, StorageError>>, StorageError>;
+
+    /// The bytes of a small object, each part of the answer waited for only as long as for a
+    /// look-up.
+    ///
+    /// # Errors
+    /// As [`Storage::read`].
+    async fn read_document(
+        &self,
+        key: &str,
+    ) -> Result<BoxStream<'static, Result<Bytes, StorageError>>, StorageError> {
+        self.read(key, None).await
+    }
 
     /// Every finished object whose key begins with `prefix` (a whole number of names, ending in
     /// `/`, or empty), in the order of keys, to the very end. A storage or prefix that does not

@@ -82,6 +82,14 @@ fn codes_documents_and_tests_are_one_set() {
 }
 
 #[test]
+fn a_command_without_threads_provokes_its_code() {
+    needs_root("the limit does not hold for root, and another user is needed");
+    let site = scripted("echo a", "");
+    let list = site.backup(["list", "--json"]).with_user(64_998, site.dir.path());
+    provokes("no_threads", 1, list.with_processes(1).run());
+}
+
+#[test]
 fn configurations_provoke_their_codes() {
     let check = |body: &str| Site::new(body).backup(["check", "--json"]).run();
     let storage = "[storages.local]\ntype = \"local\"\npath = \"@/store\"\n";

@@ -3,8 +3,8 @@
 
 use std::collections::BTreeSet;
 
-use crate::support::sh_in_mounts;
 use crate::support::site::Site;
+use crate::support::{needs_root, sh_in_mounts};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_backup");
 
@@ -129,4 +129,54 @@ fn removing_takes_files_of_any_layer_and_no_mount() {
     let keeps = changes.iter().filter(|change| change["action"] == "keep");
     let kept: Vec<&str> = keeps.map(|change| change["path"].as_str().unwrap()).collect();
     assert_eq!(kept, named, "{plan:#}");
+}
+
+#[test]
+fn an_unreadable_lost_and_found_is_a_note() {
+    needs_root("a file system is mounted, and an ordinary user reads it");
+    let site = site();
+    let script = r#"
+        mkdir -p tree/plain/lost+found tree/disk
+        chmod 0 tree/plain/lost+found
+        mount -t tmpfs disk tree/disk
+        mkdir tree/disk/lost+found tree/disk/private; echo precious >tree/disk/lost+found/found
+        chmod 0 tree/disk/lost+found tree/disk/private
+        sed -i s/one_file_system.*/one_file_system=false/ app.toml; cp app.toml asked.toml
+        cp "$1" program; chown -R 64999 app.toml .; chown -R 0 tree/disk/lost+found
+        as_user() {
+            setpriv --reuid=64999 --regid=64999 --clear-groups ./program --config app.toml "$@"
+        }
+        set +e
+        as_user --strategy daily --json >partial.json; echo $?
+        chmod 0700 tree/plain/lost+found tree/disk/private
+        as_user --strategy daily --json >left.json; echo $?
+        sed "s#^one.*#include = [\"/disk/lost+found\"]#" asked.toml >app.toml
+        as_user --strategy daily --json >asked.json; echo $?
+        cp asked.toml app.toml; rmdir tree/disk/private
+        backup --strategy daily --json >taken.json; echo $?
+        mkdir -p to; cp -a tree to/files
+        as_user restore --to to --overwrite --delete --strategy daily --json >restore.json
+        backup show latest --files --json >show.json
+    "#;
+    let said = in_mounts(&site, script);
+    assert_eq!(
+        said.lines().collect::<Vec<_>>(),
+        ["3", "0", "3", "0"],
+        "partial, left out, asked for, root"
+    );
+    let json = |name: &str| -> serde_json::Value {
+        serde_json::from_slice(&std::fs::read(site.path(name)).unwrap()).unwrap()
+    };
+    let about = |name: &str, level: &str| -> Vec<String> {
+        let report = json(name);
+        let kept = report[level]["kept"].as_array().unwrap();
+        kept.iter().filter_map(|note| Some(note["path"].as_str()?.to_owned())).collect()
+    };
+    assert_eq!(about("partial.json", "warnings"), ["disk/private", "plain/lost+found"]);
+    assert_eq!(about("left.json", "notes"), ["disk/lost+found"]);
+    assert_eq!(json("left.json")["completeness"], "whole");
+    assert_eq!(about("taken.json", "notes"), [""; 0]);
+    let shown = json("show.json");
+    let files = shown["files"].as_array().unwrap();
+    assert!(files.iter().any(|file| file["path"] == "disk/lost+found/found"), "root takes it");
 }

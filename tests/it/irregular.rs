@@ -155,7 +155,6 @@ impl Stored {
             let path = if place.is_empty() { app } else { app.join(place) };
             let there = path.exists();
             let replaced = Replaced::new(&self.site, path, *kind);
-            let before = self.data();
             let what = format!("{place}: {kind:?}");
             let list = self.run(&["list", "--json"]);
             let said = [list.out(), &list.err()].concat();
@@ -166,6 +165,8 @@ impl Stored {
             assert!(verify.code() != Some(0) || is_mark, "{what}: {verify}");
             let said = [verify.out(), &verify.err()].concat();
             assert!(said.contains(named) || is_mark, "{what}: {verify}");
+            // What verification found is remembered there.
+            let before = self.data();
             let check = self.run(&["check", "--json"]).expect(1);
             assert!(check.out().contains(named), "{what}: {check}");
             let prune = self.run(&["prune", "--yes", "--json"]).expect(1);
@@ -180,6 +181,7 @@ impl Stored {
 
     /// Without anything unexpected retention deletes what it should.
     fn ends_well(self) {
+        self.site.backup(["verify", "--read-data"]).expect(0);
         self.site.backup(["check"]).expect(0);
         self.site.backup(["prune", "--yes"]).expect(0);
         assert_eq!(self.site.ids(), [&*self.ids[0], &*self.ids[2]]);

@@ -14,10 +14,13 @@
     reason = "a test says what went wrong by panicking, starts programs and waits for them"
 )]
 
+mod agree;
+mod by_hand;
 mod clocks;
 mod containers;
 mod containers_run;
 mod copy;
+mod damaged_copies;
 mod database_settings;
 mod diff;
 mod directory;
@@ -57,13 +60,17 @@ mod prune_doubts;
 mod prune_only;
 mod prune_s3;
 mod replace;
+mod resumed;
 mod road;
 mod road_postgres;
 mod road_targets;
+mod s3_by_proxy;
 mod schedule;
 mod secrets;
 mod several;
 mod shrunk;
+mod signals;
+mod silent;
 mod spared;
 mod standby;
 mod status;
@@ -71,4 +78,6 @@ mod status_page;
 mod storage;
 mod storage_faults;
 mod support;
+mod threads;
+mod tools_said;
 mod width;

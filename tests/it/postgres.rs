@@ -146,6 +146,7 @@ fn config(url: &str) -> PostgresConfig {
         row_counts: RowCounts::Exact,
         client_dir: None,
         lock_timeout: Span::from(Duration::from_secs(10)),
+        accept_warnings: Vec::new(),
     }
 }
 

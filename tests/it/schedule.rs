@@ -11,6 +11,7 @@ use holdfast::storage::local::LocalConfig;
 
 use crate::support::daemon::{Daemon, WallClock, until};
 use crate::support::plant::{days_ago, plant};
+use crate::support::postgres::Server;
 use crate::support::sh;
 use crate::support::site::{SCRIPTED, Site};
 
@@ -117,6 +118,8 @@ fn asked_to_stop_it_cancels_the_run_that_is_under_way() {
         "{:#?}",
         daemon.seen
     );
+    let errors = daemon.seen.iter().filter(|line| line.contains("\"ERROR\""));
+    assert_eq!(errors.count(), 0, "that was no error: {:#?}", daemon.seen);
     let status = site.backup(["status", "--json"]).run().json();
     assert_eq!(status["strategies"][0]["last_run"]["outcome"], "cancelled", "{status:#}");
     assert!(site.folders().is_empty(), "nothing is left of it");
@@ -596,4 +599,47 @@ fn a_manifest_says_when_the_next_is_due() {
         site.run(0);
         assert_eq!(manifest(&site)["next_due"], serde_json::Value::Null);
     }
+}
+
+#[test]
+fn a_changed_password_is_read_when_a_login_fails() {
+    let server = Server::new(16);
+    let database = server.database();
+    database.run("CREATE TABLE t (x int)");
+    let role = format!("{}_reader", database.name);
+    server.run("postgres", &format!("CREATE ROLE {role} LOGIN SUPERUSER PASSWORD 'first'"));
+    let mut url = server.url(&database.name);
+    url.set_username(&role).unwrap();
+    url.set_password(None).unwrap();
+    let site = Site::new("");
+    let text = format!(
+        "instance = \"app\"\nstate_dir = \"state\"\n[sources.db]\ntype = \"postgres\"\n\
+         url = \"{url}\"\npassword_file = \"password\"\nclient_dir = \"{}\"\n\
+         [storages.local]\ntype = \"local\"\npath = \"store\"\n[strategies.daily]\n\
+         sources = [\"db\"]\nstorages = [\"local\"]\nretry = {{ attempts = 1 }}\n\
+         schedule = \"*/2 * * * * *\"\n",
+        server.bin.display()
+    );
+    std::fs::write(site.config(), &text).unwrap();
+    std::fs::write(site.path("password"), "first").unwrap();
+    let mut daemon = Daemon::start(&site);
+    daemon.says("run committed");
+    for password in ["second", "third"] {
+        server.run("postgres", &format!("ALTER ROLE {role} PASSWORD '{password}'"));
+        daemon.says("nothing was committed");
+        std::fs::write(site.path("password"), password).unwrap();
+        daemon.says("trying again");
+        daemon.says("run committed");
+    }
+    // With other settings it is taken over when that is asked for, and not before.
+    std::fs::write(site.config(), text + "timeout = \"1h\"\n").unwrap();
+    server.run("postgres", &format!("ALTER ROLE {role} PASSWORD 'fourth'"));
+    std::fs::write(site.path("password"), "fourth").unwrap();
+    daemon.says("nothing was committed");
+    daemon.says("nothing was committed");
+    site.backup(["reload"]).expect(0);
+    daemon.says("run committed");
+    let seen = daemon.stop();
+    assert_eq!(seen.iter().filter(|line| line.contains("trying again")).count(), 2);
+    server.run("postgres", &format!("DROP ROLE {role}"));
 }

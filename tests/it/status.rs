@@ -8,7 +8,7 @@ use std::net::{TcpListener, TcpStream};
 use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::support::daemon::{Daemon, WallClock, until};
-use crate::support::site::{SCRIPTED, Site};
+use crate::support::site::{SCRIPTED, Site, noise};
 use crate::support::told::Listener;
 use crate::support::{sh, variable};
 
@@ -330,8 +330,13 @@ fn over_a_month_with_failures_snapshots_status_metrics_and_what_is_told_agree() 
         // The process dies now and then, at a quiet time.
         if dice.roll(5) == 0 {
             daemon.kill();
-            was_failed = false;
             daemon = Daemon::start_at(&site, &clock);
+            daemon.next("app/daily");
+        }
+        // Or it reads its configuration again. Neither makes it forget what it told.
+        if dice.roll(5) == 0 {
+            site.backup(["reload"]).expect(0);
+            daemon.says("is taken over");
             daemon.next("app/daily");
         }
         clock.set(due - TimeDelta::seconds(1));
@@ -503,4 +508,54 @@ on = ["success", "problems", "failure"]
         }
     }
     daemon.stop();
+}
+
+/// A strategy whose snapshots a drill finds bad, with one snapshot.
+fn drilled(schedule: &str) -> (Site, u16) {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let site = Site::new(&format!(
+        "listen = \"127.0.0.1:{port}\"\n[sources.data]\ntype = \"directory\"\npath = \"@/data\"\n\
+         [storages.local]\ntype = \"local\"\npath = \"@/store\"\n[strategies.daily]\n\
+         sources = [\"data\"]\nstorages = [\"local\"]\n{schedule}\
+         [[strategies.daily.drill.checks]]\ntype = \"file\"\nsource = \"data\"\npath = \"wanted\"\n"
+    ));
+    std::fs::create_dir(site.path("data")).unwrap();
+    std::fs::write(site.path("data/a"), noise(500_000)).unwrap();
+    site.run(0);
+    (site, port)
+}
+
+#[test]
+fn what_storages_know_outlives_the_state_folder() {
+    let state = |status: &serde_json::Value| {
+        status["strategies"][0]["state"].as_str().map(str::to_owned).unwrap_or_default()
+    };
+    // With a schedule of runs, and with one of drills only.
+    for schedule in
+        ["schedule = \"0 0 1 1 *\"\n", "[strategies.daily.drill]\nschedule = \"0 0 1 1 *\"\n"]
+    {
+        for expected in ["unproven", "damaged"] {
+            let (site, port) = drilled(schedule);
+            if expected == "damaged" {
+                let object = site.newest().join("data.tar.zst");
+                let mut bytes = std::fs::read(&object).unwrap();
+                bytes[250_000] ^= 1;
+                std::fs::write(&object, bytes).unwrap();
+                site.backup(["verify", "--read-data"]).expect(4);
+            } else {
+                site.backup(["drill", "--strategy", "daily"]).expect(4);
+            }
+            std::fs::remove_dir_all(site.path("state")).unwrap();
+            let told = site.backup(["status", "--json"]).run().json();
+            assert_eq!(state(&told), expected, "{schedule}");
+            std::fs::remove_dir_all(site.path("state")).unwrap();
+            let daemon = Daemon::start(&site);
+            until("the scheduler knows it too", || {
+                TcpStream::connect(("127.0.0.1", port)).is_ok()
+                    && state(&serde_json::from_str(&get(port, "/api/status").1).unwrap())
+                        == expected
+            });
+            daemon.stop();
+        }
+    }
 }

@@ -28,6 +28,7 @@ use crate::engine::context::{Engine, blocking};
 use crate::engine::error::{EngineError, chain};
 use crate::engine::read::fetch::read_facts;
 use crate::engine::read::identities::read_identities;
+use crate::engine::snapshots::list::Snapshot;
 use crate::engine::state::locks::{DrillLock, ReadLock};
 use crate::engine::state::node::node;
 use crate::engine::state::private::{free_bytes, make_private_folder};
@@ -83,6 +84,7 @@ pub async fn drill(
         instance,
         strategy,
         request,
+        copy: None,
         watch: Stopwatch::start(Step::Prepare),
         report: empty_report(instance, strategy, request, SnapshotId::new(started, salt), started),
     };
@@ -127,8 +129,9 @@ pub async fn drill(
         Err(error @ EngineError::NotFound(_)) if request.snapshot != "latest" => return Err(error),
         Err(error) => Some((error.code(), chain(&error))),
     };
+    let copy = drill.copy.take();
     let mut report = drill.conclude(engine, unjudged);
-    record::record(engine, instance, strategy, &mut report).await;
+    record::record(engine, instance, strategy, copy.as_ref(), &mut report).await;
     Ok(report)
 }
 
@@ -137,6 +140,8 @@ struct Drill<'a> {
     instance: &'a Instance,
     strategy: &'a Strategy,
     request: &'a DrillRequest,
+    /// What is drilled, as the storage has it.
+    copy: Option<Snapshot>,
     watch: Stopwatch,
     report: DrillReport,
 }
@@ -156,6 +161,7 @@ fn empty_report(
         problem: None,
         code: None,
         suspect: false,
+        only_this_copy: false,
         snapshot: None,
         storage: request.storage.clone().unwrap_or_else(|| strategy.drill.storage.clone()),
         address: String::new(),
@@ -338,6 +344,7 @@ impl Drill<'_> {
             work_dir: self.instance.work_dir.clone(),
             environment: engine.environment.clone(),
             own_folders: Arc::clone(&engine.own_folders),
+            heard: Default::default(),
         }
     }
 
@@ -508,6 +515,10 @@ impl Drill<'_> {
         let failed: Vec<&Check> =
             report.checks.iter().filter(|check| check.outcome == CheckOutcome::Failed).collect();
         report.suspect = !failed.is_empty() && failed.iter().all(|check| check.kind == "shrink");
+        let is_stored = |check: &&Check| matches!(check.kind.as_str(), "digest" | "manifest");
+        let is_content = |check: &&Check| !matches!(check.kind.as_str(), "rto" | "rpo");
+        report.only_this_copy = failed.iter().any(is_stored)
+            && failed.iter().copied().filter(is_content).all(|check| is_stored(&check));
         let bad: Vec<String> = report.bad_news().map(Check::in_words).collect();
         let more = bad.len().saturating_sub(1);
         let first = bad.into_iter().next();

@@ -6,6 +6,8 @@ use crate::catalog::DrillRecord;
 use crate::config::{Instance, Strategy};
 use crate::engine::context::{Engine, OpenStorage};
 use crate::engine::error::{EngineError, chain};
+use crate::engine::read::damage::remember;
+use crate::engine::snapshots::list::Snapshot;
 use crate::engine::snapshots::mark_writer::write_mark;
 use crate::model::{
     CheckOutcome, Evidence, MANIFEST_KEY, Mark, Name, Says, SnapshotId, SnapshotRef, Verdict,
@@ -17,10 +19,17 @@ pub(in crate::engine) async fn record(
     engine: &Engine,
     instance: &Instance,
     strategy: &Strategy,
+    copy: Option<&Snapshot>,
     report: &mut DrillReport,
 ) {
+    if report.only_this_copy {
+        if let Some(copy) = copy.filter(|copy| copy.manifest.is_ok())
+            && let Err(error) = note_copy(engine, instance, copy, report).await
+        {
+            report.unrecorded.push((report.storage.to_string(), chain(&error)));
+        }
     // Of a drill that judged nothing there is nothing to say of the snapshot.
-    if let Some(id) = report.snapshot.as_ref().map(|snapshot| snapshot.id.clone())
+    } else if let Some(id) = report.snapshot.as_ref().map(|snapshot| snapshot.id.clone())
         && report.verdict != Verdict::Inconclusive
     {
         let names = instance
@@ -60,6 +69,21 @@ pub(in crate::engine) async fn record(
     if let Err(error) = catalog.record_drill(&record).await {
         report.unrecorded.push(("catalog".to_owned(), error.to_string()));
     }
+}
+
+/// Says beside the copy that was drilled that it is damaged. The other copies may be good.
+async fn note_copy(
+    engine: &Engine,
+    instance: &Instance,
+    copy: &Snapshot,
+    report: &mut DrillReport,
+) -> Result<(), EngineError> {
+    let Some(config) = instance.storages.get(&copy.storage) else { return Ok(()) };
+    let open = OpenStorage::open(&copy.storage, config, &engine.cancel).await?;
+    let problem = report.problem.clone().unwrap_or_default();
+    remember(engine, &open, copy, &problem).await;
+    report.recorded.push(copy.storage.clone());
+    Ok(())
 }
 
 /// Puts the verdict beside the snapshot in one storage. False when it has no such snapshot.

@@ -170,6 +170,7 @@ impl Rehearsal {
             work_dir: self.place.folder.clone(),
             environment: self.engine.environment.clone(),
             own_folders: Arc::clone(&self.engine.own_folders),
+            heard: Default::default(),
         }
     }
 
@@ -233,6 +234,7 @@ impl Rehearsal {
                 return Err(error);
             }
         }
+        rehearsed.remarks.extend(Some(source.as_str()), cx.heard.take());
         targets.extend(target.map(|target| (source.clone(), target)));
         Ok(())
     }

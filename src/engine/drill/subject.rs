@@ -46,6 +46,7 @@ impl Drill<'_> {
         let marks = marks_for(engine, self.instance, self.strategy, &open).await;
         for one in &mut snapshots {
             one.is_suspect = marks.is_suspect(&one.strategy, &one.id);
+            one.damage = one.damage_by(&marks);
         }
         let id = match choose(&snapshots, &self.request.snapshot) {
             Ok(id) => id,
@@ -63,6 +64,7 @@ impl Drill<'_> {
                 };
             }
         };
+        self.copy = snapshots.iter().find(|one| one.id == id).cloned();
         let folder = format!("{}/{}/{id}/", self.instance.name, self.strategy.name);
         // The one that is stored: what the catalog remembers of it proves nothing.
         let key = format!("{folder}{MANIFEST_KEY}");

@@ -9,10 +9,11 @@ use tokio::runtime::Handle;
 
 use crate::engine::context::{Engine, OpenStorage};
 use crate::engine::error::{EngineError, chain};
+use crate::engine::read::damage::remember;
 use crate::engine::read::fetch::read_ahead;
 use crate::engine::snapshots::documents::{LARGEST_MANIFEST, read_document};
 use crate::engine::snapshots::find::find;
-use crate::engine::snapshots::list::{Listing, Selection, Snapshot, list_one, mark_suspects};
+use crate::engine::snapshots::list::{Listing, Selection, Snapshot, heed_marks, list_one};
 use crate::engine::snapshots::mark_writer::bring_marks;
 use crate::engine::write::snapshot_writer::{Arrival, Gate, Incoming, check_keys, objects};
 use crate::model::{MANIFEST_KEY, Manifest, Name, Rate, SnapshotId, StoredObject, total};
@@ -124,12 +125,13 @@ pub async fn copy(
     wanted
         .snapshots
         .sort_by(|a, b| (&a.instance, &a.strategy, &a.id).cmp(&(&b.instance, &b.strategy, &b.id)));
+    wanted.unread_marks =
+        heed_marks(engine, std::slice::from_ref(from), &mut wanted.snapshots).await;
     if let Some(which) = &request.snapshot {
-        let from = std::slice::from_ref(from);
-        wanted.unread_marks = mark_suspects(engine, from, &mut wanted.snapshots).await;
         wanted.snapshots = find(&wanted, which, None)?;
     }
-    let present = list(to).await?;
+    let mut present = list(to).await?;
+    heed_marks(engine, std::slice::from_ref(to), &mut present).await;
     let mut report = CopyReport {
         from: from.name.clone(),
         from_address: from.storage.address(),
@@ -253,6 +255,9 @@ impl Copy<'_> {
                 Err(failure) => {
                     let text = chain(&failure.error);
                     tracing::error!(id = %snapshot.id, "{text}");
+                    if failure.state == CopyState::Damaged {
+                        remember(self.engine, self.from, snapshot, &text).await;
+                    }
                     (one.state, one.error) = (failure.state, Some(text));
                     ended = failure.gone.then_some(failure.error);
                 }
@@ -427,7 +432,16 @@ fn judge(snapshot: &Snapshot, present: &[Snapshot]) -> (CopyState, Option<String
             );
         }
     };
-    match present.iter().find(same).map(|there| (&there.storage, &there.manifest)) {
+    let there = present.iter().find(same);
+    if let Some((there, damage)) = there.and_then(|there| Some((there, there.damage.as_ref()?))) {
+        let Snapshot { storage, id, .. } = there;
+        let problem = format!(
+            "The copy in `{storage}` is damaged: {damage}. Nothing was overwritten. To replace it, \
+             `backup forget {id} --storage {storage}`, then copy again"
+        );
+        return (CopyState::Differs, Some(problem));
+    }
+    match there.map(|there| (&there.storage, &there.manifest)) {
         None => (CopyState::Planned, None),
         Some((_, Ok(there))) if there.artifacts == manifest.artifacts => (CopyState::Present, None),
         Some((storage, Ok(_))) => {

@@ -15,13 +15,14 @@ use crate::engine::error::EngineError;
 use crate::engine::exchange::staging::Staging;
 use crate::engine::exchange::{README, STORAGE};
 use crate::engine::read::by_hand::{by_hand, shell_quoted};
+use crate::engine::read::damage::remembered;
 use crate::engine::read::fault::reading_failed;
 use crate::engine::read::fetch::read_stored;
 use crate::engine::read::files::Side;
 use crate::engine::run::{last_committed, run};
 use crate::engine::snapshots::documents::{LARGEST_MANIFEST, read_document};
 use crate::engine::snapshots::list::{Selection, Snapshot, list};
-use crate::engine::snapshots::mark_writer::keys_of;
+use crate::engine::snapshots::mark_writer::{is_about_one_copy, keys_of};
 use crate::engine::snapshots::marks::LARGEST_MARK;
 use crate::engine::state::locks::ReadLock;
 use crate::engine::write::snapshot_writer::{check_keys, objects};
@@ -80,7 +81,8 @@ pub async fn export(
     let _reading =
         ReadLock::share(&engine.state_dir, &side.snapshot.instance, &side.snapshot.strategy)?;
     let staging = Staging::new(&request.output, request.overwrite)?;
-    pack_into(engine, side, request, staging).await
+    let packed = pack_into(engine, side, request, staging).await;
+    remembered(engine, side, packed).await
 }
 
 /// Runs the sources of `strategy` into a private folder beside the file, and packs what they gave.
@@ -212,7 +214,7 @@ async fn marks(
 ) -> Result<Vec<(String, Vec<u8>)>, StorageError> {
     let mut marks = Vec::new();
     for key in keys_of(storage, &snapshot.instance, &[&snapshot.id].into()).await? {
-        if !key.contains("/damaged-") {
+        if !is_about_one_copy(&key) {
             let body = read_document(storage.storage.as_ref(), &key, LARGEST_MARK).await?;
             match Mark::from_bytes(&body, &key) {
                 Err(error) if !error.is_newer() => {

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use tokio::sync::mpsc;
 
-use crate::engine::context::{Engine, OpenStorage};
+use crate::engine::context::{Engine, OpenStorage, on_thread};
 use crate::engine::error::EngineError;
 use crate::engine::exchange::{README, SEALED};
 use crate::engine::snapshots::documents::{LARGEST_MANIFEST, read_document};
@@ -84,11 +84,11 @@ pub async fn import(
     let (sender, parts) = mpsc::channel(QUEUE);
     let identities = request.identities.clone();
     // It ends when nobody takes the parts any more.
-    let reading = tokio::task::spawn_blocking(move || {
+    let reading = on_thread(move || {
         if let Err(fault) = read(file, &identities, &sender) {
             let _ = sender.blocking_send(Err(fault));
         }
-    });
+    })?;
     let mut parts = Parts { path, parts, marks: Vec::new() };
     let first = parts.next_member().await?.ok_or_else(|| parts.bad("It has no manifest"))?;
     let SnapshotRef { instance, strategy, id } = &first.place;

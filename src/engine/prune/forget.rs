@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use futures::future::join_all;
+
 use crate::engine::context::{Engine, OpenStorage};
 use crate::engine::error::EngineError;
 use crate::engine::prune::deleting::{Deleter, exclude};
@@ -55,10 +57,14 @@ pub async fn forget(
     }
     let now = engine.clock.now();
     let mut deleting: Vec<(&Name, &OpenStorage, Vec<Snapshot>)> = Vec::new();
-    for (strategy, open) in &places {
-        let selection =
-            Selection { instance: Some(instance.clone()), strategy: Some((*strategy).clone()) };
-        let listing = list_without_marks(engine, std::slice::from_ref(*open), &selection).await;
+    let selection = |strategy: &Name| Selection {
+        instance: Some(instance.clone()),
+        strategy: Some(strategy.clone()),
+    };
+    let listing = places.iter().map(|(strategy, open)| async move {
+        list_without_marks(engine, std::slice::from_ref(*open), &selection(strategy)).await
+    });
+    for ((strategy, open), listing) in places.iter().zip(join_all(listing).await) {
         problems.extend(
             listing
                 .unlisted
@@ -84,10 +90,24 @@ pub async fn forget(
                 open.name
             ));
         }
-        // Where drills found all of them bad, the last whole one is still better than nothing.
+        // Where drills found all of them bad, the last whole one is still better than nothing; a
+        // damaged copy is not, where another storage has a good one to copy from.
         let any_good = going.iter().chain(&staying).any(|snapshot| is_good(snapshot, &marks));
+        let damaged = going.iter().any(|snapshot| snapshot.damage_by(&marks).is_some());
+        let elsewhere: Vec<OpenStorage> =
+            opened.iter().filter(|other| damaged && other.name != open.name).cloned().collect();
+        let elsewhere =
+            list_without_marks(engine, &elsewhere, &selection(strategy)).await.snapshots;
+        let is_replaceable = |damaged: &Snapshot| {
+            damaged.damage_by(&marks).is_some()
+                && elsewhere.iter().any(|other| other.id == damaged.id && is_good(other, &marks))
+        };
         let good = |snapshot: &&Snapshot| {
-            is_good(snapshot, &marks) || (!any_good && snapshot.is_whole() && !snapshot.is_future)
+            is_good(snapshot, &marks)
+                || (!any_good
+                    && snapshot.is_whole()
+                    && !snapshot.is_future
+                    && !is_replaceable(snapshot))
         };
         if let Some(last) = going.iter().rfind(good)
             && !staying.iter().any(|snapshot| good(&snapshot))
@@ -142,8 +162,10 @@ pub async fn forget(
     let mut report = Vec::new();
     for (strategy, open, going) in deleting {
         let mut pruned = Pruned::refused(strategy.clone(), open.name.clone(), None);
-        let going: Vec<(SnapshotId, u64)> =
-            going.into_iter().map(|snapshot| (snapshot.id, snapshot.listed_bytes)).collect();
+        let going: Vec<(SnapshotId, u64)> = going
+            .into_iter()
+            .map(|snapshot| (snapshot.id.clone(), snapshot.stored_bytes()))
+            .collect();
         deleter.delete_each(open, &going, &mut pruned).await;
         if pruned.problem.is_some() || !pruned.deleted.is_empty() {
             report.push(pruned);

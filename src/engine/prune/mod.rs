@@ -12,8 +12,9 @@ mod forget;
 pub(in crate::engine) mod refusal;
 
 use chrono::{DateTime, Utc};
+use futures::future::join_all;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::catalog::{CachedManifest, CatalogError};
 use crate::config::{Instance, Strategy};
@@ -69,8 +70,16 @@ pub struct PlacePlan {
     /// Why nothing may be deleted here now, whatever the decisions say.
     #[serde(serialize_with = "refusal::with_messages")]
     pub refusals: Vec<Refusal>,
-    /// Every snapshot that there is, newest first.
+    /// Every snapshot that there is, newest first; serialized oldest first, as everywhere.
+    #[serde(serialize_with = "oldest_first")]
     pub snapshots: Vec<PlannedSnapshot>,
+}
+
+fn oldest_first<S: Serializer>(
+    snapshots: &[PlannedSnapshot],
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(snapshots.iter().rev())
 }
 
 /// What would become of one snapshot.
@@ -81,7 +90,8 @@ pub struct PlannedSnapshot {
     pub decision: Decision,
     /// Whether content is missing; none where its manifest cannot be read.
     pub completeness: Option<Completeness>,
-    /// Bytes that it takes.
+    /// Bytes of its artifacts, by the manifest; of all that lies in its folder, where that cannot
+    /// be read.
     pub stored_bytes: u64,
 }
 
@@ -148,8 +158,8 @@ pub async fn plan_prune(engine: &Engine, scope: PruneScope<'_>) -> PrunePlan {
 async fn plan_with(engine: &Engine, scope: PruneScope<'_>, marks: &Marks) -> PrunePlan {
     let mut places = Vec::new();
     for strategy in scope.strategies() {
-        for (name, open) in scope.places(strategy) {
-            places.push(match open {
+        let planning = scope.places(strategy).map(|(name, open)| async move {
+            match open {
                 Ok(open) => plan_place(engine, scope.instance, strategy, open, marks).await,
                 Err(problem) => {
                     let refusals = vec![Refusal::Unreachable { problem: problem.clone() }];
@@ -163,8 +173,9 @@ async fn plan_with(engine: &Engine, scope: PruneScope<'_>, marks: &Marks) -> Pru
                         snapshots: Vec::new(),
                     }
                 }
-            });
-        }
+            }
+        });
+        places.extend(join_all(planning).await);
     }
     PrunePlan::new(places)
 }
@@ -240,7 +251,7 @@ pub(in crate::engine) async fn plan_place(
             let snapshot = snapshots.iter().find(|snapshot| snapshot.id == decision.id)?;
             Some(PlannedSnapshot {
                 completeness: snapshot.manifest.as_ref().ok().map(|manifest| manifest.completeness),
-                stored_bytes: snapshot.listed_bytes,
+                stored_bytes: snapshot.stored_bytes(),
                 decision,
             })
         })
@@ -304,6 +315,7 @@ async fn unexplained(
             listed_bytes: 0,
             is_future: is_future(id, now),
             is_suspect: false,
+            damage: None,
         });
     }
     let kept = decisions(strategy, policy, &all, &marks.as_of(&open.name), now)

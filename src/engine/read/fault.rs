@@ -115,6 +115,7 @@ pub(in crate::engine) fn failed_in(
             snapshot: id.to_string(),
             storage: storage.name.clone(),
             problem: format!("`{artifact}`: {problem}"),
+            in_copy: false,
         },
         error => failed(artifact, error),
     }

@@ -11,7 +11,7 @@ use futures::TryStreamExt as _;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
-use crate::engine::context::{Engine, OpenStorage};
+use crate::engine::context::{Engine, OpenStorage, blocking};
 use crate::engine::error::EngineError;
 use crate::engine::read::fault::{UNREACHED, reading_failed};
 use crate::model::{Artifact, Encryption, Facts, FactsError, Manifest};
@@ -153,15 +153,14 @@ pub async fn read_facts(
     }
     let folder = manifest.snapshot_ref().folder();
     let (from, identities, runtime) = (storage.clone(), identities.to_vec(), Handle::current());
-    let facts = tokio::task::spawn_blocking(move || -> Result<_, DecodeError> {
+    let facts = blocking(move || -> Result<_, DecodeError> {
         let plain = read_plain(&from, &folder, &artifact, &identities, None, &runtime)?;
         match Facts::from_reader(plain) {
             Err(FactsError::Stream(error)) => Err(error.into()),
             read => Ok(read),
         }
     })
-    .await
-    .map_err(|error| EngineError::Internal(error.to_string()))?
+    .await?
     .map_err(|error| match error {
         DecodeError::Locked(why) => {
             EngineError::Request(format!("`{}` is encrypted, and {why}", manifest.id))

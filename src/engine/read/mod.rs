@@ -6,6 +6,8 @@
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 pub(in crate::engine) mod by_hand;
+pub(in crate::engine) mod copies;
+pub(in crate::engine) mod damage;
 pub(in crate::engine) mod databases;
 pub(in crate::engine) mod fault;
 pub(in crate::engine) mod fetch;

@@ -4,7 +4,7 @@ use std::io::Read;
 
 use tokio::runtime::Handle;
 
-use crate::engine::context::{Engine, OpenStorage};
+use crate::engine::context::{Engine, OpenStorage, blocking};
 use crate::engine::error::EngineError;
 use crate::engine::read::fault::reading_failed;
 use crate::engine::read::fetch::{read_plain, read_stored};
@@ -28,7 +28,7 @@ pub(in crate::engine) async fn read_through(
         (engine.clone(), storage.clone(), id.clone(), folder.to_owned());
     let (artifact, identities, facts) = (artifact.clone(), identities.to_vec(), facts.cloned());
     let runtime = Handle::current();
-    tokio::task::spawn_blocking(move || {
+    blocking(move || {
         let failed = |error: &std::io::Error| {
             if engine.cancel.is_cancelled() {
                 EngineError::Cancelled
@@ -64,8 +64,7 @@ pub(in crate::engine) async fn read_through(
             }
         }
     })
-    .await
-    .map_err(|error| EngineError::Internal(error.to_string()))?
+    .await?
 }
 
 /// Whether every artifact of `manifest` that `wanted` accepts reads undamaged from the storage.
@@ -84,15 +83,7 @@ pub(in crate::engine) async fn ensure_undamaged(
         engine
             .progress
             .begin(format!("checking {}", artifact.name), expected.map(|known| known.plain_bytes));
-        match read_through(engine, storage, &manifest.id, &folder, artifact, identities, facts)
-            .await
-        {
-            Err(EngineError::Damaged { snapshot, storage, problem }) => {
-                let problem = format!("{problem}. Nothing was overwritten");
-                return Err(EngineError::Damaged { snapshot, storage, problem });
-            }
-            read => read?,
-        }
+        read_through(engine, storage, &manifest.id, &folder, artifact, identities, facts).await?;
     }
     Ok(())
 }

@@ -65,6 +65,10 @@ impl Run<'_> {
     pub(super) fn stream_error(&self, error: &std::io::Error, cancel: &Cancel) -> EngineError {
         if cancel.is_cancelled() {
             EngineError::Cancelled
+        } else if error.kind() == std::io::ErrorKind::WouldBlock {
+            // Nothing else of a stream says so: its threads were not started.
+            let code = error.raw_os_error().unwrap_or(rustix::io::Errno::AGAIN.raw_os_error());
+            EngineError::NoThreads(std::io::Error::from_raw_os_error(code))
         } else if self.members.iter().any(|member| member.member.is_well()) {
             EngineError::Internal(format!("The pipeline failed: {error}"))
         } else {
@@ -84,12 +88,9 @@ async fn dump(
         let dumped = source.dump(&context, outputs.as_ref())?;
         // The source says that it succeeded: only now does anything that it wrote count.
         let written = SourceOutputs::written(dumped.artifacts).map_err(SourceError::Stream)?;
-        Ok(Taken {
-            written,
-            consistency: dumped.consistency,
-            facts: dumped.facts,
-            remarks: dumped.remarks,
-        })
+        let mut remarks = dumped.remarks;
+        remarks.extend(None, context.heard.take());
+        Ok(Taken { written, consistency: dumped.consistency, facts: dumped.facts, remarks })
     })
     .await
 }

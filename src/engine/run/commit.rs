@@ -120,8 +120,8 @@ impl Run<'_> {
     }
 
     /// Carries out the retention in each storage where the run committed. What cannot be pruned now
-    /// is pruned after a later run.
-    pub(super) async fn prune(&mut self, node: &str) {
+    /// is pruned after a later run. After a partial run only partial snapshots are deleted.
+    pub(super) async fn prune(&mut self, node: &str, completeness: Completeness) {
         let (instance, strategy) = (&self.instance.name, &self.strategy.name);
         let rests = |place: &RunMember| {
             rests(self.instance, self.strategy, &place.member.open.name).is_some()
@@ -150,7 +150,17 @@ impl Run<'_> {
         let deleter = Deleter { engine: self.engine, instance, node, marks: &marks };
         for place in self.members.iter_mut().filter(|place| place.committed && !rests(place)) {
             let open = &place.member.open;
-            let plan = plan_place(self.engine, self.instance, self.strategy, open, &marks).await;
+            let mut plan =
+                plan_place(self.engine, self.instance, self.strategy, open, &marks).await;
+            if completeness == Completeness::Partial {
+                let others = plan.snapshots.iter_mut();
+                others
+                    .filter(|one| one.completeness != Some(Completeness::Partial))
+                    .for_each(|one| one.decision.keep = true);
+                if plan.to_delete().next().is_none() {
+                    continue;
+                }
+            }
             let pruned = deleter.carry_out(open, &plan, false).await;
             if let Some(problem) = &pruned.problem {
                 tracing::warn!(storage = %open.name, "retention: {problem}");

@@ -25,14 +25,13 @@ impl Run<'_> {
 
     /// Starts `before` where there is one.
     pub(super) async fn before(
-        &self,
+        &mut self,
         around: Around<'_>,
         cancel: &Cancel,
     ) -> Result<(), EngineError> {
-        let Some(command) = self.hooks_of(around).and_then(|hooks| hooks.before.as_ref()) else {
-            return Ok(());
-        };
-        self.hook("before", command, around, None, cancel).await
+        let command = self.hooks_of(around).and_then(|hooks| hooks.before.clone());
+        let Some(command) = command else { return Ok(()) };
+        self.hook("before", &command, around, None, cancel).await
     }
 
     /// Starts `after`, and after a failure `on_failure`. The run may have been cancelled: they are
@@ -71,7 +70,7 @@ impl Run<'_> {
     }
 
     async fn hook(
-        &self,
+        &mut self,
         hook: &'static str,
         command: &[String],
         around: Around<'_>,
@@ -100,9 +99,17 @@ impl Run<'_> {
                 .variable("HOLDFAST_ERROR", error.unwrap_or_default());
         }
         tracing::info!(hook, "starting the hook of the {of} `{name}`");
+        let heard = context.heard.clone();
         let started = blocking(move || call.read_into(&context, &mut std::io::sink())).await?;
         match started {
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                let source = match around {
+                    Around::Run => None,
+                    Around::Source(name) => Some(name.as_str()),
+                };
+                self.remarks.extend(source, heard.take());
+                Ok(())
+            }
             Err(SourceError::Cancelled) => Err(EngineError::Cancelled),
             Err(error) => Err(EngineError::Hook { error: Box::new(error) }),
         }

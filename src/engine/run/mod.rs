@@ -92,6 +92,16 @@ pub async fn last_began(
     listed.filter_map(|snapshots| snapshots.last().map(|snapshot| snapshot.id.time())).max()
 }
 
+/// Whether the last run of `strategy` failed, and is not made up for: somebody was told.
+pub async fn has_failed(engine: &Engine, instance: &Instance, strategy: &Strategy) -> bool {
+    let Some(catalog) = engine.catalog().await else { return false };
+    let (of, name) = (&instance.name, &strategy.name);
+    let last = catalog.last_run(of, name, false).await;
+    let concluded = catalog.last_concluded(of, name, strategy.retry.attempts).await;
+    matches!((last, concluded), (Ok(Some(last)), Ok(Some(concluded)))
+        if last.outcome == Outcome::Failed && last.started == concluded)
+}
+
 /// The last run of `strategy` that committed, as it was recorded.
 pub(in crate::engine) async fn last_committed(
     engine: &Engine,
@@ -309,8 +319,8 @@ impl Run<'_> {
         beating.abort();
         let _ = beating.await;
         self.clean_up().await;
-        if matches!(result, Ok(Completeness::Whole)) {
-            self.prune(node).await;
+        if let Ok(completeness) = result {
+            self.prune(node, completeness).await;
         }
         self.look_again().await;
         result
@@ -477,6 +487,7 @@ impl Run<'_> {
             work_dir: self.instance.work_dir.clone(),
             environment: self.engine.environment.clone(),
             own_folders: Arc::clone(&self.engine.own_folders),
+            heard: Default::default(),
         }
     }
 

@@ -358,7 +358,7 @@ async fn objects_without_a_name_go_with_the_snapshot() {
 /// A hundred thousand tables and a million warnings.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_largest_honest_facts_are_committed_and_restored() {
-    use crate::engine::{Destination, RestoreRequest, Selection, list, restore};
+    use crate::engine::{Destination, RestoreRequest, Selection, Side, list, restore};
 
     const TABLES: usize = 100_000;
     let world = World::new();
@@ -393,6 +393,7 @@ async fn the_largest_honest_facts_are_committed_and_restored() {
         no_progress_timeout: std::time::Duration::from_secs(60),
     };
     let listing = list(&engine, std::slice::from_ref(&open), &Selection::default()).await;
-    restore(&engine, &open, &listing.snapshots[0], &request).await.unwrap();
+    let copy = Side { storage: open, snapshot: listing.snapshots[0].clone() };
+    restore(&engine, &[copy], &request).await.unwrap();
     assert_eq!(std::fs::read(out.join("db/db.out")).unwrap(), b"content");
 }

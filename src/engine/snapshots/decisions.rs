@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
+use futures::future::join_all;
 
 use crate::config::{Instance, Strategy};
 use crate::engine::context::{Engine, OpenStorage};
@@ -41,13 +42,9 @@ pub(in crate::engine) async fn marks_for(
     if marks.suspects(&strategy.name).is_empty() {
         return marks;
     }
-    for (name, config) in &instance.storages {
-        if *name != open.name
-            && let Ok(other) = OpenStorage::open(name, config, &engine.cancel).await
-        {
-            storages.push(other);
-        }
-    }
+    let others = instance.storages.iter().filter(|(name, _)| **name != open.name);
+    let opening = others.map(|(name, config)| OpenStorage::open(name, config, &engine.cancel));
+    storages.extend(join_all(opening).await.into_iter().flatten());
     read_marks(engine, &storages, &instance.name).await
 }
 
@@ -92,6 +89,12 @@ pub(in crate::engine) fn decisions(
     if let Some(good) = good.filter(|good| Some(*good) != newest) {
         protected.entry(good.clone()).or_default().push(Reason::LastGood);
     }
+    // A whole one that is bad supersedes no partial one: that may be all there is.
+    let intact = snapshots.iter().filter(|snapshot| is_intact(snapshot, marks));
+    let intact = intact.map(|snapshot| &snapshot.id).max();
+    if let Some(intact) = intact.filter(|one| Some(*one) > good && Some(*one) < newest) {
+        protected.entry(intact.clone()).or_default().push(Reason::NothingWhole);
+    }
     let known: Vec<retention::Snapshot> = snapshots
         .iter()
         .map(|snapshot| retention::Snapshot { id: snapshot.id.clone(), whole: snapshot.is_whole() })
@@ -108,9 +111,15 @@ pub(in crate::engine) fn is_good(snapshot: &Snapshot, marks: &Marks) -> bool {
     let bad = marks
         .drilled(&snapshot.strategy, &snapshot.id)
         .is_some_and(|drilled| drilled.verdict == Verdict::Failed);
-    snapshot.is_whole()
+    snapshot.is_whole() && !bad && is_intact(snapshot, marks)
+}
+
+/// Whether what the snapshot has can be restored, as far as is known. (A drill finds every partial
+/// one bad.)
+fn is_intact(snapshot: &Snapshot, marks: &Marks) -> bool {
+    snapshot.manifest.is_ok()
+        && snapshot.flaws.is_empty()
         && !snapshot.is_future
-        && !bad
         && !marks.is_suspect(&snapshot.strategy, &snapshot.id)
-        && !snapshot.manifest.as_ref().is_ok_and(|manifest| marks.is_damaged(manifest))
+        && snapshot.damage_by(marks).is_none()
 }

@@ -56,7 +56,7 @@ pub(in crate::engine) async fn read_document(
     key: &str,
     limit: u64,
 ) -> Result<Vec<u8>, StorageError> {
-    let mut stream = storage.read(key, None).await?;
+    let mut stream = storage.read_document(key).await?;
     let mut body = Vec::new();
     while let Some(chunk) = stream.try_next().await? {
         if (body.len() as u64).saturating_add(chunk.len() as u64) > limit {

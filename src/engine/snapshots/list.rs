@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use chrono::{DateTime, Utc};
+use futures::future::join_all;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::sync::Semaphore;
 
@@ -13,7 +14,7 @@ use crate::config::{Instance, Strategy};
 use crate::engine::context::{Engine, OpenStorage, blocking};
 use crate::engine::error::{EngineError, chain};
 use crate::engine::snapshots::documents::{Document, LARGEST_MANIFEST, PARALLEL, read_listed};
-use crate::engine::snapshots::marks::read_marks;
+use crate::engine::snapshots::marks::{Marks, read_marks};
 use crate::engine::snapshots::present::{is_future, present};
 use crate::engine::snapshots::unexpected::Listed;
 use crate::model::{
@@ -50,8 +51,11 @@ pub struct Snapshot {
     /// Whether it was begun later than it is now, so that nobody knows when: it is never `latest`.
     pub is_future: bool,
     /// Whether it has much less than the last good one, and nobody has released it: it is never
-    /// `latest`. Only [`list`] and [`mark_suspects`] look for that.
+    /// `latest`. Only [`list`] and [`heed_marks`] look for that.
     pub is_suspect: bool,
+    /// What is wrong with this copy, where somebody read it and found it damaged, and nobody has
+    /// found it sound since. Known where `is_suspect` is.
+    pub damage: Option<String>,
 }
 
 /// Why a manifest cannot be used.
@@ -140,6 +144,18 @@ impl Snapshot {
         self.snapshot_ref().manifest_key()
     }
 
+    /// Why this copy is damaged, where it was found so and has not been found sound since. One
+    /// whose manifest cannot be read says so itself.
+    pub(in crate::engine) fn damage_by(&self, marks: &Marks) -> Option<String> {
+        marks.damage(&self.storage, self.manifest.as_ref().ok()?)
+    }
+
+    /// Bytes of its artifacts, by the manifest; of all that lies in its folder, where that cannot
+    /// be read.
+    pub fn stored_bytes(&self) -> u64 {
+        self.manifest.as_ref().map_or(self.listed_bytes, Manifest::stored_bytes)
+    }
+
     /// Whether it has all that its sources had, as far as manifest and listing tell.
     pub fn is_whole(&self) -> bool {
         self.flaws.is_empty()
@@ -178,11 +194,11 @@ impl Listing {
     }
 }
 
-/// Lists the snapshots of `selection` in every storage, and looks which are suspect. A storage that
-/// cannot be listed is told apart, not left out.
+/// Lists the snapshots of `selection` in every storage, and looks which are suspect and which
+/// copies were found damaged. A storage that cannot be listed is told apart, not left out.
 pub async fn list(engine: &Engine, storages: &[OpenStorage], selection: &Selection) -> Listing {
     let mut listing = list_without_marks(engine, storages, selection).await;
-    let unread = mark_suspects(engine, storages, &mut listing.snapshots).await;
+    let unread = heed_marks(engine, storages, &mut listing.snapshots).await;
     // That of a storage which cannot be listed is said already.
     let unlisted: BTreeSet<&Name> = listing.unlisted.iter().map(|(name, _)| name).collect();
     let unread = unread.into_iter().filter(|(name, _)| !unlisted.contains(name));
@@ -190,9 +206,9 @@ pub async fn list(engine: &Engine, storages: &[OpenStorage], selection: &Selecti
     listing
 }
 
-/// Looks which of the snapshots are suspect, by the marks in `storages`. Returns where marks could
-/// not be read, and why.
-pub(in crate::engine) async fn mark_suspects(
+/// Looks which of the snapshots are suspect, and which copies damaged, by the marks in `storages`.
+/// Returns where marks could not be read, and why.
+pub(in crate::engine) async fn heed_marks(
     engine: &Engine,
     storages: &[OpenStorage],
     snapshots: &mut [Snapshot],
@@ -205,6 +221,7 @@ pub(in crate::engine) async fn mark_suspects(
         let marks = read_marks(engine, storages, &instance).await;
         for snapshot in of_instance {
             snapshot.is_suspect = marks.is_suspect(&snapshot.strategy, &snapshot.id);
+            snapshot.damage = snapshot.damage_by(&marks);
         }
         unread.extend(marks.unread());
     }
@@ -218,9 +235,11 @@ pub(in crate::engine) async fn list_without_marks(
     selection: &Selection,
 ) -> Listing {
     let mut listing = Listing::default();
-    for open in storages {
-        engine.progress.begin(format!("listing {}", open.name), None);
-        match list_one(engine, open, selection).await {
+    let names: Vec<&str> = storages.iter().map(|open| open.name.as_str()).collect();
+    engine.progress.begin(format!("listing {}", names.join(", ")), None);
+    let looks = storages.iter().map(|open| list_one(engine, open, selection));
+    for (open, found) in storages.iter().zip(join_all(looks).await) {
+        match found {
             Ok(found) => {
                 listing.snapshots.extend(found.snapshots);
                 let here = found.unexpected.into_iter();
@@ -426,6 +445,7 @@ pub(in crate::engine) async fn list_one(
                     listed_bytes,
                     is_future: false,
                     is_suspect: false,
+                    damage: None,
                 };
                 snapshot.flaws = flaws(storage, &snapshot, &sizes).await?;
                 Ok(Some((snapshot, keep)))
@@ -491,26 +511,42 @@ pub(in crate::engine) async fn list_side_by_side(
     instance: &Instance,
     strategy: &Strategy,
 ) -> Vec<Option<Vec<Snapshot>>> {
+    let storages = instance.storages.iter().filter(|(name, _)| strategy.storages.contains(name));
+    let opening = storages.map(|(name, config)| async move {
+        let open = OpenStorage::open(name, config, &engine.cancel).await;
+        open.map_err(|error| (name.clone(), chain(&error)))
+    });
+    let opened = join_all(opening).await;
+    list_opened(engine, instance, strategy, opened.iter()).await
+}
+
+/// As [`list_side_by_side`], in storages that are open or could not be opened.
+pub(in crate::engine) async fn list_opened(
+    engine: &Engine,
+    instance: &Instance,
+    strategy: &Strategy,
+    storages: impl Iterator<Item = &Result<OpenStorage, (Name, String)>>,
+) -> Vec<Option<Vec<Snapshot>>> {
     let selection =
         Selection { instance: Some(instance.name.clone()), strategy: Some(strategy.name.clone()) };
     let selection = &selection;
-    let storages = instance.storages.iter().filter(|(name, _)| strategy.storages.contains(name));
-    let looks = storages.map(|(name, config)| async move {
-        let listed = match OpenStorage::open(name, config, &engine.cancel).await {
-            Ok(open) => {
-                let found = list_one(engine, &open, selection).await;
-                let mut found =
-                    found.map(|found| found.snapshots).map_err(|error| error.to_string());
-                if let Ok(snapshots) = &mut found {
-                    mark_suspects(engine, std::slice::from_ref(&open), snapshots).await;
+    let looks = storages.map(|open| async move {
+        let open = open.as_ref().map_err(|(name, error)| (name, error.clone()));
+        let listed = match open {
+            Ok(open) => match list_one(engine, open, selection).await {
+                Ok(mut found) => {
+                    let one = std::slice::from_ref(open);
+                    heed_marks(engine, one, &mut found.snapshots).await;
+                    Ok(found.snapshots)
                 }
-                found
-            }
-            Err(error) => Err(chain(&error)),
+                Err(error) => Err((&open.name, error.to_string())),
+            },
+            Err(unopened) => Err(unopened),
         };
-        listed
-            .inspect_err(|error| tracing::warn!(storage = %name, "could not be listed: {error}"))
-            .ok()
+        let warn = |(name, error): &(&Name, String)| {
+            tracing::warn!(storage = %name, "could not be listed: {error}");
+        };
+        listed.inspect_err(warn).ok()
     });
-    futures::future::join_all(looks).await
+    join_all(looks).await
 }

@@ -6,11 +6,25 @@ use bytes::Bytes;
 use futures::TryStreamExt as _;
 
 use crate::engine::context::{Engine, OpenStorage};
+use crate::engine::error::EngineError;
 use crate::engine::snapshots::documents::read_document;
 use crate::engine::snapshots::marks::LARGEST_MARK;
 use crate::engine::snapshots::unexpected::no_mark;
-use crate::model::{Mark, Name, SnapshotId};
+use crate::model::{Mark, Name, Says, SnapshotId, SnapshotRef};
 use crate::storage::StorageError;
+
+/// A mark of this moment.
+pub(in crate::engine) fn new_mark(
+    engine: &Engine,
+    of: &SnapshotRef,
+    says: Says,
+) -> Result<Mark, EngineError> {
+    let mut salt = [0; 3];
+    getrandom::fill(&mut salt)
+        .map_err(|error| EngineError::Internal(format!("No random bytes: {error}")))?;
+    let now = engine.clock.now_seconds();
+    Ok(Mark::new(of.clone(), SnapshotId::new(now, salt), now, says))
+}
 
 /// Writes a mark.
 ///
@@ -24,7 +38,8 @@ pub(in crate::engine) async fn write_mark(
 }
 
 /// Brings to `to` the marks of the snapshots `ids` that `from` has and `to` has not, byte for byte.
-/// Returns how many.
+/// One that says that the copy in a storage is damaged is about no other copy, and stays. Returns
+/// how many.
 ///
 /// # Errors
 /// When one could not be read or written.
@@ -37,7 +52,7 @@ pub(in crate::engine) async fn bring_marks(
     let here = keys_of(to, instance, ids).await?;
     let mut count = 0;
     for key in keys_of(from, instance, ids).await? {
-        if here.contains(&key) {
+        if here.contains(&key) || is_about_one_copy(&key) {
             continue;
         }
         let body = read_document(from.storage.as_ref(), &key, LARGEST_MARK).await?;
@@ -86,6 +101,11 @@ pub(in crate::engine) async fn keys_of(
     }
     keys.sort_by_cached_key(|key| order(key));
     Ok(keys)
+}
+
+/// Whether the mark under `key` says something of the copy in one storage only.
+pub(in crate::engine) fn is_about_one_copy(key: &str) -> bool {
+    key.contains("/damaged-")
 }
 
 fn order(key: &str) -> (bool, bool) {

@@ -3,6 +3,7 @@
 
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
+pub(in crate::engine) mod damage;
 pub(in crate::engine) mod decisions;
 pub(in crate::engine) mod documents;
 pub(in crate::engine) mod drills;

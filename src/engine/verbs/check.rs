@@ -5,11 +5,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use futures::TryStreamExt as _;
+use futures::future::join_all;
 use serde::Serialize;
 use tokio::runtime::Handle;
 
 use crate::config::{Daemon, Instance, Strategy};
-use crate::engine::context::{Engine, OpenStorage};
+use crate::engine::context::{Engine, OpenStorage, blocking};
 use crate::engine::error::chain;
 use crate::engine::read::fetch::read_facts;
 use crate::engine::read::identities::read_identities;
@@ -24,7 +25,7 @@ use crate::pipeline::Identity;
 use crate::source::{
     Context, Finding, Level, ScratchConfig, SourceConfig, check_scratch, refuse_sources,
 };
-use crate::storage::{Storage, StorageError};
+use crate::storage::{Patience, Storage, StorageError};
 
 /// How many fire times are told.
 const FIRES: usize = 3;
@@ -125,6 +126,8 @@ pub async fn check(engine: &Engine, instance: &Instance, identities: &[Identity]
         ),
         Some(count) => Finding::new(Level::Ok, "encryption", format!("On, to {count} recipients")),
     });
+    let advice = instance.general_advice().into_iter();
+    findings.extend(advice.map(|advice| Finding::new(Level::Warning, "advice", advice)));
     findings.extend(instance.notify.iter().map(|(name, notify)| {
         let on: Vec<&str> = notify.on().iter().map(|kind| kind.as_str()).collect();
         let message = format!(
@@ -145,36 +148,34 @@ pub async fn check(engine: &Engine, instance: &Instance, identities: &[Identity]
             work_dir: instance.work_dir.clone(),
             environment: engine.environment.clone(),
             own_folders: Arc::clone(&engine.own_folders),
+            heard: Default::default(),
         };
         let source = config.source();
-        let found = tokio::task::spawn_blocking(move || source.check(&context)).await;
-        let found = found.unwrap_or_else(|error| {
-            vec![Finding::new(Level::Error, "check", format!("Internal error: {error}"))]
-        });
+        let found = blocking(move || source.check(&context)).await;
+        let found =
+            found.unwrap_or_else(|error| vec![Finding::new(Level::Error, "check", chain(&error))]);
         sources.push(SourceCheck { name: name.clone(), kind: config.kind(), findings: found });
     }
-    let mut storages = Vec::new();
-    let mut opened = Vec::new();
-    for (name, config) in &instance.storages {
-        engine.progress.begin(format!("checking {name}"), None);
-        match OpenStorage::open(name, config, &engine.cancel).await {
+    let names: Vec<&str> = instance.storages.keys().map(Name::as_str).collect();
+    engine.progress.begin(format!("checking {}", names.join(", ")), None);
+    let checking = instance.storages.iter().map(|(name, config)| async move {
+        let open = OpenStorage::open_with(name, config, Patience::Watched, &engine.cancel).await;
+        let (address, findings, open) = match open {
             Ok(open) => {
                 let mut findings = check_storage(Arc::clone(&open.storage), instance, name).await;
                 findings.extend(check_content(engine, &open, instance).await);
-                storages.push(StorageCheck {
-                    name: name.clone(),
-                    address: open.storage.address(),
-                    findings,
-                });
-                opened.push(open);
+                (open.storage.address(), findings, Some(open))
             }
-            Err(error) => storages.push(StorageCheck {
-                name: name.clone(),
-                address: String::new(),
-                findings: vec![Finding::new(Level::Error, "configuration", chain(&error))],
-            }),
-        }
-    }
+            Err(error) => {
+                let finding = Finding::new(Level::Error, "configuration", chain(&error));
+                (String::new(), vec![finding], None)
+            }
+        };
+        (StorageCheck { name: name.clone(), address, findings }, open)
+    });
+    let (storages, opened): (Vec<StorageCheck>, Vec<Option<OpenStorage>>) =
+        join_all(checking).await.into_iter().unzip();
+    let opened: Vec<OpenStorage> = opened.into_iter().flatten().collect();
     for strategy in instance.strategies.values().filter(|strategy| strategy.drill.is_configured()) {
         engine.progress.begin(format!("checking the drill of {}", strategy.name), None);
         let mut found = check_drill(engine, instance, strategy).await;
@@ -258,12 +259,13 @@ async fn check_drill(engine: &Engine, instance: &Instance, strategy: &Strategy) 
         work_dir: instance.work_dir.clone(),
         environment: engine.environment.clone(),
         own_folders: Arc::clone(&engine.own_folders),
+        heard: Default::default(),
     };
     let scratch = ScratchConfig { postgres: strategy.drill.postgres.clone() };
     let folder = strategy.drill.work_dir.clone().unwrap_or_else(|| instance.work_dir.clone());
     let sources = instance.sources.clone();
     let of_strategy = strategy.sources.clone();
-    let looked = tokio::task::spawn_blocking(move || {
+    let looked = blocking(move || {
         let all: Vec<(&Name, &SourceConfig)> = sources.iter().collect();
         let refused =
             refuse_sources(&context, &scratch, &folder, &all).err().map(|error| error.to_string());
@@ -279,7 +281,7 @@ async fn check_drill(engine: &Engine, instance: &Instance, strategy: &Strategy) 
             );
         }
         Err(error) => {
-            findings.push(Finding::new(Level::Error, &subject, format!("Internal error: {error}")));
+            findings.push(Finding::new(Level::Error, &subject, chain(&error)));
         }
     }
     findings

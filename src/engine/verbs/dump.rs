@@ -7,13 +7,14 @@ use serde::Serialize;
 
 use crate::archive::selection::lies_in;
 use crate::archive::{self, Kind, lossy};
-use crate::engine::context::{Engine, OpenStorage, blocking};
+use crate::engine::context::{Engine, blocking};
 use crate::engine::error::EngineError;
+use crate::engine::read::damage::remembered;
 use crate::engine::read::fault::{failed_in, usable_manifest};
 use crate::engine::read::fetch::read_facts;
+use crate::engine::read::files::Side;
 use crate::engine::read::missing::{Missing, Part};
 use crate::engine::read::streams::ArtifactStreams;
-use crate::engine::snapshots::list::Snapshot;
 use crate::engine::state::locks::ReadLock;
 use crate::model::{Artifact, ArtifactKind, Cancel, Completeness, Manifest, Name};
 use crate::pipeline::Identity;
@@ -59,8 +60,17 @@ pub struct DumpReport {
 /// When it is not there, or damaged; [`EngineError::Output`] when `out` fails.
 pub async fn dump(
     engine: &Engine,
-    storage: &OpenStorage,
-    snapshot: &Snapshot,
+    side: &Side,
+    request: &DumpRequest,
+    out: Box<dyn Write + Send>,
+) -> Result<DumpReport, EngineError> {
+    let dumped = dump_from(engine, side, request, out).await;
+    remembered(engine, side, dumped).await
+}
+
+async fn dump_from(
+    engine: &Engine,
+    Side { storage, snapshot }: &Side,
     request: &DumpRequest,
     out: Box<dyn Write + Send>,
 ) -> Result<DumpReport, EngineError> {

@@ -9,12 +9,12 @@ use serde::Serialize;
 use crate::engine::context::{Engine, OpenStorage};
 use crate::engine::error::{EngineError, chain};
 use crate::engine::snapshots::list::{Listing, Snapshot};
-use crate::engine::snapshots::mark_writer::write_mark;
+use crate::engine::snapshots::mark_writer::{new_mark, write_mark};
 use crate::engine::snapshots::marks::{Marks, Released, read_marks};
 use crate::engine::state::locks::ReadLock;
 use crate::engine::write::heartbeat::read_heartbeat;
 use crate::engine::write::writer;
-use crate::model::{Mark, MarkRef, Name, Says, SnapshotId, SnapshotRef};
+use crate::model::{MarkRef, Name, Says, SnapshotId, SnapshotRef};
 use crate::storage::StorageError;
 
 /// What was done about a mark in each storage.
@@ -47,15 +47,6 @@ impl MarkReport {
             Err(error) => self.failed.push((storage.clone(), chain(&error))),
         }
     }
-}
-
-/// A mark of this moment.
-fn new_mark(engine: &Engine, of: &SnapshotRef, says: Says) -> Result<Mark, EngineError> {
-    let mut salt = [0; 3];
-    getrandom::fill(&mut salt)
-        .map_err(|error| EngineError::Internal(format!("No random bytes: {error}")))?;
-    let now = engine.clock.now_seconds();
-    Ok(Mark::new(of.clone(), SnapshotId::new(now, salt), now, says))
 }
 
 /// Holds a snapshot, given as its copies: marks it in each storage that has one, so that nothing

@@ -2,13 +2,14 @@
 //! can be looked at every few seconds.
 
 use chrono::{DateTime, TimeDelta, Utc};
+use futures::future::join_all;
 
 use crate::catalog::{Catalog, CatalogError, RunRecord};
 use crate::config::{Instance, Strategy};
-use crate::engine::context::Engine;
-use crate::engine::error::EngineError;
+use crate::engine::context::{Engine, OpenStorage};
+use crate::engine::error::{EngineError, chain};
 use crate::engine::snapshots::drills::{last_drills, to_report};
-use crate::engine::snapshots::list::list_side_by_side;
+use crate::engine::snapshots::list::{list_opened, list_side_by_side};
 use crate::engine::snapshots::marks::Marks;
 use crate::engine::snapshots::present::is_future;
 use crate::engine::state::locks::is_running;
@@ -18,6 +19,7 @@ use crate::report::{
     StrategyStatus,
 };
 use crate::schedule::{Allowance, Missed, jitter};
+use crate::storage::Patience;
 
 /// How the strategies of `instance` fare.
 pub async fn status(engine: &Engine, instance: &Instance) -> Status {
@@ -116,9 +118,19 @@ async fn drills(
 /// after the loss of the state folder is that of the storages.
 pub async fn fill_status(engine: &Engine, instance: &Instance) {
     let Some(catalog) = engine.catalog().await else { return };
+    let opening = instance.storages.iter().map(|(name, config)| async move {
+        let open = OpenStorage::open_with(name, config, Patience::Watched, &engine.cancel).await;
+        (name, open.map_err(|error| (name.clone(), chain(&error))))
+    });
+    // Opened once: one that does not answer is not waited for again by the next strategy.
+    let opened = join_all(opening).await;
     for strategy in instance.strategies.values().filter(|strategy| is_looked_at(strategy)) {
         match catalog.last_run(&instance.name, &strategy.name, false).await {
-            Ok(None) => list_strategy(engine, instance, strategy).await,
+            Ok(None) => {
+                let of_it = opened.iter().filter(|(name, _)| strategy.storages.contains(name));
+                let of_it = of_it.map(|(_, open)| open);
+                list_opened(engine, instance, strategy, of_it).await;
+            }
             Ok(Some(_)) => {}
             Err(error) => tracing::warn!("{error}"),
         }
@@ -239,7 +251,7 @@ async fn strategy_status(
     let stale_since = overdue.iter().map(|(missed, ..)| missed.since).min();
     let (state, reason) = if !strategy.active {
         (State::Inactive, None)
-    } else if schedule.is_none() {
+    } else if schedule.is_none() && storages.iter().all(|one| one.damaged.is_empty()) {
         (State::Manual, None)
     } else if !overdue.is_empty() {
         let mut words: Vec<String> = Vec::new();
@@ -262,6 +274,16 @@ async fn strategy_status(
             lacking.storage
         );
         (State::Stale, Some(words))
+    } else if let Some((storage, id)) =
+        storages.iter().find_map(|one| Some((&one.storage, one.damaged.last()?)))
+    {
+        let count = storages.iter().map(|one| one.damaged.len()).sum::<usize>();
+        let more = if count > 1 { format!(", and {} more", count - 1) } else { String::new() };
+        let words = format!(
+            "the copy of `{id}` in `{storage}` is damaged{more}: see `backup list`; once repaired, \
+             `backup verify --read-data` says so"
+        );
+        (State::Damaged, Some(words))
     } else if let Some(damaged) =
         judged.as_ref().filter(|judged| judged.outcome == VerificationOutcome::Damaged)
     {
@@ -341,6 +363,7 @@ async fn kept(
         storage: storage.clone(),
         newest_whole: None,
         suspect: Vec::new(),
+        damaged: Vec::new(),
         fresh: false,
         snapshots: 0,
         stored_bytes: 0,
@@ -352,6 +375,9 @@ async fn kept(
         };
         found.snapshots += 1;
         found.stored_bytes = found.stored_bytes.saturating_add(manifest.stored_bytes());
+        if marks.damage(storage, &manifest).is_some() {
+            found.damaged.push(cached.id.clone());
+        }
         if marks.is_suspect(strategy, &cached.id) {
             found.suspect.push(cached.id);
         } else if manifest.completeness == Completeness::Whole && !is_future(&cached.id, now) {

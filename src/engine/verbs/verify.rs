@@ -1,6 +1,6 @@
 //! Whether what is stored is what was written.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -9,8 +9,10 @@ use crate::catalog::VerificationRecord;
 use crate::config::{Instance, Strategy};
 use crate::engine::context::{Engine, OpenStorage};
 use crate::engine::error::{EngineError, chain};
+use crate::engine::read::damage::remember;
 use crate::engine::read::fetch::read_facts;
 use crate::engine::read::whole::read_through;
+use crate::engine::snapshots::damage::note_sound;
 use crate::engine::snapshots::documents::{LARGEST_MANIFEST, read_document};
 use crate::engine::snapshots::list::{BadManifest, Listing, Selection, Snapshot, list};
 use crate::engine::snapshots::marks::read_marks;
@@ -88,9 +90,39 @@ pub async fn verify_strategy(
     let percent =
         if is_known_to_be_damaged(engine, instance, strategy).await { 100 } else { percent };
     let started = engine.clock.now_seconds();
+    match look_through(engine, instance, strategy, percent).await {
+        Err(EngineError::Locked { .. }) => None,
+        found => Some(record(engine, (&instance.name, &strategy.name), started, found).await),
+    }
+}
+
+/// Records what came of a verification of an instance, begun at `started`, that read all that its
+/// storages have: for each of its strategies that was looked at, as one on schedule.
+pub async fn record_verification(
+    engine: &Engine,
+    instance: &Instance,
+    started: DateTime<Utc>,
+    report: &VerifyReport,
+) {
+    for strategy in instance.strategies.keys() {
+        let own = |one: &&SnapshotVerdict| one.strategy == *strategy;
+        let snapshots: Vec<_> = report.snapshots.iter().filter(own).cloned().collect();
+        if !snapshots.is_empty() {
+            let found = VerifyReport { snapshots, ..report.clone() };
+            record(engine, (&instance.name, strategy), started, Ok(found)).await;
+        }
+    }
+}
+
+async fn record(
+    engine: &Engine,
+    (instance, strategy): (&Name, &Name),
+    started: DateTime<Utc>,
+    found: Result<VerifyReport, EngineError>,
+) -> VerificationRecord {
     let mut record = VerificationRecord {
-        instance: instance.name.clone(),
-        strategy: strategy.name.clone(),
+        instance: instance.clone(),
+        strategy: strategy.clone(),
         started,
         finished: started,
         outcome: VerificationOutcome::Failed,
@@ -98,8 +130,7 @@ pub async fn verify_strategy(
         read_bytes: 0,
         problem: None,
     };
-    let (outcome, problem) = match look_through(engine, instance, strategy, percent).await {
-        Err(EngineError::Locked { .. }) => return None,
+    let (outcome, problem) = match found {
         Err(error) => (VerificationOutcome::Failed, Some(chain(&error))),
         Ok(report) => {
             let read = |verdict: &&SnapshotVerdict| verdict.read;
@@ -135,7 +166,7 @@ pub async fn verify_strategy(
     {
         tracing::warn!("the verification could not be recorded: {error}");
     }
-    Some(record)
+    record
 }
 
 async fn is_known_to_be_damaged(engine: &Engine, instance: &Instance, strategy: &Strategy) -> bool {
@@ -213,6 +244,14 @@ pub async fn verify(
         ReadData::All => (0..listing.snapshots.len()).collect(),
         ReadData::Percent(percent) => lot(listing, percent)?,
     };
+    let instances: BTreeSet<&Name> = listing.snapshots.iter().map(|one| &one.instance).collect();
+    let (unlisted, mut unexpected) = (listing.unlisted.clone(), listing.unexpected.clone());
+    let mut marks = BTreeMap::new();
+    for instance in instances {
+        let read = read_marks(engine, storages, instance).await;
+        unexpected.extend(read.unexpected.iter().cloned());
+        marks.insert(instance, read);
+    }
     let mut snapshots = Vec::new();
     for (at, snapshot) in listing.snapshots.iter().enumerate() {
         let Some(storage) = storages.iter().find(|storage| storage.name == snapshot.storage) else {
@@ -228,14 +267,16 @@ pub async fn verify(
                 listed");
             continue;
         }
+        if let Some(problem) = verdict.problems.first() {
+            remember(engine, storage, snapshot, problem).await;
+        } else if let (true, Ok(manifest), Some(marks)) =
+            (verdict.read, &snapshot.manifest, marks.get(&snapshot.instance))
+        {
+            note_sound(engine, storage, manifest, marks).await;
+        }
         snapshots.push(verdict);
     }
     drop(locks);
-    let (unlisted, mut unexpected) = (listing.unlisted.clone(), listing.unexpected.clone());
-    let instances: BTreeSet<&Name> = listing.snapshots.iter().map(|one| &one.instance).collect();
-    for instance in instances {
-        unexpected.extend(read_marks(engine, storages, instance).await.unexpected);
-    }
     Ok(VerifyReport { snapshots, unlisted, unexpected })
 }
 

@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 
 use crate::engine::context::{Engine, OpenStorage};
 use crate::engine::error::EngineError;
+use crate::engine::snapshots::damage::note_arrival;
 use crate::engine::snapshots::mark_writer::put_back_hold;
 use crate::engine::state::locks::StateLock;
 use crate::engine::state::node::node;
@@ -293,6 +294,7 @@ impl<'a> Arrival<'a> {
         let note = StorageNote { name: self.gate.to.name.clone(), remote_check: self.check };
         let body = Manifest::for_copy(body, &note)
             .map_err(|error| StorageError::unsuitable(error.to_string()))?;
+        let copy = Manifest { storage: note, ..manifest.clone() };
         let options = CreateOptions { small: true, ..CreateOptions::default() };
         let mut upload =
             self.storage().create(&format!("{}{MANIFEST_KEY}", self.folder), options).await?;
@@ -300,6 +302,7 @@ impl<'a> Arrival<'a> {
         self.attempted = true;
         upload.finish().await?;
         tracing::info!(storage = %self.gate.to.name, id = %self.id, "committed");
+        note_arrival(self.gate.engine, self.gate.to, &copy).await;
         Ok(())
     }
 

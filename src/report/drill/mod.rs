@@ -32,6 +32,10 @@ pub struct DrillReport {
     /// Whether it failed only because there is much less than in the last good snapshot. Nothing of
     /// the strategy is deleted until the snapshot is released.
     pub suspect: bool,
+    /// Whether it failed only because what is stored in this storage is not what was written: that
+    /// says nothing of the copies in others.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub only_this_copy: bool,
     /// The snapshot, where there was one.
     pub snapshot: Option<DrilledSnapshot>,
     /// The storage that was read.

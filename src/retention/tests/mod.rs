@@ -76,7 +76,7 @@ fn partial_future_and_protected_snapshots_use_up_no_count() {
         assert_eq!((kept, said.join("; ").as_str()), (keep, words));
     };
     says(&future, true, "its time is in the future");
-    says(&new_partial, true, "it is partial, but no whole one is newer");
+    says(&new_partial, true, "it is partial, but no whole one is newer; `keep_last = 2`");
     says(&newest, true, "the newest whole one; `keep_last = 2`");
     says(&old_partial, false, "it is partial, and `20261119T120000Z-010203` is newer and whole");
     says(&second, true, "`keep_last = 2`");
@@ -89,12 +89,14 @@ fn partial_future_and_protected_snapshots_use_up_no_count() {
 fn partial_and_future_snapshots_at_the_edges() {
     let now = at("2026-11-21T12:00");
     let histories: &[&[(i64, bool, bool)]] = &[
-        // Partial ones stay while there is nothing better, however many there are.
-        &[(0, false, true), (-10, false, true), (-20, false, true)],
+        // Partial ones are counted among themselves while there is nothing better.
+        &[(0, false, true), (-10, false, false), (-20, false, false)],
         // A whole one of the same second is not newer.
         &[(-10, true, true), (-10, false, true), (-11, false, false)],
         // The whole one is older than the partial ones, and stays beside them.
-        &[(-1, false, true), (-2, false, true), (-3, true, true), (-4, true, false)],
+        &[(-1, false, true), (-2, false, false), (-3, true, true), (-4, true, false)],
+        // Those that a newer whole one replaces use up nothing.
+        &[(-1, true, true), (-2, false, false), (-3, true, false)],
         // What begins this very second is not in the future; a second later is.
         &[(0, true, true), (-1, true, false)],
         &[(1, true, true), (-1, true, true), (-2, true, false)],
@@ -119,6 +121,39 @@ fn partial_and_future_snapshots_at_the_edges() {
             "{decisions:#?}"
         );
     }
+}
+
+/// Sixty nights without a whole one, after ten that were whole.
+#[test]
+fn weeks_of_partial_snapshots_follow_the_same_rules() {
+    let times = every(24, 70, "2026-11-21T12:00");
+    let history: Vec<Snapshot> = (0..70).map(|index| snapshot(times[index], index >= 60)).collect();
+    let rules = "keep_daily = 7\nkeep_weekly = 4";
+    let decisions =
+        decide(&policy(rules), &history, Tz::UTC, at("2026-11-21T12:00"), &BTreeMap::new());
+    let kept_of = |whole| {
+        let those = history.iter().filter(|one| one.whole == whole);
+        those.filter(|one| reasons(&decisions, one).0).cloned().collect::<Vec<_>>()
+    };
+    for whole in [true, false] {
+        let alone: Vec<DateTime<Utc>> =
+            history.iter().filter(|one| one.whole == whole).map(|one| one.id.time()).collect();
+        let expected: Vec<Snapshot> = kept(rules, "UTC", &alone)
+            .into_iter()
+            .map(|index| snapshot(alone[index], whole))
+            .collect();
+        assert_eq!(kept_of(whole), expected, "each kind by the rules, as if alone");
+    }
+    assert!(kept_of(false).len() < 12);
+}
+
+#[test]
+fn a_suspect_partial_snapshot_uses_up_no_count() {
+    let now = at("2026-11-21T12:00");
+    let all = [1, 2, 3].map(|day| snapshot(now - TimeDelta::days(day), false));
+    let protected = BTreeMap::from([(all[0].id.clone(), vec![Reason::Suspect])]);
+    let decisions = decide(&policy("keep_last = 1"), &all, Tz::UTC, now, &protected);
+    assert_eq!(decisions.iter().map(|one| one.keep).collect::<Vec<_>>(), [true, true, false]);
 }
 
 #[test]

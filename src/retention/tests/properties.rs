@@ -135,16 +135,22 @@ fn raised(one: &Policy, other: &Policy) -> Policy {
 /// What a policy keeps, told by sets: of each period the newest, of these the first so many or the
 /// young ones; and the oldest where that is too few.
 fn by_sets(policy: &Policy, history: &[Snapshot], timezone: Tz) -> BTreeSet<SnapshotId> {
-    let (counting, rest): (Vec<&Snapshot>, Vec<&Snapshot>) =
-        history.iter().partition(|snapshot| snapshot.whole && snapshot.id.time() <= now());
+    let (present, future): (Vec<&Snapshot>, Vec<&Snapshot>) =
+        history.iter().partition(|snapshot| snapshot.id.time() <= now());
+    let (whole, partial): (Vec<&Snapshot>, Vec<&Snapshot>) =
+        present.into_iter().partition(|snapshot| snapshot.whole);
+    let newest = whole.iter().map(|snapshot| snapshot.id.time()).max();
+    let partial = partial.into_iter().filter(|one| newest.is_none_or(|it| it <= one.id.time()));
+    let mut kept: BTreeSet<SnapshotId> = future.iter().map(|one| one.id.clone()).collect();
+    kept.extend(one_kind_by_sets(policy, &whole, timezone));
+    kept.extend(one_kind_by_sets(policy, &partial.collect::<Vec<_>>(), timezone));
+    kept
+}
+
+fn one_kind_by_sets(policy: &Policy, counting: &[&Snapshot], timezone: Tz) -> BTreeSet<SnapshotId> {
     let ids: BTreeSet<&SnapshotId> = counting.iter().map(|snapshot| &snapshot.id).collect();
     let newest = ids.last().copied();
     let mut kept: BTreeSet<SnapshotId> = newest.cloned().into_iter().collect();
-    for other in rest {
-        if other.id.time() > now() || newest.is_none_or(|newest| newest.time() <= other.id.time()) {
-            kept.insert(other.id.clone());
-        }
-    }
     let Some(newest) = newest else { return kept };
     for rule in policy.rules() {
         let form = match rule.name.trim_start_matches("keep_").trim_start_matches("within_") {

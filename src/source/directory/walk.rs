@@ -21,7 +21,7 @@ use std::sync::Arc;
 use rustix::fs::{CWD, Dir, Mode, OFlags, openat};
 use rustix::io::Errno;
 
-use super::meta::{Identity, Meta};
+use super::meta::{Identity, Meta, is_mount};
 use super::scope::{Listener, Scope, own_folder};
 use crate::archive::Kind;
 use crate::archive::header::PATH_LIMIT;
@@ -43,6 +43,8 @@ const NAME_COST: usize = 48;
 /// <https://bford.info/cachedir/>.
 const CACHE_TAG: &CStr = c"CACHEDIR.TAG";
 const CACHE_SIGNATURE: &[u8; 43] = b"Signature: 8a477f597d28d172789f06886806bc55";
+/// What `fsck` puts what it finds into, in the root of a file system.
+const LOST_AND_FOUND: &CStr = c"lost+found";
 /// How often an entry that keeps becoming something else is looked at again.
 const RETRIES: u32 = 5;
 /// How many such entries wait for the end of the walk. Each keeps a folder open.
@@ -137,8 +139,7 @@ pub(super) struct Walk<'a> {
     retries: u32,
     repeated: bool,
     late: VecDeque<Late>,
-    /// Entries that a pattern left out, and folders of which `one_file_system` or `exclude_caches`
-    /// left out what is in them.
+    /// Entries that a pattern left out, and folders of which what is in them was left out.
     pub(super) excluded: u64,
     /// Entries that could not be taken.
     pub(super) skipped: u64,
@@ -400,6 +401,20 @@ impl<'a> Walk<'a> {
             Err(error) if is_replaced(error) => {
                 self.again(found.name, heard);
                 return None;
+            }
+            // One that a pattern asks for by its name is missing.
+            Err(Errno::ACCESS | Errno::PERM)
+                if found.name.as_c_str() == LOST_AND_FOUND
+                    && (found.within || found.choice == Choice::Look)
+                    && is_mount(parent) == Ok(true) =>
+            {
+                self.excluded += 1;
+                heard.note(
+                    &self.path,
+                    "Only root may read this folder of the file system's own, so its contents \
+                     were left out",
+                );
+                return Some(Found { left_out: true, ..found });
             }
             Err(error) => {
                 self.skipped += 1;

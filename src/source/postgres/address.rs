@@ -278,8 +278,9 @@ impl Address {
             .variable("PGHOST", &self.host)
             .variable("PGPORT", self.port.to_string())
             .when_missing("Install the PostgreSQL client of the server's major version, all of it")
-            // Hints are found by the English words.
-            .variable("LC_ALL", "C");
+            // Hints and warnings are found by the English words.
+            .variable("LC_ALL", "C")
+            .of_postgres(&[]);
         for (variable, value) in [("PGUSER", self.user()), ("PGDATABASE", self.database.clone())] {
             if let Some(value) = value {
                 call = call.variable(variable, value);

@@ -164,6 +164,7 @@ impl Cluster {
             jail::confined(cx, user, &initdb.sibling(tool).file(), attempt)
                 .working_dir(Some(parent.to_owned()))
                 .variable("LC_ALL", "C")
+                .of_postgres(&[])
                 .when_missing("Install the PostgreSQL server of that major version, all of it")
         };
         // Not even the user that the server runs as gets in without it.

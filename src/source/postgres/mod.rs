@@ -34,6 +34,7 @@ pub use self::scratch::ScratchServer;
 use self::scratch::refuse_source;
 pub use self::settings::LeftStatement;
 use self::settings::Settings;
+use super::process::LinePattern;
 use super::{
     ArtifactSpec, Context, Dumped, Finding, Level, Output, Outputs, ScratchConfig, Source,
     SourceError,
@@ -63,7 +64,13 @@ pub struct PostgresConfig {
     pub client_dir: Option<PathBuf>,
     /// How long to wait for a lock that someone holds on a table.
     #[serde(default = "default_lock_timeout")]
+    #[schemars(extend("x-minimum" = "0s", "x-maximum" = "1d"))]
     pub lock_timeout: Span,
+    /// Texts by which a warning of `pg_dump` or `pg_dumpall` is expected and only a note: each is
+    /// looked for in the warning, and `*` stands for any text, as in `"subscriptions not dumped"`
+    /// or `"circular foreign-key*orders"`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub accept_warnings: Vec<LinePattern>,
 }
 
 /// Whether rows are counted.
@@ -149,6 +156,7 @@ impl Postgres {
         let mut call = call
             .args(["--format=custom", "--compress=0", "--no-password"])
             .args([format!("--lock-wait-timeout={lock_timeout}")])
+            .of_postgres(&self.config.accept_warnings)
             .explained_by(explain_dump);
         // Rows that are counted outside of the snapshot are not those of the dump: then there are
         // none in the facts.
@@ -189,8 +197,10 @@ impl Postgres {
         let (call, _password) = session.address.call(cx, &client, "dump the roles".to_owned())?;
         let database =
             dbname_argument(&session.server.database).replacen("--dbname=", "--database=", 1);
-        let mut call =
-            call.args(["--globals-only", "--no-password", &database]).explained_by(explain_dump);
+        let mut call = call
+            .args(["--globals-only", "--no-password", &database])
+            .of_postgres(&self.config.accept_warnings)
+            .explained_by(explain_dump);
         if !session.server.superuser {
             call = call.args(["--no-role-passwords"]);
             remarks.warn(

@@ -17,7 +17,7 @@ use super::scratch::{Confined, ScratchDatabase, roles};
 use super::settings::{Applied, Settings, apply};
 use super::{NO_PASSWORD, block};
 use crate::model::{ArtifactKind, ByteSize, DatabaseUrl, Remarks};
-use crate::source::place::{file_in, refuse_existing, write_nameless, write_private};
+use crate::source::place::{file_in, refuse_occupied, write_nameless, write_private};
 use crate::source::process::{Call, MemoryFile, ProcessError, path_for_children};
 use crate::source::scratch::{Scratch, ScratchPlace};
 use crate::source::{
@@ -459,7 +459,7 @@ impl Restorer for PostgresRestorer {
     fn restore(&self, job: RestoreJob<'_>, input: &mut dyn Read) -> Result<Restored, SourceError> {
         let RestoreJob { cx, artifact, target, options } = job;
         if let Some(file) = file_in(target, &artifact.name)? {
-            write_private(&file, input, options.overwrite)?;
+            write_private(&file, input, options)?;
             return Ok(Restored { place: file.display().to_string(), ..Restored::default() });
         }
         let prepared = Self::prepare_database(cx, artifact, target, options)?;
@@ -489,7 +489,7 @@ impl Restorer for PostgresRestorer {
     fn prepare(&self, job: RestoreJob<'_>) -> Result<(), SourceError> {
         let RestoreJob { cx, artifact, target, options } = job;
         match file_in(target, &artifact.name)? {
-            Some(file) => refuse_existing(&file, options.overwrite),
+            Some(file) => refuse_occupied(&file, options),
             None => Self::prepare_database(cx, artifact, target, options).map(|_| ()),
         }
     }

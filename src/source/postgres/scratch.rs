@@ -413,7 +413,8 @@ impl Scratch for ScratchDatabase {
             Some(cluster) => {
                 // With its password, which nothing prints.
                 let file = cx.work_dir.join(format!("{}.address", self.name));
-                write_private(&file, &mut self.url.expose().to_string().as_bytes(), true)?;
+                let options = RestoreOptions { overwrite: true, ..RestoreOptions::default() };
+                write_private(&file, &mut self.url.expose().to_string().as_bytes(), &options)?;
                 Ok(format!(
                     "{}. `psql \"$(cat {})\"` opens it before",
                     cluster.keep()?,

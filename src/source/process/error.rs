@@ -72,6 +72,11 @@ impl ProcessError {
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::NotFound { .. } => ErrorCode::ToolMissing,
+            Self::Start { error, .. } | Self::Pipe { error, .. }
+                if error.kind() == std::io::ErrorKind::WouldBlock =>
+            {
+                ErrorCode::NoThreads
+            }
             Self::Hung { .. } => ErrorCode::ToolTimedOut,
             Self::Start { .. }
             | Self::Exit { .. }

@@ -1,11 +1,13 @@
 //! The only place that starts a child.
 //!
 //! A child has a cleared environment, a process group of its own, and standard streams that are
-//! watched: its standard error is always drained, its silence is timed, and it is always reaped.
+//! watched: its standard error is always drained and kept, its silence is timed, and it is always
+//! reaped.
 //! The end of its output is not success; only the exit status 0, known after that end, is.
 
 mod environment;
 mod error;
+mod heard;
 mod memory_file;
 mod running;
 
@@ -21,6 +23,8 @@ use rustix::event::{PollFd, PollFlags};
 
 pub use self::environment::{Environment, is_executable};
 pub use self::error::{ProcessError, Said};
+pub use self::heard::{Heard, LinePattern};
+use self::heard::{Listener, Voice, without};
 pub use self::memory_file::{MemoryFile, path_for_children};
 use self::running::{Pipes, Running, Wake};
 use super::{Context, SourceError};
@@ -52,6 +56,7 @@ pub struct Call {
     not_found: String,
     explain: Option<fn(&str) -> Option<String>>,
     redacted: Vec<Secret>,
+    voice: Voice,
     timeout: Option<Duration>,
     environment: Environment,
     user: Option<(u32, u32)>,
@@ -70,6 +75,7 @@ impl Call {
             not_found: String::new(),
             explain: None,
             redacted: Vec::new(),
+            voice: Voice::Any,
             timeout: Some(cx.no_progress_timeout),
             environment: cx.environment.clone(),
             user: None,
@@ -116,6 +122,13 @@ impl Call {
     pub fn redact(mut self, secret: &Secret) -> Self {
         self.redacted.extend(secret.forms());
         self.redacted.sort_by_key(|secret| std::cmp::Reverse(secret.expose().len()));
+        self
+    }
+
+    /// The child is a tool of PostgreSQL. What it marks as a warning is one, unless it was
+    /// `accepted`.
+    pub fn of_postgres(mut self, accepted: &[LinePattern]) -> Self {
+        self.voice = Voice::Postgres { accepted: accepted.to_vec() };
         self
     }
 
@@ -347,15 +360,18 @@ impl Call {
         Running::new(self, cx, child, errors)
     }
 
+    fn listener(&self) -> Listener {
+        let name = self.program.file_name().unwrap_or(self.program.as_os_str());
+        let name = name.to_string_lossy().into_owned();
+        Listener::new(name, self.voice.clone(), self.redacted.clone())
+    }
+
     /// What the child said, without the secrets that it was given and the credentials in addresses.
     fn said(&self, tail: &[u8]) -> Said {
-        let mut stderr = String::from_utf8_lossy(tail).into_owned();
+        let stderr = String::from_utf8_lossy(tail).into_owned();
         // Before the masks: a short password may be a part of any word.
         let hint = self.explain.and_then(|explain| explain(&stderr));
-        for secret in &self.redacted {
-            stderr = stderr.replace(secret.expose(), "***");
-        }
-        Said::new(&stderr, hint)
+        Said::new(&without(&self.redacted, stderr), hint)
     }
 }
 

@@ -15,6 +15,7 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 
 use super::Call;
 use super::error::{ProcessError, Said, signal_name};
+use super::heard::{Heard, Listener};
 use crate::model::{CancelGuard, Span};
 use crate::source::{Context, SourceError};
 
@@ -51,6 +52,7 @@ pub(super) struct Running<'a> {
     cancelled: PipeReader,
     _on_cancel: CancelGuard,
     drain: Option<Drain>,
+    heard: Heard,
     progress: Arc<AtomicU64>,
     /// Whether its end was noticed.
     pub(super) ended: bool,
@@ -71,7 +73,7 @@ impl<'a> Running<'a> {
         let (exit, exit_writer) = std::io::pipe().map_err(failed)?;
         let (cancelled, cancel_writer) = std::io::pipe().map_err(failed)?;
         let progress = Arc::new(AtomicU64::new(0));
-        let drain = Drain::start(errors, Arc::clone(&progress)).map_err(failed)?;
+        let drain = Drain::start(errors, Arc::clone(&progress), call.listener()).map_err(failed)?;
         thread("wait for child")
             .spawn(move || {
                 let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
@@ -96,6 +98,7 @@ impl<'a> Running<'a> {
             cancelled,
             _on_cancel: on_cancel,
             drain: Some(drain),
+            heard: cx.heard.clone(),
             progress,
             ended: false,
         };
@@ -160,6 +163,9 @@ impl<'a> Running<'a> {
         }
         let status = self.group.reap().map_err(|error| self.call.pipe_failed(error))?;
         if status.success() {
+            if let Some((_, listener)) = self.drain.take().and_then(Drain::finish) {
+                listener.finish(&self.heard);
+            }
             return Ok(());
         }
         if self.cancelled_now() {
@@ -215,8 +221,8 @@ impl<'a> Running<'a> {
     }
 
     fn said(&mut self) -> Said {
-        let tail = self.drain.take().map(Drain::finish).unwrap_or_default();
-        self.call.said(&tail)
+        let said = self.drain.take().and_then(Drain::finish);
+        self.call.said(&said.map(|(tail, _)| tail).unwrap_or_default())
     }
 }
 
@@ -258,16 +264,20 @@ fn signal(pid: Pid, child: &Mutex<Option<Child>>, number: Signal) {
     }
 }
 
-/// Reads all that a child says, and keeps the end of it.
+/// Reads all that a child says, and keeps the end of it, and its lines.
 struct Drain {
     /// Dropping it asks the thread to take what is there and end, even if something holds the pipe
     /// open.
     stop: PipeWriter,
-    thread: JoinHandle<Vec<u8>>,
+    thread: JoinHandle<(Vec<u8>, Listener)>,
 }
 
 impl Drain {
-    fn start(errors: PipeReader, progress: Arc<AtomicU64>) -> std::io::Result<Self> {
+    fn start(
+        errors: PipeReader,
+        progress: Arc<AtomicU64>,
+        mut listener: Listener,
+    ) -> std::io::Result<Self> {
         let (stopped, stop) = std::io::pipe()?;
         let thread = thread("drain child").spawn(move || {
             let mut errors = File::from(OwnedFd::from(errors));
@@ -288,7 +298,9 @@ impl Drain {
                 if readable {
                     let Ok(count @ 1..) = errors.read(&mut buffer) else { break };
                     progress.fetch_add(count as u64, Ordering::Relaxed);
-                    tail.extend_from_slice(buffer.get(..count).unwrap_or_default());
+                    let came = buffer.get(..count).unwrap_or_default();
+                    listener.hear(came);
+                    tail.extend_from_slice(came);
                     let excess = tail.len().saturating_sub(KEPT_BYTES);
                     cut |= excess > 0;
                     tail.drain(..excess);
@@ -303,14 +315,14 @@ impl Drain {
                 let line = tail.iter().take(quarter).position(|byte| *byte == b'\n');
                 tail.drain(..line.map_or(quarter, |at| at + 1));
             }
-            tail
+            (tail, listener)
         })?;
         Ok(Self { stop, thread })
     }
 
-    fn finish(self) -> Vec<u8> {
+    fn finish(self) -> Option<(Vec<u8>, Listener)> {
         drop(self.stop);
-        self.thread.join().unwrap_or_default()
+        self.thread.join().ok()
     }
 }
 

@@ -52,6 +52,7 @@ impl Place {
             work_dir: self.path("work"),
             environment: Environment::default(),
             own_folders: Default::default(),
+            heard: Default::default(),
         }
     }
 

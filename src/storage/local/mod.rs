@@ -17,6 +17,7 @@ use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
@@ -27,16 +28,21 @@ use serde::{Deserialize, Serialize};
 
 use self::disk::Disk;
 use super::{
-    Capabilities, CreateOptions, Finished, Object, Storage, StorageError, Upload, check_key,
-    check_prefix,
+    Capabilities, CreateOptions, Finished, Object, Patience, Storage, StorageError, Upload,
+    check_key, check_prefix, default_timeout,
 };
-use crate::model::RemoteCheck;
+use crate::model::{RemoteCheck, Span};
 
 /// How much is read at a time, in bytes.
 const READ_BYTES: usize = 256 << 10;
 /// How many objects of a listing are handed over at a time: a thread that wakes another for each
 /// spends its time on that.
 const PAGE: usize = 128;
+/// After so long a page is handed over that is not full: a slow disk is not a silent one.
+const PAGE_TIME: Duration = Duration::from_secs(1);
+/// So many times the timeout a folder is waited for by what nobody watches: a disk may have to spin
+/// up, a mount to come back.
+const ATTEMPTS: u32 = 6;
 /// How many pages the walk of a listing may be ahead of whoever takes them.
 const LIST_AHEAD: usize = 2;
 
@@ -47,12 +53,24 @@ pub struct LocalConfig {
     /// The folder. It is made when it is missing, but not the folder that it is in: a disk that is
     /// not mounted is noticed. A relative path counts from the configuration file.
     pub path: PathBuf,
+    /// How long the folder may take to answer a look-up, a listing's next objects, a small read or
+    /// a delete. A command that shows something gives up then; a run waits six times as long.
+    #[serde(default = "default_timeout")]
+    #[schemars(extend("x-minimum" = "1s", "x-maximum" = "1h"))]
+    pub timeout: Span,
 }
 
 impl LocalConfig {
     /// The storage in the folder at `path`.
     pub fn from_path(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into() }
+        Self { path: path.into(), timeout: default_timeout() }
+    }
+
+    /// The configured timeout, and how long an answer is waited for.
+    pub(super) fn waits(&self, patience: Patience) -> (Duration, Option<Duration>) {
+        let timeout = self.timeout.duration();
+        let attempts = if patience == Patience::Watched { 1 } else { ATTEMPTS };
+        (timeout, Some(timeout.saturating_mul(attempts)))
     }
 
     /// Makes relative paths absolute.
@@ -197,9 +215,14 @@ impl Storage for Local {
             let failed = sender.clone();
             let walk = blocking(move || {
                 let mut page = Vec::with_capacity(PAGE);
+                let mut sent = Instant::now();
                 disk.walk(&prefix, &mut |object| {
                     page.push(object);
-                    page.len() < PAGE || sender.blocking_send(Ok(std::mem::take(&mut page))).is_ok()
+                    if page.len() < PAGE && sent.elapsed() < PAGE_TIME {
+                        return true;
+                    }
+                    sent = Instant::now();
+                    sender.blocking_send(Ok(std::mem::take(&mut page))).is_ok()
                 })?;
                 let _ = sender.blocking_send(Ok(page));
                 Ok(())

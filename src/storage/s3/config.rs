@@ -28,22 +28,29 @@ use serde::{Deserialize, Serialize};
 
 use super::http;
 use crate::model::{ByteSize, Secret, Span, without_credentials};
-use crate::storage::{StorageError, check_key};
+use crate::storage::{Patience, StorageError, check_key, default_timeout};
 
 /// The smallest part that S3 takes, but for the last one:
 /// <https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html>.
 pub(super) const MIN_PART_BYTES: u64 = 5 << 20;
 /// Beyond this a part is not a bound of memory any more.
 const MAX_PART_BYTES: u64 = 1 << 30;
+const MOST_CONCURRENT: usize = 64;
+const MOST_ATTEMPTS: u32 = 100;
+/// More memory for the parts of one upload is a mistake.
+const MOST_PARTS_BYTES: u64 = 8 << 30;
 /// The region of a store that does not have any.
 const ANY_REGION: &str = "us-east-1";
 const CONNECT: Duration = Duration::from_secs(10);
-/// How long a request without a body may take until its answer begins.
+/// How long a request that moves content may take until its answer begins, beside the transfer.
 const QUICK: Duration = Duration::from_secs(60);
 /// The slowest uplink that is waited for, in bytes a second.
 const SLOWEST: u64 = 16 << 10;
 /// How long a connection may move nothing.
 const STALL: Duration = Duration::from_secs(60);
+/// So often a request is sent at most while somebody watches: the reason why it fails is told
+/// before the time is over.
+const WATCHED_ATTEMPTS: u32 = 4;
 const MAX_BACKOFF: Duration = Duration::from_secs(20);
 
 /// A bucket of S3 or of a store that speaks its protocol.
@@ -92,6 +99,7 @@ pub struct S3Config {
     /// How long the store shall refuse to delete a new object (Object Lock; the bucket must have it
     /// enabled): `30d`.
     #[serde(default)]
+    #[schemars(extend("x-minimum" = "1h", "x-maximum" = "36600d"))]
     pub retain_for: Option<Span>,
     /// Who may shorten that: with `governance` (the default) those with a special permission, with
     /// `compliance` nobody.
@@ -104,13 +112,22 @@ pub struct S3Config {
     /// way to the store is long. Memory is this times `upload_concurrency` + 1; an object is at
     /// most 9,000 parts.
     #[serde(default = "default_part_size")]
+    #[schemars(extend("x-minimum" = "5MiB", "x-maximum" = "1GiB"))]
     pub part_size: ByteSize,
     /// How many parts are uploaded at once while the next one fills.
     #[serde(default = "default_upload_concurrency")]
+    #[schemars(range(min = 1, max = MOST_CONCURRENT))]
     pub upload_concurrency: usize,
     /// How often a request is sent, the first time included, while it fails in a way that may pass.
     #[serde(default = "default_attempts")]
+    #[schemars(range(min = 1, max = MOST_ATTEMPTS))]
     pub attempts: u32,
+    /// How long the store may take to answer one attempt of a small request: a page of a listing, a
+    /// look-up, a delete, a document. Uploads and downloads have longer. A command that shows
+    /// something gives up then; a run tries again, up to `attempts`.
+    #[serde(default = "default_timeout")]
+    #[schemars(extend("x-minimum" = "1s", "x-maximum" = "1h"))]
+    pub timeout: Span,
     /// A file with the certificates (PEM) of an authority that the endpoint's certificate is from,
     /// beside those that the system trusts.
     #[serde(default)]
@@ -188,6 +205,7 @@ impl S3Config {
             part_size: default_part_size(),
             upload_concurrency: default_upload_concurrency(),
             attempts: default_attempts(),
+            timeout: default_timeout(),
             ca_file: None,
         }
     }
@@ -229,6 +247,27 @@ impl S3Config {
             None => self.address(),
             Some(endpoint) => format!("{} at {}", self.address(), endpoint.trim_end_matches('/')),
         }
+    }
+
+    /// Why the parts of an upload take more memory than any machine should give them.
+    pub fn takes_too_much(&self) -> Option<String> {
+        let parts = u64::try_from(self.upload_concurrency).unwrap_or(u64::MAX).saturating_add(1);
+        let bytes = self.part_size.bytes().saturating_mul(parts);
+        (bytes > MOST_PARTS_BYTES).then(|| {
+            format!(
+                "An upload would hold {parts} parts of {}, which is {} of memory: expected at most \
+                 {}",
+                self.part_size,
+                ByteSize(bytes),
+                ByteSize(MOST_PARTS_BYTES)
+            )
+        })
+    }
+
+    /// Its storage class, where AWS has none of that name.
+    pub fn unknown_class(&self) -> Option<&str> {
+        let known = aws_sdk_s3::types::StorageClass::values();
+        self.storage_class.as_deref().filter(|class| !known.contains(class))
     }
 
     /// Refuses what could never work.
@@ -303,18 +342,20 @@ impl S3Config {
                 ByteSize(MAX_PART_BYTES)
             ));
         }
-        if !(1..=64).contains(&self.upload_concurrency) {
-            return unsuitable("its `upload_concurrency` must be from 1 to 64".to_owned());
+        if !(1..=MOST_CONCURRENT).contains(&self.upload_concurrency) {
+            return unsuitable(format!(
+                "its `upload_concurrency` must be from 1 to {MOST_CONCURRENT}"
+            ));
         }
-        if !(1..=100).contains(&self.attempts) {
-            return unsuitable("its `attempts` must be from 1 to 100".to_owned());
+        if !(1..=MOST_ATTEMPTS).contains(&self.attempts) {
+            return unsuitable(format!("its `attempts` must be from 1 to {MOST_ATTEMPTS}"));
         }
         Ok(())
     }
 
     /// Makes the client. Contacts nobody but, where neither region nor endpoint is set anywhere,
     /// the identity service of the machine.
-    pub(super) async fn client(&self) -> Result<Connected, StorageError> {
+    pub(super) async fn client(&self, patience: Patience) -> Result<Connected, StorageError> {
         self.check()?;
         let mut loader = aws_config::defaults(BehaviorVersion::latest());
         if let Some(endpoint) = &self.endpoint {
@@ -340,11 +381,11 @@ impl S3Config {
                 "the configuration",
             ));
         }
-        let http_client = match &self.ca_file {
+        let clients = match &self.ca_file {
             Some(file) => http::trusting(file)?,
-            None => http::plain(),
+            None => http::Clients::plain(),
         };
-        loader = loader.http_client(http::for_credentials(http_client.clone()));
+        loader = loader.http_client(clients.credentials);
         let loaded = loader.load().await;
         let of_the_service = ServiceConfigKey::builder()
             .service_id("S3")
@@ -359,7 +400,7 @@ impl S3Config {
             .or(of_the_service)
             .or_else(|| loaded.endpoint_url().map(ToOwned::to_owned));
         let mut config = aws_sdk_s3::config::Builder::from(&loaded)
-            .http_client(http_client)
+            .http_client(clients.store)
             .force_path_style(self.path_style.unwrap_or(endpoint.is_some()))
             // Newer defaults add checksums that stores other than AWS refuse. Ours travel as
             // headers, where they are understood.
@@ -367,7 +408,10 @@ impl S3Config {
             .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
             .retry_config(
                 RetryConfig::standard()
-                    .with_max_attempts(self.attempts)
+                    .with_max_attempts(match patience {
+                        Patience::Unattended => self.attempts,
+                        Patience::Watched => self.attempts.min(WATCHED_ATTEMPTS),
+                    })
                     .with_max_backoff(MAX_BACKOFF),
             )
             // The attempts alone bound the retries: what fails in one storage is not counted
@@ -379,7 +423,10 @@ impl S3Config {
             )
             .retry_classifier(Busy)
             .interceptor(http::Limits)
-            .timeout_config(timeouts(QUICK))
+            .timeout_config(match patience {
+                Patience::Unattended => attempts_of(self.timeout.duration()),
+                Patience::Watched => all_of(self.timeout.duration()),
+            })
             .stalled_stream_protection(
                 StalledStreamProtectionConfig::enabled().grace_period(STALL).build(),
             );
@@ -406,14 +453,39 @@ pub(super) struct Connected {
     pub(super) endpoint: String,
 }
 
-fn timeouts(attempt: Duration) -> TimeoutConfig {
-    TimeoutConfig::builder().connect_timeout(CONNECT).operation_attempt_timeout(attempt).build()
+/// Each attempt of a request may take so long.
+fn attempts_of(attempt: Duration) -> TimeoutConfig {
+    let connect = CONNECT.min(attempt);
+    TimeoutConfig::builder().connect_timeout(connect).operation_attempt_timeout(attempt).build()
 }
 
-/// The time that a request with a body of `bytes` may take, for one attempt.
-pub(super) fn patience(bytes: usize) -> aws_sdk_s3::config::Builder {
-    let transfer = Duration::from_secs(u64::try_from(bytes).unwrap_or(u64::MAX) / SLOWEST);
-    Config::builder().timeout_config(timeouts(QUICK.saturating_add(transfer)))
+/// All attempts of a request together may take so long.
+fn all_of(request: Duration) -> TimeoutConfig {
+    let connect = CONNECT.min(request);
+    TimeoutConfig::builder().connect_timeout(connect).operation_timeout(request).build()
+}
+
+/// How long a request takes that moves content.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Transfers {
+    patience: Patience,
+    timeout: Duration,
+}
+
+impl Transfers {
+    pub(super) fn new(config: &S3Config, patience: Patience) -> Self {
+        Self { patience, timeout: config.timeout.duration() }
+    }
+
+    /// The time that a request with a body of `bytes` may take: for one attempt, or for all where
+    /// somebody watches.
+    pub(super) fn of(self, bytes: usize) -> aws_sdk_s3::config::Builder {
+        let transfer = Duration::from_secs(u64::try_from(bytes).unwrap_or(u64::MAX) / SLOWEST);
+        Config::builder().timeout_config(match self.patience {
+            Patience::Unattended => attempts_of(QUICK.max(self.timeout).saturating_add(transfer)),
+            Patience::Watched => all_of(self.timeout.saturating_add(transfer)),
+        })
+    }
 }
 
 /// Retries what a store says when it is busy, beside what the SDK knows of.

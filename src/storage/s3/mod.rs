@@ -38,14 +38,14 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use futures::stream::{self, BoxStream, StreamExt};
 
-use self::config::{Dates, patience};
+use self::config::{Dates, Transfers};
 pub use self::config::{RetainMode, S3Config, ServerSideEncryption};
 use self::fault::Fault;
 use self::list::{Listing, listed};
 use self::upload::S3Upload;
 use super::{
-    Capabilities, CreateOptions, Object, ObjectLock, Storage, StorageError, StorageErrorKind,
-    Upload, check_key, check_prefix, named,
+    Capabilities, CreateOptions, Object, ObjectLock, Patience, Storage, StorageError,
+    StorageErrorKind, Upload, check_key, check_prefix, named,
 };
 use crate::model::Cancel;
 
@@ -70,6 +70,8 @@ struct Bucket {
     /// Where requests are sent, for messages.
     endpoint: String,
     cancel: Cancel,
+    /// How long requests take that move content.
+    transfers: Transfers,
     known: Mutex<Option<Capabilities>>,
 }
 
@@ -79,9 +81,13 @@ impl S3 {
     ///
     /// # Errors
     /// When the configuration cannot be used.
-    pub async fn open(config: &S3Config, cancel: &Cancel) -> Result<Self, StorageError> {
+    pub async fn open(
+        config: &S3Config,
+        patience: Patience,
+        cancel: &Cancel,
+    ) -> Result<Self, StorageError> {
         // Loading the shared configuration makes a large future.
-        let connected = Box::pin(config.client()).await?;
+        let connected = Box::pin(config.client(patience)).await?;
         Ok(Self {
             bucket: Arc::new(Bucket {
                 client: connected.client,
@@ -90,6 +96,7 @@ impl S3 {
                 endpoint: connected.endpoint,
                 cancel: cancel.clone(),
                 known: Mutex::new(None),
+                transfers: Transfers::new(config, patience),
                 config: config.clone(),
             }),
         })
@@ -187,6 +194,7 @@ impl Bucket {
             prefix: self.prefix.clone(),
             endpoint: self.endpoint.clone(),
             cancel: Cancel::new(),
+            transfers: self.transfers,
             known: Mutex::new(Some(self.known())),
         }
     }
@@ -234,7 +242,7 @@ impl Bucket {
                     .object_lock_retain_until_date(until);
             }
         }
-        let sending = request.customize().config_override(patience(size)).send();
+        let sending = request.customize().config_override(self.transfers.of(size)).send();
         Ok(self.answer(Box::pin(sending)).await.map(|_| ()))
     }
 
@@ -382,7 +390,15 @@ impl Storage for S3 {
         range: Option<Range<u64>>,
     ) -> Result<BoxStream<'static, Result<Bytes, StorageError>>, StorageError> {
         check_key(key)?;
-        read::read(Arc::clone(&self.bucket), key, range).await
+        read::read(Arc::clone(&self.bucket), key, range, false).await
+    }
+
+    async fn read_document(
+        &self,
+        key: &str,
+    ) -> Result<BoxStream<'static, Result<Bytes, StorageError>>, StorageError> {
+        check_key(key)?;
+        read::read(Arc::clone(&self.bucket), key, None, true).await
     }
 
     fn list(&self, prefix: &str) -> BoxStream<'static, Result<Object, StorageError>> {

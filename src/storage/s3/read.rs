@@ -20,6 +20,8 @@ const STALL: Duration = Duration::from_secs(60);
 struct Reading {
     bucket: Arc<Bucket>,
     key: String,
+    /// It is small, and its answer is waited for as for that of a look-up.
+    is_document: bool,
     body: ByteStream,
     /// The next byte that is wanted, counted from the start of the object.
     next: u64,
@@ -36,6 +38,7 @@ pub(super) async fn read(
     bucket: Arc<Bucket>,
     key: &str,
     range: Option<Range<u64>>,
+    is_document: bool,
 ) -> Result<BoxStream<'static, Result<Bytes, StorageError>>, StorageError> {
     if let Some(range) = &range
         && range.start >= range.end
@@ -52,6 +55,7 @@ pub(super) async fn read(
     let mut reading = Reading {
         bucket,
         key: key.to_owned(),
+        is_document,
         body: ByteStream::default(),
         next: range.as_ref().map_or(0, |range| range.start),
         end: 0,
@@ -85,6 +89,10 @@ impl Reading {
             .set_range(
                 range.map(|range| format!("bytes={}-{}", range.start, range.end.saturating_sub(1))),
             );
+        let mut request = request.customize();
+        if !self.is_document {
+            request = request.config_override(bucket.transfers.of(0));
+        }
         let answer = bucket.until_cancelled(Box::pin(request.send())).await?.map_err(|error| {
             let fault = Fault::of(&error);
             if fault.is_missing() {
@@ -115,7 +123,11 @@ impl Reading {
     async fn chunk(&mut self) -> Result<Option<Bytes>, StorageError> {
         while self.next < self.end {
             let left = self.end.saturating_sub(self.next);
-            let next = tokio::time::timeout(STALL, self.body.next());
+            let stall = match self.is_document {
+                true => self.bucket.config.timeout.duration(),
+                false => STALL,
+            };
+            let next = tokio::time::timeout(stall, self.body.next());
             let problem = match self.bucket.until_cancelled(next).await? {
                 Ok(Some(Ok(chunk))) if chunk.len() as u64 > left => {
                     return Err(self
@@ -132,7 +144,7 @@ impl Reading {
                 }
                 Ok(None) => format!("the answer ended {left} bytes before its end"),
                 Err(_) => {
-                    format!("nothing came for {} s, {left} bytes before the end", STALL.as_secs())
+                    format!("nothing came for {} s, {left} bytes before the end", stall.as_secs())
                 }
             };
             self.broken = self.broken.saturating_add(1);

@@ -11,7 +11,7 @@ use aws_sdk_s3::types::{ChecksumAlgorithm, ChecksumType, CompletedMultipartUploa
 use bytes::{Bytes, BytesMut};
 use tokio::task::JoinSet;
 
-use super::config::{MIN_PART_BYTES, RetainMode, patience};
+use super::config::{MIN_PART_BYTES, RetainMode};
 use super::fault::Fault;
 use super::{Bucket, PutOptions, crc, header};
 use crate::model::RemoteCheck;
@@ -171,7 +171,8 @@ impl S3Upload {
                 .set_checksum_algorithm(checked.then_some(ChecksumAlgorithm::Crc32C))
                 .set_checksum_crc32_c(checked.then(|| header(checksum)))
                 .body(ByteStream::from(body.clone()));
-            let sending = request.customize().config_override(patience(body.len())).send();
+            let sending =
+                request.customize().config_override(bucket.transfers.of(body.len())).send();
             let answer = Box::pin(sending).await;
             let answer = answer.map_err(|error| Fault::of(&error).into_error(&bucket, &attempt))?;
             let etag = answer.e_tag().ok_or_else(|| {
@@ -274,7 +275,8 @@ impl S3Upload {
             "complete upload"
         );
         // A store may take minutes to join many parts.
-        let sending = request.customize().config_override(patience(MIN_PART_BYTES as usize)).send();
+        let time = self.bucket.transfers.of(MIN_PART_BYTES as usize);
+        let sending = request.customize().config_override(time).send();
         Ok(self.bucket.answer(Box::pin(sending)).await.map(|_| ()))
     }
 

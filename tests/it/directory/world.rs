@@ -14,7 +14,7 @@ use holdfast::archive::index::{Entry, Footer, IndexReader};
 use holdfast::archive::{Exclusion, Pattern};
 use holdfast::model::{ArtifactKind, Cancel, Notes, Remarks, Warnings};
 use holdfast::source::directory::{Directory, DirectoryConfig, DirectoryRestorer};
-use holdfast::source::process::Environment;
+use holdfast::source::process::{Environment, Heard};
 use holdfast::source::{
     ArtifactSpec, Context, Finished, Output, OutputWriter, Outputs, RestoreArtifact, RestoreJob,
     RestoreOptions, Restored, Restorer, Source, SourceError, Target,
@@ -193,6 +193,7 @@ impl World {
             work_dir: self.scratch.path().to_owned(),
             environment: Environment::default(),
             own_folders: Arc::default(),
+            heard: Heard::default(),
         }
     }
 

@@ -73,21 +73,28 @@ pub struct Daemon {
 impl Daemon {
     /// The scheduler of `site`.
     pub fn start(site: &Site) -> Self {
-        Self::start_with(site, None)
+        Self::start_with(site, None, &[])
+    }
+
+    /// The same, started by `env` with these arguments.
+    pub fn start_by(site: &Site, env: &[&str]) -> Self {
+        Self::start_with(site, None, env)
     }
 
     /// The same, with a clock of its own.
     pub fn start_at(site: &Site, clock: &WallClock) -> Self {
-        Self::start_with(site, Some(clock))
+        Self::start_with(site, Some(clock), &[])
     }
 
-    fn start_with(site: &Site, clock: Option<&WallClock>) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_backup"));
+    fn start_with(site: &Site, clock: Option<&WallClock>, env: &[&str]) -> Self {
+        let mut command = Command::new("env");
         command
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap())
             .env("HOME", site.dir.path())
             .envs(clock.iter().flat_map(|clock| clock.variables()))
+            .args(env)
+            .arg(env!("CARGO_BIN_EXE_backup"))
             .args(["schedule", "--config"])
             .arg(site.config())
             .stdin(Stdio::null())

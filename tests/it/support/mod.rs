@@ -142,17 +142,57 @@ impl Backup {
 
     /// Run as an ordinary user without any rights, who is given `folder` and all that is in it, and
     /// a copy of the program there.
-    pub fn with_user(mut self, uid: u32, folder: &Path) -> Self {
+    pub fn with_user(self, uid: u32, folder: &Path) -> Self {
         needs_root("another user is needed");
         let program = folder.join("program");
         std::fs::copy(self.command.get_program(), &program).unwrap();
         sh(folder, "chown -Rh \"$1:$1\" .", &[uid.to_string().as_ref()]);
-        let mut command = Command::new("setpriv");
+        let ids = [format!("--reuid={uid}"), format!("--regid={uid}")];
+        let rights = ["--clear-groups", "--no-new-privs", "--inh-caps=-all", "--bounding-set=-all"];
+        let rights = rights.map(str::to_owned);
+        self.through("setpriv", ids.into_iter().chain(rights), &program)
+    }
+
+    /// Started by `env` with these arguments, such as `--ignore-signal=HUP`; whatever started this
+    /// test, no other signal is ignored.
+    pub fn with_signals(self, args: &[&str]) -> Self {
+        let default = "--default-signal=HUP,INT,QUIT,TERM,XFSZ,XCPU".to_owned();
+        let args = [default].into_iter().chain(args.iter().map(|arg| (*arg).to_owned()));
+        let program = PathBuf::from(self.command.get_program());
+        self.through("env", args, &program)
+    }
+
+    fn through(
+        mut self,
+        starter: &str,
+        args: impl IntoIterator<Item = String>,
+        program: &Path,
+    ) -> Self {
+        let mut command = Command::new(starter);
         command
-            .args([format!("--reuid={uid}"), format!("--regid={uid}")])
-            .args(["--clear-groups", "--no-new-privs", "--inh-caps=-all", "--bounding-set=-all"])
+            .args(args)
             .arg(program)
             .args(self.command.get_args())
+            .env_clear()
+            .envs(self.command.get_envs().filter_map(|(name, value)| Some((name, value?))))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        self.command = command;
+        self
+    }
+
+    /// As a user who may have so many processes and threads, after [`with_user`](Self::with_user).
+    pub fn with_processes(mut self, most: u32) -> Self {
+        let limit = ["prlimit".to_owned(), format!("--nproc={most}")];
+        let args: Vec<_> = self.command.get_args().map(ToOwned::to_owned).collect();
+        let at = args.iter().position(|arg| arg.as_encoded_bytes().ends_with(b"/program"));
+        let (before, after) = args.split_at(at.unwrap());
+        let mut command = Command::new(self.command.get_program());
+        command
+            .args(before)
+            .args(limit)
+            .args(after)
             .env_clear()
             .envs(self.command.get_envs().filter_map(|(name, value)| Some((name, value?))))
             .stdin(Stdio::null())

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use holdfast::model::Cancel;
-use holdfast::source::process::Environment;
+use holdfast::source::process::{Environment, Heard};
 use holdfast::source::{ArtifactSpec, Context, Finished, Output, OutputWriter, Outputs};
 
 /// A context with a runtime and a folder of its own.
@@ -36,6 +36,7 @@ impl Bench {
             work_dir: folder.path().to_owned(),
             environment: Environment(environment),
             own_folders: Arc::default(),
+            heard: Heard::default(),
         };
         Self { cx, folder, _runtime: runtime }
     }

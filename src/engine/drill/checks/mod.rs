@@ -236,7 +236,9 @@ fn command(rehearsal: &Rehearsal, command: &CommandCheck, targets: &mut Targets)
                     target.looked_at = true;
                 }
             }
-            check.judged(true, expected, expected)
+            let said = cx.heard.take().notes;
+            let lines = said.kept().iter().map(ToString::to_string).collect();
+            check.judged(true, expected, expected).detailed(lines, said.count())
         }
         Err(_) if late.load(Ordering::SeqCst) => check.ended(
             CheckOutcome::Inconclusive,

@@ -1,11 +1,13 @@
 //! Marks: snapshots are held and released, and what is said of them is read before anything is
 //! deleted.
 
+mod damage;
 mod suspicions;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
+use futures::future::join_all;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use serde::Serialize;
 
@@ -13,7 +15,7 @@ use crate::catalog::CachedMark;
 use crate::engine::context::{Engine, OpenStorage};
 use crate::engine::snapshots::documents::{Document, PARALLEL, read_listed};
 use crate::engine::snapshots::unexpected::no_mark;
-use crate::model::{Digest, Manifest, Mark, MarkRef, Name, Says, SnapshotId, SnapshotRef, Verdict};
+use crate::model::{Digest, Mark, MarkRef, Name, Says, SnapshotId, SnapshotRef, Verdict};
 use crate::storage::{Object, Storage, StorageError};
 
 /// A larger object is no mark.
@@ -142,6 +144,9 @@ impl Marks {
                     standing.mark.strategy == of.strategy
                         && matches!(what, Released::Suspicion | Released::All)
                 }
+                Says::Damaged { .. } => {
+                    standing.mark.strategy == of.strategy && what == Released::Damage
+                }
                 _ => false,
             };
             if is_meant {
@@ -198,6 +203,21 @@ impl Marks {
         self.marks.get(id)?.values().next().map(|standing| standing.mark.snapshot_ref())
     }
 
+    async fn take_all(
+        &mut self,
+        storage: &OpenStorage,
+        instance: &Name,
+        objects: Vec<Object>,
+    ) -> Result<(), StorageError> {
+        let folder = Mark::folder(instance);
+        for object in objects {
+            if let Some((read, _)) = read_mark(storage.storage.as_ref(), &folder, object).await? {
+                self.take(&storage.name, instance, read);
+            }
+        }
+        Ok(())
+    }
+
     /// Takes in what was read under `key`, below the folder of the instance's marks.
     fn take(&mut self, storage: &Name, instance: &Name, read: ReadMark) {
         let folder = Mark::folder(instance);
@@ -222,15 +242,6 @@ impl Marks {
         };
         let problem = format!("`{}`: {problem}", read.key);
         self.unreadable.push(Unreadable { storage: storage.clone(), mark, problem, is_newer });
-    }
-
-    /// Whether a copy was found damaged, and nobody has said since that it is sound.
-    pub fn is_damaged(&self, manifest: &Manifest) -> bool {
-        self.of(&manifest.id).map(|(_, standing)| &standing.mark).any(|mark| {
-            mark.strategy == manifest.strategy
-                && matches!(&mark.says, Says::Damaged { storage, .. }
-                    if *storage == manifest.storage.name)
-        })
     }
 
     /// The last drill of a snapshot that came to a verdict about it.
@@ -268,12 +279,7 @@ impl Marks {
         }
         let mut marks = Self { ended: self.ended.clone(), ..Self::default() };
         marks.marks.extend(self.marks.get(id).map(|of_it| (id.clone(), of_it.clone())));
-        let folder = Mark::folder(instance);
-        for object in objects {
-            if let Some((read, _)) = read_mark(place, &folder, object).await? {
-                marks.take(&storage.name, instance, read);
-            }
-        }
+        marks.take_all(storage, instance, objects).await?;
         if let Some((_, problem)) = marks.unread().first() {
             return Ok(Some(problem.clone()));
         }
@@ -285,6 +291,21 @@ impl Marks {
             None => "it is held".to_owned(),
         }))
     }
+}
+
+/// What the marks say that a storage has of one snapshot, those of format 1 left out.
+///
+/// # Errors
+/// When they cannot be read.
+pub(in crate::engine) async fn read_marks_of(
+    storage: &OpenStorage,
+    of: &SnapshotRef,
+) -> Result<Marks, StorageError> {
+    let folder = Mark::folder_of(&of.instance, &of.id);
+    let objects = storage.storage.list(&folder).try_collect().await?;
+    let mut marks = Marks::default();
+    marks.take_all(storage, &of.instance, objects).await?;
+    Ok(marks)
 }
 
 /// What holds the snapshot of a mark that this version does not know.
@@ -309,6 +330,8 @@ pub enum Released {
     Damaged,
     /// All of these.
     All,
+    /// That copies of it are damaged.
+    Damage,
 }
 
 /// The marks of drills of a strategy, of those that were seen in a storage.
@@ -329,14 +352,25 @@ pub(in crate::engine) fn drill_marks(
 /// is told apart, not left out.
 ///
 /// A hold or release that is gone still counts when it was seen before: the disk that it was on
-/// may be lost, or not mounted, and there may be copies elsewhere. Only a hold of format 1 whose
+/// may be lost, or not mounted, and there may be copies elsewhere. So does that a copy is damaged,
+/// which a storage may have refused to take. Only a hold of format 1 whose
 /// snapshot is still there was released, by an older version.
 pub async fn read_marks(engine: &Engine, storages: &[OpenStorage], instance: &Name) -> Marks {
     let mut marks = Marks::default();
     let mut vanished: Vec<Vanished> = Vec::new();
-    for open in storages {
-        match read_from(engine, open, instance, &mut marks).await {
-            Ok(here) => vanished.extend(here),
+    let looks = storages.iter().map(|open| read_from(engine, open, instance));
+    for (open, look) in storages.iter().zip(join_all(looks).await) {
+        match look {
+            Ok((read, gone)) => {
+                for read in read {
+                    if let (true, Err((problem, _))) = (read.irregular, &read.body) {
+                        let problem = format!("`{}`: {problem}", read.key);
+                        marks.unexpected.push((open.name.clone(), problem));
+                    }
+                    marks.take(&open.name, instance, read);
+                }
+                vanished.extend(gone);
+            }
             Err(error) => {
                 let problem = (open.name.clone(), error.to_string());
                 if !error.is_about_reaching() {
@@ -420,8 +454,7 @@ async fn read_from(
     engine: &Engine,
     open: &OpenStorage,
     instance: &Name,
-    marks: &mut Marks,
-) -> Result<Vec<Vanished>, StorageError> {
+) -> Result<(Vec<ReadMark>, Vec<Vanished>), StorageError> {
     let storage = open.storage.as_ref();
     let address = storage.place();
     let folder = Mark::folder(instance);
@@ -458,7 +491,13 @@ async fn read_from(
             continue;
         };
         let released = match (&mark.says, &mark.mark_id) {
-            (Says::Hold { .. } | Says::Release { .. } | Says::Unknown { .. }, Some(_)) => false,
+            (
+                Says::Hold { .. }
+                | Says::Release { .. }
+                | Says::Damaged { .. }
+                | Says::Unknown { .. },
+                Some(_),
+            ) => false,
             (Says::Hold { .. }, None) => {
                 match storage.stat(&mark.snapshot_ref().manifest_key()).await {
                     Ok(_) => true,
@@ -501,16 +540,10 @@ async fn read_from(
         .buffered(PARALLEL)
         .try_collect()
         .await?;
-    let mut added = Vec::new();
-    for (read, keep) in read.into_iter().flatten() {
-        if let (true, Err((problem, _))) = (read.irregular, &read.body) {
-            marks.unexpected.push((open.name.clone(), format!("`{}`: {problem}", read.key)));
-        }
-        marks.take(&open.name, instance, read);
-        added.extend(keep);
-    }
+    let (read, keep): (Vec<ReadMark>, Vec<Option<CachedMark>>) = read.into_iter().flatten().unzip();
+    let added: Vec<CachedMark> = keep.into_iter().flatten().collect();
     update(engine, &address, &added, &gone).await;
-    Ok(vanished)
+    Ok((read, vanished))
 }
 
 /// Whether another mark may come to stand under the key: holds and suspicions of format 1.

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use futures::future::join_all;
+
 use super::{Marks, ReadMark, Standing};
 use crate::catalog::{Catalog, CatalogError};
 use crate::engine::context::OpenStorage;
@@ -46,12 +48,12 @@ impl Marks {
             .map(Mark::snapshot_ref)
             .collect();
         for of in by_run {
-            let mut is_absent = true;
-            for open in storages.iter().filter(|_| self.unlisted.is_empty()) {
-                let found = open.storage.stat(&of.manifest_key()).await;
-                is_absent &= found.is_err_and(|error| error.is_not_found());
+            if !self.unlisted.is_empty() {
+                break;
             }
-            if is_absent && self.unlisted.is_empty() {
+            let key = of.manifest_key();
+            let looks = join_all(storages.iter().map(|open| open.storage.stat(&key))).await;
+            if looks.into_iter().all(|found| found.is_err_and(|error| error.is_not_found())) {
                 self.uncommitted.insert(of.id);
             }
         }

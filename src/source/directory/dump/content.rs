@@ -22,6 +22,14 @@ use crate::source::directory::walk::open_quietly;
 pub(super) const CHUNK: usize = 64 << 10;
 /// The most pieces of a sparse file. What comes after them is one piece, holes and all.
 const PIECES_LIMIT: usize = 65_536;
+/// How an SQLite database, its journal and its write-ahead log begin:
+/// <https://www.sqlite.org/fileformat.html>.
+const SQLITE: [&[u8]; 4] = [
+    b"SQLite format 3\0",
+    b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7",
+    b"\x37\x7f\x06\x82",
+    b"\x37\x7f\x06\x83",
+];
 static ZEROS: [u8; CHUNK] = [0; CHUNK];
 
 const FILE: OFlags = OFlags::RDONLY
@@ -54,6 +62,8 @@ pub(super) struct Outcome {
     pub(super) stopped: Option<(u64, Option<Errno>)>,
     /// What the system says of it afterwards.
     pub(super) after: Result<Meta, Errno>,
+    /// It only grew: read again, what had been there was the same.
+    pub(super) appended: bool,
 }
 
 /// Opens a regular file, and looks at all of it but the content.
@@ -180,7 +190,49 @@ pub(super) fn read<E>(
     let digest = digester.finish();
     let (digest, data_digest) =
         if digest_holes { (Some(digest), None) } else { (None, Some(digest)) };
-    Ok(Outcome { digest, data_digest, stopped, after: Meta::of(file) })
+    let after = Meta::of(file);
+    let grew = after.ok().filter(|after| after.size > size && stopped.is_none());
+    let appended = match (grew, digest) {
+        (Some(after), Some(digest)) => {
+            only_grew(file, size, digest, go_on)?
+                && Meta::of(file).is_ok_and(|last| last.size >= after.size)
+        }
+        _ => false,
+    };
+    Ok(Outcome { digest, data_digest, stopped, after, appended })
+}
+
+/// Whether the first `size` bytes of a file still have this digest, so that they were not written
+/// to since they were read. Never for the files of an SQLite database, which may have been caught
+/// between two writes of one transaction.
+fn only_grew<E>(
+    file: BorrowedFd<'_>,
+    size: u64,
+    digest: Digest,
+    go_on: impl Fn() -> Result<(), E>,
+) -> Result<bool, E> {
+    let mut digester = Digester::new();
+    let mut buffer = vec![0; CHUNK];
+    let mut position = 0;
+    while position < size {
+        go_on()?;
+        let room = usize::try_from(size - position).unwrap_or(CHUNK).min(CHUNK);
+        let part = buffer.get_mut(..room).unwrap_or_default();
+        match rustix::io::pread(file, &mut *part, position) {
+            Ok(0) => return Ok(false),
+            Ok(read) => {
+                let came = part.get(..read).unwrap_or_default();
+                if position == 0 && SQLITE.iter().any(|begin| came.starts_with(begin)) {
+                    return Ok(false);
+                }
+                digester.update(came);
+                position += read as u64;
+            }
+            Err(Errno::INTR) => {}
+            Err(_) => return Ok(false),
+        }
+    }
+    Ok(digester.finish() == digest)
 }
 
 /// Digests a hole.

@@ -441,7 +441,7 @@ impl<'a> Dumper<'a> {
         Ok(())
     }
 
-    /// Whether a file is not what it was when it was opened, which is noted.
+    /// Whether a file is not what it was when it was opened, and says so.
     fn changed(&mut self, path: &[u8], meta: &Meta, outcome: &Outcome) -> bool {
         let size = meta.size;
         match (outcome.stopped, outcome.after) {
@@ -457,6 +457,15 @@ impl<'a> Dumper<'a> {
                 self.losses.remarks.warn(at(
                     path,
                     format!("It shrank while it was read, so its last {cut} bytes are zeros"),
+                ));
+            }
+            (None, Ok(_)) if outcome.appended => {
+                self.losses.remarks.note(at(
+                    path,
+                    format!(
+                        "It was appended to while it was read: the {size} bytes it had at first \
+                         were stored"
+                    ),
                 ));
             }
             (None, Ok(after)) if after.size > size => {

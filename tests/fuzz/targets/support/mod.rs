@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use holdfast::model::{ArtifactKind, Cancel};
-use holdfast::source::process::Environment;
+use holdfast::source::process::{Environment, Heard};
 use holdfast::source::{Context, RestoreArtifact};
 
 /// Where the restores go; in memory, as each waits until all is written.
@@ -38,6 +38,7 @@ pub fn context() -> Context {
         work_dir: scratch().to_owned(),
         environment: Environment::default(),
         own_folders: std::sync::Arc::default(),
+        heard: Heard::default(),
     }
 }
 

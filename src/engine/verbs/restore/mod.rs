@@ -2,21 +2,26 @@
 //!
 //! Everything that can be refused is refused before anything is touched. What would replace
 //! something is read through and found undamaged first; what goes to an empty place is checked
-//! while it is written, and its last bytes are given out only when all of it was right.
+//! while it is written, and its last bytes are given out only when all of it was right. Where a
+//! copy is damaged or out of reach, another is taken.
 
-use std::num::NonZeroU32;
+mod plan;
+
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 use tokio::runtime::Handle;
 
+use self::plan::make_plan;
+
 use crate::engine::context::{Engine, OpenStorage, blocking};
 use crate::engine::error::EngineError;
-use crate::engine::read::by_hand::restore_artifact;
-use crate::engine::read::databases::Chosen;
+use crate::engine::read::copies::{PassedOver, from_good_copy};
 use crate::engine::read::fault::{failed_in, usable_manifest};
 use crate::engine::read::fetch::read_facts;
+use crate::engine::read::files::Side;
 use crate::engine::read::missing::{Missing, missing};
 use crate::engine::read::streams::{ArtifactStreams, beside};
 use crate::engine::read::whole::ensure_undamaged;
@@ -24,12 +29,13 @@ use crate::engine::snapshots::list::Snapshot;
 use crate::engine::state::locks::ReadLock;
 use crate::engine::state::private::{free_bytes, make_private_folder};
 use crate::model::{
-    Artifact, ArtifactKind, ByteSize, Completeness, DatabaseUrl, Facts, Manifest, Name, Remarks,
-    SnapshotId, total,
+    Artifact, ArtifactKind, ByteSize, Completeness, DatabaseUrl, Digest, Facts, Manifest, Name,
+    Note, Remarks, SnapshotId, total,
 };
 use crate::pipeline::Identity;
 use crate::source::command::CommandConfig;
 use crate::source::postgres::LeftStatement;
+use crate::source::under_way::{self, Before, Recorded, UnderWay, WhichRestore};
 use crate::source::{
     Context, OwnFolder, Preview, RestoreArtifact, RestoreJob, RestoreOptions, RestoredFiles,
     SourceError, Target, restorer,
@@ -72,6 +78,9 @@ pub struct RestorePlan {
     pub id: SnapshotId,
     /// The storage it is read from.
     pub storage: Name,
+    /// Copies that are not read, and why.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub passed_over: Vec<PassedOver>,
     /// The artifacts, in the order they are restored.
     pub artifacts: Vec<PlannedArtifact>,
     /// What is left out, and why.
@@ -115,8 +124,11 @@ pub struct RestoreReport {
     pub instance: Name,
     pub strategy: Name,
     pub id: SnapshotId,
-    /// The storage it was read from.
+    /// The storage it was read from, to the end.
     pub storage: Name,
+    /// Copies that were given up, and why.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub passed_over: Vec<PassedOver>,
     /// What was restored, and where it is now.
     pub restored: Vec<RestoredArtifact>,
     /// What was left out, and why.
@@ -150,191 +162,6 @@ pub struct RestoredArtifact {
     /// Of a database: SQL that restores what of its settings was not restored.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub statements: Vec<LeftStatement>,
-}
-
-/// Refuses several artifacts for one database.
-fn ensure_one_each(url: &DatabaseUrl, plan: &RestorePlan) -> Result<(), EngineError> {
-    let artifacts = &plan.artifacts;
-    for (number, first) in artifacts.iter().enumerate() {
-        let Some(second) =
-            artifacts.iter().skip(number + 1).find(|other| other.place == first.place)
-        else {
-            continue;
-        };
-        let problem = if first.source == second.source && url.names_database() {
-            format!(
-                "`--into` names one database, and the source `{}` has several: choose one with \
-                 `--database`, or leave the database out of the address, so that each goes to the \
-                 database of its own name",
-                first.source
-            )
-        } else if first.source == second.source {
-            format!("`{}` and `{}` would go to the same database", first.name, second.name)
-        } else {
-            format!(
-                "`--into` takes one database, and the snapshot has `{}` and `{}`: choose one with \
-                 `--source`",
-                first.source, second.source
-            )
-        };
-        return Err(EngineError::Request(problem));
-    }
-    Ok(())
-}
-
-fn make_plan(
-    storage: &OpenStorage,
-    manifest: &Manifest,
-    facts: Option<&Facts>,
-    request: &RestoreRequest,
-) -> Result<RestorePlan, EngineError> {
-    let present: Vec<&Name> =
-        manifest.artifacts.iter().filter_map(|artifact| artifact.source.as_ref()).collect();
-    for wanted in &request.sources {
-        if !present.contains(&wanted) {
-            let mut names: Vec<String> = present.iter().map(|name| format!("`{name}`")).collect();
-            names.dedup();
-            return Err(EngineError::Request(format!(
-                "The snapshot has no source `{wanted}`; it has {}",
-                names.join(", ")
-            )));
-        }
-    }
-    let mut plan = RestorePlan {
-        instance: manifest.instance.clone(),
-        strategy: manifest.strategy.clone(),
-        id: manifest.id.clone(),
-        storage: storage.name.clone(),
-        artifacts: Vec::new(),
-        left_out: Vec::new(),
-        missing: Missing::default(),
-        fetched_bytes: 0,
-    };
-    let some_files = !request.options.paths.is_empty();
-    let chosen = Chosen::new(facts, &request.databases)?;
-    match (chosen.renamed(), &request.destination) {
-        (Some(name), Destination::Database(url)) if url.names_database() => {
-            return Err(EngineError::Request(format!(
-                "`--into` and the new name of `{name}` both say which database to restore to: \
-                 leave one of them out"
-            )));
-        }
-        (Some(name), Destination::Folder(_)) => {
-            return Err(EngineError::Request(format!(
-                "A new name of `{name}` is for `--into`: files in a folder are named as the \
-                 artifacts are"
-            )));
-        }
-        _ => {}
-    }
-    for artifact in &manifest.artifacts {
-        let Some(source) = &artifact.source else { continue };
-        if !(request.sources.is_empty() || request.sources.contains(source))
-            || restorer(artifact.kind).is_none()
-        {
-            continue;
-        }
-        if some_files && !artifact.kind.is_files() {
-            if request.sources.contains(source) {
-                return Err(EngineError::Request(format!(
-                    "`--path` is for folders of files, and the source `{source}` is none: leave \
-                     `--path` or this `--source` out"
-                )));
-            }
-            plan.left_out
-                .push(format!("`{}` is no folder of files, which `--path` is for", artifact.name));
-            continue;
-        }
-        let restore = restore_artifact(&manifest.id, artifact, facts);
-        if !chosen.has(restore.of.as_deref()) {
-            plan.left_out.push(format!("`{}` is none of the databases chosen", artifact.name));
-            continue;
-        }
-        let target = match &request.destination {
-            // A folder of files is restored to a folder for itself.
-            Destination::Folder(folder) => Target::Folder(match artifact.number() {
-                number if artifact.kind.is_files() && number > NonZeroU32::MIN => {
-                    folder.join(format!("{source}.{number}"))
-                }
-                _ => folder.join(source.as_str()),
-            }),
-            Destination::Database(url) => match artifact.kind {
-                kind if kind.is_database() => Target::Database(match restore.of.as_deref() {
-                    Some(of) if !url.names_database() => url.with_database(chosen.new_name(of)),
-                    _ => url.clone(),
-                }),
-                ArtifactKind::PgGlobals => {
-                    plan.left_out.push(format!(
-                        "`{}` (roles of the whole server): restore it with `--to`, look at it, and \
-                         feed it to `psql`",
-                        artifact.name
-                    ));
-                    continue;
-                }
-                _ if request.sources.contains(source) => {
-                    return Err(EngineError::Request(format!(
-                        "The source `{source}` is not a database: restore it with `--to DIR`"
-                    )));
-                }
-                _ => {
-                    plan.left_out.push(format!(
-                        "`{}` is not a database: restore it with `--to DIR`",
-                        artifact.name
-                    ));
-                    continue;
-                }
-            },
-            Destination::Commands(commands) => match commands
-                .iter()
-                .find(|(name, _)| name == source)
-            {
-                Some((_, command)) if artifact.kind == ArtifactKind::Stream => {
-                    Target::Command(Box::new(command.clone()))
-                }
-                _ => {
-                    plan.left_out
-                        .push(format!("`{}`: its source has no `restore_command`", artifact.name));
-                    continue;
-                }
-            },
-        };
-        let place = match &target {
-            Target::Folder(folder) => folder.display().to_string(),
-            Target::Database(url) => url.masked(),
-            Target::Command(config) => config
-                .restore_command
-                .as_ref()
-                .and_then(|command| command.first())
-                .cloned()
-                .unwrap_or_default(),
-        };
-        plan.artifacts.push(PlannedArtifact {
-            name: artifact.name.clone(),
-            source: source.clone(),
-            of: restore.of.clone(),
-            place,
-            plain_bytes: restore.plain_bytes,
-            preview: None,
-            work: Work { artifact: artifact.clone(), restore, target },
-        });
-    }
-    if let Destination::Database(url) = &request.destination {
-        ensure_one_each(url, &plan)?;
-    }
-    if let (true, [first, second, ..]) = (some_files, plan.artifacts.as_slice()) {
-        return Err(EngineError::Request(format!(
-            "`--path` is counted from one folder, and the snapshot has `{}` and `{}`: choose one \
-             with `--source`",
-            first.source, second.source
-        )));
-    }
-    if plan.artifacts.is_empty() {
-        return Err(EngineError::Request(format!(
-            "There is nothing to restore. {}",
-            plan.left_out.join(". ")
-        )));
-    }
-    Ok(plan)
 }
 
 /// A request that was held against the snapshot and the world.
@@ -372,23 +199,34 @@ async fn prepare(
     Ok(Prepared { manifest: manifest.clone(), facts, plan })
 }
 
-/// Says what [`restore`] would do with the same request, and touches nothing.
+/// Says what [`restore`] would do with the same request and copies, and touches nothing.
 ///
 /// # Errors
 /// When the restore would be refused, or what it takes to tell is damaged.
 pub async fn plan_restore(
     engine: &Engine,
-    storage: &OpenStorage,
-    snapshot: &Snapshot,
+    copies: &[Side],
+    request: &RestoreRequest,
+) -> Result<RestorePlan, EngineError> {
+    let plan = async |side: &Side| plan_from(engine, side, request).await;
+    let (plan, passed_over) = from_good_copy(engine, copies, &AtomicBool::new(true), plan).await?;
+    Ok(RestorePlan { passed_over, ..plan })
+}
+
+async fn plan_from(
+    engine: &Engine,
+    Side { storage, snapshot }: &Side,
     request: &RestoreRequest,
 ) -> Result<RestorePlan, EngineError> {
     let fetched_before = storage.fetched_bytes();
     let Prepared { manifest, facts, mut plan } =
         prepare(engine, storage, snapshot, request).await?;
-    for planned in &mut plan.artifacts {
+    let before = before(&manifest, request);
+    for planned in plan.artifacts.iter_mut().filter(|planned| !is_done(planned, &before)) {
         engine.progress.begin(format!("planning {}", planned.name), None);
         let Work { artifact, restore, target } = planned.work.clone();
-        let (context, options) = (context(engine, planned, request), options(request, &artifact));
+        let context = context(engine, planned, request);
+        let options = options(request, &artifact, before.recorded(&planned.name, None));
         let streams = ArtifactStreams::new(
             storage,
             &manifest,
@@ -413,33 +251,148 @@ pub async fn plan_restore(
     Ok(plan)
 }
 
-/// Restores `snapshot`, read from `storage`.
+/// What was restored so far.
+#[derive(Default)]
+struct Progress {
+    restored: Vec<RestoredArtifact>,
+    /// Whether anything may have been written.
+    has_begun: bool,
+    remarks: Remarks,
+    fetched_bytes: u64,
+    /// Of a restore into a folder that replaces nothing.
+    under_way: Option<Arc<Mutex<UnderWay>>>,
+    /// What was recorded when it began.
+    before: Option<Before>,
+}
+
+impl Progress {
+    fn has(&self, planned: &PlannedArtifact) -> bool {
+        self.restored.iter().any(|done| done.name == planned.name)
+    }
+
+    /// Counts as restored what the same restore had restored before it was interrupted.
+    fn take_up(&mut self, plan: &RestorePlan, before: &Before) {
+        for planned in &plan.artifacts {
+            if self.has(planned) || !is_done(planned, before) {
+                continue;
+            }
+            self.remarks.note(Note {
+                source: Some(planned.source.to_string()),
+                path: None,
+                reason: format!(
+                    "`{}` was restored before this restore was interrupted, and is left as it is",
+                    planned.name
+                ),
+            });
+            self.restored.push(RestoredArtifact {
+                name: planned.name.clone(),
+                source: planned.source.clone(),
+                of: planned.of.clone(),
+                place: planned.place.clone(),
+                plain_bytes: planned.plain_bytes,
+                files: None,
+                statements: Vec::new(),
+            });
+        }
+    }
+
+    /// Records that an artifact is begun, so that the same command can go on with it.
+    fn begin(&mut self, manifest: &Manifest, request: &RestoreRequest, artifact: &str) {
+        let Some(folder) = recorded(request) else { return };
+        if self.under_way.is_none() {
+            let record = UnderWay::begin(folder, &which(manifest, request));
+            self.under_way = record.map(|record| Arc::new(Mutex::new(record)));
+        }
+        if let Some(record) = &self.under_way {
+            record.lock().unwrap_or_else(PoisonError::into_inner).starts(artifact);
+        }
+    }
+}
+
+/// Restores a snapshot from the first of its `copies` that is good. Where one turns out not to be,
+/// the next goes on with what is not restored yet.
 ///
 /// # Errors
-/// When the request cannot be carried out (nothing was touched then), the snapshot is damaged, or a
-/// target refuses.
+/// When the request cannot be carried out (nothing was touched then), no copy is good, or a target
+/// refuses.
 pub async fn restore(
     engine: &Engine,
-    storage: &OpenStorage,
-    snapshot: &Snapshot,
+    copies: &[Side],
     request: &RestoreRequest,
 ) -> Result<RestoreReport, EngineError> {
+    let Some(Side { snapshot, .. }) = copies.first() else {
+        return Err(EngineError::Internal("A snapshot without a copy".to_owned()));
+    };
     let _reading = ReadLock::share(&engine.state_dir, &snapshot.instance, &snapshot.strategy)?;
     let began = tokio::time::Instant::now();
-    let fetched_before = storage.fetched_bytes();
+    let mut progress = Progress::default();
+    let may_go_on = AtomicBool::new(true);
+    let from = async |side: &Side| {
+        let before = side.storage.fetched_bytes();
+        let done = restore_from(engine, side, request, &mut progress, &may_go_on).await;
+        let fetched = side.storage.fetched_bytes().saturating_sub(before);
+        progress.fetched_bytes = total([progress.fetched_bytes, fetched]);
+        done
+    };
+    let done = from_good_copy(engine, copies, &may_go_on, from).await;
+    if let Some(record) = progress.under_way.take() {
+        record.lock().unwrap_or_else(PoisonError::into_inner).end(done.is_ok());
+    }
+    let (plan, passed_over) = match done {
+        Err(EngineError::Damaged { snapshot, storage, problem, in_copy })
+            if request.options.overwrite && !progress.has_begun =>
+        {
+            let problem = format!("{problem}. Nothing was overwritten");
+            return Err(EngineError::Damaged { snapshot, storage, problem, in_copy });
+        }
+        done => done?,
+    };
+    Ok(RestoreReport {
+        instance: plan.instance,
+        strategy: plan.strategy,
+        id: plan.id,
+        storage: plan.storage,
+        passed_over,
+        restored: progress.restored,
+        left_out: plan.left_out,
+        missing: plan.missing,
+        fetched_bytes: progress.fetched_bytes,
+        seconds: began.elapsed().as_secs_f64(),
+        remarks: progress.remarks,
+    })
+}
+
+/// Restores from one copy what is not restored yet.
+async fn restore_from(
+    engine: &Engine,
+    side: &Side,
+    request: &RestoreRequest,
+    progress: &mut Progress,
+    may_go_on: &AtomicBool,
+) -> Result<RestorePlan, EngineError> {
+    let Side { storage, snapshot } = side;
     let Prepared { manifest, facts, plan } = prepare(engine, storage, snapshot, request).await?;
     make_private_folder(&request.work_dir)?;
-    for planned in &plan.artifacts {
-        let (context, work) = (context(engine, planned, request), planned.work.clone());
-        let options = options(request, &work.artifact);
-        let streams = ArtifactStreams::new(
+    let before = progress.before.take().unwrap_or_else(|| before(&manifest, request));
+    progress.before = Some(before.clone());
+    progress.take_up(&plan, &before);
+    let left: Vec<&PlannedArtifact> =
+        plan.artifacts.iter().filter(|planned| !progress.has(planned)).collect();
+    let streams = |artifact: &Artifact| {
+        let identities = &request.identities;
+        ArtifactStreams::new(
             storage,
             &manifest,
-            &work.artifact,
-            &request.identities,
+            artifact,
+            identities,
             facts.as_ref(),
             &engine.progress,
-        );
+        )
+    };
+    for planned in &left {
+        let (context, work) = (context(engine, planned, request), planned.work.clone());
+        let options = options(request, &work.artifact, before.recorded(&planned.name, None));
+        let streams = streams(&work.artifact);
         blocking(move || {
             let Some(restorer) = restorer(work.artifact.kind) else { return Ok(()) };
             let (cx, artifact, target, options) = (&context, &work.restore, &work.target, &options);
@@ -452,26 +405,29 @@ pub async fn restore(
     }
     if request.options.overwrite {
         let wanted = |artifact: &Artifact| {
-            plan.artifacts.iter().any(|planned| needed(&manifest, planned, request, artifact))
+            left.iter().any(|planned| needed(&manifest, planned, request, artifact))
         };
         ensure_undamaged(engine, storage, &manifest, &request.identities, facts.as_deref(), wanted)
             .await?;
     }
-    let mut remarks = Remarks::default();
-    let mut restored: Vec<RestoredArtifact> = Vec::new();
-    for planned in &plan.artifacts {
+    for planned in left {
         let expected = planned.plain_bytes.filter(|_| request.options.paths.is_empty());
         engine.progress.begin(planned.name.clone(), expected);
         let Work { artifact, restore, target } = planned.work.clone();
-        let (context, options) = (context(engine, planned, request), options(request, &artifact));
-        let streams = ArtifactStreams::new(
-            storage,
-            &manifest,
-            &artifact,
-            &request.identities,
-            facts.as_ref(),
-            &engine.progress,
-        );
+        progress.has_begun = true;
+        progress.begin(&manifest, request, &planned.name);
+        let context = context(engine, planned, request);
+        let recorded = before.recorded(&planned.name, progress.under_way.as_ref());
+        let options = options(request, &artifact, recorded);
+        let heard = context.heard.clone();
+        let streams = streams(&artifact);
+        // What a command was given, and what was committed in pieces, is not taken back.
+        let is_begun_once = match &target {
+            Target::Folder(_) => false,
+            Target::Database(_) => options.jobs > 1,
+            Target::Command(_) => true,
+        };
+        may_go_on.store(!is_begun_once, Ordering::Relaxed);
         let done = blocking(move || match restorer(artifact.kind) {
             Some(restorer) => restorer.restore_from(
                 RestoreJob { cx: &context, artifact: &restore, target: &target, options: &options },
@@ -485,14 +441,29 @@ pub async fn restore(
                 return Err(EngineError::Interrupted {
                     artifact: planned.name.clone(),
                     place: planned.place.clone(),
-                    needs_overwrite: !restored.is_empty() && !request.options.overwrite,
+                    needs_overwrite: !progress.restored.is_empty()
+                        && progress.under_way.is_none()
+                        && !request.options.overwrite,
                 });
+            }
+            Err(error @ SourceError::Damaged(_)) => {
+                // What the restorer stumbled over may be what is stored here, or what was backed
+                // up.
+                let (identities, facts) = (&request.identities, facts.as_deref());
+                let this = |artifact: &Artifact| needed(&manifest, planned, request, artifact);
+                ensure_undamaged(engine, storage, &manifest, identities, facts, this).await?;
+                return Err(failed_in(engine, storage, &manifest.id, &planned.name, error));
             }
             done => done
                 .map_err(|error| failed_in(engine, storage, &manifest.id, &planned.name, error))?,
         };
-        remarks.extend(Some(planned.source.as_str()), done.remarks);
-        restored.push(RestoredArtifact {
+        progress.remarks.extend(Some(planned.source.as_str()), done.remarks);
+        progress.remarks.extend(Some(planned.source.as_str()), heard.take());
+        may_go_on.store(true, Ordering::Relaxed);
+        if let Some(record) = &progress.under_way {
+            under_way::done(record, &planned.name);
+        }
+        progress.restored.push(RestoredArtifact {
             name: planned.name.clone(),
             source: planned.source.clone(),
             of: planned.of.clone(),
@@ -502,18 +473,39 @@ pub async fn restore(
             statements: done.statements,
         });
     }
-    Ok(RestoreReport {
-        instance: plan.instance,
-        strategy: plan.strategy,
-        id: plan.id,
-        storage: plan.storage,
-        restored,
-        left_out: plan.left_out,
-        missing: plan.missing,
-        fetched_bytes: storage.fetched_bytes().saturating_sub(fetched_before),
-        seconds: began.elapsed().as_secs_f64(),
-        remarks,
-    })
+    Ok(plan)
+}
+
+/// The folder in which a restore is recorded: with `--overwrite` the same command begins anew.
+fn recorded(request: &RestoreRequest) -> Option<&Path> {
+    match &request.destination {
+        Destination::Folder(folder) if !request.options.overwrite => Some(folder),
+        _ => None,
+    }
+}
+
+fn which(manifest: &Manifest, request: &RestoreRequest) -> WhichRestore {
+    let RestoreOptions { paths, owners, no_owner, .. } = &request.options;
+    let text =
+        format!("{}/{} {paths:?} {owners:?} {no_owner}", manifest.instance, manifest.strategy);
+    WhichRestore { snapshot: manifest.id.to_string(), request: Digest::of(text.as_bytes()) }
+}
+
+/// What the same restore did before it was interrupted.
+fn before(manifest: &Manifest, request: &RestoreRequest) -> Before {
+    recorded(request)
+        .map(|folder| Before::of(folder, &which(manifest, request)))
+        .unwrap_or_default()
+}
+
+/// Whether an artifact was restored before, and somebody has not taken it away since.
+fn is_done(planned: &PlannedArtifact, before: &Before) -> bool {
+    match &planned.work.target {
+        Target::Folder(folder) => {
+            before.has_done(&planned.name, planned.work.artifact.kind, folder)
+        }
+        Target::Database(_) | Target::Command(_) => false,
+    }
 }
 
 /// Whether `artifact` must be found undamaged before what `planned` replaces is touched. Of some
@@ -537,10 +529,10 @@ fn needed(
 
 /// The options for one artifact: what is for folders of files, or for these and databases, goes to
 /// those only.
-fn options(request: &RestoreRequest, artifact: &Artifact) -> RestoreOptions {
+fn options(request: &RestoreRequest, artifact: &Artifact, recorded: Recorded) -> RestoreOptions {
     let may_delete = artifact.kind.is_files() || artifact.kind == ArtifactKind::PgDump;
     let delete = request.options.delete && may_delete;
-    RestoreOptions { delete, ..request.options.clone() }
+    RestoreOptions { delete, recorded, ..request.options.clone() }
 }
 
 fn context(engine: &Engine, planned: &PlannedArtifact, request: &RestoreRequest) -> Context {
@@ -552,6 +544,7 @@ fn context(engine: &Engine, planned: &PlannedArtifact, request: &RestoreRequest)
         work_dir: request.work_dir.clone(),
         environment: engine.environment.clone(),
         own_folders: own_folders(engine, &planned.work.target, &request.work_dir),
+        heard: Default::default(),
     }
 }
 
