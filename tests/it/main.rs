@@ -44,6 +44,7 @@ mod irregular;
 mod layers;
 mod limits;
 mod locks;
+mod managed;
 mod marks;
 mod memory;
 mod notify;

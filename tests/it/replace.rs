@@ -11,13 +11,19 @@ CREATE TYPE app.mood AS ENUM ('sad', 'glad');
 CREATE TABLE app.item (id serial PRIMARY KEY, mood app.mood);
 INSERT INTO app.item (mood) VALUES ('sad'), ('glad');
 CREATE TABLE log (at int PRIMARY KEY, item int REFERENCES app.item) PARTITION BY RANGE (at);
-CREATE TABLE log_1 PARTITION OF log FOR VALUES FROM (0) TO (10) PARTITION BY RANGE (at);
-CREATE TABLE a_leaf PARTITION OF log_1 FOR VALUES FROM (0) TO (5);
+CREATE TABLE a_part PARTITION OF log FOR VALUES FROM (0) TO (10);
 CREATE INDEX ON log (item);
 INSERT INTO log VALUES (1, 1);
 CREATE VIEW seen AS SELECT * FROM log;
 CREATE FUNCTION one() RETURNS int LANGUAGE sql AS 'SELECT 1';
 SELECT lo_from_bytea(777, 'x');
+";
+
+/// Partitions of partitions; several jobs of `pg_restore` lock each other out with these.
+const NESTED: &str = "
+CREATE TABLE log_1 PARTITION OF log FOR VALUES FROM (10) TO (20) PARTITION BY RANGE (at);
+CREATE TABLE a_leaf PARTITION OF log_1 FOR VALUES FROM (10) TO (15);
+INSERT INTO log VALUES (11, 2);
 ";
 
 /// What only the target has, in any schema, and needs nothing of the snapshot's.
@@ -36,11 +42,13 @@ struct Clinic {
 
 impl Clinic {
     /// A snapshot of a database, and a target that has the same and more.
-    fn new(major: u32, more: &str) -> Self {
+    fn new(major: u32, more: &str, nested: bool) -> Self {
         let server = Server::new(major);
         let (original, target) = (server.database(), server.database());
-        original.run(SCHEMA);
-        target.run(SCHEMA);
+        for database in [&original, &target] {
+            database.run(SCHEMA);
+            database.run(if nested { NESTED } else { "" });
+        }
         target.run("DELETE FROM log; UPDATE app.item SET mood = 'sad'; DROP FUNCTION one()");
         target.run(more);
         let site = Site::new(
@@ -78,7 +86,7 @@ const NAMES: [&str; 5] = ["app.later", "other", "other.more", "app.two()", "app.
 
 fn objects_are_replaced_and_others_stay(major: u32) {
     for jobs in ["1", "2"] {
-        let clinic = Clinic::new(major, EXTRA);
+        let clinic = Clinic::new(major, EXTRA, jobs == "1");
         let ran = clinic.restore(&["-j", jobs], 3);
         for name in NAMES {
             assert!(warnings(&ran).contains(&format!("`{name}`")), "{name}: {ran}");
@@ -108,8 +116,8 @@ fn objects_of_18_are_replaced_and_others_stay() {
 
 #[test]
 fn with_delete_only_the_snapshot_is_left() {
-    let clinic = Clinic::new(16, EXTRA);
-    clinic.target.run("CREATE TABLE b_leaf PARTITION OF log_1 FOR VALUES FROM (5) TO (10)");
+    let clinic = Clinic::new(16, EXTRA, true);
+    clinic.target.run("CREATE TABLE b_leaf PARTITION OF log_1 FOR VALUES FROM (15) TO (20)");
     let before = clinic.canonical(&clinic.target);
     let shown = clinic.restore(&["--delete", "--dry-run"], 0);
     assert_eq!(clinic.canonical(&clinic.target), before);
@@ -131,13 +139,13 @@ fn what_depends_on_a_replaced_object_stops_the_restore() {
         ("CREATE TABLE kept (i int REFERENCES app.item)", ["on table public.kept", "app.item"]),
         ("CREATE TABLE kept () INHERITS (app.item)", ["table public.kept", "table app.item"]),
         (
-            "CREATE TABLE kept PARTITION OF log_1 FOR VALUES FROM (5) TO (10)",
+            "CREATE TABLE kept PARTITION OF log_1 FOR VALUES FROM (15) TO (20)",
             ["public.kept", "--delete"],
         ),
         ("DROP VIEW seen; CREATE TABLE seen (a int)", ["public.seen", "is not a view"]),
     ] {
         for jobs in ["1", "2"] {
-            let clinic = Clinic::new(15, more);
+            let clinic = Clinic::new(15, more, true);
             let before = clinic.canonical(&clinic.target);
             clinic.restore(&["-j", jobs, "--dry-run"], 1);
             let ran = clinic.restore(&["-j", jobs], 1);

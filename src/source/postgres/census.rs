@@ -335,33 +335,6 @@ fn counts_query() -> String {
     sql
 }
 
-/// Anything of a user's in a database. A new database has the schema `public` and nothing in it.
-pub(super) const ANYTHING: &str = concat!(
-    "SELECT what FROM (SELECT 'the relation ' || c.oid::regclass::text AS what FROM pg_class c \
-     JOIN pg_namespace n ON n.oid = c.relnamespace \
-     WHERE c.relpersistence <> 't' AND c.relkind NOT IN ('i', 'I', 't') AND ",
-    user_schema!("n"),
-    " AND ",
-    own!("pg_class", "c.oid"),
-    " UNION ALL SELECT 'the function ' || p.oid::regprocedure::text FROM pg_proc p JOIN \
-     pg_namespace n ON n.oid = p.pronamespace WHERE ",
-    user_schema!("n"),
-    " AND ",
-    own!("pg_proc", "p.oid"),
-    " UNION ALL SELECT 'the type ' || t.oid::regtype::text FROM pg_type t JOIN pg_namespace n ON \
-     n.oid = t.typnamespace WHERE t.typrelid = 0 AND ",
-    user_schema!("n"),
-    " AND ",
-    own!("pg_type", "t.oid"),
-    " UNION ALL SELECT 'the schema ' || n.nspname FROM pg_namespace n WHERE n.nspname <> 'public' \
-     AND ",
-    user_schema!("n"),
-    " AND ",
-    own!("pg_namespace", "n.oid"),
-    " UNION ALL SELECT 'the large object ' || l.oid::text FROM pg_largeobject_metadata l) AS \
-     everything LIMIT 1"
-);
-
 /// Counts what is in the database. What cannot be counted is a warning: the dump stands by itself.
 pub(super) async fn take(session: &mut Session, rows: bool) -> Census {
     let mut census = Census::default();

@@ -15,18 +15,19 @@ const HEAD: usize = 256 << 10;
 /// No table of contents is so long, and no definitions of a database are.
 const LONGEST: usize = 256 << 20;
 
-/// The beginning of the dump with all of its table of contents, and what `define` makes of it.
-pub(super) fn head(
+/// Reads the beginning of the dump with all of its table of contents into `head`; what `define`
+/// makes of it.
+pub(super) fn read_head(
     input: &mut dyn Read,
+    head: &mut Vec<u8>,
     define: impl Fn(&[u8]) -> Result<Vec<u8>, SourceError>,
-) -> Result<(Vec<u8>, Vec<u8>), SourceError> {
-    let mut head = Vec::new();
+) -> Result<Vec<u8>, SourceError> {
     let mut wanted = HEAD;
     loop {
         let missing = wanted.saturating_sub(head.len()) as u64;
-        let read = input.take(missing).read_to_end(&mut head).map_err(SourceError::Stream)? as u64;
-        match define(&head) {
-            Ok(definitions) => return Ok((head, definitions)),
+        let read = input.take(missing).read_to_end(head).map_err(SourceError::Stream)? as u64;
+        match define(head) {
+            Ok(definitions) => return Ok(definitions),
             Err(SourceError::Process(_)) if read == missing && wanted < LONGEST => wanted *= 4,
             Err(error) => return Err(error),
         }

@@ -10,6 +10,7 @@ mod client;
 mod cluster;
 mod definitions;
 mod jail;
+mod permissions;
 mod replace;
 mod restore;
 mod scratch;
@@ -22,11 +23,11 @@ use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use sqlx::Row;
 
 use self::address::{Address, dbname_argument};
 use self::census::{Census, Session};
 use self::client::Client;
+use self::permissions::lacking;
 pub use self::restore::PostgresRestorer;
 pub(super) use self::scratch::ScratchDatabases;
 pub use self::scratch::ScratchServer;
@@ -338,18 +339,8 @@ impl Source for Postgres {
             findings.push(Finding::new(Level::Warning, "snapshot", message));
         }
         let address = session.address.clone();
-        match block(cx, address.within("look at the permissions", unreadable(&mut session))) {
-            Ok(tables) if tables.is_empty() => {}
-            Ok(tables) => findings.push(Finding::new(
-                Level::Error,
-                "permissions",
-                format!(
-                    "The user may not read all of `{}`: `GRANT pg_read_all_data TO ...` \
-                     (PostgreSQL 14 and newer), and \
-                     `BYPASSRLS` where there are row policies",
-                    tables.join("`, `")
-                ),
-            )),
+        match block(cx, address.within("look at the permissions", lacking(&mut session))) {
+            Ok(found) => findings.extend(found),
             Err(error) => {
                 findings.push(Finding::new(Level::Error, "permissions", error.to_string()));
             }
@@ -380,29 +371,14 @@ async fn settings_of(session: &mut Session) -> Result<Settings, SourceError> {
     read.map_err(failed)
 }
 
-/// Some of the tables that a dump would fail at.
-async fn unreadable(session: &mut Session) -> Result<Vec<String>, SourceError> {
-    let sql = "SELECT c.oid::regclass::text AS name FROM pg_class c JOIN pg_namespace n ON n.oid = \
-        c.relnamespace \
-        WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND n.nspname !~ '^pg_' AND n.nspname <> \
-        'information_schema' \
-        AND (NOT has_schema_privilege(n.oid, 'USAGE') OR NOT has_table_privilege(c.oid, 'SELECT') \
-        OR row_security_active(c.oid)) \
-        ORDER BY 1 LIMIT 5";
-    let address = session.address.clone();
-    let failed = |error: sqlx::Error| address.failed("look at the permissions", &error);
-    let rows = sqlx::query(sql)
-        .persistent(false)
-        .fetch_all(&mut session.connection)
-        .await
-        .map_err(failed)?;
-    rows.iter().map(|row| row.try_get("name").map_err(failed)).collect()
-}
-
 /// A tool that was given a password did not find it.
 const NO_PASSWORD: &str = "The server wants a password. If one is configured, the tool could not \
     open it through `/proc`: run this program \
                            without file capabilities (`setcap`), and with `/proc` mounted";
+
+/// A privilege is missing; `check` says which.
+const READ_ALL: &str = "Let the user read everything: `GRANT pg_read_all_data TO ...` (PostgreSQL \
+    14 and newer); `backup check` names what is missing";
 
 /// What to do about what `pg_dump` says.
 fn explain_dump(said: &str) -> Option<String> {
@@ -411,10 +387,12 @@ fn explain_dump(said: &str) -> Option<String> {
         ("row-level security", "Row policies would cut the dump: give the user `BYPASSRLS`"),
         ("row security", "Row policies would cut the dump: give the user `BYPASSRLS`"),
         (
-            "permission denied",
-            "Let the user read everything: `GRANT pg_read_all_data TO ...` (PostgreSQL 14 and \
-             newer)",
+            "permission denied for large object",
+            "Let the user read them, which `pg_read_all_data` does not: `GRANT SELECT ON LARGE \
+             OBJECT ... TO ...`; `backup check` names them",
         ),
+        ("permission denied", READ_ALL),
+        ("may lack SELECT privilege", READ_ALL),
         (
             "statement timeout",
             "Something holds a lock on a table: see `pg_locks`, or raise `lock_timeout`",

@@ -1,12 +1,12 @@
-//! A restore over a database that is not empty: what of it is replaced, what stays, and what is in
-//! the way.
+//! How a dump fits a database: what of the dump the server or the user does not allow; and, over
+//! one that is not empty, what of it is replaced, what stays, and what is in the way.
 //!
 //! `pg_restore --clean` drops and makes everything in one transaction. Its drops are rehearsed in a
 //! transaction that is rolled back, so that the server says what depends on what before anything
 //! is dropped, and what is left then is what the dump does not have. Schemas and extensions that
 //! are there stay: what the dump does not have may be in them, or of them.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fmt::Write as _;
 use std::io::Read;
 
@@ -17,20 +17,23 @@ use super::address::Address;
 use super::block;
 use super::census::{member, own, some_of, user_schema};
 use super::client::Client;
-use super::definitions::{as_text, definitions, head};
+use super::definitions::{as_text, definitions, read_head};
 use super::statements::{Statement, Statements};
-use crate::model::TOLD_DIFFERENCES;
+use crate::model::{Remarks, TOLD_DIFFERENCES};
 use crate::source::process::MemoryFile;
 use crate::source::{Action, Change, Context, Preview, RestoreOptions, SourceError};
 
-/// How a restore replaces what is there.
+/// How a dump is restored.
 pub(super) struct Replacement {
-    /// The beginning of the dump, which was read already.
-    pub(super) head: Vec<u8>,
     /// The entries of the dump that are restored, in their order, for `--use-list`.
     list: MemoryFile,
     /// What the dump does not have.
     others: Vec<Object>,
+    /// Whether tablespaces of the dump are not there, or not for this user.
+    no_tablespaces: bool,
+    no_subscriptions: bool,
+    /// What of the dump is not restored.
+    pub(super) remarks: Remarks,
 }
 
 /// An object of a database.
@@ -55,9 +58,9 @@ impl Object {
     }
 }
 
-/// All that a user made, without what is a part of something else: identity sequences, partitions,
-/// array types, the members of extensions.
-const OBJECTS: &str = concat!(
+/// All that a user made: nothing in a new database, which has the schema `public`. Without what is
+/// a part of something else: identity sequences, partitions, array types, members of extensions.
+pub(super) const OBJECTS: &str = concat!(
     "SELECT CASE c.relkind WHEN 'v' THEN 'VIEW' WHEN 'm' THEN 'MATERIALIZED VIEW' WHEN 'f' THEN \
      'FOREIGN TABLE' WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END AS kind, c.oid::regclass::text AS \
      name FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
@@ -105,23 +108,31 @@ const PARTS: &str = "WITH RECURSIVE up AS (SELECT inhrelid AS part, inhparent AS
 /// What of the target decides how the entries of a dump are arranged.
 #[derive(Default)]
 struct Existing {
+    /// Those that stay, so that the dump's are not made.
     schemas: Vec<String>,
     extensions: Vec<String>,
+    /// Extensions of others, whose comments are theirs.
+    others_extensions: Vec<String>,
+    /// Tablespaces where the user may make tables.
+    tablespaces: Vec<String>,
+    may_subscribe: bool,
     /// Schema, name and depth of [`PARTS`].
     parts: Vec<(String, String, i64)>,
 }
 
 impl Replacement {
-    /// Finds out what a restore of the dump replaces; `args` are those of the restore.
+    /// Finds out how the dump whose beginning `head` becomes is restored; `args` are those of the
+    /// restore.
     ///
     /// # Errors
-    /// When something that the dump does not have depends on what is replaced, or would go with
-    /// it. Nothing was changed.
+    /// When the table of contents cannot be read; with `overwrite`, when something that the dump
+    /// does not have depends on what is replaced, or would go with it. Nothing was changed.
     pub(super) fn plan(
         cx: &Context,
         (address, client): (&Address, &Client),
         options: &RestoreOptions,
         args: &[String],
+        head: &mut Vec<u8>,
         input: &mut dyn Read,
     ) -> Result<Self, SourceError> {
         let attempt = "look at what the restore replaces";
@@ -131,39 +142,85 @@ impl Replacement {
             let args: Vec<String> = args.iter().cloned().chain(more).collect();
             definitions(cx, call, head, &args)
         };
-        let (head, contents) = head(input, |head| define(head, &["--list"]))?;
+        let contents = read_head(input, head, |head| define(head, &["--list"]))?;
         let failed = |error: sqlx::Error| address.failed(attempt, &error);
         let (mut connection, existing) = block(cx, async {
             let looking = async {
                 let mut connection = address.connect().await?;
-                let existing = Existing::read(&mut connection).await.map_err(failed)?;
+                let existing =
+                    Existing::read(&mut connection, options.overwrite).await.map_err(failed)?;
                 Ok((connection, existing))
             };
             address.within(attempt, looking).await
         })?;
-        let (list, kept) = existing.arrange(&String::from_utf8_lossy(&contents));
+        let mut remarks = Remarks::default();
+        let (list, kept) = existing.arrange(&String::from_utf8_lossy(&contents), &mut remarks);
         let defined = MemoryFile::new("definitions", without_data(&list).as_bytes())?;
         let list = MemoryFile::new("entries", list.as_bytes())?;
         let chosen = format!("--use-list={}", defined.path().display());
         let script = ["--file=-", chosen.as_str()];
         let clean = [&script[..], &["--clean", "--if-exists"]].concat();
-        let (clean, plain) = (define(&head, &clean)?, define(&head, &script)?);
-        let others = block(cx, async {
-            let clean = as_text(&mut connection, address, clean).await?;
-            let plain = as_text(&mut connection, address, plain).await?;
-            let drops = drops(&clean, &plain)?;
-            let others = rehearse(&mut connection, address, &drops, options.delete).await?;
-            Ok(others
-                .into_iter()
-                .filter(|one| one.kind != "SCHEMA" || !kept.contains(&one.name))
-                .collect())
-        })?;
-        Ok(Self { head, list, others })
+        let plain = define(head, &script)?;
+        let plain = block(cx, as_text(&mut connection, address, plain))?;
+        let plain = statements(&plain)?;
+        let mut planned = Self {
+            list,
+            others: Vec::new(),
+            no_tablespaces: false,
+            no_subscriptions: false,
+            remarks,
+        };
+        planned.leave_out(&existing, &plain);
+        if options.overwrite {
+            let clean = define(head, &clean)?;
+            let others = block(cx, async {
+                let clean = as_text(&mut connection, address, clean).await?;
+                let drops = drops(&clean, &plain)?;
+                rehearse(&mut connection, address, &drops, options.delete).await
+            })?;
+            let is_other = |one: &Object| one.kind != "SCHEMA" || !kept.contains(&one.name);
+            planned.others = others.into_iter().filter(is_other).collect();
+        }
+        Ok(planned)
     }
 
-    /// The argument by which the dump is restored so.
-    pub(super) fn argument(&self) -> String {
-        format!("--use-list={}", self.list.path().display())
+    /// Leaves out what the server or the user does not allow, and the dump is complete without.
+    fn leave_out(&mut self, existing: &Existing, dumped: &[Statement<'_>]) {
+        let tablespaces: BTreeSet<&str> = dumped
+            .iter()
+            .filter(|one| one.begins(&["set", "default_tablespace"]))
+            .filter_map(|one| one.name(3))
+            .filter(|name| !existing.tablespaces.iter().any(|known| known == name))
+            .collect();
+        if !tablespaces.is_empty() {
+            self.no_tablespaces = true;
+            self.remarks.note(format!(
+                "All lies in the default tablespace, since the server has no `{}`, or not for this \
+                 user",
+                tablespaces.into_iter().collect::<Vec<_>>().join("`, `")
+            ));
+        }
+        let subscriptions: Vec<&str> = dumped
+            .iter()
+            .filter(|one| one.begins(&["create", "subscription"]))
+            .filter_map(|one| one.name(2))
+            .collect();
+        if !subscriptions.is_empty() && !existing.may_subscribe {
+            self.no_subscriptions = true;
+            self.remarks.warn(format!(
+                "Not restored, since only a superuser or a member of `pg_create_subscription` can \
+                 make it: the subscription `{}`",
+                subscriptions.join("`, `")
+            ));
+        }
+    }
+
+    /// The arguments by which the dump is restored so.
+    pub(super) fn arguments(&self) -> Vec<String> {
+        let mut args = vec![format!("--use-list={}", self.list.path().display())];
+        args.extend(self.no_tablespaces.then(|| "--no-tablespaces".to_owned()));
+        args.extend(self.no_subscriptions.then(|| "--no-subscriptions".to_owned()));
+        args
     }
 
     /// What the dump does not have, in words; none where there is nothing.
@@ -219,14 +276,40 @@ impl Replacement {
 }
 
 impl Existing {
-    async fn read(connection: &mut PgConnection) -> Result<Self, sqlx::Error> {
+    async fn read(connection: &mut PgConnection, overwrite: bool) -> Result<Self, sqlx::Error> {
         let names = async |connection: &mut PgConnection, sql: &'static str| {
             sqlx::query_scalar::<_, String>(sql).persistent(false).fetch_all(connection).await
         };
-        let schemas = names(connection, "SELECT nspname::text FROM pg_namespace").await?;
-        let extensions = names(connection, "SELECT extname::text FROM pg_extension").await?;
-        let parts = sqlx::query_as(PARTS).persistent(false).fetch_all(connection).await?;
-        Ok(Self { schemas, extensions, parts })
+        let mut existing = Self {
+            others_extensions: names(
+                connection,
+                "SELECT extname::text FROM pg_extension WHERE NOT pg_has_role(extowner, 'USAGE')",
+            )
+            .await?,
+            tablespaces: names(
+                connection,
+                "SELECT spcname::text FROM pg_tablespace WHERE has_tablespace_privilege(oid, \
+                 'CREATE')",
+            )
+            .await?,
+            // The role is there since 16.
+            may_subscribe: !names(
+                connection,
+                "SELECT rolname::text FROM pg_roles WHERE rolname = current_user AND rolsuper \
+                 UNION ALL SELECT rolname FROM pg_roles WHERE rolname = 'pg_create_subscription' \
+                 AND pg_has_role(oid, 'USAGE')",
+            )
+            .await?
+            .is_empty(),
+            ..Self::default()
+        };
+        if overwrite {
+            existing.schemas = names(connection, "SELECT nspname::text FROM pg_namespace").await?;
+            existing.extensions =
+                names(connection, "SELECT extname::text FROM pg_extension").await?;
+            existing.parts = sqlx::query_as(PARTS).persistent(false).fetch_all(connection).await?;
+        }
+        Ok(existing)
     }
 
     /// The lines of a table of contents that are restored, in their order; and the schemas, as in
@@ -234,7 +317,7 @@ impl Existing {
     ///
     /// An index that is a part of another can be dropped with that one only. What is listed last is
     /// dropped first: the parts are listed before.
-    fn arrange(&self, contents: &str) -> (String, HashSet<String>) {
+    fn arrange(&self, contents: &str, remarks: &mut Remarks) -> (String, HashSet<String>) {
         let mut lines: Vec<&str> = Vec::new();
         let mut parts: Vec<(i64, &str)> = Vec::new();
         let mut kept = HashSet::new();
@@ -257,6 +340,14 @@ impl Existing {
             if let Some(rest) = entry.strip_prefix("EXTENSION - ")
                 && named(&self.extensions, rest).is_some()
             {
+                continue;
+            }
+            if let Some(rest) = entry.strip_prefix("COMMENT - EXTENSION ")
+                && let Some(name) = named(&self.others_extensions, rest)
+            {
+                remarks.note(format!(
+                    "The extension `{name}` is another user's, so its comment stays as it is"
+                ));
                 continue;
             }
             let index = entry.strip_prefix("CONSTRAINT ").or_else(|| entry.strip_prefix("INDEX "));
@@ -300,16 +391,16 @@ fn quote_ident(name: &str) -> String {
     if is_plain { name.to_owned() } else { super::census::quoted(name) }
 }
 
-/// The statements that set up the session and drop, of a script with `--clean` and one without.
-fn drops<'a>(clean: &'a str, plain: &str) -> Result<Vec<Statement<'a>>, SourceError> {
-    let unread = |problem: String| {
+fn statements(script: &str) -> Result<Vec<Statement<'_>>, SourceError> {
+    Statements::of(script).collect::<Result<_, _>>().map_err(|problem| {
         SourceError::Damaged(format!("The definitions in the dump cannot be read: {problem}"))
-    };
-    let mut clean: Vec<Statement<'a>> =
-        Statements::of(clean).collect::<Result<_, _>>().map_err(unread)?;
-    let plain: Vec<Statement<'_>> =
-        Statements::of(plain).collect::<Result<_, _>>().map_err(unread)?;
-    let set_up = clean.iter().zip(&plain).take_while(|(one, other)| one.text == other.text).count();
+    })
+}
+
+/// The statements that set up the session and drop, of a script with `--clean` and one without.
+fn drops<'a>(clean: &'a str, plain: &[Statement<'_>]) -> Result<Vec<Statement<'a>>, SourceError> {
+    let mut clean = statements(clean)?;
+    let set_up = clean.iter().zip(plain).take_while(|(one, other)| one.text == other.text).count();
     clean.truncate(set_up + clean.len().saturating_sub(plain.len()));
     Ok(clean)
 }
@@ -368,6 +459,10 @@ fn in_the_way(statement: &Statement<'_>, error: &sqlx::Error) -> Option<SourceEr
             or restore into an empty database"
         }
         "42809" => "The target has something else under that name: rename or drop it",
+        "25001" => {
+            "Detach the subscription from its slot first: `ALTER SUBSCRIPTION ... DISABLE`, \
+            then `ALTER SUBSCRIPTION ... SET (slot_name = NONE)`"
+        }
         "42501" => "Restore as the owner of what is replaced, or as a superuser",
         _ => return None,
     };

@@ -10,9 +10,9 @@ use std::path::Path;
 use sqlx::Row;
 
 use super::address::{Address, dbname_argument};
-use super::census::{ANYTHING, Server};
+use super::census::Server;
 use super::client::{Client, Major};
-use super::replace::Replacement;
+use super::replace::{OBJECTS, Replacement};
 use super::scratch::{Confined, ScratchDatabase, roles};
 use super::settings::{Applied, Settings, apply};
 use super::{NO_PASSWORD, block};
@@ -73,7 +73,7 @@ impl PostgresRestorer {
         let looking = async {
             let mut connection = address.connect().await?;
             let server = Server::ask(&mut connection, &address).await?;
-            let sql = sqlx::query_scalar::<_, String>(ANYTHING).persistent(false);
+            let sql = sqlx::query_scalar::<_, String>(OBJECTS).persistent(false);
             let content = sql.fetch_optional(&mut connection).await;
             Ok((server, content.map_err(|error| address.failed(attempt, &error))?))
         };
@@ -127,26 +127,28 @@ impl PostgresRestorer {
         options: &RestoreOptions,
     ) -> Result<Remarks, SourceError> {
         let mut args = restore_args(options);
-        let mut replacement = None;
+        let mut head = Vec::new();
+        let target = (&prepared.address, &prepared.client);
+        let replacement = match Replacement::plan(cx, target, options, &args, &mut head, input) {
+            Ok(planned) => Some(planned),
+            // What is wrong with the dump is told by the restore itself.
+            Err(SourceError::Process(_) | SourceError::Damaged(_)) if !options.overwrite => None,
+            Err(error) => return Err(error),
+        };
         if options.overwrite {
-            let target = (&prepared.address, &prepared.client);
-            let planned = Replacement::plan(cx, target, options, &args, input)?;
             args.extend(["--clean", "--if-exists"].map(str::to_owned));
-            args.push(planned.argument());
-            replacement = Some(planned);
         }
+        args.extend(replacement.iter().flat_map(Replacement::arguments));
         args.extend(["--exit-on-error", "--no-password"].map(str::to_owned));
-        let head = replacement.as_mut().map(|planned| std::mem::take(&mut planned.head));
-        let mut input = Cursor::new(head.unwrap_or_default()).chain(input);
+        let mut input = Cursor::new(head).chain(input);
         if options.jobs > 1 {
             Self::parallel(cx, prepared, artifact, &args, &mut input, options)?;
         } else {
             Self::stream(cx, prepared, &args, &mut input, options)?;
         }
         let mut remarks = Remarks::default();
-        if let Some((replacement, others)) =
-            replacement.and_then(|it| it.others().map(|others| (it, others)))
-        {
+        let Some(replacement) = replacement else { return Ok(remarks) };
+        if let Some(others) = replacement.others() {
             if !options.delete {
                 remarks.warn(format!("The target has what the snapshot does not have: {others}"));
             } else if let Err(error) = replacement.delete(cx, &prepared.address) {
@@ -155,6 +157,7 @@ impl PostgresRestorer {
                 remarks.note(format!("Removed, as the snapshot does not have it: {others}"));
             }
         }
+        remarks.extend(None, replacement.remarks);
         Ok(remarks)
     }
 
@@ -435,6 +438,20 @@ fn explain_restore(said: &str) -> Option<String> {
             everything belongs to who restores";
         return Some(hint.to_owned());
     }
+    let may_not = ["must be ", "Must be ", "permission denied"].iter().any(|it| said.contains(it));
+    let is_of = |kind: &str| said.contains(kind) || said.contains(&kind.to_lowercase());
+    if may_not && ["EVENT TRIGGER", "PUBLICATION"].into_iter().any(is_of) {
+        let hint = "Only a superuser can make it: restore as one; or without it, from a list of \
+            `pg_restore --list` that does not have it";
+        return Some(hint.to_owned());
+    }
+    if said.contains("does not exist") && said.contains("CONTEXT:") {
+        // For the whole restore it is empty, so that nobody's objects stand in for others.
+        let hint = "A function in the dump finds what it uses by its `search_path`, which is empty \
+            in a restore: set it at the source (`ALTER FUNCTION ... SET search_path = ...`) and back \
+            up again; or restore by hand from `pg_restore --file=-` without the line that empties it";
+        return Some(hint.to_owned());
+    }
     hints.iter().find(|(part, _)| said.contains(part)).map(|(_, hint)| (*hint).to_owned())
 }
 
@@ -490,7 +507,8 @@ impl Restorer for PostgresRestorer {
             Self::prepare_database(cx, artifact, target, options)?;
         let mut input = streams.whole().map_err(SourceError::Stream)?;
         let args = restore_args(options);
-        let planned = Replacement::plan(cx, (&address, &client), options, &args, &mut input)?;
+        let target = (&address, &client);
+        let planned = Replacement::plan(cx, target, options, &args, &mut Vec::new(), &mut input)?;
         Ok(planned.preview(options, artifact.plain_bytes.unwrap_or_default()))
     }
 

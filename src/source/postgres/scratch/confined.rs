@@ -19,7 +19,7 @@ use crate::source::postgres::address::{Address, dbname_argument};
 use crate::source::postgres::block;
 use crate::source::postgres::census::{Server, quoted};
 use crate::source::postgres::client::Client;
-use crate::source::postgres::definitions::{as_text, definitions, head};
+use crate::source::postgres::definitions::{as_text, definitions, read_head};
 use crate::source::postgres::statements::{Statement, Statements, Token};
 use crate::source::process::{Call, MemoryFile};
 use crate::source::{Context, SourceError};
@@ -69,7 +69,8 @@ impl Confined<'_> {
         cx: &Context,
         input: &mut dyn Read,
     ) -> Result<Remarks, SourceError> {
-        let (head, before) = head(input, |head| self.definitions(cx, head, "pre-data"))?;
+        let mut head = Vec::new();
+        let before = read_head(input, &mut head, |head| self.definitions(cx, head, "pre-data"))?;
         let after = self.definitions(cx, &head, "post-data")?;
         let superuser = Address::new(self.superuser, None)?;
         let mut work = block(cx, async {
