@@ -73,4 +73,5 @@ mod storage_faults;
 mod support;
 mod threads;
 mod tools_said;
+mod vanished;
 mod width;
