@@ -250,7 +250,8 @@ pub struct Strategy {
     /// own.
     pub retention: Option<Policy>,
     /// A pruning that would delete more than so many percent of the snapshots that a storage has of
-    /// this strategy (and more than one) is refused, unless it is forced. 100 is without limit.
+    /// this strategy (and more than one; of fewer than ten, more than two) is refused, unless it is
+    /// forced. 100 is without limit.
     #[serde(default = "half")]
     #[schemars(range(min = 1, max = 100))]
     pub max_delete_percent: u8,

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::place::{file_in, refuse_existing, write_private};
+use super::place::{file_in, refuse_occupied, write_private};
 use super::process::Call;
 use super::scratch::{Each, Scratch, ScratchPlace, no_database as no_database_here};
 use super::{
@@ -212,7 +212,7 @@ impl Restorer for CommandRestorer {
         let RestoreJob { cx, artifact, target, options } = job;
         self.prepare(job)?;
         if let Some(file) = file_in(target, &artifact.name)? {
-            write_private(&file, input, options.overwrite)?;
+            write_private(&file, input, options)?;
             return Ok(Restored { place: file.display().to_string(), ..Restored::default() });
         }
         let (config, command) = reader(target)?;
@@ -230,7 +230,7 @@ impl Restorer for CommandRestorer {
     fn prepare(&self, job: RestoreJob<'_>) -> Result<(), SourceError> {
         let RestoreJob { cx, artifact, target, options } = job;
         if let Some(file) = file_in(target, &artifact.name)? {
-            return refuse_existing(&file, options.overwrite);
+            return refuse_occupied(&file, options);
         }
         let (config, command) = reader(target)?;
         let (_, _) = config.call(cx, command, "restore with the command of")?;

@@ -28,7 +28,7 @@ const LAYERS: &[(&str, u32)] = &[
 
 /// Rooms whose files import the room's `mod.rs` and these siblings, but not one another.
 const SIBLINGS: &[(&str, &[&str])] =
-    &[("source", &["place", "process", "scratch"]), ("storage", &[])];
+    &[("source", &["place", "process", "scratch", "under_way"]), ("storage", &[])];
 
 /// What each external thing may be used by: one door each. A door is a module, with all that is in
 /// it.

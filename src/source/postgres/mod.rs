@@ -8,10 +8,13 @@ mod address;
 mod census;
 mod client;
 mod cluster;
+mod definitions;
 mod jail;
+mod replace;
 mod restore;
 mod scratch;
 mod settings;
+mod statements;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

@@ -9,6 +9,7 @@ use rustix::fs::{CWD, FlockOperation, RenameFlags, fcntl_lock, renameat_with};
 use rustix::io::Errno;
 use sqlx::sqlite::SqliteConnectOptions;
 
+use super::super::place::{are_same, hold, leftovers};
 use super::super::scratch::{Scratch, ScratchPlace};
 use super::super::{Context, RestoreArtifact, RestoreJob, Restored, Restorer, SourceError, Target};
 use super::scratch::ScratchDatabase;
@@ -39,16 +40,27 @@ impl Restorer for SqliteRestorer {
         make.map_err(|error| io("create", folder, error))?;
         let name =
             place.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        for left in leftovers(folder, |found| is_incomplete(&name, found)) {
+            std::fs::remove_file(&left).map_err(|error| io("remove", &left, error))?;
+        }
         // Dropped without having been moved, it removes itself.
         let mut file =
             PrivateFile::new(folder.join(format!(".{name}.restore-{}", random_name()?)))?;
+        // Where there are no locks, nobody takes it for left behind either.
+        let _ = hold(&file.file);
         receive(cx, input, &mut file)?;
         let mut restored = Restored { place: place.display().to_string(), ..Restored::default() };
         check(cx, artifact, &file.path, &mut restored.remarks)?;
         if options.overwrite {
             replace(&file, &place, &mut restored.remarks)?;
         } else {
-            publish(&file.path, &place)?;
+            match publish(&file.path, &place) {
+                // All that the interrupted restore had to do.
+                Err(SourceError::NotEmpty(_))
+                    if options.recorded.has_started()
+                        && are_same(&file.path, &place).unwrap_or_default() => {}
+                published => published?,
+            }
         }
         File::open(folder)
             .and_then(|folder| folder.sync_all())
@@ -68,12 +80,21 @@ impl Restorer for SqliteRestorer {
         if options.overwrite {
             refuse_in_use(&place)?;
         } else {
-            if let Target::Folder(folder) = target
-                && std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some())
-            {
-                return Err(SourceError::NotEmpty(folder.display().to_string()));
+            let own = place.file_name().map(|name| name.to_string_lossy().into_owned());
+            let own = own.unwrap_or_default();
+            let of_ours = options.recorded.has_started().then(|| place.clone());
+            if let Target::Folder(folder) = target {
+                let left = leftovers(folder, |found| is_incomplete(&own, found));
+                let mut entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+                if entries.any(|entry| {
+                    let path = entry.path();
+                    !left.contains(&path) && of_ours.as_ref() != Some(&path)
+                }) {
+                    return Err(SourceError::NotEmpty(folder.display().to_string()));
+                }
             }
             let all = std::iter::once(place.clone()).chain(companions(&place));
+            let all = all.filter(|path| of_ours.as_ref() != Some(path));
             for path in all {
                 // A dangling link is something too.
                 if path.symlink_metadata().is_ok() {
@@ -121,6 +142,15 @@ impl Restorer for SqliteRestorer {
             format!("cat > './{}'", name.replace('\'', "'\\''"))
         }]
     }
+}
+
+/// Whether this is the name of an incomplete file that becomes the database `name`.
+fn is_incomplete(name: &str, found: &str) -> bool {
+    let rest = found.strip_prefix('.').and_then(|found| found.strip_prefix(name));
+    let random = rest.and_then(|rest| rest.strip_prefix(".restore-"));
+    random.is_some_and(|random| {
+        random.len() == 16 && random.bytes().all(|byte| byte.is_ascii_hexdigit())
+    })
 }
 
 fn io(attempt: &'static str, path: &Path, error: std::io::Error) -> SourceError {

@@ -381,11 +381,11 @@ impl S3Config {
                 "the configuration",
             ));
         }
-        let http_client = match &self.ca_file {
+        let clients = match &self.ca_file {
             Some(file) => http::trusting(file)?,
-            None => http::plain(),
+            None => http::Clients::plain(),
         };
-        loader = loader.http_client(http::for_credentials(http_client.clone()));
+        loader = loader.http_client(clients.credentials);
         let loaded = loader.load().await;
         let of_the_service = ServiceConfigKey::builder()
             .service_id("S3")
@@ -400,7 +400,7 @@ impl S3Config {
             .or(of_the_service)
             .or_else(|| loaded.endpoint_url().map(ToOwned::to_owned));
         let mut config = aws_sdk_s3::config::Builder::from(&loaded)
-            .http_client(http_client)
+            .http_client(clients.store)
             .force_path_style(self.path_style.unwrap_or(endpoint.is_some()))
             // Newer defaults add checksums that stores other than AWS refuse. Ours travel as
             // headers, where they are understood.

@@ -202,9 +202,16 @@ fn a_killed_restore_is_ended_by_the_same_command() {
     let mut child = start(&world.path(""));
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     assert!(lines.any(|line| line.unwrap().contains("half of it is read")));
+    let place = world.path("target");
+    let before = listing(&place, &[]);
+    for overwrite in [false, true] {
+        let options = RestoreOptions { overwrite, ..RestoreOptions::default() };
+        let refused = world.restore_from(&backup.streams(), &place, &options).err().unwrap();
+        assert!(matches!(refused, SourceError::Unsuitable(_)), "it is not over: {refused}");
+    }
+    assert_same(&listing(&place, &[]), &before, "nothing of it was touched");
     child.kill().unwrap();
     child.wait().unwrap();
-    let place = world.path("target");
     assert!(place.join(MARKER).exists());
     let there: Vec<_> =
         fs::read_dir(&place).unwrap().map(|entry| entry.unwrap().file_name()).collect();

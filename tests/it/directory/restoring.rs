@@ -18,6 +18,7 @@ const OVERWRITE: RestoreOptions = RestoreOptions {
     owners: Vec::new(),
     paths: Vec::new(),
     delete: false,
+    recorded: holdfast::source::under_way::Recorded::NONE,
 };
 
 #[test]

@@ -8,8 +8,8 @@
 mod plan;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 use tokio::runtime::Handle;
@@ -29,12 +29,13 @@ use crate::engine::snapshots::list::Snapshot;
 use crate::engine::state::locks::ReadLock;
 use crate::engine::state::private::{free_bytes, make_private_folder};
 use crate::model::{
-    Artifact, ArtifactKind, ByteSize, Completeness, DatabaseUrl, Facts, Manifest, Name, Remarks,
-    SnapshotId, total,
+    Artifact, ArtifactKind, ByteSize, Completeness, DatabaseUrl, Digest, Facts, Manifest, Name,
+    Note, Remarks, SnapshotId, total,
 };
 use crate::pipeline::Identity;
 use crate::source::command::CommandConfig;
 use crate::source::postgres::LeftStatement;
+use crate::source::under_way::{self, Before, Recorded, UnderWay, WhichRestore};
 use crate::source::{
     Context, OwnFolder, Preview, RestoreArtifact, RestoreJob, RestoreOptions, RestoredFiles,
     SourceError, Target, restorer,
@@ -220,10 +221,12 @@ async fn plan_from(
     let fetched_before = storage.fetched_bytes();
     let Prepared { manifest, facts, mut plan } =
         prepare(engine, storage, snapshot, request).await?;
-    for planned in &mut plan.artifacts {
+    let before = before(&manifest, request);
+    for planned in plan.artifacts.iter_mut().filter(|planned| !is_done(planned, &before)) {
         engine.progress.begin(format!("planning {}", planned.name), None);
         let Work { artifact, restore, target } = planned.work.clone();
-        let (context, options) = (context(engine, planned, request), options(request, &artifact));
+        let context = context(engine, planned, request);
+        let options = options(request, &artifact, before.recorded(&planned.name, None));
         let streams = ArtifactStreams::new(
             storage,
             &manifest,
@@ -242,7 +245,7 @@ async fn plan_from(
         })
         .await?
         .map_err(|error| failed_in(engine, storage, &manifest.id, &planned.name, error))?;
-        planned.preview = is_folder.then_some(preview);
+        planned.preview = (is_folder || !preview.changes.is_empty()).then_some(preview);
     }
     plan.fetched_bytes = storage.fetched_bytes().saturating_sub(fetched_before);
     Ok(plan)
@@ -256,11 +259,53 @@ struct Progress {
     has_begun: bool,
     remarks: Remarks,
     fetched_bytes: u64,
+    /// Of a restore into a folder that replaces nothing.
+    under_way: Option<Arc<Mutex<UnderWay>>>,
+    /// What was recorded when it began.
+    before: Option<Before>,
 }
 
 impl Progress {
     fn has(&self, planned: &PlannedArtifact) -> bool {
         self.restored.iter().any(|done| done.name == planned.name)
+    }
+
+    /// Counts as restored what the same restore had restored before it was interrupted.
+    fn take_up(&mut self, plan: &RestorePlan, before: &Before) {
+        for planned in &plan.artifacts {
+            if self.has(planned) || !is_done(planned, before) {
+                continue;
+            }
+            self.remarks.note(Note {
+                source: Some(planned.source.to_string()),
+                path: None,
+                reason: format!(
+                    "`{}` was restored before this restore was interrupted, and is left as it is",
+                    planned.name
+                ),
+            });
+            self.restored.push(RestoredArtifact {
+                name: planned.name.clone(),
+                source: planned.source.clone(),
+                of: planned.of.clone(),
+                place: planned.place.clone(),
+                plain_bytes: planned.plain_bytes,
+                files: None,
+                statements: Vec::new(),
+            });
+        }
+    }
+
+    /// Records that an artifact is begun, so that the same command can go on with it.
+    fn begin(&mut self, manifest: &Manifest, request: &RestoreRequest, artifact: &str) {
+        let Some(folder) = recorded(request) else { return };
+        if self.under_way.is_none() {
+            let record = UnderWay::begin(folder, &which(manifest, request));
+            self.under_way = record.map(|record| Arc::new(Mutex::new(record)));
+        }
+        if let Some(record) = &self.under_way {
+            record.lock().unwrap_or_else(PoisonError::into_inner).starts(artifact);
+        }
     }
 }
 
@@ -289,7 +334,11 @@ pub async fn restore(
         progress.fetched_bytes = total([progress.fetched_bytes, fetched]);
         done
     };
-    let (plan, passed_over) = match from_good_copy(engine, copies, &may_go_on, from).await {
+    let done = from_good_copy(engine, copies, &may_go_on, from).await;
+    if let Some(record) = progress.under_way.take() {
+        record.lock().unwrap_or_else(PoisonError::into_inner).end(done.is_ok());
+    }
+    let (plan, passed_over) = match done {
         Err(EngineError::Damaged { snapshot, storage, problem, in_copy })
             if request.options.overwrite && !progress.has_begun =>
         {
@@ -324,6 +373,9 @@ async fn restore_from(
     let Side { storage, snapshot } = side;
     let Prepared { manifest, facts, plan } = prepare(engine, storage, snapshot, request).await?;
     make_private_folder(&request.work_dir)?;
+    let before = progress.before.take().unwrap_or_else(|| before(&manifest, request));
+    progress.before = Some(before.clone());
+    progress.take_up(&plan, &before);
     let left: Vec<&PlannedArtifact> =
         plan.artifacts.iter().filter(|planned| !progress.has(planned)).collect();
     let streams = |artifact: &Artifact| {
@@ -339,7 +391,7 @@ async fn restore_from(
     };
     for planned in &left {
         let (context, work) = (context(engine, planned, request), planned.work.clone());
-        let options = options(request, &work.artifact);
+        let options = options(request, &work.artifact, before.recorded(&planned.name, None));
         let streams = streams(&work.artifact);
         blocking(move || {
             let Some(restorer) = restorer(work.artifact.kind) else { return Ok(()) };
@@ -362,9 +414,13 @@ async fn restore_from(
         let expected = planned.plain_bytes.filter(|_| request.options.paths.is_empty());
         engine.progress.begin(planned.name.clone(), expected);
         let Work { artifact, restore, target } = planned.work.clone();
-        let (context, options) = (context(engine, planned, request), options(request, &artifact));
-        let streams = streams(&artifact);
         progress.has_begun = true;
+        progress.begin(&manifest, request, &planned.name);
+        let context = context(engine, planned, request);
+        let recorded = before.recorded(&planned.name, progress.under_way.as_ref());
+        let options = options(request, &artifact, recorded);
+        let heard = context.heard.clone();
+        let streams = streams(&artifact);
         // What a command was given, and what was committed in pieces, is not taken back.
         let is_begun_once = match &target {
             Target::Folder(_) => false,
@@ -372,7 +428,6 @@ async fn restore_from(
             Target::Command(_) => true,
         };
         may_go_on.store(!is_begun_once, Ordering::Relaxed);
-        let heard = context.heard.clone();
         let done = blocking(move || match restorer(artifact.kind) {
             Some(restorer) => restorer.restore_from(
                 RestoreJob { cx: &context, artifact: &restore, target: &target, options: &options },
@@ -386,7 +441,9 @@ async fn restore_from(
                 return Err(EngineError::Interrupted {
                     artifact: planned.name.clone(),
                     place: planned.place.clone(),
-                    needs_overwrite: !progress.restored.is_empty() && !request.options.overwrite,
+                    needs_overwrite: !progress.restored.is_empty()
+                        && progress.under_way.is_none()
+                        && !request.options.overwrite,
                 });
             }
             Err(error @ SourceError::Damaged(_)) => {
@@ -403,6 +460,9 @@ async fn restore_from(
         progress.remarks.extend(Some(planned.source.as_str()), done.remarks);
         progress.remarks.extend(Some(planned.source.as_str()), heard.take());
         may_go_on.store(true, Ordering::Relaxed);
+        if let Some(record) = &progress.under_way {
+            under_way::done(record, &planned.name);
+        }
         progress.restored.push(RestoredArtifact {
             name: planned.name.clone(),
             source: planned.source.clone(),
@@ -414,6 +474,38 @@ async fn restore_from(
         });
     }
     Ok(plan)
+}
+
+/// The folder in which a restore is recorded: with `--overwrite` the same command begins anew.
+fn recorded(request: &RestoreRequest) -> Option<&Path> {
+    match &request.destination {
+        Destination::Folder(folder) if !request.options.overwrite => Some(folder),
+        _ => None,
+    }
+}
+
+fn which(manifest: &Manifest, request: &RestoreRequest) -> WhichRestore {
+    let RestoreOptions { paths, owners, no_owner, .. } = &request.options;
+    let text =
+        format!("{}/{} {paths:?} {owners:?} {no_owner}", manifest.instance, manifest.strategy);
+    WhichRestore { snapshot: manifest.id.to_string(), request: Digest::of(text.as_bytes()) }
+}
+
+/// What the same restore did before it was interrupted.
+fn before(manifest: &Manifest, request: &RestoreRequest) -> Before {
+    recorded(request)
+        .map(|folder| Before::of(folder, &which(manifest, request)))
+        .unwrap_or_default()
+}
+
+/// Whether an artifact was restored before, and somebody has not taken it away since.
+fn is_done(planned: &PlannedArtifact, before: &Before) -> bool {
+    match &planned.work.target {
+        Target::Folder(folder) => {
+            before.has_done(&planned.name, planned.work.artifact.kind, folder)
+        }
+        Target::Database(_) | Target::Command(_) => false,
+    }
 }
 
 /// Whether `artifact` must be found undamaged before what `planned` replaces is touched. Of some
@@ -435,10 +527,12 @@ fn needed(
     }
 }
 
-/// The options for one artifact: what is for folders of files goes to those only.
-fn options(request: &RestoreRequest, artifact: &Artifact) -> RestoreOptions {
-    let delete = request.options.delete && artifact.kind.is_files();
-    RestoreOptions { delete, ..request.options.clone() }
+/// The options for one artifact: what is for folders of files, or for these and databases, goes to
+/// those only.
+fn options(request: &RestoreRequest, artifact: &Artifact, recorded: Recorded) -> RestoreOptions {
+    let may_delete = artifact.kind.is_files() || artifact.kind == ArtifactKind::PgDump;
+    let delete = request.options.delete && may_delete;
+    RestoreOptions { delete, recorded, ..request.options.clone() }
 }
 
 fn context(engine: &Engine, planned: &PlannedArtifact, request: &RestoreRequest) -> Context {

@@ -32,6 +32,7 @@ use crate::archive::reader::{TarEntry, TarReader};
 use crate::archive::{Kind, lossy};
 use crate::model::{Cancel, Remarks};
 use crate::source::directory::meta::Meta;
+use crate::source::under_way::Recorded;
 use crate::source::{RestoreArtifact, RestoredFiles, SourceError};
 
 /// How much is written at a time.
@@ -46,6 +47,7 @@ pub(super) struct ExtractOptions<'a> {
     /// Whatever is in the way of an entry is an error.
     pub(super) new: bool,
     pub(super) cancel: &'a Cancel,
+    pub(super) recorded: &'a Recorded,
 }
 
 /// Restores what `entries` has to the folder at `place`, which is made when it is missing. `after`
@@ -84,6 +86,13 @@ pub(super) fn extract(
         finish,
     };
     let writer = FileWriter::new(manner.finisher, manner.cancel, manner.new);
+    let recorded = manner.recorded;
+    let after = |folder: BorrowedFd<'_>| {
+        let done = after(folder)?;
+        syncfs(folder).map_err(|error| system("write to disk", error))?;
+        recorded.is_complete();
+        Ok(done)
+    };
     let result = restore(entries, root, made, &writer, manner.artifact, manner.resumed, after);
     let (files, mut remarks) = result.map_err(|stop| match stop {
         Stop::ArchiveError(failure) => restore_error(failure, &text),
@@ -119,12 +128,15 @@ fn restore(
         .ok_or(Problem::System("open", Errno::BADF))
         .map_err(|problem| problem.at(b""))?;
     let folder = folder.folder.as_fd();
-    if resumed {
-        marker::remove_stale(folder)
-            .map_err(|error| Problem::System("remove incomplete files from", error).at(b""))?;
-    } else {
-        marker::put(writer, folder, artifact).map_err(|problem| problem.at(b""))?;
-    }
+    let held = if resumed { marker::take_over(folder) } else { Ok(None) };
+    let _held = match held.map_err(|problem| problem.at(b""))? {
+        Some(held) => {
+            marker::remove_stale(folder)
+                .map_err(|error| Problem::System("remove incomplete files from", error).at(b""))?;
+            held
+        }
+        None => marker::put(writer, folder, artifact).map_err(|problem| problem.at(b""))?,
+    };
     let pool = WritePool::new(writer);
     std::thread::scope(|scope| {
         let _closing = ClosePool(&pool);
@@ -203,8 +215,8 @@ impl Extractor<'_> {
         let (deleted, remarks) = after(folder).map_err(Stop::After)?;
         files.deleted = deleted;
         let done = || -> Result<(), Problem> {
-            syncfs(folder).map_err(|error| Problem::System("write to disk", error))?;
             if marked {
+                writer.finisher.finish(folder, &finish, b".")?;
                 marker::remove(folder)?;
             }
             writer.finisher.finish(folder, &finish, b".")?;

@@ -59,6 +59,7 @@ impl DirectoryRestorer {
     ) -> Result<TargetState, SourceError> {
         let path = place.display().to_string();
         match marker::standing(place, artifact) {
+            Ok(TargetState::InUse(marker)) => Err(marker::refuse_in_use(place, &marker)),
             Ok(TargetState::Occupied) if !options.overwrite => Err(SourceError::NotEmpty(path)),
             Ok(TargetState::OtherRestore(marker)) if !options.overwrite => {
                 Err(marker::refuse_another(place, &marker))
@@ -119,6 +120,7 @@ impl DirectoryRestorer {
             resumed,
             new,
             cancel: &cx.cancel,
+            recorded: &options.recorded,
         };
         let (remarks, files) = extract::extract(entries, place, manner, after)
             .map_err(|error| cancelled(cx, error))?;

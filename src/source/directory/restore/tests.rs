@@ -155,8 +155,14 @@ impl World {
         let names = Accounts::default();
         let finisher = Finisher::new(false, OwnerRules::resolve(&[], &names).unwrap(), names);
         let (artifact, cancel) = (artifact(), &self.cancel);
-        let manner =
-            ExtractOptions { artifact: &artifact, finisher, resumed: false, new: true, cancel };
+        let manner = ExtractOptions {
+            artifact: &artifact,
+            finisher,
+            resumed: false,
+            new: true,
+            cancel,
+            recorded: &Default::default(),
+        };
         extract::extract(&mut entries, place, manner, |_| Ok((0, Remarks::default()))).unwrap();
     }
 }
