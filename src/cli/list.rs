@@ -33,7 +33,7 @@ struct Document {
     unexpected: Vec<Unlisted>,
     /// What is gone, though the rules would keep it.
     vanished: Vec<Vanished>,
-    /// Where snapshots lie that were not asked for: below the address.
+    /// Prefixes at which there may be snapshots, where there are none at the one asked for.
     elsewhere: Vec<Elsewhere>,
 }
 
@@ -104,7 +104,10 @@ pub(super) async fn run(setup: &Setup, args: ListArgs, printer: &Printer) -> any
             unread_marks: unread,
             unexpected,
             vanished,
-            elsewhere: elsewhere.map(|(storage, prefix)| Elsewhere { storage, prefix }).collect(),
+            elsewhere: elsewhere
+                .chain(listing.beside)
+                .map(|(storage, prefix)| Elsewhere { storage, prefix })
+                .collect(),
         });
     } else {
         let shown = text(&rows, now);
@@ -115,6 +118,9 @@ pub(super) async fn run(setup: &Setup, args: ListArgs, printer: &Printer) -> any
         }
         for (storage, prefix) in &listing.elsewhere {
             printer.note(&format!("hint: snapshots lie below `{prefix}` in {storage}"));
+        }
+        for (storage, folder) in &listing.beside {
+            printer.note(&format!("hint: {storage} has the prefix `{folder}` too"));
         }
         for Vanished { storage, strategy, id } in &vanished {
             printer.note(&format!(

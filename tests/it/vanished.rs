@@ -176,14 +176,21 @@ async fn other_prefixes_of_a_storage_are_hinted_at() {
     let body = std::fs::read(store.join("app/daily").join(&id).join("manifest.json")).unwrap();
     let put = Server::S3s.client().put_object().bucket(&bucket).key(key).body(body.into());
     put.send().await.unwrap();
-    let far = list(&format!("s3://{bucket}"))
-        .env("AWS_ENDPOINT_URL", &server.endpoint)
-        .env("AWS_REGION", &server.region)
-        .env("AWS_ACCESS_KEY_ID", &server.access_key)
-        .env("AWS_SECRET_ACCESS_KEY", &server.secret_key)
-        .expect(0)
-        .json();
-    assert_eq!(far["elsewhere"][0]["prefix"], "backups/clinic", "{far}");
+    let far = |address: String| {
+        let list = list(&address)
+            .env("AWS_ENDPOINT_URL", &server.endpoint)
+            .env("AWS_REGION", &server.region)
+            .env("AWS_ACCESS_KEY_ID", &server.access_key)
+            .env("AWS_SECRET_ACCESS_KEY", &server.secret_key);
+        list.run().json()["elsewhere"][0]["prefix"].as_str().map(str::to_owned)
+    };
+    let told =
+        [("", Some("backups/clinic")), ("/backup", Some("backups")), ("/backups", Some("clinic"))];
+    for (prefix, hint) in told {
+        assert_eq!(far(format!("s3://{bucket}{prefix}")).as_deref(), hint, "{prefix}");
+    }
+    // That one has a snapshot.
+    assert_eq!(far(format!("s3://{bucket}/backups/clinic")), None);
 }
 
 #[test]

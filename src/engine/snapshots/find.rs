@@ -30,7 +30,9 @@ pub fn find(
         let elsewhere = listing.elsewhere.iter();
         let elsewhere =
             elsewhere.map(|(name, prefix)| format!("Snapshots lie below `{prefix}` in `{name}`"));
-        let all: Vec<String> = unlisted.into_iter().chain(elsewhere).collect();
+        let beside = listing.beside.iter();
+        let beside = beside.map(|(name, folder)| format!("`{name}` has a prefix `{folder}` too"));
+        let all: Vec<String> = unlisted.into_iter().chain(elsewhere).chain(beside).collect();
         if all.is_empty() { String::new() } else { format!(". {}", all.join(". ")) }
     };
     if which == "latest" {

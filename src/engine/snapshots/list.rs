@@ -179,6 +179,8 @@ pub struct Listing {
     /// Folders below the root that was listed in which snapshots lie as below a root, where there
     /// are none in the place of the others.
     pub elsewhere: Vec<(Name, String)>,
+    /// Folders beside the root that was listed, where it has no snapshots.
+    pub beside: Vec<(Name, String)>,
     /// Storages with marks that cannot be read, and why. What these say of the snapshots is not
     /// known.
     pub unread_marks: Vec<(Name, String)>,
@@ -249,6 +251,8 @@ pub(in crate::engine) async fn list_without_marks(
                 listing.unexpected.extend(here.map(|problem| (open.name.clone(), problem)));
                 let elsewhere = found.elsewhere.into_iter();
                 listing.elsewhere.extend(elsewhere.map(|prefix| (open.name.clone(), prefix)));
+                let beside = found.beside.into_iter();
+                listing.beside.extend(beside.map(|folder| (open.name.clone(), folder)));
             }
             Err(error) => listing.unlisted.push((open.name.clone(), error.to_string())),
         }
@@ -276,6 +280,8 @@ pub(in crate::engine) struct Found {
     pub(in crate::engine) unexpected: Vec<String>,
     /// As in [`Listing::elsewhere`].
     pub(in crate::engine) elsewhere: BTreeSet<String>,
+    /// As in [`Listing::beside`].
+    pub(in crate::engine) beside: Vec<String>,
 }
 
 /// So many prefixes are told at most.
@@ -489,7 +495,9 @@ pub(in crate::engine) async fn list_one(
     if !snapshots.is_empty() {
         elsewhere.clear();
     }
-    Ok(Found { snapshots, unexpected, elsewhere })
+    let is_lost = snapshots.is_empty() && elsewhere.is_empty() && selection.instance.is_none();
+    let beside = if is_lost { storage.beside().await } else { Vec::new() };
+    Ok(Found { snapshots, unexpected, elsewhere, beside })
 }
 
 /// The folder in which the manifest under `key` would be one of a storage, where that is not the
