@@ -3,13 +3,14 @@
 use std::fmt::Write as _;
 
 use clap::Args;
-use serde_json::json;
 
 use super::output::{BAD, BOLD, GOOD, Printer, count};
 use super::prune::{exit, pruned_text};
 use super::setup::{Setup, StorageArgs, confirmed};
 use super::{Exit, UsageError};
-use crate::engine::{self, EngineError, MarkReport, Released, Snapshot, parse_at, read_marks};
+use crate::engine::{
+    self, EngineError, MarkReport, Released, Snapshot, Vanished, parse_at, read_marks,
+};
 use crate::model::{Name, SnapshotId};
 use crate::storage::Patience;
 
@@ -64,8 +65,11 @@ enum Only {
 #[derive(Debug, Args)]
 pub(super) struct ForgetArgs {
     /// The snapshots: their ids, the beginning of them, or the digits after the dash
-    #[arg(value_name = "SNAPSHOT", required = true)]
+    #[arg(value_name = "SNAPSHOT", required_unless_present = "vanished")]
     snapshots: Vec<String>,
+    /// Every snapshot that vanished: that it is gone is meant
+    #[arg(long)]
+    vanished: bool,
     /// Of this strategy
     #[arg(long, value_name = "NAME")]
     strategy: Option<String>,
@@ -157,6 +161,7 @@ pub(super) async fn forget(
         .deleting(args.strategy.as_deref(), args.storage.as_deref(), Patience::Unattended)
         .await?;
     let listing = work.list().await;
+    let vanished = work.vanished(&listing).await;
     let mut wanted: Vec<(Name, SnapshotId)> = Vec::new();
     for snapshot in &args.snapshots {
         if snapshot == "latest" {
@@ -164,16 +169,33 @@ pub(super) async fn forget(
                 UsageError("`latest` is not deleted by that name: give its id".to_owned()).into()
             );
         }
-        let copies = engine::find(&listing, snapshot, None)?;
-        wanted.extend(copies.into_iter().map(|copy| (copy.strategy, copy.id)));
+        match engine::find(&listing, snapshot, None) {
+            Ok(copies) => {
+                wanted.extend(copies.into_iter().map(|copy| (copy.strategy, copy.id)));
+            }
+            Err(error) => {
+                let mut meant: Vec<&Vanished> =
+                    vanished.iter().filter(|one| one.id.is_meant_by(snapshot)).collect();
+                meant.dedup_by_key(|one| (&one.strategy, &one.id));
+                let [one] = meant.as_slice() else { return Err(error.into()) };
+                wanted.push((one.strategy.clone(), one.id.clone()));
+            }
+        }
+    }
+    if args.vanished {
+        wanted.extend(vanished.iter().map(|one| (one.strategy.clone(), one.id.clone())));
     }
     wanted.sort();
     wanted.dedup();
     work.end_display();
-    if !args.yes {
+    let is_there = |one: &&(Name, SnapshotId)| {
+        listing.snapshots.iter().any(|there| (&there.strategy, &there.id) == (&one.0, &one.1))
+    };
+    let there: Vec<&(Name, SnapshotId)> = wanted.iter().filter(is_there).collect();
+    if !args.yes && !there.is_empty() {
         let names: Vec<String> =
-            wanted.iter().map(|(strategy, id)| format!("{strategy}/{id}")).collect();
-        let count = count(wanted.len() as u64, "snapshot");
+            there.iter().map(|(strategy, id)| format!("{strategy}/{id}")).collect();
+        let count = count(there.len() as u64, "snapshot");
         if !confirmed(&format!("Delete {count} for ever: {}?", names.join(", "))) {
             printer.note("Nothing was deleted.");
             return Ok(Exit::Done);
@@ -181,9 +203,20 @@ pub(super) async fn forget(
     }
     let report = engine::forget(&work.engine, work.scope(), &wanted, args.force).await?;
     if printer.is_json() {
-        printer.document(&json!({ "pruned": report }));
+        printer.document(&report);
     } else {
-        printer.text(&report.iter().map(pruned_text).collect::<String>());
+        let mut text = report.pruned.iter().map(pruned_text).collect::<String>();
+        for Vanished { storage, strategy, id } in &report.acknowledged {
+            let _ = writeln!(
+                text,
+                "{BOLD}{strategy}{BOLD:#} in {BOLD}{storage}{BOLD:#}: {id} is \
+                missed no more"
+            );
+        }
+        if text.is_empty() {
+            "Nothing has vanished.\n".clone_into(&mut text);
+        }
+        printer.text(&text);
     }
-    Ok(exit(&report))
+    Ok(exit(&report.pruned))
 }

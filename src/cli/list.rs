@@ -11,7 +11,7 @@ use super::Exit;
 use super::output::{BAD, BOLD, Cell, DIM, GOOD, Printer, Table, WARN, age, count, or_dash};
 use super::setup::{Setup, StorageArgs};
 use crate::config::Instance;
-use crate::engine::{self, Drilled, Hold, Listing, Retention, Snapshot, Standing};
+use crate::engine::{self, Drilled, Hold, Listing, Retention, Snapshot, Standing, Vanished};
 use crate::model::{ByteSize, Completeness, Manifest, Name, SnapshotId, Verdict};
 use crate::retention::Reason;
 
@@ -31,6 +31,16 @@ struct Document {
     unread_marks: Vec<Unlisted>,
     /// What is no file or folder where there should be one.
     unexpected: Vec<Unlisted>,
+    /// What is gone, though the rules would keep it.
+    vanished: Vec<Vanished>,
+    /// Prefixes at which there may be snapshots, where there are none at the one asked for.
+    elsewhere: Vec<Elsewhere>,
+}
+
+#[derive(Serialize)]
+struct Elsewhere {
+    storage: Name,
+    prefix: String,
 }
 
 #[derive(Serialize)]
@@ -70,10 +80,11 @@ pub(super) async fn run(setup: &Setup, args: ListArgs, printer: &Printer) -> any
     let (standings, unread) =
         engine::standings(&reading.engine, &reading.storages, &listing, reading.instance.as_ref())
             .await;
+    let vanished = reading.vanished(&listing).await;
     let now = reading.engine.clock.now();
     let rows = rows(&listing, standings, now, reading.instance.as_ref());
     drop(reading);
-    let damaged = rows.iter().any(|row| !row.damaged.is_empty());
+    let damaged = !vanished.is_empty() || rows.iter().any(|row| !row.damaged.is_empty());
     let newer = rows.iter().any(|row| !row.newer.is_empty());
     let told = |(storage, error)| Unlisted { storage, error };
     let unlisted: Vec<Unlisted> = listing.unlisted.into_iter().map(told).collect();
@@ -86,9 +97,38 @@ pub(super) async fn run(setup: &Setup, args: ListArgs, printer: &Printer) -> any
     let unexpected: Vec<Unlisted> = listing.unexpected.into_iter().map(told).collect();
     let failed = !unlisted.is_empty() || !unexpected.is_empty();
     if printer.is_json() {
-        printer.document(&Document { snapshots: rows, unlisted, unread_marks: unread, unexpected });
+        let elsewhere = listing.elsewhere.into_iter();
+        printer.document(&Document {
+            snapshots: rows,
+            unlisted,
+            unread_marks: unread,
+            unexpected,
+            vanished,
+            elsewhere: elsewhere
+                .chain(listing.beside)
+                .map(|(storage, prefix)| Elsewhere { storage, prefix })
+                .collect(),
+        });
     } else {
-        printer.text(&text(&rows, now));
+        let shown = text(&rows, now);
+        if !shown.is_empty() {
+            printer.text(&shown);
+        } else if unlisted.is_empty() {
+            printer.text("No snapshots.\n");
+        }
+        for (storage, prefix) in &listing.elsewhere {
+            printer.note(&format!("hint: snapshots lie below `{prefix}` in {storage}"));
+        }
+        for (storage, folder) in &listing.beside {
+            printer.note(&format!("hint: {storage} has the prefix `{folder}` too"));
+        }
+        for Vanished { storage, strategy, id } in &vanished {
+            printer.note(&format!(
+                "{BAD}{strategy}/{id} has vanished from {storage}:{BAD:#} the rules would keep it. \
+                 Look whether the storage is mounted and who can delete there; when it was meant, \
+                 `backup forget {id}`"
+            ));
+        }
         for unlisted in &unlisted {
             printer.note(&format!(
                 "{BAD}{} could not be listed:{BAD:#} {}",
@@ -241,7 +281,7 @@ fn text(rows: &[Row], now: DateTime<Utc>) -> String {
             }
         }
     }
-    if text.is_empty() { "No snapshots.\n".to_owned() } else { text }
+    text
 }
 
 /// How many there are and what they take, by storage where there are several.

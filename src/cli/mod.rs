@@ -32,6 +32,7 @@ mod signals;
 mod stats;
 mod status;
 mod strategies;
+mod threads;
 mod verify;
 
 use std::io::Write as _;

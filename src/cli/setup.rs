@@ -3,7 +3,6 @@
 
 use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -13,10 +12,12 @@ use futures::future::join_all;
 use tracing_subscriber::EnvFilter;
 
 use super::progress::{Display, LogWriter};
+use super::threads::{WORKERS, ensure_threads, reserve_threads};
 use super::{Exit, Global, UsageError, signals};
 use crate::config::{self, FindError, Instance, Settings, Strategy};
 use crate::engine::{
     self, Engine, EngineError, Listing, OpenStorage, PruneScope, Selection, Side, Snapshot,
+    Vanished,
 };
 use crate::model::{Cancel, Clock, Name};
 use crate::pipeline::Identity;
@@ -33,46 +34,6 @@ pub(super) struct Setup {
 
 /// Threads that may block: beyond so many, work waits for others to end.
 const MOST_THREADS: usize = 8_192;
-
-const WORKERS: usize = 2;
-
-/// Threads of the runtime that may block and are started at once. Where the system starts no more,
-/// work is queued until one of them is free, and without any it would wait for ever.
-const RESERVED: usize = 4;
-
-/// An error when the system does not start the threads that every command needs. The runtime would
-/// panic.
-fn ensure_threads() -> std::io::Result<()> {
-    let gate = Mutex::new(());
-    std::thread::scope(|scope| {
-        let _closed = gate.lock().unwrap_or_else(PoisonError::into_inner);
-        for _ in 0..WORKERS.saturating_add(RESERVED) {
-            std::thread::Builder::new().spawn_scoped(scope, || drop(gate.lock()))?;
-        }
-        Ok(())
-    })
-}
-
-/// Starts [`RESERVED`] threads that may block, or says that the system does not.
-fn reserve_threads(runtime: &tokio::runtime::Runtime) -> std::io::Result<()> {
-    let (sender, started) = mpsc::channel();
-    let gate = Arc::new(Mutex::new(()));
-    let closed = gate.lock().unwrap_or_else(PoisonError::into_inner);
-    for _ in 0..RESERVED {
-        let (sender, gate) = (sender.clone(), Arc::clone(&gate));
-        runtime.spawn_blocking(move || {
-            let _ = sender.send(());
-            drop(gate.lock());
-        });
-    }
-    let all = (0..RESERVED).all(|_| started.recv_timeout(START).is_ok());
-    drop(closed);
-    let refused = "the threads that every command needs were not started";
-    if all { Ok(()) } else { Err(std::io::Error::new(std::io::ErrorKind::WouldBlock, refused)) }
-}
-
-/// A thread that has not started after so long never will.
-const START: Duration = Duration::from_secs(10);
 
 /// Runs an async command with the log on and signals watched. What a `scheduler` does stands in its
 /// log, on a terminal too.
@@ -179,6 +140,14 @@ impl Reading {
         listing
     }
 
+    /// What is gone of what was listed, though the rules would keep it. Without a configuration
+    /// there are none.
+    pub(super) async fn vanished(&self, listing: &Listing) -> Vec<Vanished> {
+        let Some(instance) = &self.instance else { return Vec::new() };
+        let only = self.selection.strategy.as_ref();
+        engine::vanished(&self.engine, instance, &self.storages, listing, only).await
+    }
+
     /// Itself, for what must reach every storage.
     pub(super) fn of_all(mut self) -> anyhow::Result<Self> {
         match self.unopened.pop() {
@@ -281,6 +250,16 @@ impl Deleting {
             strategy: self.strategy.clone(),
         };
         engine::list(&self.engine, &opened, &selection).await
+    }
+
+    /// What is gone of the scope, though the rules would keep it.
+    pub(super) async fn vanished(&self, listing: &Listing) -> Vec<Vanished> {
+        let is_meant = |name: &Name| self.storage.as_ref().is_none_or(|wanted| wanted == name);
+        let opened = self.storages.iter().filter_map(|open| open.as_ref().ok());
+        let opened: Vec<OpenStorage> =
+            opened.filter(|open| is_meant(&open.name)).cloned().collect();
+        let (engine, strategy) = (&self.engine, self.strategy.as_ref());
+        engine::vanished(engine, &self.instance, &opened, listing, strategy).await
     }
 
     /// Ends the display of progress, before something is printed or asked.

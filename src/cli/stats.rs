@@ -45,7 +45,9 @@ pub(super) async fn run(setup: &Setup, args: StatsArgs, printer: &Printer) -> an
         });
         return Ok(exit);
     }
-    printer.text(&text(&stats));
+    if !stats.places.is_empty() || listing.unlisted.is_empty() {
+        printer.text(&text(&stats));
+    }
     for (storage, error) in &listing.unlisted {
         printer.note(&format!("{BAD}{storage} could not be listed:{BAD:#} {error}"));
     }

@@ -7,7 +7,7 @@ use clap::Args;
 use super::Exit;
 use super::output::{BAD, Cell, DIM, GOOD, Printer, Table, count};
 use super::setup::{IdentityArgs, Setup, StorageArgs};
-use crate::engine::{self, Listing, ReadData, VerifyReport};
+use crate::engine::{self, Listing, ReadData, Vanished, VerifyReport};
 use crate::model::ByteSize;
 
 #[derive(Debug, Args)]
@@ -51,9 +51,12 @@ pub(super) async fn run(
         (false, None) => ReadData::None,
     };
     let started = reading.engine.clock.now_seconds();
-    let report =
+    let mut report =
         engine::verify(&reading.engine, &reading.storages, &listing, read_data, &identities)
             .await?;
+    if args.snapshot.is_none() {
+        report.vanished = reading.vanished(&listing).await;
+    }
     let is_all = read_data == ReadData::All && !is_some;
     if let Some(instance) = reading.instance.as_ref().filter(|_| is_all) {
         engine::record_verification(&reading.engine, instance, started, &report).await;
@@ -86,7 +89,19 @@ fn report_text(report: &VerifyReport) -> String {
             state,
         ]);
     }
-    let mut text = if table.is_empty() { "No snapshots.\n".to_owned() } else { table.render() };
+    let is_empty = table.is_empty() && report.unlisted.is_empty() && report.vanished.is_empty();
+    let mut text = if is_empty { "No snapshots.\n".to_owned() } else { String::new() };
+    if !table.is_empty() {
+        text = table.render();
+    }
+    for Vanished { storage, strategy, id } in &report.vanished {
+        let _ = writeln!(
+            text,
+            "{BAD}{strategy}/{id} has vanished from {storage}:{BAD:#} the rules would keep it. \
+             Look whether the storage is mounted and who can delete there; when it was meant, \
+             `backup forget {id}`"
+        );
+    }
     for verdict in &report.snapshots {
         for problem in &verdict.problems {
             let _ = writeln!(text, "{BAD}{} in {}:{BAD:#} {problem}", verdict.id, verdict.storage);

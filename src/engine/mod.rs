@@ -42,8 +42,8 @@ pub use exchange::{
     ImportRequest, copy, export, export_fresh, import,
 };
 pub use prune::{
-    PlacePlan, PlannedSnapshot, PrunePlan, PruneReport, PruneScope, Refusal, forget, plan_prune,
-    prune,
+    Forgotten, PlacePlan, PlannedSnapshot, PrunePlan, PruneReport, PruneScope, Refusal, forget,
+    plan_prune, prune,
 };
 pub use read::by_hand::{by_hand, script, shell_quoted};
 pub use read::copies::PassedOver;
@@ -56,6 +56,7 @@ pub use snapshots::drills::{LastDrills, drill_reports, last_drilled, last_drills
 pub use snapshots::find::{find, parse_at};
 pub use snapshots::list::{Listing, Selection, Snapshot, list};
 pub use snapshots::marks::{Drilled, Hold, Marks, Released, read_marks};
+pub use snapshots::vanished::{Vanished, vanished};
 pub use state::scheduler::{Scheduler, SchedulerLock, scheduler};
 pub use verbs::check::{CheckReport, StorageCheck, StrategyCheck, check, check_listen};
 pub use verbs::diff::{

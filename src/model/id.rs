@@ -125,6 +125,12 @@ impl SnapshotId {
         Self { text: format!("{}-{}", time.format(Self::TIME), hex::encode(salt)), time }
     }
 
+    /// Whether a person means it by `text`: its beginning, or that of the digits after the dash.
+    pub fn is_meant_by(&self, text: &str) -> bool {
+        let salt = self.text.rsplit('-').next();
+        self.text.starts_with(text) || salt.is_some_and(|salt| salt.starts_with(text))
+    }
+
     /// The id as text.
     pub fn as_str(&self) -> &str {
         &self.text

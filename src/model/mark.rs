@@ -48,6 +48,9 @@ pub enum Says {
         ends: Vec<MarkRef>,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         reason: Option<String>,
+        /// That the snapshot is gone from the storage where this stands is meant.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        forgotten: bool,
     },
     /// It was restored in a rehearsal, and judged.
     Drill {
@@ -346,7 +349,7 @@ mod tests {
 
     fn ends(key: &str) -> Says {
         let ends = vec![MarkRef { key: key.to_owned(), digest: Digest::of(b"") }];
-        Says::Release { ends, reason: None }
+        Says::Release { ends, reason: None, forgotten: false }
     }
 
     #[test]
@@ -387,6 +390,21 @@ mod tests {
                 assert!(matches!(moved, Err(MarkError::Misplaced { .. })), "{moved:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_forgotten_snapshot_is_a_release_to_older_readers() {
+        let forgotten = mark(Says::Release { ends: Vec::new(), reason: None, forgotten: true });
+        let bytes = forgotten.to_bytes();
+        assert_eq!(Mark::from_bytes(&bytes, &forgotten.key()).unwrap(), forgotten);
+        // Without the key that they pass over, it is a release that ends nothing.
+        let text = String::from_utf8(bytes).unwrap();
+        let document = text.split_once("\"mark\":\n").unwrap().1;
+        let document = document.trim_end().strip_suffix('}').unwrap();
+        let mut document: serde_json::Value = serde_json::from_str(document).unwrap();
+        assert!(document.as_object_mut().unwrap().remove("forgotten").is_some());
+        let read: Mark = serde_json::from_value(document).unwrap();
+        assert_eq!(read, mark(Says::Release { ends: Vec::new(), reason: None, forgotten: false }));
     }
 
     #[test]

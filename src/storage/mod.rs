@@ -267,6 +267,12 @@ pub trait Storage: Send + Sync {
     /// because of it.
     fn list(&self, prefix: &str) -> BoxStream<'static, Result<Object, StorageError>>;
 
+    /// The first of the folders beside the root, where the storage has some: whoever gave a wrong
+    /// root may have meant one of them. Not all of them, and none where they may not be listed.
+    async fn beside(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// What the storage says it holds under `key`.
     ///
     /// # Errors

@@ -201,6 +201,12 @@ impl Storage for Patient {
         self.rules.each(attempt, self.rules.limit, self.inner.list(prefix))
     }
 
+    async fn beside(&self) -> Vec<String> {
+        let work = async { Ok(self.inner.beside().await) };
+        let found = self.rules.wait(|| "list folders".to_owned(), self.rules.limit, work).await;
+        found.unwrap_or_default()
+    }
+
     async fn stat(&self, key: &str) -> Result<Object, StorageError> {
         let work = self.inner.stat(key);
         self.rules.wait(|| format!("look up `{key}`"), self.rules.limit, work).await

@@ -80,4 +80,5 @@ mod storage_faults;
 mod support;
 mod threads;
 mod tools_said;
+mod vanished;
 mod width;

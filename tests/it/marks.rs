@@ -423,7 +423,11 @@ async fn a_release_cannot_end_marks_of_another_snapshot() {
     put(&*pruned.storage, &hold).await;
     let ends =
         vec![MarkRef { key: format!("hold-{id}.json"), digest: Digest::of(&hold.to_bytes()) }];
-    put(&*pruned.storage, &new_mark(another, Says::Release { ends, reason: None })).await;
+    put(
+        &*pruned.storage,
+        &new_mark(another, Says::Release { ends, reason: None, forgotten: false }),
+    )
+    .await;
     pruned.prune(&["--yes"], 1);
     assert!(pruned.path(id).exists());
 }

@@ -157,7 +157,7 @@ async fn how_each_strategy_fares() {
     let storage = StorageConfig::Local(config).open(&Cancel::new()).await.unwrap();
     plant(&*storage, "app", "daily", ["2026-01-04T03:00:00Z".parse().unwrap()]).await;
     std::fs::remove_dir_all(newest).unwrap();
-    site.backup(["list"]).expect(0);
+    site.backup(["list"]).expect(4);
     std::fs::remove_file(site.path("data/shop.sqlite")).unwrap_or_default();
     shown(1);
     assert_text("status.txt", &site, &text);

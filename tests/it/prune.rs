@@ -326,7 +326,7 @@ async fn snapshots_that_vanish_stop_deleting_until_somebody_says_that_it_is_well
     let pruned = Pruned::with("{ keep_last = 5 }", 5).await;
     assert_eq!(pruned.site.ids().len(), 5);
     std::fs::remove_dir_all(pruned.path(&pruned.ids[1])).unwrap();
-    pruned.site.backup(["list"]).expect(0);
+    pruned.site.backup(["list"]).expect(4);
     plant(&*pruned.storage, "app", "daily", [days_ago(30)]).await;
     let refused = pruned.prune(&["--yes"], 1);
     assert!(refused.out().contains(pruned.ids[1].as_str()), "{refused}");

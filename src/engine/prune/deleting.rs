@@ -7,9 +7,10 @@ use serde::Serialize;
 use crate::catalog::CatalogError;
 use crate::engine::context::{Engine, OpenStorage, not_twice};
 use crate::engine::error::EngineError;
-use crate::engine::prune::{PlacePlan, PrunePlan, PruneScope, marks_of, plan_with};
+use crate::engine::prune::{PlacePlan, PrunePlan, PruneScope, Refusal, marks_of, plan_with};
 use crate::engine::snapshots::decisions::rests;
 use crate::engine::snapshots::marks::Marks;
+use crate::engine::snapshots::vanished::acknowledge;
 use crate::engine::state::locks::{ReadLock, StateLock};
 use crate::engine::state::node::node;
 use crate::engine::write::heartbeat::Heartbeat;
@@ -338,6 +339,16 @@ async fn accept_gone(
 ) -> Result<(), CatalogError> {
     let known_as = open.storage.place();
     let Some(catalog) = engine.catalog().await else { return Ok(()) };
+    for refusal in &place.refusals {
+        let Refusal::Shrunk { gone } = refusal else { continue };
+        for id in gone {
+            let (instance, strategy) = (instance.clone(), place.strategy.clone());
+            let of = SnapshotRef { instance, strategy, id: id.clone() };
+            if let Err(error) = acknowledge(engine, open, &of).await {
+                tracing::warn!("{error}");
+            }
+        }
+    }
     for gone in catalog.gone(&known_as, instance, &place.strategy).await? {
         catalog.forget(&known_as, instance, &place.strategy, &gone.id).await?;
     }
@@ -466,7 +477,7 @@ mod tests {
         let place = Place::new().await;
         place.hold().await;
         let (ends, _) = place.marks().await.releasable(&place.of, Released::Hold);
-        let release = place.mark(2, Says::Release { ends, reason: None });
+        let release = place.mark(2, Says::Release { ends, reason: None, forgotten: false });
         write_mark(&place.open, &release).await.unwrap();
         // As where it stands in another storage.
         let planned = place.marks().await;

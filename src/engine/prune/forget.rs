@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use futures::future::join_all;
+use serde::Serialize;
 
 use crate::engine::context::{Engine, OpenStorage};
 use crate::engine::error::EngineError;
@@ -12,11 +13,22 @@ use crate::engine::read::damage::is_sound;
 use crate::engine::snapshots::decisions::is_good;
 use crate::engine::snapshots::list::{Selection, Snapshot, list_without_marks};
 use crate::engine::snapshots::marks::read_marks;
-use crate::model::{Name, SnapshotId, Verdict};
+use crate::engine::snapshots::vanished::{Vanished, acknowledge};
+use crate::model::{Name, SnapshotId, SnapshotRef, Verdict};
 use crate::report::Pruned;
 
+/// What came of forgetting snapshots.
+#[derive(Debug, Default, Serialize)]
+pub struct Forgotten {
+    /// What was deleted, by place.
+    pub pruned: Vec<Pruned>,
+    /// What was gone already, and is missed no more.
+    pub acknowledged: Vec<Vanished>,
+}
+
 /// Deletes the snapshots `wanted`, each given by its strategy and id, in every storage of `scope`.
-/// Damaged ones too: this is how they are got rid of. `force` gives up the newest that passed a
+/// Damaged ones too: this is how they are got rid of. One that vanished is missed no more. A mark
+/// tells other machines. `force` gives up the newest that passed a
 /// drill; nothing gives up what is held or locked, nor the last good one.
 ///
 /// # Errors
@@ -27,7 +39,7 @@ pub async fn forget(
     scope: PruneScope<'_>,
     wanted: &[(Name, SnapshotId)],
     force: bool,
-) -> Result<Vec<Pruned>, EngineError> {
+) -> Result<Forgotten, EngineError> {
     let instance = &scope.instance.name;
     let mut problems: Vec<String> = Vec::new();
     let mut opened: Vec<OpenStorage> = Vec::new();
@@ -169,7 +181,7 @@ pub async fn forget(
         return Err(EngineError::Request(format!("Nothing was deleted. {}", problems.join(". "))));
     }
     let deleter = Deleter { engine, instance, node: &locks.node, marks: &marks };
-    let mut report = Vec::new();
+    let mut report = Forgotten::default();
     for (strategy, open, going) in deleting {
         let mut pruned = Pruned::refused(strategy.clone(), open.name.clone(), None);
         let going: Vec<(SnapshotId, u64)> = going
@@ -177,8 +189,25 @@ pub async fn forget(
             .map(|snapshot| (snapshot.id.clone(), snapshot.stored_bytes()))
             .collect();
         deleter.delete_each(open, &going, &mut pruned).await;
+        let gone = match engine.catalog().await {
+            Some(catalog) => catalog.gone(&open.storage.place(), instance, strategy).await?,
+            None => Vec::new(),
+        };
+        let ids = by_strategy.get(strategy).map(Vec::as_slice).unwrap_or_default();
+        for id in ids.iter().copied() {
+            let is_gone = gone.iter().any(|one| one.id == *id);
+            if !is_gone && !pruned.deleted.contains(id) {
+                continue;
+            }
+            let (instance, strategy) = (instance.clone(), strategy.clone());
+            acknowledge(engine, open, &SnapshotRef { instance, strategy, id: id.clone() }).await?;
+            if is_gone {
+                let (storage, strategy) = (open.name.clone(), pruned.strategy.clone());
+                report.acknowledged.push(Vanished { storage, strategy, id: id.clone() });
+            }
+        }
         if pruned.problem.is_some() || !pruned.deleted.is_empty() {
-            report.push(pruned);
+            report.pruned.push(pruned);
         }
     }
     drop(locks);

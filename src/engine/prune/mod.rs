@@ -16,24 +16,20 @@ use futures::future::join_all;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use serde::{Serialize, Serializer};
 
-use crate::catalog::{CachedManifest, CatalogError};
 use crate::config::{Instance, Strategy};
 use crate::engine::context::{Engine, OpenStorage};
 use crate::engine::snapshots::decisions::{decisions, rests};
 use crate::engine::snapshots::documents::PARALLEL;
-use crate::engine::snapshots::list::{
-    BadManifest, Listing, Selection, Snapshot, list_without_marks,
-};
+use crate::engine::snapshots::list::{Listing, Selection, Snapshot, list_without_marks};
 use crate::engine::snapshots::marks::{Marks, read_marks};
-use crate::engine::snapshots::present::{is_future, present};
-use crate::model::{
-    Completeness, Digest, Digester, MANIFEST_KEY, Manifest, Name, SnapshotId, total,
-};
+use crate::engine::snapshots::present::present;
+use crate::engine::snapshots::vanished::unexplained;
+use crate::model::{Completeness, Digest, Digester, MANIFEST_KEY, Name, total};
 use crate::retention::{Decision, Policy};
 use crate::storage::{Storage, StorageError};
 
 pub use deleting::{PruneReport, prune};
-pub use forget::forget;
+pub use forget::{Forgotten, forget};
 pub use refusal::Refusal;
 
 /// What is to be pruned.
@@ -271,8 +267,8 @@ pub(in crate::engine) async fn plan_place(
             problem: format!("It could not be asked what it keeps locked: {error}"),
         }),
     }
-    match unexplained(engine, &instance.name, strategy, policy, open, &snapshots, marks, now).await
-    {
+    let of = &instance.name;
+    match unexplained(engine, of, strategy, (policy, true), open, &snapshots, marks, now).await {
         Ok(gone) if gone.is_empty() => {}
         Ok(gone) => plan.refusals.push(Refusal::Shrunk { gone }),
         Err(error) => plan.refusals.push(Refusal::Unreachable { problem: error.to_string() }),
@@ -282,51 +278,6 @@ pub(in crate::engine) async fn plan_place(
         plan.refusals.push(Refusal::TooMany { delete, of, percent: rules.max_delete_percent });
     }
     plan
-}
-
-/// The snapshots that are gone from a place, though no pruning of ours took them, and none of
-/// another host that keeps to the same policy would have.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "what decides of what is there decides of what is gone"
-)]
-async fn unexplained(
-    engine: &Engine,
-    instance: &Name,
-    strategy: &Strategy,
-    policy: &Policy,
-    open: &OpenStorage,
-    present: &[Snapshot],
-    marks: &Marks,
-    now: DateTime<Utc>,
-) -> Result<Vec<SnapshotId>, CatalogError> {
-    let Some(catalog) = engine.catalog().await else { return Ok(Vec::new()) };
-    let gone = catalog.gone(&open.storage.place(), instance, &strategy.name).await?;
-    let mut all = present.to_vec();
-    for manifest in &gone {
-        let CachedManifest { instance, strategy, id, body, .. } = manifest;
-        all.push(Snapshot {
-            storage: open.name.clone(),
-            instance: instance.clone(),
-            strategy: strategy.clone(),
-            id: id.clone(),
-            manifest: Manifest::from_bytes(body, instance, strategy, id).map_err(BadManifest::from),
-            flaws: Vec::new(),
-            listed_bytes: 0,
-            is_future: is_future(id, now),
-            is_suspect: false,
-            damage: None,
-        });
-    }
-    let kept = decisions(strategy, policy, &all, &marks.as_of(&open.name), now)
-        .into_iter()
-        .filter(|decision| decision.keep);
-    let mut missed: Vec<SnapshotId> = kept
-        .map(|decision| decision.id)
-        .filter(|id| gone.iter().any(|manifest| manifest.id == *id))
-        .collect();
-    missed.reverse();
-    Ok(missed)
 }
 
 /// Why nothing may be deleted beside these snapshots.

@@ -38,7 +38,11 @@ pub(in crate::engine) async fn note_sound(
         return;
     }
     let reason = Some("all of its bytes were found as they were written".to_owned());
-    match new_mark(engine, &manifest.snapshot_ref(), Says::Release { ends, reason }) {
+    match new_mark(
+        engine,
+        &manifest.snapshot_ref(),
+        Says::Release { ends, reason, forgotten: false },
+    ) {
         Ok(mark) => put(engine, storage, &mark).await,
         Err(error) => tracing::warn!("{error}"),
     }

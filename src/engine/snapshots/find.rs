@@ -27,7 +27,13 @@ pub fn find(
             .iter()
             .map(|(name, error)| format!("`{name}` could not be listed: {error}"))
             .collect();
-        if unlisted.is_empty() { String::new() } else { format!(". {}", unlisted.join(". ")) }
+        let elsewhere = listing.elsewhere.iter();
+        let elsewhere =
+            elsewhere.map(|(name, prefix)| format!("Snapshots lie below `{prefix}` in `{name}`"));
+        let beside = listing.beside.iter();
+        let beside = beside.map(|(name, folder)| format!("`{name}` has a prefix `{folder}` too"));
+        let all: Vec<String> = unlisted.into_iter().chain(elsewhere).chain(beside).collect();
+        if all.is_empty() { String::new() } else { format!(". {}", all.join(". ")) }
     };
     if which == "latest" {
         let strategies: BTreeSet<(&Name, &Name)> =
@@ -102,15 +108,8 @@ pub fn find(
         }
         return Ok(copies(listing, newest));
     }
-    let meant: Vec<&Snapshot> = listing
-        .snapshots
-        .iter()
-        .filter(|snapshot| {
-            let id = snapshot.id.as_str();
-            id.starts_with(which)
-                || id.rsplit('-').next().is_some_and(|salt| salt.starts_with(which))
-        })
-        .collect();
+    let meant: Vec<&Snapshot> =
+        listing.snapshots.iter().filter(|snapshot| snapshot.id.is_meant_by(which)).collect();
     let distinct: BTreeSet<(&Name, &Name, &SnapshotId)> = meant
         .iter()
         .map(|snapshot| (&snapshot.instance, &snapshot.strategy, &snapshot.id))

@@ -176,6 +176,11 @@ pub struct Listing {
     /// What stands in a storage where the format has a file or a folder, and is none: the storage,
     /// and which with what it is. While it is there nothing is deleted beside it.
     pub unexpected: Vec<(Name, String)>,
+    /// Folders below the root that was listed in which snapshots lie as below a root, where there
+    /// are none in the place of the others.
+    pub elsewhere: Vec<(Name, String)>,
+    /// Folders beside the root that was listed, where it has no snapshots.
+    pub beside: Vec<(Name, String)>,
     /// Storages with marks that cannot be read, and why. What these say of the snapshots is not
     /// known.
     pub unread_marks: Vec<(Name, String)>,
@@ -244,6 +249,10 @@ pub(in crate::engine) async fn list_without_marks(
                 listing.snapshots.extend(found.snapshots);
                 let here = found.unexpected.into_iter();
                 listing.unexpected.extend(here.map(|problem| (open.name.clone(), problem)));
+                let elsewhere = found.elsewhere.into_iter();
+                listing.elsewhere.extend(elsewhere.map(|prefix| (open.name.clone(), prefix)));
+                let beside = found.beside.into_iter();
+                listing.beside.extend(beside.map(|folder| (open.name.clone(), folder)));
             }
             Err(error) => listing.unlisted.push((open.name.clone(), error.to_string())),
         }
@@ -269,7 +278,14 @@ pub(in crate::engine) struct Found {
     pub(in crate::engine) snapshots: Vec<Snapshot>,
     /// As in [`Listing::unexpected`].
     pub(in crate::engine) unexpected: Vec<String>,
+    /// As in [`Listing::elsewhere`].
+    pub(in crate::engine) elsewhere: BTreeSet<String>,
+    /// As in [`Listing::beside`].
+    pub(in crate::engine) beside: Vec<String>,
 }
+
+/// So many prefixes are told at most.
+const MOST_ELSEWHERE: usize = 5;
 
 /// A manifest as the catalog has it, and what tells whether it still is the one in the storage.
 struct Known {
@@ -324,11 +340,16 @@ pub(in crate::engine) async fn list_one(
         // Objects come in the order of their keys, so those of a snapshot come together; not relied
         // upon.
         let mut found: BTreeMap<SnapshotRef, Folder> = BTreeMap::new();
-        let mut unexpected = Vec::new();
+        let (mut unexpected, mut elsewhere) = (Vec::new(), BTreeSet::new());
         let mut objects = storage.list(&prefix);
         while let Some(object) = objects.try_next().await? {
             if engine.cancel.is_cancelled() {
                 return Err(StorageError::cancelled());
+            }
+            if elsewhere.len() < MOST_ELSEWHERE
+                && let Some(root) = root_of(&object.key)
+            {
+                elsewhere.insert(root.to_owned());
             }
             match Listed::of(&object) {
                 Listed::Object(place, name) => {
@@ -348,12 +369,12 @@ pub(in crate::engine) async fn list_one(
                 Listed::Other => {}
             }
         }
-        Ok((found, unexpected))
+        Ok((found, unexpected, elsewhere))
     };
     // Side by side: where a storage is near, each takes about as long as the other.
     let catalog = engine.catalog().await;
     let (found, mut known) = tokio::join!(walk, known_manifests(catalog, &known_as));
-    let (folders, unexpected) = found?;
+    let (folders, unexpected, mut elsewhere) = found?;
     let is_snapshot = |(_, folder): &(SnapshotRef, Folder)| folder.manifest.is_some();
     let found: Vec<(SnapshotRef, Folder)> = folders.into_iter().filter(is_snapshot).collect();
     let gone: Vec<SnapshotRef> = known
@@ -471,7 +492,27 @@ pub(in crate::engine) async fn list_one(
             tracing::warn!("{error}");
         }
     }
-    Ok(Found { snapshots, unexpected })
+    if !snapshots.is_empty() {
+        elsewhere.clear();
+    }
+    let is_lost = snapshots.is_empty() && elsewhere.is_empty() && selection.instance.is_none();
+    let beside = if is_lost { storage.beside().await } else { Vec::new() };
+    Ok(Found { snapshots, unexpected, elsewhere, beside })
+}
+
+/// The folder in which the manifest under `key` would be one of a storage, where that is not the
+/// root of this one.
+fn root_of(key: &str) -> Option<&str> {
+    let (folder, name) = key.rsplit_once('/')?;
+    let (folder, id) = folder.rsplit_once('/')?;
+    let (folder, strategy) = folder.rsplit_once('/')?;
+    let (root, instance) = folder.rsplit_once('/')?;
+    let is_one = name == MANIFEST_KEY
+        && id.parse::<SnapshotId>().is_ok()
+        && strategy.parse::<Name>().is_ok()
+        && instance.parse::<Name>().is_ok()
+        && !root.contains(char::is_control);
+    is_one.then_some(root)
 }
 
 /// Which objects that the manifest names are not there as it says. A listing is not of one moment:

@@ -13,3 +13,4 @@ pub(in crate::engine) mod mark_writer;
 pub(in crate::engine) mod marks;
 pub(in crate::engine) mod present;
 pub(in crate::engine) mod unexpected;
+pub(in crate::engine) mod vanished;

@@ -189,7 +189,7 @@ async fn end_marks(
     if ends.is_empty() {
         return Ok(());
     }
-    let mark = new_mark(engine, of, Says::Release { ends, reason })?;
+    let mark = new_mark(engine, of, Says::Release { ends, reason, forgotten: false })?;
     for open in storages.iter().filter(|open| places.contains(&open.name)) {
         if engine.cancel.is_cancelled() {
             return Err(EngineError::Cancelled);

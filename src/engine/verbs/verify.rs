@@ -16,6 +16,7 @@ use crate::engine::snapshots::damage::note_sound;
 use crate::engine::snapshots::documents::{LARGEST_MANIFEST, read_document};
 use crate::engine::snapshots::list::{BadManifest, Listing, Selection, Snapshot, list};
 use crate::engine::snapshots::marks::read_marks;
+use crate::engine::snapshots::vanished::{Vanished, vanished};
 use crate::engine::state::locks::ReadLock;
 use crate::model::{Manifest, Name, SnapshotId, VerificationOutcome, total};
 use crate::pipeline::Identity;
@@ -29,12 +30,15 @@ pub struct VerifyReport {
     pub unlisted: Vec<(Name, String)>,
     /// What stands where the format has a file or a folder, and is none; with its storage.
     pub unexpected: Vec<(Name, String)>,
+    /// What is gone, though the rules would keep it.
+    pub vanished: Vec<Vanished>,
 }
 
 impl VerifyReport {
-    /// Whether anything is damaged.
+    /// Whether anything is damaged, or gone.
     pub fn is_damaged(&self) -> bool {
-        self.snapshots.iter().any(|verdict| !verdict.problems.is_empty())
+        !self.vanished.is_empty()
+            || self.snapshots.iter().any(|verdict| !verdict.problems.is_empty())
     }
 
     /// Whether all that was to be looked at could be.
@@ -107,8 +111,10 @@ pub async fn record_verification(
     for strategy in instance.strategies.keys() {
         let own = |one: &&SnapshotVerdict| one.strategy == *strategy;
         let snapshots: Vec<_> = report.snapshots.iter().filter(own).cloned().collect();
-        if !snapshots.is_empty() {
-            let found = VerifyReport { snapshots, ..report.clone() };
+        let gone = report.vanished.iter().filter(|one| one.strategy == *strategy);
+        let gone: Vec<_> = gone.cloned().collect();
+        if !snapshots.is_empty() || !gone.is_empty() {
+            let found = VerifyReport { snapshots, vanished: gone, ..report.clone() };
             record(engine, (&instance.name, strategy), started, Ok(found)).await;
         }
     }
@@ -142,6 +148,11 @@ async fn record(
             };
             let damage =
                 report.snapshots.iter().find_map(|one| Some(words(one, one.problems.first()?)));
+            let gone = report
+                .vanished
+                .first()
+                .map(|one| format!("`{}` has vanished from `{}`", one.id, one.storage));
+            let damage = damage.or(gone);
             let unread =
                 report.snapshots.iter().find_map(|one| Some(words(one, one.unread.first()?)));
             let unlisted = report
@@ -190,7 +201,9 @@ async fn look_through(
     let selection =
         Selection { instance: Some(instance.name.clone()), strategy: Some(strategy.name.clone()) };
     let listing = list(engine, &storages, &selection).await;
-    verify(engine, &storages, &listing, ReadData::Percent(percent), &[]).await
+    let mut report = verify(engine, &storages, &listing, ReadData::Percent(percent), &[]).await?;
+    report.vanished = vanished(engine, instance, &storages, &listing, Some(&strategy.name)).await;
+    Ok(report)
 }
 
 /// When the last verification of the strategy on schedule began; none when there was none, as far
@@ -280,7 +293,7 @@ pub async fn verify(
         snapshots.push(verdict);
     }
     drop(locks);
-    Ok(VerifyReport { snapshots, unlisted, unexpected })
+    Ok(VerifyReport { snapshots, unlisted, unexpected, vanished: Vec::new() })
 }
 
 /// The positions of copies in `listing`, drawn by lot, whose stored bytes are at least `percent` of

@@ -15,6 +15,9 @@ use crate::storage::{Object, StorageError, named};
 /// So many pages may be empty one after the other before the store is taken to be broken.
 const MAX_EMPTY_PAGES: usize = 1_000;
 
+/// So many folders beside the root are told.
+const MOST_FOLDERS: usize = 5;
+
 /// A listing that believes a store only what fits together: what is taken for the whole of it
 /// decides what is deleted.
 pub(super) struct Listing {
@@ -128,6 +131,26 @@ pub(super) async fn page(
         .interceptor(Whole);
     let answer = bucket.answer(Box::pin(request.send())).await;
     answer.map_err(|fault| fault.into_error(bucket, &format!("list {}", named(shown))))
+}
+
+/// The first folders of the bucket, without the one that is the root; none where they may not be
+/// listed.
+pub(super) async fn folders(bucket: &Bucket) -> Vec<String> {
+    let request = bucket.client.list_objects_v2().bucket(&bucket.name).delimiter("/").max_keys(100);
+    let page = match bucket.answer(Box::pin(request.send())).await {
+        Ok(page) => page,
+        Err(fault) => {
+            tracing::debug!(bucket = bucket.name, "its folders are not listed: {fault:?}");
+            return Vec::new();
+        }
+    };
+    let names = page.common_prefixes().iter().filter_map(|one| one.prefix()?.strip_suffix('/'));
+    names
+        .filter(|name| !name.is_empty() && !bucket.prefix.starts_with(&format!("{name}/")))
+        .filter(|name| !name.contains(char::is_control))
+        .take(MOST_FOLDERS)
+        .map(str::to_owned)
+        .collect()
 }
 
 /// Refuses a page that was cut. The SDK reads what there is of it, and takes the end of the text

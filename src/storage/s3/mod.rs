@@ -408,6 +408,13 @@ impl Storage for S3 {
         Listing::new(Arc::clone(&self.bucket), prefix).into_stream()
     }
 
+    async fn beside(&self) -> Vec<String> {
+        if self.bucket.prefix.is_empty() {
+            return Vec::new();
+        }
+        list::folders(&self.bucket).await
+    }
+
     async fn stat(&self, key: &str) -> Result<Object, StorageError> {
         check_key(key)?;
         self.bucket.stat(key).await

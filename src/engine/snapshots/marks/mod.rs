@@ -6,7 +6,7 @@ mod suspicions;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use futures::future::join_all;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use serde::Serialize;
@@ -24,6 +24,10 @@ pub(in crate::engine) const LARGEST_MARK: u64 = 1 << 20;
 const MOST_BYTES: u64 = 16 << 20;
 /// More marks are not read, of one instance in one storage.
 const MOST_MARKS: usize = 100_000;
+
+/// The clocks of a host and a storage differ by less. A copy made anew later than that is missed
+/// when it vanishes.
+const SKEW: TimeDelta = TimeDelta::minutes(5);
 
 /// What the marks of an instance say, all storages together.
 #[derive(Debug, Clone, Default)]
@@ -84,6 +88,24 @@ impl Marks {
     fn of(&self, id: &SnapshotId) -> impl Iterator<Item = (&MarkRef, &Standing)> {
         let of_it = self.marks.get(id).into_iter().flatten();
         of_it.filter(|(one, _)| !self.ended.contains(*one))
+    }
+
+    /// Whether it was said, in the storage, that it is meant that the snapshot is gone from it,
+    /// which was stored there at `stored`. One that came back later was not meant.
+    pub(in crate::engine) fn is_forgotten(
+        &self,
+        storage: &Name,
+        strategy: &Name,
+        id: &SnapshotId,
+        stored: DateTime<Utc>,
+    ) -> bool {
+        let mut of_it = self.marks.get(id).into_iter().flat_map(BTreeMap::values);
+        of_it.any(|Standing { mark, storages }| {
+            mark.strategy == *strategy
+                && storages.contains(storage)
+                && matches!(mark.says, Says::Release { forgotten: true, .. })
+                && mark.made.checked_add_signed(SKEW).is_none_or(|latest| stored <= latest)
+        })
     }
 
     /// What could not be read and no release has ended: the storage, and the mark or listing with
