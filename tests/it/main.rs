@@ -14,6 +14,7 @@
     reason = "a test says what went wrong by panicking, starts programs and waits for them"
 )]
 
+mod ahead;
 mod clocks;
 mod containers;
 mod containers_run;
