@@ -41,7 +41,7 @@ COPY --from=pgdg /pgdg/ /etc/apt/
 # hadolint ignore=DL3008,SC2086
 RUN apt-get update \
     && clients="$(printf ' postgresql-client-%s' $PG_VERSIONS)" \
-    && apt-get install -y --no-install-recommends age mariadb-client tzdata zstd $clients \
+    && apt-get install -y --no-install-recommends age mariadb-client tini tzdata zstd $clients \
     && rm -rf /var/lib/apt/lists/*
 COPY --from=build /src/target/release/backup /usr/local/bin/backup
 
@@ -56,7 +56,8 @@ RUN set -eu; \
             case "$version" in *" $major."*) ;; *) exit 1 ;; esac; \
         done; \
     done; \
-    mariadb-dump --version; mariadb --version; age --version; zstd --version; backup --version
+    mariadb-dump --version; mariadb --version; age --version; zstd --version; \
+    tini --version; backup --version
 
 # The catalog and the locks. Any user may have its state here (`docker run --user 10001`), and so
 # may a root that has lost its power over the folders of others (`--cap-drop ALL`): a new volume
@@ -67,4 +68,5 @@ VOLUME /var/lib/holdfast
 # Of the scheduler: unhealthy when the newest backup of some strategy is older than its schedule
 # allows.
 HEALTHCHECK --interval=1m --timeout=30s --start-period=1m CMD ["backup", "status"]
-ENTRYPOINT ["backup"]
+# tini reaps what a `command` source or a hook leaves behind, where nothing else does (Kubernetes).
+ENTRYPOINT ["tini", "-s", "--", "backup"]

@@ -1,5 +1,6 @@
 //! `backup drill` and `backup drill report`.
 
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 
 use clap::{Args, Subcommand, ValueEnum};
@@ -266,18 +267,21 @@ fn checks_text(report: &DrillReport, all: bool) -> String {
             },
         ]
     };
-    let mut told: Vec<(&str, String)> = Vec::new();
+    let kind = |check: &Check| (check.kind.clone(), check.source.clone());
+    let mut kinds: HashMap<_, Vec<&Check>> = HashMap::new();
     for check in &report.checks {
-        let same = |other: &&Check| other.kind == check.kind && other.source == check.source;
-        let of_kind: Vec<&Check> = report.checks.iter().filter(same).collect();
+        kinds.entry(kind(check)).or_default().push(check);
+    }
+    let mut told = HashSet::new();
+    for check in &report.checks {
+        let of_kind = kinds.get(&kind(check)).map_or(&[][..], Vec::as_slice);
         if all || of_kind.len() < 3 || check.outcome != CheckOutcome::Passed {
             table.row(row(check));
             continue;
         }
-        if told.iter().any(|(kind, of)| *kind == check.kind && *of == source(check)) {
+        if !told.insert(kind(check)) {
             continue;
         }
-        told.push((&check.kind, source(check)));
         let passed: Vec<&&Check> =
             of_kind.iter().filter(|one| one.outcome == CheckOutcome::Passed).collect();
         let some: Vec<&str> = passed.iter().take(2).map(|one| one.what.as_str()).collect();

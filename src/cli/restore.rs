@@ -56,9 +56,9 @@ pub(super) struct RestoreArgs {
     /// only what leads to its files is, and each file is found undamaged before it replaces another
     #[arg(long)]
     overwrite: bool,
-    /// Remove what is there and the snapshot does not have; with `--path`, in the folders that it
-    /// matches
-    #[arg(long, requires = "overwrite", requires = "to")]
+    /// Remove what is there and the snapshot does not have: files, or objects of a PostgreSQL
+    /// database; with `--path`, in the folders that it matches
+    #[arg(long, requires = "overwrite", conflicts_with = "to_command")]
     delete: bool,
     /// Say what would be new, replaced and removed, and touch nothing
     #[arg(long)]
@@ -110,22 +110,6 @@ pub(super) async fn run(
     let identities = args.identities.load()?;
     let reading = setup.reading(&args.storage, args.strategy.as_deref()).await?;
     let listing = reading.list().await;
-    if args.strategy.is_none() && args.snapshot == "latest" {
-        let mut strategies: Vec<String> = listing
-            .snapshots
-            .iter()
-            .map(|snapshot| format!("`{}` of `{}`", snapshot.strategy, snapshot.instance))
-            .collect();
-        strategies.dedup();
-        if strategies.len() > 1 {
-            return Err(UsageError(format!(
-                "Which strategy's latest? There are {}: choose with `--strategy`, and with \
-                 `--instance` where needed",
-                strategies.join(", ")
-            ))
-            .into());
-        }
-    }
     let (side, copies) = reading.choose(&listing, &args.snapshot, args.at)?;
     let instance = reading.instance.as_ref();
     let work_dir = args

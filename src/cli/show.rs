@@ -26,6 +26,9 @@ pub(super) struct ShowArgs {
     #[arg(long, value_name = "GLOB", num_args = 0..=1, default_missing_value = "**",
         value_parser = Pattern::new)]
     files: Option<Vec<Pattern>>,
+    /// Print a script for bash that restores it without this program, with ordinary tools
+    #[arg(long, conflicts_with = "files")]
+    script: bool,
     #[command(flatten)]
     storage: StorageArgs,
     #[command(flatten)]
@@ -40,6 +43,8 @@ struct Document<'a> {
     facts: Option<&'a Facts>,
     /// The ordinary commands that restore each artifact.
     commands: Vec<ByHand>,
+    /// The same as one script, which also holds every object against its digest.
+    script: String,
 }
 
 #[derive(Serialize)]
@@ -63,22 +68,32 @@ pub(super) async fn run(setup: &Setup, args: ShowArgs, printer: &Printer) -> any
     let Ok(manifest) = &snapshot.manifest else { return Ok(Exit::Damaged) };
     let facts = engine::read_facts(&reading.engine, storage, manifest, &identities).await?;
     let commands = by_hand(storage, snapshot, manifest, facts.as_ref());
+    let place = format!("{}/{}", storage.storage.address(), snapshot.folder());
+    let script = engine::script(&place, manifest, facts.as_ref());
     let storages = copies.iter().map(|copy| copy.storage.clone()).collect();
     let now = reading.engine.clock.now();
     let manifest = manifest.clone();
     drop(reading);
-    if printer.is_json() {
+    if args.script {
+        printer.text(&script);
+    } else if printer.is_json() {
         printer.document(&Document {
             storages,
             manifest: &manifest,
             facts: facts.as_ref(),
             commands,
+            script,
         });
     } else {
         let mut text = header(&manifest, &storages, now);
         text.push_str(&artifacts(&manifest, facts.as_ref()));
         text.push_str(&facts_text(facts.as_ref()));
-        text.push_str(&commands_text(&commands, &manifest));
+        let _ = writeln!(
+            text,
+            "\n  {BOLD}Without this program{BOLD:#}  {DIM}`backup show {} --script` prints what \
+             restores it with ordinary tools; keep it where the backups are{DIM:#}",
+            manifest.id
+        );
         printer.text(&text);
     }
     Ok(Exit::Done)
@@ -273,23 +288,4 @@ fn by_hand(
             commands.into_iter().map(|command| ByHand { artifact: artifact.clone(), command })
         })
         .collect()
-}
-
-fn commands_text(commands: &[ByHand], manifest: &Manifest) -> String {
-    let key = if manifest.is_encrypted() { "the identity file in $KEY, " } else { "" };
-    let mut text = format!(
-        "\n  {BOLD}Without this program{BOLD:#}  {DIM}{key}the address of the database in \
-         $DATABASE, the folder in $DIR{DIM:#}\n"
-    );
-    if commands.iter().any(|command| command.command.contains("aws s3 cp")) {
-        let _ = writeln!(
-            text,
-            "    {DIM}`aws` takes the store's address from $AWS_ENDPOINT_URL, its region from \
-             $AWS_REGION, the keys from $AWS_ACCESS_KEY_ID and $AWS_SECRET_ACCESS_KEY{DIM:#}"
-        );
-    }
-    for command in commands {
-        let _ = writeln!(text, "    {}", command.command);
-    }
-    text
 }

@@ -81,15 +81,18 @@ fn text(status: &Status) -> String {
     let mut table =
         Table::new(&["STRATEGY", "STATE", "LAST SNAPSHOT", "LAST RUN", ">TOOK", ">STORED", "NEXT"]);
     for one in &status.strategies {
-        // The storage that is furthest behind tells.
-        let all = one.storages.iter().all(|storage| storage.newest_whole.is_some());
-        let newest =
-            one.storages.iter().filter_map(|storage| storage.newest_whole).min().filter(|_| all);
+        // Of those that have one, the storage that is furthest behind tells.
+        let with: Vec<DateTime<Utc>> =
+            one.storages.iter().filter_map(|storage| storage.newest_whole).collect();
+        let newest = with.iter().min().map(|at| match (with.len(), one.storages.len()) {
+            (some, all) if some < all => format!("{}, in {some} of {all}", age(*at, now)),
+            _ => age(*at, now),
+        });
         let took = one.last_committed.as_ref();
         table.row(vec![
             format!("{}/{}", one.instance, one.strategy).into(),
             state(one),
-            newest.map_or_else(|| Cell::styled("none", DIM), |at| age(at, now).into()),
+            newest.map_or_else(|| Cell::styled("none", DIM), Cell::from),
             last_run(one, now),
             or_dash(took.map(|run| seconds(run.seconds))).into(),
             or_dash(took.map(|run| ByteSize(run.stored_bytes))).into(),

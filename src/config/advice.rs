@@ -12,7 +12,7 @@ impl Instance {
     /// What an operator should think about, one sentence each: it works, but rarely is what was
     /// meant.
     pub fn advice(&self, strategy: &Strategy) -> Vec<String> {
-        let mut advice = self.notes.clone();
+        let mut advice = Vec::new();
         let is_folder =
             |name: &&Name| matches!(self.sources.get(*name), Some(SourceConfig::Directory(_)));
         if let Some(first) = strategy.sources.iter().position(|name| is_folder(&name))
@@ -25,21 +25,6 @@ impl Instance {
             ));
         }
         let runs = strategy.check_runnable().is_ok();
-        match &self.encryption {
-            // What others write, they encrypt.
-            _ if !runs => {}
-            None => advice.push(
-                "Nothing is encrypted: who can read a storage can read the backups. Set \
-                 `[encryption]` unless that is meant"
-                    .to_owned(),
-            ),
-            Some(encryption) if encryption.recipients.len() == 1 => advice.push(
-                "There is one recipient only: if its private key is lost, so is every backup. Add \
-                 a second key that is kept elsewhere"
-                    .to_owned(),
-            ),
-            Some(_) => {}
-        }
         let local = |name: &Name| matches!(self.storages.get(name), Some(StorageConfig::Local(_)));
         if runs && strategy.storages.iter().all(local) {
             advice.push(
@@ -48,12 +33,28 @@ impl Instance {
                     .to_owned(),
             );
         }
+        for name in &strategy.storages {
+            if let Some(StorageConfig::S3(config)) = self.storages.get(name)
+                && let Some(class) = config.unknown_class()
+            {
+                advice.push(format!(
+                    "`{name}` has the `storage_class` `{class}`, which AWS does not have: a store \
+                     that has none of that name refuses every object"
+                ));
+            }
+        }
         self.advise_on_retention(strategy, &mut advice);
         if runs && strategy.schedule.is_none() && strategy.active {
             advice.push(
                 "There is no `schedule`: this strategy runs when it is started by hand".to_owned(),
             );
         }
+        advice
+    }
+
+    /// The same of the instance as a whole.
+    pub fn general_advice(&self) -> Vec<String> {
+        let mut advice = self.notes.clone();
         for (kind, names, used) in [
             (
                 "source",

@@ -40,16 +40,20 @@ pub struct Drill {
     /// The folder that scratch folders are made in. Unless set, the instance's `work_dir`.
     pub work_dir: Option<PathBuf>,
     /// The most that is restored. A snapshot with more is not drilled, which is told.
+    #[schemars(extend("x-minimum" = "1B", "x-maximum" = "1024TiB"))]
     pub max_bytes: Option<ByteSize>,
     /// A drill that takes longer is given up, and tells nothing about the snapshot.
     #[serde(default = "twelve_hours")]
-    #[schemars(with = "Span", extend("default" = "12h"))]
+    #[schemars(with = "Span",
+        extend("default" = "12h", "x-minimum" = "1s", "x-maximum" = "31d"))]
     pub timeout: Span,
     /// How long getting everything back may take (the recovery time objective). A drill that takes
     /// longer fails.
+    #[schemars(extend("x-minimum" = "1s", "x-maximum" = "366d"))]
     pub rto: Option<Span>,
     /// How old the newest data that can be got back may be (the recovery point objective). A drill
     /// that finds it older fails.
+    #[schemars(extend("x-minimum" = "1m", "x-maximum" = "3660d"))]
     pub rpo: Option<Span>,
     /// Where PostgreSQL databases are restored to. Unless set, to a cluster that the drill starts
     /// for itself and removes again.
@@ -122,16 +126,6 @@ impl DrillCheck {
         }
     }
 
-    /// How long it may take.
-    pub(super) fn timeout(&self) -> Option<Span> {
-        match self {
-            Self::Query(check) => Some(check.timeout),
-            Self::References(check) => Some(check.timeout),
-            Self::Command(check) => Some(check.timeout),
-            Self::File(_) | Self::Shrink(_) => None,
-        }
-    }
-
     /// Everything in it because of which it could never fail, or never pass; each at its key, or at
     /// the whole where the key is empty.
     pub(super) fn unusable(&self) -> Vec<(&'static str, Wrong)> {
@@ -157,9 +151,6 @@ impl DrillCheck {
                     wrong.push(conflict(message, "exchange them"));
                 }
             }
-            Self::Command(check) if check.command.first().is_some_and(String::is_empty) => {
-                wrong.push(("command", Wrong::value("Names no program")));
-            }
             Self::Shrink(check) if !check.tables.is_empty() && !check.of.is_empty() => {
                 let message = "`tables` compares their rows, and `of` something else";
                 wrong.push(conflict(message, "remove one of them"));
@@ -181,6 +172,9 @@ impl DrillCheck {
     }
 }
 
+/// Whole numbers up to here are told apart, those with a fraction too.
+const MOST_NUMBER: f64 = 9e15;
+
 /// The answer of a query to a restored database.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -198,12 +192,15 @@ pub struct QueryCheck {
     #[schemars(schema_with = "scalar")]
     pub expect: Option<Value>,
     /// The least that it must give.
+    #[schemars(range(min = -MOST_NUMBER, max = MOST_NUMBER))]
     pub min: Option<f64>,
     /// The most that it may give.
+    #[schemars(range(min = -MOST_NUMBER, max = MOST_NUMBER))]
     pub max: Option<f64>,
     /// How long it may take.
     #[serde(default = "ten_minutes")]
-    #[schemars(with = "Span", extend("default" = "10m"))]
+    #[schemars(with = "Span",
+        extend("default" = "10m", "x-minimum" = "1s", "x-maximum" = "31d"))]
     pub timeout: Span,
 }
 
@@ -236,7 +233,8 @@ pub struct ReferencesCheck {
     pub owner: Option<Who>,
     /// How long the query may take.
     #[serde(default = "ten_minutes")]
-    #[schemars(with = "Span", extend("default" = "10m"))]
+    #[schemars(with = "Span",
+        extend("default" = "10m", "x-minimum" = "1s", "x-maximum" = "31d"))]
     pub timeout: Span,
 }
 
@@ -286,7 +284,8 @@ pub struct CommandCheck {
     pub command: CommandLine,
     /// How long it may take.
     #[serde(default = "ten_minutes")]
-    #[schemars(with = "Span", extend("default" = "10m"))]
+    #[schemars(with = "Span",
+        extend("default" = "10m", "x-minimum" = "1s", "x-maximum" = "31d"))]
     pub timeout: Span,
 }
 
@@ -300,11 +299,11 @@ pub struct ShrinkCheck {
     pub source: Option<Name>,
     /// What is compared. Unless set, all that the source counts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(extend("uniqueItems" = true))]
+    #[schemars(length(min = 1), extend("uniqueItems" = true))]
     pub of: Vec<Measure>,
     /// Only the rows of these tables, each by itself: `name`, or `schema.name`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(extend("uniqueItems" = true))]
+    #[schemars(length(min = 1), extend("uniqueItems" = true))]
     pub tables: Vec<String>,
     /// By how much it may be less, in percent. 0: not at all.
     #[schemars(range(min = 0, max = 99))]
@@ -337,5 +336,9 @@ fn yes() -> bool {
 }
 
 fn scalar(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({ "type": ["boolean", "integer", "number", "string"] })
+    // Whole numbers are those of TOML.
+    json_schema!({
+        "type": ["boolean", "integer", "number", "string"],
+        "minimum": i64::MIN, "maximum": i64::MAX,
+    })
 }

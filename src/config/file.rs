@@ -94,8 +94,10 @@ pub struct Instance {
     #[schemars(with = "Option<usize>", range(min = 1, max = 256), extend("default" = null))]
     pub threads: usize,
     /// Limit on what is read from the sources, such as `50MiB/s`.
+    #[schemars(extend("x-minimum" = "1KiB/s", "x-maximum" = "1024GiB/s"))]
     pub read_rate: Option<Rate>,
     /// Limit on what is sent to each storage, such as `10MiB/s`.
+    #[schemars(extend("x-minimum" = "1KiB/s", "x-maximum" = "1024GiB/s"))]
     pub upload_rate: Option<Rate>,
     /// How far the program and what it starts give way to others on this machine, from 0 (not)
     /// to 19.
@@ -123,7 +125,8 @@ pub struct Instance {
     /// How long a run may take to end in order when it is asked to. What waits for the scheduler to
     /// stop (Docker, systemd, Kubernetes) must have more patience.
     #[serde(default = "one_minute", skip_serializing)]
-    #[schemars(with = "Span", extend("default" = "1m"))]
+    #[schemars(with = "Span",
+        extend("default" = "1m", "x-minimum" = "1s", "x-maximum" = "1d"))]
     pub stop_grace: Span,
     /// What is backed up, where to, when, and what is kept, by name.
     #[schemars(extend("minProperties" = 1))]
@@ -227,6 +230,7 @@ pub struct Strategy {
     /// How long after its time a run begins at most: always the same for this strategy, and others
     /// for others, so that many machines do not begin at once. Shorter than the time from one run
     /// to the next.
+    #[schemars(extend("x-minimum" = "0s", "x-maximum" = "31d"))]
     pub jitter: Option<Span>,
     /// The time zone of the schedule, and of the days, weeks and months of `retention`.
     #[serde(default = "utc")]
@@ -246,15 +250,18 @@ pub struct Strategy {
     /// own.
     pub retention: Option<Policy>,
     /// A pruning that would delete more than so many percent of the snapshots that a storage has of
-    /// this strategy (and more than one) is refused, unless it is forced. 100 is without limit.
+    /// this strategy (and more than one; of fewer than ten, more than two) is refused, unless it is
+    /// forced. 100 is without limit.
     #[serde(default = "half")]
     #[schemars(range(min = 1, max = 100))]
     pub max_delete_percent: u8,
     /// A run that takes longer is cancelled.
+    #[schemars(extend("x-minimum" = "1s", "x-maximum" = "366d"))]
     pub timeout: Option<Span>,
     /// A source that gives nothing for so long is given up.
     #[serde(default = "ten_minutes")]
-    #[schemars(with = "Span", extend("default" = "10m"))]
+    #[schemars(with = "Span",
+        extend("default" = "10m", "x-minimum" = "1s", "x-maximum" = "31d"))]
     pub no_progress_timeout: Span,
     /// How often the scheduler tries again when a run fails for a reason that may pass: the
     /// network, a server that is starting.
@@ -263,6 +270,7 @@ pub struct Strategy {
     /// How long after its time a snapshot must be there, before the strategy is called stale.
     /// Unless set, an hour (the time from one run to the next where that is shorter), or twice what
     /// the last run took.
+    #[schemars(extend("x-minimum" = "1m", "x-maximum" = "3660d"))]
     pub stale_after: Option<Span>,
     /// When what is stored is looked at again.
     pub verify: Option<Verification>,

@@ -26,8 +26,54 @@ pub(super) fn check(format: &str, value: &Json) -> Result<(), Wrong> {
         ("count", Json::Number(number)) => {
             number.as_i64().map_or(Ok(()), |number| reads(Count::try_from(number)))
         }
+        ("command", Json::Array(words)) => match words.first().and_then(Json::as_str) {
+            Some(program) if program.trim().is_empty() => {
+                Err(Wrong::value("Names no program").hint("the first entry is the program"))
+            }
+            _ => Ok(()),
+        },
         (_, Json::String(text)) => of_text(format, text),
         _ => Ok(()),
+    }
+}
+
+/// The keys of the schema under which the bounds of a value stand that is written as a text.
+pub(super) const LEAST: &str = "x-minimum";
+pub(super) const MOST: &str = "x-maximum";
+
+/// Holds a quantity against the bounds of its schema.
+pub(super) fn within(schema: &Json, value: &Json) -> Result<(), Wrong> {
+    let bound = |key: &str| schema.get(key).and_then(Json::as_str);
+    let (Some(format), Some(least), Some(most)) = (bound("format"), bound(LEAST), bound(MOST))
+    else {
+        return Ok(());
+    };
+    let amount = match value {
+        Json::Number(number) => number.as_u64(),
+        Json::String(text) => measure(format, text),
+        _ => None,
+    };
+    let Some(amount) = amount else { return Ok(()) };
+    let is_within = |least: u64, most: u64| (least..=most).contains(&amount);
+    match measure(format, least).zip(measure(format, most)) {
+        Some((from, to)) if !is_within(from, to) => {
+            Err(Wrong::value(format!("Out of range: expected from `{least}` to `{most}`")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// How much a text stands for, in the least unit of its format: seconds, bytes, bytes a second, and
+/// hours of a calendar whose months have 30 days.
+pub(super) fn measure(format: &str, text: &str) -> Option<u64> {
+    match format {
+        "span" => text.parse::<Span>().ok().map(|span| span.duration().as_secs()),
+        "size" => text.parse::<ByteSize>().ok().map(ByteSize::bytes),
+        "rate" => text.parse::<Rate>().ok().map(Rate::bytes_per_second),
+        "period" => text.parse::<Period>().ok().map(|Period { months, days, hours }| {
+            (u64::from(months) * 30 + u64::from(days)) * 24 + u64::from(hours)
+        }),
+        _ => None,
     }
 }
 

@@ -24,8 +24,10 @@ impl Rules<'_> {
     /// single one never is: of three snapshots it would be a third, and it is what goes every
     /// night.
     pub fn is_too_much(&self, going: usize, all: usize) -> bool {
+        // Of few, one or two are soon a large part.
+        let least = if all < 10 { 2 } else { 1 };
         // In 128 bits no count overflows.
-        going > 1 && going as u128 * 100 > all as u128 * u128::from(self.max_delete_percent)
+        going > least && going as u128 * 100 > all as u128 * u128::from(self.max_delete_percent)
     }
 }
 

@@ -4,6 +4,8 @@
 use schemars::JsonSchema;
 use serde_json::{Map, Value, json};
 
+use super::format::{LEAST, MOST, measure};
+
 /// The JSON Schema (draft 2020-12) of a configuration file.
 pub fn schema() -> Value {
     let mut schema = base();
@@ -77,6 +79,15 @@ fn simplify(schema: &mut Value) {
                 && let Some(seconds) = object.get("default").and_then(Value::as_f64)
             {
                 object.insert("default".to_owned(), format!("{seconds}s").into());
+            }
+            // A size may be a number too, of bytes, for which JSON Schema has words.
+            for (text, number) in [(LEAST, "minimum"), (MOST, "maximum")] {
+                if object.get("format").is_some_and(|format| format == "size")
+                    && let Some(bytes) =
+                        object.get(text).and_then(Value::as_str).and_then(|b| measure("size", b))
+                {
+                    object.insert(number.to_owned(), bytes.into());
+                }
             }
             // The numbers' formats say how they are kept, which is nobody's business.
             let numeric = object

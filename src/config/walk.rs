@@ -73,6 +73,8 @@ impl<'a> Check<'a> {
         let format = schema.get("format").and_then(Json::as_str);
         if let Some(wrong) = format.and_then(|format| format::check(format, value).err()) {
             self.report(pointer, wrong);
+        } else if let Err(wrong) = format::within(schema, value) {
+            self.report(pointer, wrong);
         } else if let Some(expected) = types(schema).filter(|types| !is_one_of(value, types)) {
             self.wrong_type(value, &expected, pointer);
         } else {
@@ -218,6 +220,10 @@ impl<'a> Check<'a> {
             && let Err(error) = text.parse::<Name>()
         {
             self.report(pointer, Wrong::value(error.to_string()));
+            return;
+        }
+        if text.contains('\0') {
+            self.report(pointer, Wrong::value("A NUL character stands in it").hint("remove it"));
             return;
         }
         let least = schema.get("minLength").and_then(Json::as_u64).unwrap_or(0);

@@ -1,11 +1,12 @@
 //! The checks that need more than one value.
 
 use std::collections::BTreeMap;
+use std::path::{Component, Path};
 
 use super::check::Check;
 use super::error::{Wrong, suggest};
 use super::{DrillCheck, FileCheck, Instance, Strategy, on_schedule};
-use crate::model::{ErrorCode, Name, Span};
+use crate::model::{ErrorCode, Name};
 use crate::retention::{Policy, Rule};
 use crate::schedule::Schedule;
 use crate::source::SourceConfig;
@@ -17,7 +18,6 @@ pub(super) fn check(check: &mut Check<'_>, instance: &Instance) {
         let at = format!("/strategies/{name}");
         check.refer(&format!("{at}/sources"), &strategy.sources, "sources");
         check.refer(&format!("{at}/storages"), &strategy.storages, "storages");
-        durations(check, &at, strategy);
         keeps_something(
             check,
             &at,
@@ -41,32 +41,61 @@ pub(super) fn check(check: &mut Check<'_>, instance: &Instance) {
         let names = notify.rules.strategies.iter().flatten();
         check.refer(&format!("/notify/{name}/strategies"), names, "strategies");
     }
-    more_than_nothing(check, "/stop_grace", Some(instance.stop_grace));
+    own_folders(check, instance);
+    memory(check, instance);
     one_place_each(check, instance);
 }
 
-/// A run that may take no time cannot succeed.
-fn durations(check: &mut Check<'_>, at: &str, strategy: &Strategy) {
-    let drill = &strategy.drill;
-    for (key, span) in [
-        ("timeout", strategy.timeout),
-        ("no_progress_timeout", Some(strategy.no_progress_timeout)),
-        ("stale_after", strategy.stale_after),
-        ("retry/backoff", Some(strategy.retry.backoff)),
-        ("drill/timeout", Some(drill.timeout)),
-        ("drill/rto", drill.rto),
-        ("drill/rpo", drill.rpo),
-    ] {
-        more_than_nothing(check, &format!("{at}/{key}"), span);
+/// What this program writes goes into a folder of its own, on a disk.
+fn own_folders(check: &mut Check<'_>, instance: &Instance) {
+    let mut folders = vec![
+        ("/state_dir".to_owned(), instance.state_dir.as_path()),
+        ("/work_dir".to_owned(), instance.work_dir.as_path()),
+    ];
+    for (name, storage) in &instance.storages {
+        folders.extend(storage.folder().map(|path| (format!("/storages/{name}/path"), path)));
     }
-    for (index, one) in drill.checks.iter().enumerate() {
-        more_than_nothing(check, &format!("{at}/drill/checks/{index}/timeout"), one.timeout());
+    for (name, strategy) in &instance.strategies {
+        let of_drill = strategy.drill.work_dir.as_deref();
+        folders.extend(of_drill.map(|path| (format!("/strategies/{name}/drill/work_dir"), path)));
+    }
+    for (pointer, path) in folders {
+        let problem = match top(path).as_deref() {
+            None => "This is the root of the machine",
+            Some("dev" | "proc" | "sys") if !path.starts_with("/dev/shm") => {
+                "The system keeps no files here"
+            }
+            _ => continue,
+        };
+        // One that is not set follows from another that is.
+        if check.places.get(&pointer).is_some() && !check.is_wrong(&pointer) {
+            let hint = "name a folder of its own, such as `/var/lib/holdfast`";
+            check.report(&pointer, Wrong::value(problem).hint(hint));
+        }
     }
 }
 
-fn more_than_nothing(check: &mut Check<'_>, pointer: &str, span: Option<Span>) {
-    if span.is_some_and(|span| span.duration().is_zero()) {
-        check.report(pointer, Wrong::value("Too short: expected more than 0"));
+/// The first folder of an absolute path, none of the root.
+fn top(path: &Path) -> Option<String> {
+    let mut names = Vec::new();
+    for component in path.components() {
+        match component {
+            Component::Normal(name) => names.push(name),
+            Component::ParentDir => drop(names.pop()),
+            _ => {}
+        }
+    }
+    names.first().map(|name| name.to_string_lossy().into_owned())
+}
+
+/// Uploads must fit into memory.
+fn memory(check: &mut Check<'_>, instance: &Instance) {
+    for (name, storage) in &instance.storages {
+        let StorageConfig::S3(config) = storage else { continue };
+        let Some(problem) = config.takes_too_much() else { continue };
+        let wrong = Wrong::new(ErrorCode::ConfigConflict, problem)
+            .hint("lower `part_size` or `upload_concurrency`");
+        check.report(&format!("/storages/{name}/part_size"), wrong);
     }
 }
 

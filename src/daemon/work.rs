@@ -518,7 +518,10 @@ fn log(name: &str, report: &RunReport) {
                 "run committed, with problems"
             );
         }
-        Outcome::Failed | Outcome::Cancelled => {
+        Outcome::Cancelled => {
+            tracing::warn!(strategy = name, id, "run cancelled, nothing was committed");
+        }
+        Outcome::Failed => {
             let error = report.error.as_deref().unwrap_or_default();
             for storage in &report.storages {
                 if let Some(error) = &storage.error {

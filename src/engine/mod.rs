@@ -45,7 +45,7 @@ pub use prune::{
     PlacePlan, PlannedSnapshot, PrunePlan, PruneReport, PruneScope, Refusal, forget, plan_prune,
     prune,
 };
-pub use read::by_hand::{by_hand, shell_quoted};
+pub use read::by_hand::{by_hand, script, shell_quoted};
 pub use read::copies::PassedOver;
 pub use read::fetch::{read_facts, read_plain};
 pub use read::files::{Side, files};

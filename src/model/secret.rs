@@ -67,7 +67,7 @@ impl JsonSchema for Secret {
 /// what should not be there.
 #[derive(Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(transparent)]
-#[schemars(inline)]
+#[schemars(inline, extend("format" = "command"))]
 pub struct CommandLine(#[schemars(length(min = 1))] Vec<String>);
 
 impl CommandLine {

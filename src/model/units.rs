@@ -120,7 +120,7 @@ impl JsonSchema for ByteSize {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": ["string", "integer"], "format": "size", "minimum": 0 })
+        json_schema!({ "type": ["string", "integer"], "format": "size" })
     }
 }
 

@@ -22,6 +22,7 @@ pub struct CompressionConfig {
     /// `none` has no level. Levels of `zstd` above 6 take more memory for each thread than the
     /// stated cost of a worker: about 10 MiB more at 9, and 50 MiB more at 19.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 19))]
     level: Option<u8>,
 }
 

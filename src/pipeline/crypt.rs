@@ -79,6 +79,8 @@ impl Identity {
     /// # Errors
     /// A line that is not an identity (never repeated in the error), or no identity at all.
     pub fn parse_file(text: &str) -> Result<Vec<Self>, CryptError> {
+        // Editors of Windows begin a file so.
+        let text = text.trim_start_matches('\u{feff}');
         let mut identities = Vec::new();
         for (line, number) in text.lines().map(str::trim).zip(1..) {
             if line.is_empty() || line.starts_with('#') {
@@ -131,10 +133,12 @@ mod tests {
     #[test]
     fn an_identity_file_reads_with_its_comments() {
         let ((one, _), (two, _)) = (key(), key());
-        let text =
-            format!("# created: 2026-11-21\r\n# public key: age1x\r\n\r\n{one}\r\n  {two}\n");
+        let text = format!(
+            "\u{feff}# created: 2026-11-21\r\n# public key: age1x\r\n\r\n{one}\r\n  {two}\n"
+        );
         assert_eq!(Identity::parse_file(&text).map(|found| found.len()).ok(), Some(2));
-        for empty in ["", "# only a comment\n\n"] {
+        assert!(Identity::parse_file(&format!("\u{feff}{one}")).is_ok());
+        for empty in ["", "\u{feff}", "# only a comment\n\n"] {
             assert!(Identity::parse_file(empty).is_err());
         }
     }

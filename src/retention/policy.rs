@@ -80,6 +80,9 @@ pub enum Count {
     Unlimited,
 }
 
+/// Every hour of a hundred years, and more.
+const MOST_COUNT: u32 = 1_000_000;
+
 impl Count {
     const UNLIMITED: &'static str = "unlimited";
 }
@@ -160,6 +163,7 @@ impl JsonSchema for Count {
             "type": ["integer", "string"],
             "format": "count",
             "minimum": -1,
+            "maximum": MOST_COUNT,
             "not": { "const": 0 },
             "pattern": "^unlimited$",
         })
@@ -237,6 +241,7 @@ impl JsonSchema for Period {
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
             "type": "string", "format": "period",
+            "x-minimum": "1h", "x-maximum": "200y",
             "pattern": "^([0-9]+y)?([0-9]+m)?([0-9]+d)?([0-9]+h)?$",
         })
     }

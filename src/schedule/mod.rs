@@ -147,8 +147,9 @@ impl Schedule {
             )));
         }
         let parser = CronParser::builder().year(Year::Disallowed).build();
-        let cron =
-            parser.parse(trimmed).map_err(|error| wrong(in_words(&fields, &parser, &error)))?;
+        // `croner` does not know this one.
+        let read = if nickname.as_deref() == Some("@midnight") { "@daily" } else { trimmed };
+        let cron = parser.parse(read).map_err(|error| wrong(in_words(&fields, &parser, &error)))?;
         let schedule = Self {
             line: trimmed.to_owned(),
             timezone,
@@ -250,8 +251,9 @@ impl Schedule {
     }
 }
 
-/// What `croner` knows, but for `@reboot`.
-const NICKNAMES: [&str; 6] = ["@yearly", "@annually", "@monthly", "@weekly", "@daily", "@hourly"];
+/// What cron knows, but for `@reboot`.
+const NICKNAMES: [&str; 7] =
+    ["@yearly", "@annually", "@monthly", "@weekly", "@daily", "@midnight", "@hourly"];
 
 /// Whether hour and minute name their times one by one.
 fn is_fixed(fields: &[&str]) -> bool {
@@ -485,6 +487,7 @@ mod tests {
             ("0 0 29 2 *", "2026-11-21T00:00:00Z", "2028-02-29T00:00:00+00:00"),
             ("10 30 1 * * *", "2026-11-21T00:00:00Z", "2026-11-21T01:30:10+00:00"),
             ("@daily", "2026-11-21T00:00:00Z", "2026-11-22T00:00:00+00:00"),
+            ("@Midnight", "2026-11-21T00:00:00Z", "2026-11-22T00:00:00+00:00"),
             ("@weekly", "2026-11-21T00:00:00Z", "2026-11-22T00:00:00+00:00"),
             ("0 0 13 * FRI", "2026-11-21T00:00:00Z", "2026-11-27T00:00:00+00:00"),
             ("0 0 * * *", "2026-11-20T23:59:59.5Z", "2026-11-21T00:00:00+00:00"),

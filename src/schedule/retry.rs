@@ -15,6 +15,7 @@ pub struct Retry {
     #[schemars(range(min = 1, max = 100))]
     pub attempts: u32,
     /// The wait before the second; twice as long before each one after.
+    #[schemars(extend("x-minimum" = "1s", "x-maximum" = "1d"))]
     pub backoff: Span,
 }
 

@@ -401,7 +401,7 @@ pub trait Restorer {
         job: RestoreJob<'_>,
         streams: &dyn Streams,
     ) -> Result<Restored, SourceError> {
-        job.options.refuse_files_only(&job.artifact.name)?;
+        job.options.refuse_files_only(job.artifact)?;
         let mut input = streams.whole().map_err(SourceError::Stream)?;
         self.restore(job, &mut input)
     }
@@ -411,7 +411,7 @@ pub trait Restorer {
     /// # Errors
     /// When it would be refused.
     fn preview(&self, job: RestoreJob<'_>, _streams: &dyn Streams) -> Result<Preview, SourceError> {
-        job.options.refuse_files_only(&job.artifact.name)?;
+        job.options.refuse_files_only(job.artifact)?;
         self.prepare(job)?;
         Ok(Preview::default())
     }
@@ -524,16 +524,18 @@ pub struct RestoreOptions {
     /// Files only: restore what these patterns match, with the folders that lead there, which stay
     /// as they are where they are there already; everything when empty.
     pub paths: Vec<crate::archive::Pattern>,
-    /// Files only: remove what the target has and the snapshot has not. With `paths`, in the
-    /// folders that they match.
+    /// Files and PostgreSQL databases: remove what the target has and the snapshot has not. With
+    /// `paths`, in the folders that they match.
     pub delete: bool,
 }
 
 impl RestoreOptions {
-    /// Refuses, for the artifact `name`, what only folders of files can do.
-    fn refuse_files_only(&self, name: &str) -> Result<(), SourceError> {
+    /// Refuses, for the artifact, what only folders of files can do, or these and databases.
+    fn refuse_files_only(&self, artifact: &RestoreArtifact) -> Result<(), SourceError> {
+        let name = &artifact.name;
+        let delete = self.delete && artifact.kind != ArtifactKind::PgDump;
         let option =
-            if self.paths.is_empty() { self.delete.then_some("--delete") } else { Some("--path") };
+            if self.paths.is_empty() { delete.then_some("--delete") } else { Some("--path") };
         option.map_or(Ok(()), |option| {
             Err(SourceError::Unsuitable(format!(
                 "`{option}` is for folders of files, and `{name}` is none: name the source that is \

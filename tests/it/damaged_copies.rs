@@ -280,3 +280,33 @@ fn a_database_is_restored_from_a_good_copy() {
     assert_eq!(passed_over(&report), (vec!["local"], "usb"), "{report}");
     assert_eq!(target.number("select count(*) from t"), 200_000);
 }
+
+#[test]
+fn a_damaged_whole_copy_supersedes_no_partial_one() {
+    let only = "retention = { keep_last = 1 }\nmax_delete_percent = 100\n";
+    let site =
+        Site::new(&format!("{}{only}", SOURCES.replace("[\"local\", \"usb\"]", "[\"local\"]")));
+    small_tree(&site.path("data"));
+    std::fs::write(site.path("noise"), noise(3_000_000)).unwrap();
+    // As a user who may not read one of the files.
+    std::fs::write(site.path("data/closed"), "closed").unwrap();
+    let closed = site.path("data/closed");
+    let mode =
+        |mode: &str| sh(site.dir.path(), "chmod $1 \"$2\"", &[mode.as_ref(), closed.as_os_str()]);
+    sh(site.dir.path(), "chown -R 64999 .", &[]);
+    mode("000");
+    let run = || site.backup(["--strategy", "daily"]).with_user(64_999, site.dir.path());
+    run().expect(3);
+    let partial = site.ids().pop().unwrap();
+    mode("644");
+    site.backup(["hold", &partial]).expect(0);
+    run().expect(0);
+    let object = site.newest().join("files.tar.zst");
+    flip(&object);
+    site.backup(["verify", "--read-data"]).expect(4);
+    site.backup(["release", &partial]).expect(0);
+    site.backup(["prune", "--yes"]).run();
+    let left = site.backup(["list", "--json"]).expect(4).json();
+    assert_eq!(left["snapshots"][0]["id"], partial.as_str(), "{left}");
+    site.backup(["restore", "--snapshot", &partial, "--to"]).arg(site.path("out")).expect(3);
+}

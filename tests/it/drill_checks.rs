@@ -360,6 +360,27 @@ fn a_program_looks_for_itself_at_what_was_restored() {
 }
 
 #[test]
+fn paths_beyond_4096_bytes_pass_a_drill() {
+    let shop = shop("");
+    let script = r#"set -e
+        name=$(printf 'd%.0s' $(seq 200)) path=files
+        cd files
+        for _ in $(seq 25); do mkdir $name; cd $name; done
+        echo deep > file; ln file other; ln -s file link; mkdir folder"#;
+    sh(shop.site.dir.path(), script, &[]);
+    let path = format!("{}/file", vec!["d".repeat(200); 25].join("/"));
+    shop.configure(&format!(
+        "{SERVER}[[strategies.daily.drill.checks]]\ntype = \"file\"\nsource = \"files\"\n\
+         path = \"{path}\"\ncontains = \"deep\"\n\
+         [[strategies.daily.drill.checks]]\ntype = \"references\"\nsource = \"db\"\nfiles = \
+         \"files\"\nquery = \"SELECT '{path}' AS path\"\n"
+    ));
+    shop.run();
+    assert_passed(&shop.drill(0, &[]).json());
+    assert_eq!(shop.leftovers(&[shop.server()]), [""; 0]);
+}
+
+#[test]
 fn the_output_of_a_command_is_proved_by_who_reads_it() {
     let shop = shop("");
     shop.run();

@@ -14,7 +14,9 @@
     reason = "a test says what went wrong by panicking, starts programs and waits for them"
 )]
 
+mod agree;
 mod ahead;
+mod by_hand;
 mod clocks;
 mod containers;
 mod containers_run;
@@ -42,6 +44,7 @@ mod hostile;
 mod irregular;
 mod layers;
 mod limits;
+mod locks;
 mod marks;
 mod memory;
 mod notify;
@@ -56,10 +59,12 @@ mod prune;
 mod prune_doubts;
 mod prune_only;
 mod prune_s3;
+mod replace;
 mod resumed;
 mod road;
 mod road_postgres;
 mod road_targets;
+mod s3_by_proxy;
 mod schedule;
 mod secrets;
 mod several;

@@ -303,7 +303,7 @@ fn a_database_comes_back_as_it_was_on_every_major() {
             )
             .unwrap();
         assert!(
-            restored.remarks.warnings.kept()[0].note.reason.contains("`\"public\".\"later\"`"),
+            restored.remarks.warnings.kept()[0].note.reason.contains("`public.later`"),
             "{:?}",
             restored.remarks.warnings
         );

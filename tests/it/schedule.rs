@@ -118,6 +118,8 @@ fn asked_to_stop_it_cancels_the_run_that_is_under_way() {
         "{:#?}",
         daemon.seen
     );
+    let errors = daemon.seen.iter().filter(|line| line.contains("\"ERROR\""));
+    assert_eq!(errors.count(), 0, "that was no error: {:#?}", daemon.seen);
     let status = site.backup(["status", "--json"]).run().json();
     assert_eq!(status["strategies"][0]["last_run"]["outcome"], "cancelled", "{status:#}");
     assert!(site.folders().is_empty(), "nothing is left of it");

@@ -109,7 +109,10 @@ fn what_is_wrong_with_a_drill_is_told_at_its_key() {
                 "hint: did you mean `schedule`?",
             ],
         ),
-        ("rto = \"0s\"", vec!["1:7: strategies.daily.drill.rto: Too short: expected more than 0"]),
+        (
+            "rto = \"0s\"",
+            vec!["1:7: strategies.daily.drill.rto: Out of range: expected from `1s` to `366d`"],
+        ),
         (
             "postgres = { password = \"x\" }",
             vec![
@@ -165,7 +168,10 @@ fn what_is_wrong_with_a_drill_is_told_at_its_key() {
         ),
         (
             "checks = [{ type = \"command\", command = [\"\"] }]",
-            vec!["1:41: strategies.daily.drill.checks[0].command: Names no program"],
+            vec![
+                "1:41: strategies.daily.drill.checks[0].command: Names no program",
+                "hint: the first entry is the program",
+            ],
         ),
         (
             "checks = [{ type = \"shrink\", percent = 1, tables = [\"a\"], of = [\"files\"] }]",

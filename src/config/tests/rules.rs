@@ -309,7 +309,11 @@ fn the_brake_is_for_more_than_one_and_more_than_so_many_percent() {
         (50, 1, 2, false),
         (50, 2, 4, false),
         (50, 3, 5, true),
-        (50, 2, 3, true),
+        // Of few, two soon are a large part.
+        (50, 2, 3, false),
+        (1, 2, 9, false),
+        (50, 8, 9, true),
+        (10, 2, 10, true),
         (1, 1, 1_000, false),
         (1, 10, 1_000, false),
         (1, 11, 1_000, true),

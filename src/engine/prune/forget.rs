@@ -162,8 +162,10 @@ pub async fn forget(
     let mut report = Vec::new();
     for (strategy, open, going) in deleting {
         let mut pruned = Pruned::refused(strategy.clone(), open.name.clone(), None);
-        let going: Vec<(SnapshotId, u64)> =
-            going.into_iter().map(|snapshot| (snapshot.id, snapshot.listed_bytes)).collect();
+        let going: Vec<(SnapshotId, u64)> = going
+            .into_iter()
+            .map(|snapshot| (snapshot.id.clone(), snapshot.stored_bytes()))
+            .collect();
         deleter.delete_each(open, &going, &mut pruned).await;
         if pruned.problem.is_some() || !pruned.deleted.is_empty() {
             report.push(pruned);

@@ -14,7 +14,7 @@ pub(in crate::engine) mod refusal;
 use chrono::{DateTime, Utc};
 use futures::future::join_all;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::catalog::{CachedManifest, CatalogError};
 use crate::config::{Instance, Strategy};
@@ -70,8 +70,16 @@ pub struct PlacePlan {
     /// Why nothing may be deleted here now, whatever the decisions say.
     #[serde(serialize_with = "refusal::with_messages")]
     pub refusals: Vec<Refusal>,
-    /// Every snapshot that there is, newest first.
+    /// Every snapshot that there is, newest first; serialized oldest first, as everywhere.
+    #[serde(serialize_with = "oldest_first")]
     pub snapshots: Vec<PlannedSnapshot>,
+}
+
+fn oldest_first<S: Serializer>(
+    snapshots: &[PlannedSnapshot],
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(snapshots.iter().rev())
 }
 
 /// What would become of one snapshot.
@@ -82,7 +90,8 @@ pub struct PlannedSnapshot {
     pub decision: Decision,
     /// Whether content is missing; none where its manifest cannot be read.
     pub completeness: Option<Completeness>,
-    /// Bytes that it takes.
+    /// Bytes of its artifacts, by the manifest; of all that lies in its folder, where that cannot
+    /// be read.
     pub stored_bytes: u64,
 }
 
@@ -242,7 +251,7 @@ pub(in crate::engine) async fn plan_place(
             let snapshot = snapshots.iter().find(|snapshot| snapshot.id == decision.id)?;
             Some(PlannedSnapshot {
                 completeness: snapshot.manifest.as_ref().ok().map(|manifest| manifest.completeness),
-                stored_bytes: snapshot.listed_bytes,
+                stored_bytes: snapshot.stored_bytes(),
                 decision,
             })
         })

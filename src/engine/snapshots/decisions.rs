@@ -89,6 +89,12 @@ pub(in crate::engine) fn decisions(
     if let Some(good) = good.filter(|good| Some(*good) != newest) {
         protected.entry(good.clone()).or_default().push(Reason::LastGood);
     }
+    // A whole one that is bad supersedes no partial one: that may be all there is.
+    let intact = snapshots.iter().filter(|snapshot| is_intact(snapshot, marks));
+    let intact = intact.map(|snapshot| &snapshot.id).max();
+    if let Some(intact) = intact.filter(|one| Some(*one) > good && Some(*one) < newest) {
+        protected.entry(intact.clone()).or_default().push(Reason::NothingWhole);
+    }
     let known: Vec<retention::Snapshot> = snapshots
         .iter()
         .map(|snapshot| retention::Snapshot { id: snapshot.id.clone(), whole: snapshot.is_whole() })
@@ -105,9 +111,15 @@ pub(in crate::engine) fn is_good(snapshot: &Snapshot, marks: &Marks) -> bool {
     let bad = marks
         .drilled(&snapshot.strategy, &snapshot.id)
         .is_some_and(|drilled| drilled.verdict == Verdict::Failed);
-    snapshot.is_whole()
+    snapshot.is_whole() && !bad && is_intact(snapshot, marks)
+}
+
+/// Whether what the snapshot has can be restored, as far as is known. (A drill finds every partial
+/// one bad.)
+fn is_intact(snapshot: &Snapshot, marks: &Marks) -> bool {
+    snapshot.manifest.is_ok()
+        && snapshot.flaws.is_empty()
         && !snapshot.is_future
-        && !bad
         && !marks.is_suspect(&snapshot.strategy, &snapshot.id)
         && snapshot.damage_by(marks).is_none()
 }

@@ -10,8 +10,9 @@ use crate::model::{Completeness, Name, SnapshotId};
 
 /// The snapshot that `which` means, as each storage that has it has it, in the order of the
 /// storages. `which` is `latest`, or an id or the beginning of one, or the end of one (the six
-/// digits after the dash). `latest` with `at` is the newest begun at or before it; whole ones go
-/// before partial ones, and one of the future, or one that is suspect, is never meant.
+/// digits after the dash). `latest` is of one strategy, and with `at` it is the newest begun at or
+/// before it; whole ones go before partial ones, and one of the future, or one that is suspect, is
+/// never meant.
 ///
 /// # Errors
 /// [`EngineError::NotFound`] when there is none, [`EngineError::Request`] when several are meant.
@@ -29,6 +30,16 @@ pub fn find(
         if unlisted.is_empty() { String::new() } else { format!(". {}", unlisted.join(". ")) }
     };
     if which == "latest" {
+        let strategies: BTreeSet<(&Name, &Name)> =
+            listing.snapshots.iter().map(|one| (&one.instance, &one.strategy)).collect();
+        if strategies.len() > 1 {
+            let names = strategies.iter().map(|(of, name)| format!("`{name}` of `{of}`"));
+            return Err(EngineError::Request(format!(
+                "Which strategy's latest? There are {}: choose with `--strategy`, and with \
+                 `--instance` where needed",
+                names.collect::<Vec<_>>().join(", ")
+            )));
+        }
         let before = |snapshot: &&Snapshot| {
             !snapshot.is_future && at.is_none_or(|at| snapshot.id.time() <= at)
         };

@@ -150,6 +150,12 @@ impl Snapshot {
         marks.damage(&self.storage, self.manifest.as_ref().ok()?)
     }
 
+    /// Bytes of its artifacts, by the manifest; of all that lies in its folder, where that cannot
+    /// be read.
+    pub fn stored_bytes(&self) -> u64 {
+        self.manifest.as_ref().map_or(self.listed_bytes, Manifest::stored_bytes)
+    }
+
     /// Whether it has all that its sources had, as far as manifest and listing tell.
     pub fn is_whole(&self) -> bool {
         self.flaws.is_empty()

@@ -129,6 +129,8 @@ pub async fn check(engine: &Engine, instance: &Instance, identities: &[Identity]
         ),
         Some(count) => Finding::new(Level::Ok, "encryption", format!("On, to {count} recipients")),
     });
+    let advice = instance.general_advice().into_iter();
+    findings.extend(advice.map(|advice| Finding::new(Level::Warning, "advice", advice)));
     findings.extend(instance.notify.iter().map(|(name, notify)| {
         let on: Vec<&str> = notify.on().iter().map(|kind| kind.as_str()).collect();
         let message = format!(

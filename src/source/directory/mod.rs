@@ -7,6 +7,7 @@
 
 mod accounts;
 mod attributes;
+mod beneath;
 mod dump;
 mod meta;
 mod restore;
@@ -21,6 +22,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+pub use beneath::open_beneath;
 pub use restore::{DirectoryRestorer, OwnerRule, OwnerRuleError, Who};
 
 use self::dump::{DumpedTree, Dumper};

@@ -4,9 +4,10 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2, readlinkat};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, readlinkat};
 use rustix::io::Errno;
 
+use super::beneath::open_beneath;
 use super::meta::Meta;
 use crate::archive::checked_index::CheckedIndex;
 use crate::archive::error::{ArchiveError, Problem};
@@ -152,15 +153,8 @@ impl Tally {
         let system = |error| Problem::System("look at the restored entry", error);
         // Beneath the folder, and through no link.
         let open = |flags| {
-            let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-            let path: &[u8] = if entry.path.is_empty() { b"." } else { &entry.path };
-            openat2(
-                root,
-                path,
-                flags,
-                Mode::empty(),
-                ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS,
-            )
+            let flags = flags | OFlags::NOFOLLOW;
+            open_beneath(root.as_fd(), &entry.path, flags, ResolveFlags::NO_SYMLINKS)
         };
         let there = match open(OFlags::PATH) {
             Ok(there) => there,
@@ -229,14 +223,8 @@ impl Tally {
 
     fn hard_link(&mut self, root: &OwnedFd, entry: &Entry, meta: &Meta) -> Result<(), Problem> {
         let target = entry.target.as_deref().unwrap_or_default();
-        let flags = OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let other = openat2(
-            root,
-            target,
-            flags,
-            Mode::empty(),
-            ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS,
-        );
+        let flags = OFlags::PATH | OFlags::NOFOLLOW;
+        let other = open_beneath(root.as_fd(), target, flags, ResolveFlags::NO_SYMLINKS);
         let same = match other {
             Ok(other) => {
                 let other = Meta::of(other.as_fd());

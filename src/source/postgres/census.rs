@@ -209,6 +209,8 @@ macro_rules! user_schema {
     };
 }
 
+pub(super) use {member, own, user_schema};
+
 /// Tables that hold rows of their own: no partitioned parents, no foreign ones, no temporary ones;
 /// of an extension's tables only those whose rows are dumped, with the condition that says which.
 const TABLES: &str = concat!(

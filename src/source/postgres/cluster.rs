@@ -94,10 +94,12 @@ impl Drop for Cluster {
 }
 
 impl Cluster {
-    /// Makes a cluster of `major`, or of the nearest newer one that is installed, and starts it.
+    /// Makes a cluster of `major`, or of the nearest newer one that is installed, for a database
+    /// with so many relations, and starts it.
     pub(super) fn start(
         cx: &Context,
         major: Option<Major>,
+        relations: u64,
         place: &ScratchPlace,
     ) -> Result<Self, SourceError> {
         let config = &place.config.postgres;
@@ -121,7 +123,7 @@ impl Cluster {
             superuser: Login::random()?,
             restorer: Login::random()?,
         };
-        cluster.make(cx, &initdb, &parent, user)?;
+        cluster.make(cx, &initdb, &parent, user, relations)?;
         Ok(cluster)
     }
 
@@ -131,6 +133,7 @@ impl Cluster {
         initdb: &Client,
         parent: &Path,
         user: Option<User>,
+        relations: u64,
     ) -> Result<(), SourceError> {
         let folder = &self.folder;
         let io = |attempt: &'static str, path: &Path| {
@@ -197,7 +200,10 @@ impl Cluster {
             "unix_socket_directories=\"{}\"",
             folder.display().to_string().replace('"', "\"\"")
         );
-        let options = SETTINGS.iter().map(|setting| (*setting).to_owned()).chain([sockets]);
+        let options = SETTINGS
+            .iter()
+            .map(|setting| (*setting).to_owned())
+            .chain([sockets, format!("max_locks_per_transaction={}", locks(relations))]);
         let options: Vec<String> =
             options.map(|setting| format!("-c {}", shell_quoted(&setting))).collect();
         let log = folder.join("log");
@@ -247,6 +253,14 @@ impl Cluster {
         stop(&self.folder)?;
         self.apart.as_ref().map_or(Ok(()), |apart| remove_folder(apart, stop_clusters))
     }
+}
+
+/// How many locks each session may have, so that one that restores so many relations in one
+/// transaction has enough: for each its own and those of its TOAST table. All sessions share them.
+fn locks(relations: u64) -> u64 {
+    const SESSIONS: u64 = 40;
+    const DEFAULT: u64 = 64;
+    relations.saturating_mul(4).div_ceil(SESSIONS).clamp(DEFAULT, 1 << 20)
 }
 
 /// A text as one word of the shell by which `pg_ctl` starts the server.

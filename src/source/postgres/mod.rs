@@ -8,10 +8,13 @@ mod address;
 mod census;
 mod client;
 mod cluster;
+mod definitions;
 mod jail;
+mod replace;
 mod restore;
 mod scratch;
 mod settings;
+mod statements;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -60,6 +63,7 @@ pub struct PostgresConfig {
     pub client_dir: Option<PathBuf>,
     /// How long to wait for a lock that someone holds on a table.
     #[serde(default = "default_lock_timeout")]
+    #[schemars(extend("x-minimum" = "0s", "x-maximum" = "1d"))]
     pub lock_timeout: Span,
     /// Texts by which a warning of `pg_dump` or `pg_dumpall` is expected and only a note: each is
     /// looked for in the warning, and `*` stands for any text, as in `"subscriptions not dumped"`

@@ -4,14 +4,15 @@
 //! of it is. Several jobs need a file to jump about in, and cannot share a transaction.
 
 use std::collections::HashSet;
-use std::io::Read;
+use std::io::{Cursor, Read};
 use std::path::Path;
 
 use sqlx::Row;
 
 use super::address::{Address, dbname_argument};
-use super::census::{ANYTHING, Server, quoted, tables};
+use super::census::{ANYTHING, Server};
 use super::client::{Client, Major};
+use super::replace::Replacement;
 use super::scratch::{Confined, ScratchDatabase, roles};
 use super::settings::{Applied, Settings, apply};
 use super::{NO_PASSWORD, block};
@@ -20,7 +21,8 @@ use crate::source::place::{file_in, refuse_occupied, write_nameless, write_priva
 use crate::source::process::{Call, MemoryFile, ProcessError, path_for_children};
 use crate::source::scratch::{Scratch, ScratchPlace};
 use crate::source::{
-    Context, RestoreArtifact, RestoreJob, RestoreOptions, Restored, Restorer, SourceError, Target,
+    Context, Preview, RestoreArtifact, RestoreJob, RestoreOptions, Restored, Restorer, SourceError,
+    Streams, Target,
 };
 
 /// Roles and tablespaces are a short script; more than this is not one.
@@ -116,19 +118,61 @@ impl PostgresRestorer {
         Ok(Prepared { address, server, client })
     }
 
+    /// A dump, beside what the target has or in its place.
+    fn database(
+        cx: &Context,
+        prepared: &Prepared,
+        artifact: &RestoreArtifact,
+        input: &mut dyn Read,
+        options: &RestoreOptions,
+    ) -> Result<Remarks, SourceError> {
+        let mut args = restore_args(options);
+        let mut replacement = None;
+        if options.overwrite {
+            let target = (&prepared.address, &prepared.client);
+            let planned = Replacement::plan(cx, target, options, &args, input)?;
+            args.extend(["--clean", "--if-exists"].map(str::to_owned));
+            args.push(planned.argument());
+            replacement = Some(planned);
+        }
+        args.extend(["--exit-on-error", "--no-password"].map(str::to_owned));
+        let head = replacement.as_mut().map(|planned| std::mem::take(&mut planned.head));
+        let mut input = Cursor::new(head.unwrap_or_default()).chain(input);
+        if options.jobs > 1 {
+            Self::parallel(cx, prepared, artifact, &args, &mut input, options)?;
+        } else {
+            Self::stream(cx, prepared, &args, &mut input, options)?;
+        }
+        let mut remarks = Remarks::default();
+        if let Some((replacement, others)) =
+            replacement.and_then(|it| it.others().map(|others| (it, others)))
+        {
+            if !options.delete {
+                remarks.warn(format!("The target has what the snapshot does not have: {others}"));
+            } else if let Err(error) = replacement.delete(cx, &prepared.address) {
+                remarks.warn(format!("{error}. What the snapshot does not have: {others}"));
+            } else {
+                remarks.note(format!("Removed, as the snapshot does not have it: {others}"));
+            }
+        }
+        Ok(remarks)
+    }
+
     /// One `pg_restore`, one transaction, nothing on the disk.
     fn stream(
         cx: &Context,
         prepared: &Prepared,
+        args: &[String],
         input: &mut dyn Read,
         options: &RestoreOptions,
     ) -> Result<(), SourceError> {
         let (call, _password) = prepared.call(cx)?;
         // An index is built in silence for as long as it takes: only a stop or the server's end
         // ends this.
-        call.args(restore_args(prepared, options))
+        call.args(args.to_vec())
+            .args([dbname_argument(&prepared.server.database)])
             .args(["--single-transaction"])
-            .explained_by(explain_restore)
+            .explained_by(if options.scratch { explain_rehearsal } else { explain_restore })
             .silent_for(None)
             .feed(cx, input)?;
         Ok(())
@@ -139,6 +183,7 @@ impl PostgresRestorer {
         cx: &Context,
         prepared: &Prepared,
         artifact: &RestoreArtifact,
+        args: &[String],
         input: &mut dyn Read,
         options: &RestoreOptions,
     ) -> Result<(), SourceError> {
@@ -147,7 +192,8 @@ impl PostgresRestorer {
         let spool = write_nameless(&cx.work_dir, input)?;
         let (call, _password) = prepared.call(cx)?;
         let restored = call
-            .args(restore_args(prepared, options))
+            .args(args.to_vec())
+            .args([dbname_argument(&prepared.server.database)])
             .args([format!("--jobs={}", options.jobs)])
             .args([path_for_children(&spool)])
             .explained_by(explain_restore)
@@ -296,18 +342,15 @@ fn globals_script(input: &mut dyn Read) -> Result<Vec<u8>, SourceError> {
     Ok(script)
 }
 
-fn restore_args(prepared: &Prepared, options: &RestoreOptions) -> Vec<String> {
-    let mut args = vec!["--exit-on-error".to_owned(), "--no-password".to_owned()];
-    if options.overwrite {
-        args.extend(["--clean".to_owned(), "--if-exists".to_owned()]);
-    }
+/// What is restored of a dump, for `pg_restore`.
+fn restore_args(options: &RestoreOptions) -> Vec<String> {
+    let mut args = Vec::new();
     if options.no_owner {
         args.extend(["--no-owner".to_owned(), "--no-privileges".to_owned()]);
     }
     if options.scratch {
         args.extend(["--no-tablespaces".to_owned(), "--no-subscriptions".to_owned()]);
     }
-    args.push(dbname_argument(&prepared.server.database));
     args
 }
 
@@ -323,33 +366,6 @@ async fn existing_globals(address: &Address) -> Result<HashSet<(String, String)>
     rows.iter()
         .map(|row| Ok((row.try_get("kind").map_err(failed)?, row.try_get("name").map_err(failed)?)))
         .collect()
-}
-
-/// Replacing drops what the dump has, and nothing else: what of the target's tables the dump does
-/// not have, in words.
-async fn left_over(
-    address: &Address,
-    facts: &serde_json::Value,
-) -> Result<Option<String>, SourceError> {
-    let Some(dumped) = facts.get("tables").and_then(serde_json::Value::as_array) else {
-        return Ok(None);
-    };
-    let text = |table: &serde_json::Value, key: &str| table.get(key)?.as_str().map(str::to_owned);
-    let dumped: HashSet<_> =
-        dumped.iter().map(|table| (text(table, "schema"), text(table, "name"))).collect();
-    let mut connection = address.connect().await?;
-    let tables =
-        tables(&mut connection).await.map_err(|error| address.failed("list the tables", &error))?;
-    let others: Vec<String> = tables
-        .into_iter()
-        .filter(|table| !dumped.contains(&(Some(table.schema.clone()), Some(table.name.clone()))))
-        .map(|table| format!("{}.{}", quoted(&table.schema), quoted(&table.name)))
-        .collect();
-    let Some(first) = others.first() else { return Ok(None) };
-    let number = others.len();
-    Ok(Some(format!(
-        "{number} tables that the dump does not have were left in the target, `{first}` among them"
-    )))
 }
 
 /// Fails when the folder's file system has not the space for so many bytes.
@@ -374,6 +390,20 @@ fn refuse_without_space(folder: &Path, bytes: Option<u64>) -> Result<(), SourceE
     }
 }
 
+/// What to do about what `pg_restore` says in a drill on a server that is configured.
+fn explain_rehearsal(said: &str) -> Option<String> {
+    if said.contains(LOCKS) {
+        let hint = "One transaction takes a lock for each table and index: raise \
+            `max_locks_per_transaction` of the scratch server, or let the drill start a cluster \
+            for itself, which has enough";
+        return Some(hint.to_owned());
+    }
+    explain_restore(said)
+}
+
+/// The setting that the server names when one transaction takes more locks than it has.
+const LOCKS: &str = "max_locks_per_transaction";
+
 /// What to do about what `pg_restore` and `psql` say.
 fn explain_restore(said: &str) -> Option<String> {
     let hints = [
@@ -394,6 +424,11 @@ fn explain_restore(said: &str) -> Option<String> {
         ("must be owner", "Restore as the owner or a superuser, or pass `--no-owner`"),
         ("must be superuser", "Restore as a superuser, or pass `--no-owner`"),
         ("permission denied", "Restore as the owner of the database or a superuser"),
+        (
+            LOCKS,
+            "One transaction takes a lock for each table and index: restore with `-j 2`, which has \
+             no such transaction, or raise `max_locks_per_transaction` of the server",
+        ),
     ];
     if said.contains("role \"") && said.contains("does not exist") {
         let hint = "Restore the roles first (`globals.sql`), or pass `--no-owner` so that \
@@ -422,25 +457,7 @@ impl Restorer for PostgresRestorer {
                 remarks = Self::confined(cx, &prepared, artifact, input, superuser, options)?;
             }
             ArtifactKind::PgGlobals => remarks = Self::globals(cx, &prepared, input, options)?,
-            _ if options.jobs > 1 => Self::parallel(cx, &prepared, artifact, input, options)?,
-            _ => Self::stream(cx, &prepared, input, options)?,
-        }
-        if options.overwrite && artifact.kind == ArtifactKind::PgDump {
-            // The restore stands, whether or not we can tell what was there besides.
-            match block(
-                cx,
-                prepared
-                    .address
-                    .within("list the tables", left_over(&prepared.address, &artifact.facts)),
-            ) {
-                Ok(Some(reason)) => remarks.warn(reason),
-                Ok(None) => {}
-                Err(error) => {
-                    remarks.warn(format!(
-                        "{error}, so what the dump does not have may still be there"
-                    ));
-                }
-            }
+            _ => remarks = Self::database(cx, &prepared, artifact, input, options)?,
         }
         let mut statements = Vec::new();
         if artifact.kind == ArtifactKind::PgDump && !options.scratch {
@@ -458,6 +475,23 @@ impl Restorer for PostgresRestorer {
             Some(file) => refuse_occupied(&file, options),
             None => Self::prepare_database(cx, artifact, target, options).map(|_| ()),
         }
+    }
+
+    fn preview(&self, job: RestoreJob<'_>, streams: &dyn Streams) -> Result<Preview, SourceError> {
+        self.prepare(job)?;
+        let RestoreJob { cx, artifact, target, options } = job;
+        if !options.overwrite
+            || artifact.kind != ArtifactKind::PgDump
+            || file_in(target, &artifact.name)?.is_some()
+        {
+            return Ok(Preview::default());
+        }
+        let Prepared { address, client, .. } =
+            Self::prepare_database(cx, artifact, target, options)?;
+        let mut input = streams.whole().map_err(SourceError::Stream)?;
+        let args = restore_args(options);
+        let planned = Replacement::plan(cx, (&address, &client), options, &args, &mut input)?;
+        Ok(planned.preview(options, artifact.plain_bytes.unwrap_or_default()))
     }
 
     fn scratch(

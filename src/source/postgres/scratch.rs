@@ -7,7 +7,6 @@ mod compare;
 mod confined;
 pub(super) mod roles;
 mod server;
-mod statements;
 
 use std::ops::ControlFlow;
 use std::time::Duration;
@@ -22,7 +21,7 @@ use super::client::Major;
 use super::cluster::{Cluster, Login};
 use super::settings::{Settings, rehearse};
 use super::{block, default_lock_timeout};
-use crate::model::{ArtifactKind, Check, DatabaseUrl};
+use crate::model::{ArtifactKind, Check, DatabaseUrl, total};
 use crate::source::place::write_private;
 use crate::source::process::ProcessError;
 use crate::source::scratch::{Each, Row, Scratch, ScratchPlace};
@@ -68,7 +67,7 @@ impl ScratchDatabase {
                 let dumped = artifact.facts.get("server_version_num").and_then(Value::as_i64);
                 let major =
                     dumped.and_then(|number| i32::try_from(number).ok()).map(Major::of_number);
-                let cluster = Cluster::start(cx, major, place)?;
+                let cluster = Cluster::start(cx, major, relations(&artifact.facts), place)?;
                 let url = cluster.url(&cluster.superuser)?;
                 (Some(cluster), url)
             }
@@ -149,6 +148,14 @@ impl ScratchDatabase {
         };
         Ok(Self { url, superuser, address, admin, name, server, cluster, roles: false })
     }
+}
+
+/// The relations of the dumped database, as they were counted.
+fn relations(facts: &Value) -> u64 {
+    const KINDS: [&str; 5] =
+        ["tables", "indexes", "sequences", "partitioned_tables", "materialized_views"];
+    let counts = facts.get("counts");
+    total(KINDS.iter().filter_map(|kind| counts?.get(kind)?.as_u64()))
 }
 
 /// Makes the roles that policies and user mappings of the dump are for, where the snapshot does not

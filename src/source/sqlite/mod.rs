@@ -49,6 +49,7 @@ pub struct SqliteConfig {
     pub row_counts: RowCounts,
     /// How long to wait while another connection keeps the database locked. Default `60s`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-minimum" = "0s", "x-maximum" = "1d"))]
     pub busy_timeout: Option<Span>,
 }
 

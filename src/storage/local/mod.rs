@@ -56,6 +56,7 @@ pub struct LocalConfig {
     /// How long the folder may take to answer a look-up, a listing's next objects, a small read or
     /// a delete. A command that shows something gives up then; a run waits six times as long.
     #[serde(default = "default_timeout")]
+    #[schemars(extend("x-minimum" = "1s", "x-maximum" = "1h"))]
     pub timeout: Span,
 }
 

@@ -35,6 +35,10 @@ use crate::storage::{Patience, StorageError, check_key, default_timeout};
 pub(super) const MIN_PART_BYTES: u64 = 5 << 20;
 /// Beyond this a part is not a bound of memory any more.
 const MAX_PART_BYTES: u64 = 1 << 30;
+const MOST_CONCURRENT: usize = 64;
+const MOST_ATTEMPTS: u32 = 100;
+/// More memory for the parts of one upload is a mistake.
+const MOST_PARTS_BYTES: u64 = 8 << 30;
 /// The region of a store that does not have any.
 const ANY_REGION: &str = "us-east-1";
 const CONNECT: Duration = Duration::from_secs(10);
@@ -95,6 +99,7 @@ pub struct S3Config {
     /// How long the store shall refuse to delete a new object (Object Lock; the bucket must have it
     /// enabled): `30d`.
     #[serde(default)]
+    #[schemars(extend("x-minimum" = "1h", "x-maximum" = "36600d"))]
     pub retain_for: Option<Span>,
     /// Who may shorten that: with `governance` (the default) those with a special permission, with
     /// `compliance` nobody.
@@ -107,17 +112,21 @@ pub struct S3Config {
     /// way to the store is long. Memory is this times `upload_concurrency` + 1; an object is at
     /// most 9,000 parts.
     #[serde(default = "default_part_size")]
+    #[schemars(extend("x-minimum" = "5MiB", "x-maximum" = "1GiB"))]
     pub part_size: ByteSize,
     /// How many parts are uploaded at once while the next one fills.
     #[serde(default = "default_upload_concurrency")]
+    #[schemars(range(min = 1, max = MOST_CONCURRENT))]
     pub upload_concurrency: usize,
     /// How often a request is sent, the first time included, while it fails in a way that may pass.
     #[serde(default = "default_attempts")]
+    #[schemars(range(min = 1, max = MOST_ATTEMPTS))]
     pub attempts: u32,
     /// How long the store may take to answer one attempt of a small request: a page of a listing, a
     /// look-up, a delete, a document. Uploads and downloads have longer. A command that shows
     /// something gives up then; a run tries again, up to `attempts`.
     #[serde(default = "default_timeout")]
+    #[schemars(extend("x-minimum" = "1s", "x-maximum" = "1h"))]
     pub timeout: Span,
     /// A file with the certificates (PEM) of an authority that the endpoint's certificate is from,
     /// beside those that the system trusts.
@@ -240,6 +249,27 @@ impl S3Config {
         }
     }
 
+    /// Why the parts of an upload take more memory than any machine should give them.
+    pub fn takes_too_much(&self) -> Option<String> {
+        let parts = u64::try_from(self.upload_concurrency).unwrap_or(u64::MAX).saturating_add(1);
+        let bytes = self.part_size.bytes().saturating_mul(parts);
+        (bytes > MOST_PARTS_BYTES).then(|| {
+            format!(
+                "An upload would hold {parts} parts of {}, which is {} of memory: expected at most \
+                 {}",
+                self.part_size,
+                ByteSize(bytes),
+                ByteSize(MOST_PARTS_BYTES)
+            )
+        })
+    }
+
+    /// Its storage class, where AWS has none of that name.
+    pub fn unknown_class(&self) -> Option<&str> {
+        let known = aws_sdk_s3::types::StorageClass::values();
+        self.storage_class.as_deref().filter(|class| !known.contains(class))
+    }
+
     /// Refuses what could never work.
     ///
     /// # Errors
@@ -312,11 +342,13 @@ impl S3Config {
                 ByteSize(MAX_PART_BYTES)
             ));
         }
-        if !(1..=64).contains(&self.upload_concurrency) {
-            return unsuitable("its `upload_concurrency` must be from 1 to 64".to_owned());
+        if !(1..=MOST_CONCURRENT).contains(&self.upload_concurrency) {
+            return unsuitable(format!(
+                "its `upload_concurrency` must be from 1 to {MOST_CONCURRENT}"
+            ));
         }
-        if !(1..=100).contains(&self.attempts) {
-            return unsuitable("its `attempts` must be from 1 to 100".to_owned());
+        if !(1..=MOST_ATTEMPTS).contains(&self.attempts) {
+            return unsuitable(format!("its `attempts` must be from 1 to {MOST_ATTEMPTS}"));
         }
         Ok(())
     }
@@ -349,11 +381,11 @@ impl S3Config {
                 "the configuration",
             ));
         }
-        let http_client = match &self.ca_file {
+        let clients = match &self.ca_file {
             Some(file) => http::trusting(file)?,
-            None => http::plain(),
+            None => http::Clients::plain(),
         };
-        loader = loader.http_client(http::for_credentials(http_client.clone()));
+        loader = loader.http_client(clients.credentials);
         let loaded = loader.load().await;
         let of_the_service = ServiceConfigKey::builder()
             .service_id("S3")
@@ -368,7 +400,7 @@ impl S3Config {
             .or(of_the_service)
             .or_else(|| loaded.endpoint_url().map(ToOwned::to_owned));
         let mut config = aws_sdk_s3::config::Builder::from(&loaded)
-            .http_client(http_client)
+            .http_client(clients.store)
             .force_path_style(self.path_style.unwrap_or(endpoint.is_some()))
             // Newer defaults add checksums that stores other than AWS refuse. Ours travel as
             // headers, where they are understood.

@@ -6,6 +6,7 @@ use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 
 use super::Bucket;
+use super::http::proxy_to;
 use crate::storage::{StorageError, StorageErrorKind};
 
 /// Why a request failed, freed of the type of the request.
@@ -210,11 +211,14 @@ impl Fault {
                  correct `endpoint` when it does not speak TLS",
                 bucket.endpoint
             ),
-            _ if self.kind == Kind::Network && self.mentions(&["timed out", "timeout"]) => {
-                format!("check that `{}` can be reached, or raise `timeout`", bucket.endpoint)
-            }
             _ if self.kind == Kind::Network => {
-                format!("check that `{}` can be reached", bucket.endpoint)
+                let proxy = proxy_to(&bucket.endpoint);
+                let proxy = proxy
+                    .map(|proxy| format!(" through the proxy `{proxy}` of the environment"))
+                    .unwrap_or_default();
+                let late = self.mentions(&["timed out", "timeout"]);
+                let timeout = if late { ", or raise `timeout`" } else { "" };
+                format!("check that `{}` can be reached{proxy}{timeout}", bucket.endpoint)
             }
             _ if self.is_denied() => {
                 "check the access key, its secret and what it may do".to_owned()

@@ -1,17 +1,21 @@
 //! The HTTP clients: which certificates they trust, and how much of an answer they read.
 
+use std::net::IpAddr;
 use std::path::Path;
 
 use aws_sdk_s3::config::interceptors::BeforeDeserializationInterceptorContextMut;
 use aws_sdk_s3::config::{ConfigBag, HttpClient, Intercept, RuntimeComponents, SharedHttpClient};
 use aws_sdk_s3::error::BoxError;
 use aws_sdk_s3::primitives::SdkBody;
-use aws_smithy_http_client::{Builder, tls};
+use aws_smithy_http_client::proxy::ProxyConfig;
+use aws_smithy_http_client::{Builder, Connector, tls};
 use aws_smithy_runtime_api::client::http::{
     HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpConnector,
 };
 use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse, Metadata};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use hyper::Uri;
+use hyper_util::client::proxy::matcher::Matcher;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
@@ -21,23 +25,54 @@ use crate::storage::StorageError;
 /// A file of more bytes has no certificates.
 const CA_BYTES: u64 = 16 << 20;
 
-fn https(context: Option<tls::TlsContext>) -> SharedHttpClient {
-    let client =
-        Builder::new().tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::AwsLc));
-    match context {
-        Some(context) => client.tls_context(context).build_https(),
-        None => client.build_https(),
+/// The HTTP clients of one storage.
+pub(super) struct Clients {
+    /// For the store. It goes through the proxy that the environment names.
+    pub(super) store: SharedHttpClient,
+    /// For the services that say who we are: STS, and the identity service of the machine, which
+    /// no proxy reaches. Their answers are short.
+    pub(super) credentials: SharedHttpClient,
+}
+
+impl Clients {
+    fn new(context: &tls::TlsContext) -> Self {
+        let store = https(context.clone(), ProxyConfig::from_env());
+        let own = https(context.clone(), ProxyConfig::disabled());
+        let credentials = SharedHttpClient::new(Bounded { far: store.clone(), own });
+        Self { store, credentials }
+    }
+
+    /// Those that trust the certificates of the system.
+    pub(super) fn plain() -> Self {
+        Self::new(&tls::TlsContext::default())
     }
 }
 
-/// An HTTP client that trusts the certificates of the system.
-pub(super) fn plain() -> SharedHttpClient {
-    https(None)
+fn https(context: tls::TlsContext, proxy: ProxyConfig) -> SharedHttpClient {
+    Builder::new().build_with_connector_fn(move |settings, components| {
+        let mut connector = Connector::builder();
+        connector.set_connector_settings(settings.cloned());
+        if let Some(components) = components {
+            connector.set_sleep_impl(components.sleep_impl());
+        }
+        connector
+            .proxy_config(proxy.clone())
+            .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::AwsLc))
+            .tls_context(context.clone())
+            .build()
+    })
 }
 
-/// An HTTP client that also trusts the certificates in `file`. They are read here first, since the
+/// The proxy that requests to `endpoint` go through: its host and port.
+pub(super) fn proxy_to(endpoint: &str) -> Option<String> {
+    let found = Matcher::from_env().intercept(&endpoint.parse().ok()?)?;
+    let host = found.uri().host()?.to_owned();
+    Some(found.uri().port_u16().map_or_else(|| host.clone(), |port| format!("{host}:{port}")))
+}
+
+/// Clients that also trust the certificates in `file`. They are read here first, since the
 /// client itself takes a file that is none for a mistake of the programmer.
-pub(super) fn trusting(file: &Path) -> Result<SharedHttpClient, StorageError> {
+pub(super) fn trusting(file: &Path) -> Result<Clients, StorageError> {
     let unsuitable = |problem: String| {
         StorageError::unsuitable(format!(
             "The `ca_file` `{}` cannot be used: {problem}",
@@ -61,17 +96,16 @@ pub(super) fn trusting(file: &Path) -> Result<SharedHttpClient, StorageError> {
         .with_trust_store(tls::TrustStore::default().with_pem_certificate(pem))
         .build()
         .map_err(|error| unsuitable(error.to_string()))?;
-    Ok(https(Some(context)))
+    Ok(Clients::new(&context))
 }
 
-/// The client for services that say who we are: the identity service of the machine, STS. Their
-/// answers are short.
-pub(super) fn for_credentials(client: SharedHttpClient) -> SharedHttpClient {
-    SharedHttpClient::new(Bounded(client))
-}
-
+/// Reads a bounded part of an answer.
 #[derive(Debug)]
-struct Bounded<C>(C);
+struct Bounded<C> {
+    far: C,
+    /// For addresses of the machine's own link.
+    own: C,
+}
 
 impl HttpClient for Bounded<SharedHttpClient> {
     fn http_connector(
@@ -79,13 +113,25 @@ impl HttpClient for Bounded<SharedHttpClient> {
         settings: &HttpConnectorSettings,
         components: &RuntimeComponents,
     ) -> SharedHttpConnector {
-        SharedHttpConnector::new(Bounded(self.0.http_connector(settings, components)))
+        SharedHttpConnector::new(Bounded {
+            far: self.far.http_connector(settings, components),
+            own: self.own.http_connector(settings, components),
+        })
     }
 }
 
 impl HttpConnector for Bounded<SharedHttpConnector> {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
-        let answer = self.0.call(request);
+        let uri: Option<Uri> = request.uri().parse().ok();
+        let host = uri.as_ref().and_then(Uri::host).map(|host| host.trim_matches(['[', ']']));
+        let is_own = host.and_then(|host| host.parse::<IpAddr>().ok()).is_some_and(|ip| match ip {
+            IpAddr::V4(ip) => ip.is_link_local() || ip.is_loopback(),
+            // fd00:ec2::/32, as AWS has it.
+            IpAddr::V6(ip) => {
+                ip.is_unicast_link_local() || ip.is_unique_local() || ip.is_loopback()
+            }
+        });
+        let answer = if is_own { self.own.call(request) } else { self.far.call(request) };
         HttpConnectorFuture::new(async move {
             let mut answer = answer.await?;
             limit_body(&mut answer, LARGEST_REFUSAL);

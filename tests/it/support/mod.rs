@@ -7,6 +7,7 @@
 pub mod container;
 pub mod daemon;
 pub mod forge;
+pub mod own_cluster;
 pub mod plant;
 pub mod postgres;
 pub mod s3_proxy;

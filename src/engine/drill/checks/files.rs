@@ -1,11 +1,11 @@
 //! The checks of restored files: those that a database names, and single ones.
 
 use std::ops::ControlFlow;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Component, Path};
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat};
 use rustix::io::Errno;
 use serde_json::Value;
 
@@ -14,7 +14,7 @@ use crate::archive::Pattern;
 use crate::config::{FileCheck, Parses, ReferencesCheck};
 use crate::engine::drill::targets::{Rehearsal, Targets};
 use crate::model::{Check, CheckOutcome, Digest, Digester, TOLD_DIFFERENCES};
-use crate::source::directory::Who;
+use crate::source::directory::{Who, open_beneath};
 use crate::source::scratch::Row;
 
 /// A file that is parsed or looked through may be no larger.
@@ -136,8 +136,8 @@ impl Tally<'_> {
         if Path::new(path).components().any(|part| part == Component::ParentDir) {
             return Err(words("leads out of the folder"));
         }
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-        let opened = openat2(&self.root, path, flags, Mode::empty(), ResolveFlags::BENEATH);
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let opened = open_beneath(self.root.as_fd(), path.as_bytes(), flags, ResolveFlags::empty());
         let file = match opened {
             Ok(file) => std::fs::File::from(file),
             Err(Errno::NOENT | Errno::NOTDIR) => {
@@ -256,10 +256,10 @@ pub(super) fn file(rehearsal: &Rehearsal, file: &FileCheck, targets: &mut Target
     };
     let root =
         openat(CWD, folder, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let path = file.path.trim_start_matches('/');
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let path = file.path.trim_start_matches('/').as_bytes();
     let opened =
-        root.and_then(|root| openat2(root, path, flags, Mode::empty(), ResolveFlags::BENEATH));
+        root.and_then(|root| open_beneath(root.as_fd(), path, flags, ResolveFlags::empty()));
     let opened = match opened {
         Ok(opened) => std::fs::File::from(opened),
         Err(Errno::NOENT | Errno::NOTDIR) => {

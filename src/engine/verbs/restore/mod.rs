@@ -245,7 +245,7 @@ async fn plan_from(
         })
         .await?
         .map_err(|error| failed_in(engine, storage, &manifest.id, &planned.name, error))?;
-        planned.preview = is_folder.then_some(preview);
+        planned.preview = (is_folder || !preview.changes.is_empty()).then_some(preview);
     }
     plan.fetched_bytes = storage.fetched_bytes().saturating_sub(fetched_before);
     Ok(plan)
@@ -527,9 +527,11 @@ fn needed(
     }
 }
 
-/// The options for one artifact: what is for folders of files goes to those only.
+/// The options for one artifact: what is for folders of files, or for these and databases, goes to
+/// those only.
 fn options(request: &RestoreRequest, artifact: &Artifact, recorded: Recorded) -> RestoreOptions {
-    let delete = request.options.delete && artifact.kind.is_files();
+    let may_delete = artifact.kind.is_files() || artifact.kind == ArtifactKind::PgDump;
+    let delete = request.options.delete && may_delete;
     RestoreOptions { delete, recorded, ..request.options.clone() }
 }
 

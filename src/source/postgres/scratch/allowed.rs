@@ -3,7 +3,7 @@
 //! None of these evaluates an expression, a default, a type's input or any other code of a user:
 //! each only notes in the catalogs that something exists.
 
-use super::statements::{Statement, Token};
+use crate::source::postgres::statements::{Statement, Token};
 
 /// How a superuser may run a statement.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -383,8 +383,8 @@ pub(super) fn without_privileges(statement: &Statement<'_>) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::statements::Statements;
     use super::*;
+    use crate::source::postgres::statements::Statements;
 
     fn judged(sql: &str) -> Option<Allowed> {
         let script = format!("{sql};");

@@ -1,11 +1,13 @@
 //! What is in a restored database, held against the facts of the dumped one.
 
+use std::collections::{HashMap, HashSet};
+
 use serde_json::{Map, Value};
 
 use crate::model::{Check, CheckOutcome, Name};
 use crate::source::SourceError;
 use crate::source::postgres::address::Address;
-use crate::source::postgres::census::{Census, quoted};
+use crate::source::postgres::census::{Census, Table, quoted};
 
 /// Whether the schema `public` is there and nothing is in it.
 pub(super) async fn public_is_empty(address: &Address) -> Result<bool, SourceError> {
@@ -27,6 +29,9 @@ pub(super) fn compare(source: &Name, facts: &Value, census: &Census) -> Vec<Chec
     let text = |value: &Value, key: &str| {
         value.get(key).and_then(Value::as_str).unwrap_or_default().to_owned()
     };
+    let restored: HashMap<(&str, &str), &Table> =
+        census.tables.iter().map(|one| ((one.schema.as_str(), one.name.as_str()), one)).collect();
+    let mut dumped = HashSet::new();
     for table in tables {
         let (schema, name) = (text(table, "schema"), text(table, "name"));
         let check = Check::new(
@@ -34,7 +39,7 @@ pub(super) fn compare(source: &Name, facts: &Value, census: &Census) -> Vec<Chec
             Some(source),
             format!("rows of {}.{}", quoted(&schema), quoted(&name)),
         );
-        let there = census.tables.iter().find(|one| one.schema == schema && one.name == name);
+        let there = restored.get(&(schema.as_str(), name.as_str())).copied();
         let counted = table.get("rows").and_then(Value::as_i64);
         checks.push(match (counted, there) {
             (Some(rows), None) => check.judged(false, rows.to_string(), "no such table"),
@@ -48,15 +53,12 @@ pub(super) fn compare(source: &Name, facts: &Value, census: &Census) -> Vec<Chec
                 None => check.ended(CheckOutcome::Inconclusive, uncounted.join("; ")),
             },
         });
+        dumped.insert((schema, name));
     }
     let extra: Vec<String> = census
         .tables
         .iter()
-        .filter(|one| {
-            !tables
-                .iter()
-                .any(|table| text(table, "schema") == one.schema && text(table, "name") == one.name)
-        })
+        .filter(|one| !dumped.contains(&(one.schema.clone(), one.name.clone())))
         .map(|one| format!("{}.{} was not there", quoted(&one.schema), quoted(&one.name)))
         .collect();
     // Without those that a dump does not have; older versions did not tell them apart.

@@ -7,28 +7,22 @@
 //! The rows come in one stream. Then what was made is given to its owners, and event triggers are
 //! made last, disabled.
 
-use std::io::{Cursor, Read, Write};
+use std::io::{Cursor, Read};
 
 use sqlx::error::DatabaseError;
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::allowed::{Allowed, allowed, without_privileges};
 use super::blame::is_not_the_dumps;
-use super::statements::{Statement, Statements, Token};
-use crate::model::{ByteSize, DatabaseUrl, Remarks};
-use crate::source::place::write_nameless;
+use crate::model::{DatabaseUrl, Remarks};
 use crate::source::postgres::address::{Address, dbname_argument};
 use crate::source::postgres::block;
 use crate::source::postgres::census::{Server, quoted};
 use crate::source::postgres::client::Client;
-use crate::source::process::{Call, MemoryFile, path_for_children};
+use crate::source::postgres::definitions::{as_text, definitions, head};
+use crate::source::postgres::statements::{Statement, Statements, Token};
+use crate::source::process::{Call, MemoryFile};
 use crate::source::{Context, SourceError};
-
-/// How much of a dump is taken for its table of contents at first; four times as much, until it is
-/// enough.
-const HEAD: usize = 256 << 10;
-/// No table of contents is so long, and no definitions of a database are.
-const LONGEST: usize = 256 << 20;
 
 /// The functions of a language that only a superuser may use can be made, but not called: none of
 /// their code runs, and none is looked at.
@@ -75,7 +69,7 @@ impl Confined<'_> {
         cx: &Context,
         input: &mut dyn Read,
     ) -> Result<Remarks, SourceError> {
-        let (head, before) = self.head(cx, input)?;
+        let (head, before) = head(input, |head| self.definitions(cx, head, "pre-data"))?;
         let after = self.definitions(cx, &head, "post-data")?;
         let superuser = Address::new(self.superuser, None)?;
         let mut work = block(cx, async {
@@ -96,7 +90,7 @@ impl Confined<'_> {
             };
             self.address.within("open the sessions of the restore", opening).await
         })?;
-        let before = self.as_text(cx, &mut work, before)?;
+        let before = block(cx, as_text(&mut work.superuser, self.address, before))?;
         block(cx, async {
             for statement in Statements::of(&before) {
                 let statement = statement.map_err(|problem| self.cut(&problem))?;
@@ -109,7 +103,7 @@ impl Confined<'_> {
         })?;
         drop(before);
         self.rows(cx, head, input)?;
-        let after = self.as_text(cx, &mut work, after)?;
+        let after = block(cx, as_text(&mut work.superuser, self.address, after))?;
         block(cx, async {
             self.walk(&mut work, &after).await?;
             self.finish(&mut work).await
@@ -124,50 +118,21 @@ impl Confined<'_> {
         Ok(work.remarks)
     }
 
-    /// The beginning of the dump with all of its table of contents, and the definitions that come
-    /// before the rows.
-    fn head(&self, cx: &Context, input: &mut dyn Read) -> Result<(Vec<u8>, Vec<u8>), SourceError> {
-        let mut head = Vec::new();
-        let mut wanted = HEAD;
-        loop {
-            let missing = wanted.saturating_sub(head.len()) as u64;
-            let read =
-                input.take(missing).read_to_end(&mut head).map_err(SourceError::Stream)? as u64;
-            match self.definitions(cx, &head, "pre-data") {
-                Ok(definitions) => return Ok((head, definitions)),
-                Err(SourceError::Process(_)) if read == missing && wanted < LONGEST => wanted *= 4,
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
-    /// What `pg_restore` writes of a section.
+    /// The definitions that `pg_restore` writes of a section.
     fn definitions(
         &self,
         cx: &Context,
-        mut head: &[u8],
+        head: &[u8],
         section: &str,
     ) -> Result<Vec<u8>, SourceError> {
-        let spool = write_nameless(&cx.work_dir, &mut head)?;
         let (call, _password) = self.call(cx)?;
-        let mut written = Written(Vec::new());
         let mut args = vec!["--file=-", "--no-tablespaces", "--no-subscriptions"];
         if self.no_owner {
             args.push("--no-privileges");
         }
-        let wrote = call
-            .args(args)
-            .args([format!("--section={section}")])
-            .args([path_for_children(&spool)])
-            .read_into(cx, &mut written);
-        match wrote {
-            Ok(_) => Ok(written.0),
-            Err(SourceError::Stream(_)) => Err(SourceError::Unsuitable(format!(
-                "The definitions in the dump have more than {}, which is not supported in a drill",
-                ByteSize(LONGEST as u64)
-            ))),
-            Err(error) => Err(error),
-        }
+        let mut args: Vec<String> = args.into_iter().map(str::to_owned).collect();
+        args.push(format!("--section={section}"));
+        definitions(cx, call, head, &args)
     }
 
     /// The rows, in one stream and one transaction.
@@ -187,36 +152,6 @@ impl Confined<'_> {
             self.client,
             format!("restore into the database `{}`", self.server.database),
         )
-    }
-
-    /// The definitions as text; the server knows the encodings that we do not.
-    fn as_text(
-        &self,
-        cx: &Context,
-        work: &mut Work,
-        written: Vec<u8>,
-    ) -> Result<String, SourceError> {
-        let encoding = encoding(&written);
-        let written = match String::from_utf8(written) {
-            Ok(text) if text.is_ascii() || matches!(&*encoding, "UTF8" | "SQL_ASCII") => {
-                return Ok(text);
-            }
-            Ok(text) => text.into_bytes(),
-            Err(error) => error.into_bytes(),
-        };
-        let attempt = "read the definitions in the dump";
-        block(cx, async {
-            sqlx::query_scalar("SELECT pg_catalog.convert_from($1, $2)")
-                .bind(&written)
-                .bind(&encoding)
-                .persistent(false)
-                .fetch_one(&mut work.superuser)
-                .await
-                .map_err(|error| {
-                    let error = self.address.failed(attempt, &error);
-                    SourceError::Unsuitable(format!("{error} (they are in {encoding})"))
-                })
-        })
     }
 
     async fn prepare(&self, work: &mut Work) -> Result<(), SourceError> {
@@ -460,22 +395,6 @@ impl Confined<'_> {
     }
 }
 
-/// Collects what a tool writes, up to a limit.
-struct Written(Vec<u8>);
-
-impl Write for Written {
-    fn write(&mut self, part: &[u8]) -> std::io::Result<usize> {
-        if self.0.len() + part.len() > LONGEST {
-            return Err(std::io::ErrorKind::FileTooLarge.into());
-        }
-        self.0.write(part)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
 async fn execute(connection: &mut PgConnection, sql: &str) -> Result<(), sqlx::Error> {
     sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(connection).await.map(drop)
 }
@@ -517,13 +436,6 @@ fn owner<'a>(statement: &Statement<'a>) -> Option<(&'a str, &'a str)> {
         && statement.name(last).is_some();
     let start = statement.places.get(last)?.start;
     is.then(|| (statement.text.get(..start).unwrap_or_default(), statement.raw(last)))
-}
-
-/// The encoding that the definitions say they are in.
-fn encoding(written: &[u8]) -> String {
-    let start = String::from_utf8_lossy(written.get(..written.len().min(4096)).unwrap_or_default());
-    let named = start.lines().find_map(|line| line.strip_prefix("SET client_encoding = '"));
-    named.and_then(|rest| rest.split('\'').next()).unwrap_or("UTF8").to_owned()
 }
 
 #[cfg(test)]

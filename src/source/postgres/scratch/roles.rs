@@ -3,11 +3,11 @@
 
 use sqlx::{AssertSqlSafe, PgConnection};
 
-use super::statements::Statements;
 use crate::model::{DatabaseUrl, Remarks};
 use crate::source::postgres::address::Address;
 use crate::source::postgres::block;
 use crate::source::postgres::census::quoted;
+use crate::source::postgres::statements::Statements;
 use crate::source::{Context, SourceError};
 
 /// Roles of the server that only let their members read and write tables.
