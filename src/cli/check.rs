@@ -6,13 +6,15 @@ use clap::Args;
 use serde::Serialize;
 
 use super::Exit;
-use super::output::{BAD, BOLD, DIM, GOOD, Printer, WARN, count, local_time, setting};
+use super::output::{
+    BAD, BOLD, DIM, GOOD, Printer, WARN, count, findings_text, local_time, setting,
+};
 use super::run::settings_text;
 use super::setup::{IdentityArgs, Setup, chosen};
 use crate::config::Instance;
 use crate::engine::{self, CheckReport, StrategyCheck};
 use crate::model::{Name, Span};
-use crate::source::{Finding, Level};
+use crate::source::Level;
 
 #[derive(Debug, Args)]
 pub(super) struct CheckArgs {
@@ -51,21 +53,6 @@ pub(super) async fn run(setup: &Setup, args: CheckArgs, printer: &Printer) -> an
         printer.text(&texts.join("\n"));
     }
     Ok(if worst == Level::Error { Exit::Failed } else { Exit::Done })
-}
-
-fn findings_text(findings: &[Finding]) -> String {
-    let mut text = String::new();
-    let width = findings.iter().map(|finding| finding.subject.chars().count()).max().unwrap_or(0);
-    for Finding { level, subject, message } in findings {
-        let (word, style) = match level {
-            Level::Ok => ("ok", GOOD),
-            Level::Note => ("note", DIM),
-            Level::Warning => ("warning", WARN),
-            Level::Error => ("error", BAD),
-        };
-        let _ = writeln!(text, "  {style}{word:7}{style:#}  {subject:width$}  {message}");
-    }
-    text
 }
 
 fn report_text(report: &CheckReport, instance: &Instance) -> String {

@@ -18,7 +18,7 @@ use crate::engine::EngineError;
 use crate::engine::Missing;
 use crate::model::{ByteSize, ErrorCode, Remarks, Span};
 use crate::pipeline::CryptError;
-use crate::source::SourceError;
+use crate::source::{Finding, Level, SourceError};
 use crate::storage::StorageError;
 
 pub(super) const BOLD: Style = Style::new().bold();
@@ -357,6 +357,22 @@ pub(super) fn or_dash(value: Option<impl ToString>) -> String {
 /// `1 warning`, `2 warnings`.
 pub(super) fn count(number: u64, noun: &str) -> String {
     if number == 1 { format!("1 {noun}") } else { format!("{number} {noun}s") }
+}
+
+/// What a look at the world found, a line each.
+pub(super) fn findings_text(findings: &[Finding]) -> String {
+    let mut text = String::new();
+    let width = findings.iter().map(|finding| finding.subject.chars().count()).max().unwrap_or(0);
+    for Finding { level, subject, message } in findings {
+        let (word, style) = match level {
+            Level::Ok => ("ok", GOOD),
+            Level::Note => ("note", DIM),
+            Level::Warning => ("warning", WARN),
+            Level::Error => ("error", BAD),
+        };
+        let _ = writeln!(text, "  {style}{word:7}{style:#}  {subject:width$}  {message}");
+    }
+    text
 }
 
 /// The warnings, then the notes, the first `most` of each; `more` says where the others are.

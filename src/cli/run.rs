@@ -8,13 +8,15 @@ use clap::Args;
 
 use super::Exit;
 use super::output::{
-    BAD, BOLD, Cell, DIM, GOOD, Printer, Table, WARN, count, remarks_text, seconds, setting, time,
+    BAD, BOLD, Cell, DIM, GOOD, Printer, Table, WARN, count, findings_text, remarks_text, seconds,
+    setting, time,
 };
 use super::setup::Setup;
 use crate::engine::{self, EngineError, RunPlan};
 use crate::model::{ByteSize, Cancel, Completeness, Rate};
 use crate::report::notify::Notifiers;
 use crate::report::{Event, Outcome, RunReport};
+use crate::source::Level;
 
 /// How long the end of a run waits for notifiers: for all attempts of one that does not answer.
 const SETTLE: Duration = Duration::from_secs(45);
@@ -62,7 +64,8 @@ pub(super) async fn run(setup: &Setup, args: RunArgs, printer: &Printer) -> anyh
         let plan = engine::plan(&engine, &instance, &strategy).await;
         drop(display);
         printer.show(&plan, plan_text);
-        return Ok(Exit::Done);
+        let fails = plan.findings.iter().any(|finding| finding.level == Level::Error);
+        return Ok(if fails { Exit::Failed } else { Exit::Done });
     }
     let notifiers = Notifiers::new(&instance.notify);
     engine.began = Some({
@@ -133,6 +136,7 @@ fn plan_text(plan: &RunPlan) -> String {
         let _ =
             writeln!(text, "The last run, of {}, read {plain} and stored {stored}.", time(started));
     }
+    text.push_str(&findings_text(&plan.findings));
     text.push_str("Nothing was done.\n");
     text
 }

@@ -167,6 +167,11 @@ impl Source for Command {
         Ok(Dumped { artifacts: vec![artifact], consistency: "command", facts, remarks })
     }
 
+    fn ensure_present(&self, cx: &Context) -> Result<(), SourceError> {
+        let (call, _) = self.config.call(cx, &self.config.command, "run the command of")?;
+        call.ensure_found()
+    }
+
     fn check(&self, cx: &Context) -> Vec<Finding> {
         let mut findings = Vec::new();
         if let Some(folder) = self.config.working_dir.as_deref().filter(|folder| !folder.is_dir()) {

@@ -17,6 +17,7 @@ mod finding;
 mod own_folder;
 mod place;
 pub mod postgres;
+mod preview;
 pub mod process;
 pub mod scratch;
 pub mod sqlite;
@@ -33,6 +34,7 @@ use serde::{Deserialize, Serialize};
 pub use self::error::SourceError;
 pub use self::finding::{Finding, Level};
 pub use self::own_folder::OwnFolder;
+pub use self::preview::{Action, Change, Preview};
 use self::scratch::{Scratch, ScratchPlace, ScratchProvider, remove_folder, remove_folders};
 pub use crate::archive::Streams;
 use crate::model::{ArtifactKind, Cancel, DatabaseUrl, Name, Remarks, Secret};
@@ -247,6 +249,15 @@ pub trait Source: Send + Sync {
     /// Looks whether a dump could begin: tools and versions, reachability, permissions. Reads only,
     /// and quickly.
     fn check(&self, cx: &Context) -> Vec<Finding>;
+
+    /// Looks whether what is dumped is there, without a connection to anything: before the first of
+    /// several sources is dumped.
+    ///
+    /// # Errors
+    /// The one that [`Source::dump`] would end with.
+    fn ensure_present(&self, _cx: &Context) -> Result<(), SourceError> {
+        Ok(())
+    }
 
     /// Refuses scratch targets, on servers or in `folder`, that are this source, or lie in it.
     ///
@@ -534,48 +545,6 @@ impl RestoreOptions {
             )))
         })
     }
-}
-
-/// What a restore would do.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct Preview {
-    /// Entries that the target has not.
-    pub creates: u64,
-    /// Entries that the target has under that name, and which are replaced whether or not they
-    /// differ.
-    pub replaces: u64,
-    /// Entries of the target that are removed.
-    pub deletes: u64,
-    /// Entries of the target that are not removed, although the snapshot does not have them: it
-    /// could not have them. What lies beneath one is not counted.
-    pub keeps: u64,
-    /// Bytes of files that are written.
-    pub bytes: u64,
-    /// The first changes: deletions, then what is kept, replacements and new entries.
-    pub changes: Vec<Change>,
-}
-
-/// What a restore would do to one entry of its target.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Change {
-    /// Relative to the target; bytes that are not UTF-8 replaced.
-    pub path: String,
-    /// What is done to it.
-    pub action: Action,
-}
-
-/// What is done to an entry of a target.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Action {
-    /// It is not there.
-    Create,
-    /// Something is there under its name.
-    Replace,
-    /// The snapshot does not have it.
-    Delete,
-    /// The snapshot could not have it.
-    Keep,
 }
 
 /// A restore that succeeded.

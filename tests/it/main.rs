@@ -15,6 +15,7 @@
 )]
 
 mod agree;
+mod ahead;
 mod by_hand;
 mod clocks;
 mod containers;

@@ -49,7 +49,12 @@ impl Run<'_> {
         Err(EngineError::Internal(format!("`{name}` was never dumped")))
     }
 
-    fn source_failed(&self, name: &Name, error: SourceError, cancel: &Cancel) -> EngineError {
+    pub(super) fn source_failed(
+        &self,
+        name: &Name,
+        error: SourceError,
+        cancel: &Cancel,
+    ) -> EngineError {
         match error {
             SourceError::Cancelled => EngineError::Cancelled,
             SourceError::Stream(error) => self.stream_error(&error, cancel),

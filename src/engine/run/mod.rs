@@ -5,6 +5,7 @@
 //! source, the operator's own programs (`hooks`). Until a manifest is there nothing of the run is a
 //! backup; the program may die at any point before, and a later run collects what is left.
 
+pub(in crate::engine) mod ahead;
 mod attempt;
 mod commit;
 mod hooks;
@@ -38,7 +39,7 @@ use crate::model::{
 };
 use crate::pipeline::{EncodeSettings, Throttle};
 use crate::report::{Outcome, Pruned, RunReport, SourceReport, StorageReport, Tally};
-use crate::source::{Context, Source, SourceConfig};
+use crate::source::{Context, Finding, Source, SourceConfig};
 
 /// Plain bytes of a block. At the default level a block of 4 MiB is packed 0.1 % smaller, takes
 /// more time, because it does not fit the caches of a processor, and costs four times the memory.
@@ -57,6 +58,8 @@ pub struct RunPlan {
     pub last_stored_bytes: Option<u64>,
     /// When that run began.
     pub last_started: Option<DateTime<Utc>>,
+    /// Why it would fail, or might: sources and programs that are not there.
+    pub findings: Vec<Finding>,
 }
 
 /// What a run of `strategy` would do. Nothing is contacted.
@@ -69,6 +72,7 @@ pub async fn plan(engine: &Engine, instance: &Instance, strategy: &Strategy) -> 
         last_plain_bytes: last.as_ref().map(|run| run.plain_bytes),
         last_stored_bytes: last.as_ref().map(|run| run.stored_bytes),
         last_started: last.map(|run| run.started),
+        findings: ahead::missing(engine, instance, strategy).await,
     }
 }
 
@@ -310,7 +314,12 @@ impl Run<'_> {
         }
         let beating = self.beat(heartbeat);
         let result = match self.before(Around::Run, cancel).await {
-            Ok(()) => self.dump_and_commit(last.as_ref().map(|run| run.plain_bytes), cancel).await,
+            Ok(()) => match self.look_ahead(cancel).await {
+                Ok(()) => {
+                    self.dump_and_commit(last.as_ref().map(|run| run.plain_bytes), cancel).await
+                }
+                Err(error) => Err(error),
+            },
             Err(error) => Err(error),
         };
         // Before anything else that takes time: what `before` froze must not stay so while old

@@ -1,5 +1,7 @@
 //! A look at the world before it matters: tools, servers, storages, keys, the next fire times.
 
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -14,11 +16,12 @@ use crate::engine::context::{Engine, OpenStorage, blocking};
 use crate::engine::error::chain;
 use crate::engine::read::fetch::read_facts;
 use crate::engine::read::identities::read_identities;
+use crate::engine::run::{ahead, last_committed};
 use crate::engine::snapshots::decisions::rests;
 use crate::engine::snapshots::find::find;
 use crate::engine::snapshots::list::{Selection, Snapshot, list, list_one};
 use crate::engine::snapshots::marks::read_marks;
-use crate::engine::state::private::{irregular_files, make_private_folder};
+use crate::engine::state::private::{free_bytes, irregular_files, make_private_folder};
 use crate::engine::write::heartbeat::host;
 use crate::model::{ByteSize, Digest, Name};
 use crate::pipeline::Identity;
@@ -100,7 +103,7 @@ pub async fn check(engine: &Engine, instance: &Instance, identities: &[Identity]
     let strategies = instance
         .strategies
         .values()
-        .map(|strategy| check_strategy(instance, strategy, now))
+        .map(|strategy| check_strategy(engine, instance, strategy, now))
         .collect();
     let mut findings = Vec::new();
     for (subject, folder) in [("state_dir", &instance.state_dir), ("work_dir", &instance.work_dir)]
@@ -212,7 +215,12 @@ pub fn check_listen(daemon: &Daemon) -> Option<Finding> {
     Some(Finding::new(level, "listen", message))
 }
 
-fn check_strategy(instance: &Instance, strategy: &Strategy, now: DateTime<Utc>) -> StrategyCheck {
+fn check_strategy(
+    engine: &Engine,
+    instance: &Instance,
+    strategy: &Strategy,
+    now: DateTime<Utc>,
+) -> StrategyCheck {
     let mut next = Vec::new();
     if let Some(schedule) = strategy.schedule.as_ref().filter(|_| strategy.active) {
         let fires =
@@ -223,6 +231,7 @@ fn check_strategy(instance: &Instance, strategy: &Strategy, now: DateTime<Utc>) 
         .advice(strategy)
         .into_iter()
         .map(|advice| Finding::new(Level::Warning, "advice", advice))
+        .chain(ahead::programs(engine, instance, strategy))
         .collect();
     StrategyCheck {
         name: strategy.name.clone(),
@@ -245,6 +254,7 @@ async fn check_drill(engine: &Engine, instance: &Instance, strategy: &Strategy) 
             Err(error) => Finding::new(Level::Error, &subject, chain(&error)),
         }
     }));
+    findings.extend(ahead::checks(engine, instance, strategy, &subject));
     if strategy.drill.checks.iter().any(|check| check.owner().is_some())
         && !rustix::process::geteuid().is_root()
     {
@@ -265,6 +275,7 @@ async fn check_drill(engine: &Engine, instance: &Instance, strategy: &Strategy) 
     };
     let scratch = ScratchConfig { postgres: strategy.drill.postgres.clone() };
     let folder = strategy.drill.work_dir.clone().unwrap_or_else(|| instance.work_dir.clone());
+    findings.extend(short_of_work(engine, instance, strategy, &folder, &subject).await);
     let sources = instance.sources.clone();
     let of_strategy = strategy.sources.clone();
     let looked = blocking(move || {
@@ -425,6 +436,9 @@ async fn check_content(engine: &Engine, open: &OpenStorage, instance: &Instance)
             findings.push(Finding::new(Level::Error, "content", message));
         }
     }
+    if let Ok(Some(free)) = open.storage.free_bytes().await {
+        findings.extend(short_of_space(free, &found.snapshots));
+    }
     let unexpected = found.unexpected.into_iter();
     findings.extend(unexpected.map(|problem| Finding::new(Level::Error, "content", problem)));
     let marks = read_marks(engine, std::slice::from_ref(open), &instance.name).await;
@@ -442,6 +456,51 @@ async fn check_content(engine: &Engine, open: &OpenStorage, instance: &Instance)
     });
     findings.extend(suspect);
     findings
+}
+
+/// Whether a snapshot like the last of a strategy would find no room: retention deletes after the
+/// commit only.
+fn short_of_space(free: u64, snapshots: &[Snapshot]) -> Option<Finding> {
+    let mut last: BTreeMap<&Name, &Snapshot> = BTreeMap::new();
+    for snapshot in snapshots.iter().filter(|snapshot| snapshot.manifest.is_ok()) {
+        let newest = last.entry(&snapshot.strategy).or_insert(snapshot);
+        if snapshot.id > newest.id {
+            *newest = snapshot;
+        }
+    }
+    let largest = last.into_values().max_by_key(|snapshot| snapshot.listed_bytes)?;
+    (largest.listed_bytes > free).then(|| {
+        let message = format!(
+            "{} free, and the last snapshot of `{}` has {}: make room, or the next run fails",
+            ByteSize(free),
+            largest.strategy,
+            ByteSize(largest.listed_bytes)
+        );
+        Finding::new(Level::Warning, "space", message)
+    })
+}
+
+/// Whether a drill like the last run would find no room in its folder.
+async fn short_of_work(
+    engine: &Engine,
+    instance: &Instance,
+    strategy: &Strategy,
+    folder: &Path,
+    subject: &str,
+) -> Option<Finding> {
+    let needed = last_committed(engine, instance, strategy).await?.plain_bytes;
+    let there = folder.ancestors().find(|folder| folder.is_dir())?;
+    let free = free_bytes(there).ok()?;
+    (needed > free).then(|| {
+        let message = format!(
+            "`{}` has {} free, and the last run read {}, which a drill restores there: make room, \
+             or set the drill's `work_dir`",
+            folder.display(),
+            ByteSize(free),
+            ByteSize(needed)
+        );
+        Finding::new(Level::Warning, subject, message)
+    })
 }
 
 /// Whether the keys open the newest snapshot of each strategy, in each storage.

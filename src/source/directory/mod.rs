@@ -255,6 +255,10 @@ impl Source for Directory {
         Ok(Dumped { artifacts, consistency: CONSISTENCY, facts, remarks })
     }
 
+    fn ensure_present(&self, cx: &Context) -> Result<(), SourceError> {
+        self.open(&self.filter()?, &[], cx).map(drop)
+    }
+
     fn check(&self, cx: &Context) -> Vec<Finding> {
         let own = identified(&cx.own_folders);
         let looked = self.filter().and_then(|filter| {

@@ -293,17 +293,20 @@ impl Call {
         ProcessError::Pipe { attempt: self.attempt.clone(), program: self.name(), error }.into()
     }
 
-    fn start(&self, cx: &Context, wants: Wants) -> Result<(Running<'_>, Pipes), SourceError> {
-        if cx.cancel.is_cancelled() {
-            return Err(SourceError::Cancelled);
-        }
-        let not_started = |error| {
-            SourceError::from(ProcessError::Start {
-                attempt: self.attempt.clone(),
-                program: self.name(),
-                error,
-            })
-        };
+    fn not_started(&self, error: std::io::Error) -> SourceError {
+        ProcessError::Start { attempt: self.attempt.clone(), program: self.name(), error }.into()
+    }
+
+    /// Looks whether there is such a program, and the folder that it runs in.
+    ///
+    /// # Errors
+    /// Those that a start would end with.
+    pub fn ensure_found(&self) -> Result<(), SourceError> {
+        self.file().map(drop)
+    }
+
+    /// The file of the program.
+    fn file(&self) -> Result<PathBuf, SourceError> {
         let file = match &self.working_dir {
             Some(folder) if !folder.is_dir() => {
                 return Err(SourceError::Io {
@@ -319,7 +322,7 @@ impl Call {
         };
         let Some(file) = self.environment.find_program(&file) else {
             if file.is_file() {
-                return Err(not_started(std::io::Error::new(
+                return Err(self.not_started(std::io::Error::new(
                     ErrorKind::PermissionDenied,
                     "The file is not executable",
                 )));
@@ -332,7 +335,14 @@ impl Call {
             }
             .into());
         };
+        Ok(file)
+    }
 
+    fn start(&self, cx: &Context, wants: Wants) -> Result<(Running<'_>, Pipes), SourceError> {
+        if cx.cancel.is_cancelled() {
+            return Err(SourceError::Cancelled);
+        }
+        let file = self.file()?;
         let (errors, said) = std::io::pipe().map_err(|error| self.pipe_failed(error))?;
         #[expect(
             clippy::disallowed_methods,
@@ -358,7 +368,7 @@ impl Call {
                 command.stdin(Stdio::piped()).stdout(output)
             }
         };
-        let child = command.stderr(said).spawn().map_err(not_started)?;
+        let child = command.stderr(said).spawn().map_err(|error| self.not_started(error))?;
         // The command holds our copies of the child's ends: without this the pipe would never end.
         drop(command);
         Running::new(self, cx, child, errors)

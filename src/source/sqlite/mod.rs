@@ -171,6 +171,10 @@ impl Source for Sqlite {
         Ok(Dumped { artifacts: vec![artifact], consistency: "snapshot", facts, remarks })
     }
 
+    fn ensure_present(&self, cx: &Context) -> Result<(), SourceError> {
+        if self.config.path.exists() { Ok(()) } else { self.open(cx).map(drop) }
+    }
+
     fn check(&self, cx: &Context) -> Vec<Finding> {
         let image = self.open(cx).and_then(|mut session| {
             let image = session.begin()?;
