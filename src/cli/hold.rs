@@ -125,7 +125,7 @@ pub(super) async fn release(
     let (storages, reason) = (&reading.storages, args.reason);
     let report = engine::release(&reading.engine, storages, &listing, &of, what, reason).await?;
     drop(reading);
-    Ok(show(printer, &report, "released", "still held"))
+    Ok(show(printer, &report, "released", "not released"))
 }
 
 fn show(printer: &Printer, report: &MarkReport, done: &str, failed: &str) -> Exit {

@@ -7,6 +7,7 @@ use crate::config::{Instance, Strategy};
 use crate::engine::context::{Engine, OpenStorage};
 use crate::engine::error::{EngineError, chain};
 use crate::engine::read::damage::remember;
+use crate::engine::snapshots::damage::note_arrival;
 use crate::engine::snapshots::list::Snapshot;
 use crate::engine::snapshots::mark_writer::write_mark;
 use crate::model::{
@@ -22,6 +23,12 @@ pub(in crate::engine) async fn record(
     copy: Option<&Snapshot>,
     report: &mut DrillReport,
 ) {
+    if let Some(copy) = copy.filter(|copy| copy.damage.is_some())
+        && report.verdict == Verdict::Passed
+        && let Err(error) = note_sound_again(engine, instance, copy).await
+    {
+        tracing::warn!("{}", chain(&error));
+    }
     if report.only_this_copy {
         if let Some(copy) = copy.filter(|copy| copy.manifest.is_ok())
             && let Err(error) = note_copy(engine, instance, copy, report).await
@@ -69,6 +76,20 @@ pub(in crate::engine) async fn record(
     if let Err(error) = catalog.record_drill(&record).await {
         report.unrecorded.push(("catalog".to_owned(), error.to_string()));
     }
+}
+
+/// Says beside a copy that was held to be damaged that it is not: a drill that passed has held every
+/// object against its digest.
+async fn note_sound_again(
+    engine: &Engine,
+    instance: &Instance,
+    copy: &Snapshot,
+) -> Result<(), EngineError> {
+    let Some(config) = instance.storages.get(&copy.storage) else { return Ok(()) };
+    let Ok(manifest) = &copy.manifest else { return Ok(()) };
+    let open = OpenStorage::open(&copy.storage, config, &engine.cancel).await?;
+    note_arrival(engine, &open, manifest).await;
+    Ok(())
 }
 
 /// Says beside the copy that was drilled that it is damaged. The other copies may be good.

@@ -139,6 +139,7 @@ fn context(engine: &Engine, instance: &Instance, name: &Name) -> Context {
         work_dir: instance.work_dir.clone(),
         environment: engine.environment.clone(),
         own_folders: std::sync::Arc::clone(&engine.own_folders),
+        secrets: std::sync::Arc::clone(&engine.secrets),
         heard: Default::default(),
     }
 }

@@ -451,7 +451,15 @@ async fn count_rows(session: &mut Session, census: &mut Census) {
             )))
         });
         match counted {
-            // `TRUNCATE` and a rewrite take the rows away from snapshots too.
+            // `TRUNCATE` and a rewrite take the rows away from snapshots too. Done twice, nobody can
+            // tell what the dump met.
+            Ok((_, file)) if file != table.files.1 && table.files.1 != Some(table.files.0) => {
+                census.remarks.warn(Note::at(
+                    name,
+                    "The table was truncated or rewritten more than once while the database was \
+                     dumped: the dump may have none of its rows, and they were not counted",
+                ));
+            }
             Ok((_, file)) if file != table.files.1 => census.remarks.note(Note::at(
                 name,
                 "The table was truncated or rewritten when it had been dumped, so its rows were \

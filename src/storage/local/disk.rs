@@ -82,8 +82,18 @@ impl Disk {
                 | Errno::TIMEDOUT
                 | Errno::HOSTDOWN
                 | Errno::HOSTUNREACH
+                | Errno::NETDOWN
+                | Errno::NETUNREACH
+                | Errno::CONNREFUSED
+                | Errno::CONNRESET
+                | Errno::REMOTEIO
                 | Errno::NOTCONN,
             ) => (StorageErrorKind::Unavailable, "; check the mount"),
+            // Of this machine, and nothing is said of what is stored.
+            Some(Errno::MFILE | Errno::NFILE) => {
+                (StorageErrorKind::Unavailable, "; raise the limit of open files")
+            }
+            Some(Errno::NOMEM | Errno::AGAIN | Errno::INTR) => (StorageErrorKind::Unavailable, ""),
             _ => (StorageErrorKind::Failed, ""),
         };
         StorageError::new(kind, self.address(), attempt, format!("{error}{advice}"))
