@@ -60,8 +60,8 @@ impl Site {
         self.backup(["--strategy", "daily", "--json"]).expect(code)
     }
 
-    /// The ids of the snapshots of `daily`, oldest first, as `list` has them. Where a test took some
-    /// away or damaged them, `list` ends with 4.
+    /// The ids of the snapshots of `daily`, oldest first, as `list` has them. Where a test took
+    /// some away or damaged them, `list` ends with 4.
     pub fn ids(&self) -> Vec<String> {
         let list = self.backup(["list", "--strategy", "daily", "--json"]).run();
         let list = if list.code() == Some(4) { list.json() } else { list.expect(0).json() };
