@@ -419,7 +419,7 @@ fn the_page_knows_how_old_the_last_passed_drill_is_and_is_not_ready_without_one(
     daemon.says("drill failed");
     let (code, why) = get(port, "/readyz");
     assert_eq!(code, 503);
-    assert!(why.contains("app/daily is unproven") && why.contains("dump.out"), "{why}");
+    assert!(why.contains("app/daily is damaged") && why.contains(&site.ids()[1]), "{why}");
     let read = metrics(&site, port);
     assert_eq!(read["holdfast_last_drill_success{strategy=daily}"], 0.0);
     assert_eq!(read["holdfast_ready{}"], 0.0);
