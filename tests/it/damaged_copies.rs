@@ -326,7 +326,7 @@ fn each_copy_may_be_good_for_another_artifact() {
     assert_eq!((marks(&site, "store"), marks(&site, "usb")), (kinds(), kinds()));
     // Neither may go for the other's sake.
     let id = site.folders()[0].file_name().unwrap().to_str().unwrap().to_owned();
-    site.backup(["forget", &id, "--storage", "usb", "--yes"]).expect(1);
+    site.backup(["forget", &id, "--storage", "usb", "--yes"]).expect(2);
 }
 
 fn kinds() -> Vec<String> {
@@ -340,6 +340,6 @@ fn a_copy_that_nobody_has_read_is_read_before_another_goes() {
     site.backup(["verify", "--read-data"]).expect(4);
     flip(&object(&site, "store", "dump"));
     let id = site.folders()[0].file_name().unwrap().to_str().unwrap().to_owned();
-    site.backup(["forget", &id, "--storage", "usb", "--yes"]).expect(1);
+    site.backup(["forget", &id, "--storage", "usb", "--yes"]).expect(2);
     assert!(object(&site, "usb", "dump").exists());
 }

@@ -78,8 +78,8 @@ pub(in crate::engine) async fn record(
     }
 }
 
-/// Says beside a copy that was held to be damaged that it is not: a drill that passed has held every
-/// object against its digest.
+/// Says beside a copy that was held to be damaged that it is not: a drill that passed has held
+/// every object against its digest.
 async fn note_sound_again(
     engine: &Engine,
     instance: &Instance,

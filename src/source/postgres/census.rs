@@ -451,8 +451,8 @@ async fn count_rows(session: &mut Session, census: &mut Census) {
             )))
         });
         match counted {
-            // `TRUNCATE` and a rewrite take the rows away from snapshots too. Done twice, nobody can
-            // tell what the dump met.
+            // `TRUNCATE` and a rewrite take the rows away from snapshots too. Done twice, nobody
+            // can tell what the dump met.
             Ok((_, file)) if file != table.files.1 && table.files.1 != Some(table.files.0) => {
                 census.remarks.warn(Note::at(
                     name,
