@@ -6,7 +6,7 @@ use sqlx::PgConnection;
 
 use super::address::Address;
 use crate::model::ByteSize;
-use crate::source::process::{Call, MemoryFile};
+use crate::source::process::{Call, Heard, MemoryFile};
 use crate::source::{Context, SourceError};
 
 /// How much of a dump is taken for its table of contents at first; four times as much, until it is
@@ -43,7 +43,9 @@ pub(super) fn definitions(
 ) -> Result<Vec<u8>, SourceError> {
     let head = MemoryFile::new("head", head)?;
     let mut written = Written(Vec::new());
-    let wrote = call.args(args.to_vec()).args([head.path()]).read_into(cx, &mut written);
+    // The restore of the same dump says it again.
+    let unheard = Context { heard: Heard::default(), ..cx.clone() };
+    let wrote = call.args(args.to_vec()).args([head.path()]).read_into(&unheard, &mut written);
     match wrote {
         Ok(_) => Ok(written.0),
         Err(SourceError::Stream(_)) => Err(SourceError::Unsuitable(format!(
