@@ -253,11 +253,9 @@ before = ["sh", "@/said.sh"]
     std::fs::remove_file(site.config()).unwrap();
     for secret in secrets {
         assert!(!report.to_string().contains(secret), "{secret} in {report}");
-        let found = sh(
-            site.dir.path(),
-            "for one in $(find store -name \"*.zst\"); do zstd -dq \"$one\"; done; grep -rl \"$1\" . || :",
-            &[secret.as_ref()],
-        );
+        let looks = "for one in $(find store -name '*.zst'); do zstd -dqf \"$one\"; done\n\
+                     grep -rl \"$1\" . || :";
+        let found = sh(site.dir.path(), looks, &[secret.as_ref()]);
         assert_eq!(found, "", "{secret}");
     }
 }
