@@ -111,6 +111,13 @@ fn only_the_restore_that_was_interrupted_goes_on() {
         prepare(&other, &RestoreOptions { overwrite: true, ..RestoreOptions::default() }).is_ok()
     );
     assert!(prepare(&artifact(), &RestoreOptions::default()).is_ok());
+    // Some of its files are no end of it.
+    let some = RestoreOptions {
+        paths: vec![holdfast::archive::Pattern::new("/05").unwrap()],
+        ..RestoreOptions::default()
+    };
+    assert!(matches!(prepare(&artifact(), &some), Err(SourceError::NotEmpty(_))));
+    assert!(place.join(MARKER).exists());
     fs::remove_file(place.join(MARKER)).unwrap();
     assert!(matches!(
         prepare(&artifact(), &RestoreOptions::default()),

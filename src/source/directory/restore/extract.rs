@@ -22,7 +22,7 @@ use super::errors::restore_error;
 use super::file_writer::{ContentWriter, FileJob, FileWriter, OpenFolder, is_temporary};
 use super::finish::{Finish, Finisher};
 use super::folders::{EntryError, FOLDER, Folder, Folders, PRIVATE, c_name, through_link};
-use super::marker::{self, MARKER};
+use super::marker::{self, MARKER, Marker};
 use super::write_pool::{ClosePool, SMALL, THREADS, WritePool};
 use crate::archive::checked_index::components;
 use crate::archive::entry_stream::{EntryStream, NextEntry};
@@ -33,14 +33,14 @@ use crate::archive::{Kind, lossy};
 use crate::model::{Cancel, Remarks};
 use crate::source::directory::meta::Meta;
 use crate::source::under_way::Recorded;
-use crate::source::{RestoreArtifact, RestoredFiles, SourceError};
+use crate::source::{RestoredFiles, SourceError};
 
 /// How much is written at a time.
 const BUFFER: usize = 256 << 10;
 
 /// How an [`extract`] is done.
 pub(super) struct ExtractOptions<'a> {
-    pub(super) artifact: &'a RestoreArtifact,
+    pub(super) marker: Marker,
     pub(super) finisher: Finisher,
     /// The same restore was begun before: its mark and its incomplete files are there.
     pub(super) resumed: bool,
@@ -93,7 +93,7 @@ pub(super) fn extract(
         recorded.is_complete();
         Ok(done)
     };
-    let result = restore(entries, root, made, &writer, manner.artifact, manner.resumed, after);
+    let result = restore(entries, root, made, &writer, &manner.marker, manner.resumed, after);
     let (files, mut remarks) = result.map_err(|stop| match stop {
         Stop::ArchiveError(failure) => restore_error(failure, &text),
         Stop::After(error) => error,
@@ -118,7 +118,7 @@ fn restore(
     root: Folder,
     made: bool,
     writer: &FileWriter<'_>,
-    artifact: &RestoreArtifact,
+    marker: &Marker,
     resumed: bool,
     after: impl FnOnce(BorrowedFd<'_>) -> Result<(u64, Remarks), SourceError>,
 ) -> Result<(RestoredFiles, Remarks), Stop> {
@@ -135,7 +135,7 @@ fn restore(
                 .map_err(|error| Problem::System("remove incomplete files from", error).at(b""))?;
             held
         }
-        None => marker::put(writer, folder, artifact).map_err(|problem| problem.at(b""))?,
+        None => marker::put(writer, folder, marker).map_err(|problem| problem.at(b""))?,
     };
     let pool = WritePool::new(writer);
     std::thread::scope(|scope| {

@@ -14,7 +14,7 @@ use crate::archive::error::Problem;
 use crate::model::Clock;
 use crate::source::directory::meta::Meta;
 use crate::source::place::{Hold, hold};
-use crate::source::{RestoreArtifact, SourceError};
+use crate::source::{RestoreArtifact, RestoreOptions, SourceError};
 
 /// The name of the mark in the target. Files that are not complete have a dot and a number behind
 /// it.
@@ -29,8 +29,28 @@ pub(super) struct Marker {
     pub(super) snapshot: String,
     /// The artifact of it: `files.tar`.
     pub(super) artifact: String,
+    /// The patterns of the entries that were asked for; all entries where there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) paths: Vec<String>,
     /// When it began (RFC 3339).
     pub(super) begun: String,
+}
+
+impl Marker {
+    /// The mark of a restore that begins now.
+    pub(super) fn new(artifact: &RestoreArtifact, options: &RestoreOptions) -> Self {
+        Self {
+            snapshot: artifact.snapshot.clone(),
+            artifact: artifact.name.clone(),
+            paths: options.paths.iter().map(ToString::to_string).collect(),
+            begun: Clock::system().now_seconds().to_rfc3339(),
+        }
+    }
+
+    fn is_of(&self, other: &Self) -> bool {
+        (&self.snapshot, &self.artifact, &self.paths)
+            == (&other.snapshot, &other.artifact, &other.paths)
+    }
 }
 
 /// What a target has in it.
@@ -47,11 +67,8 @@ pub(super) enum TargetState {
     Occupied,
 }
 
-/// Looks into the target.
-pub(super) fn standing(
-    place: &Path,
-    artifact: &RestoreArtifact,
-) -> Result<TargetState, std::io::Error> {
+/// Looks into the target, for the restore that would have the mark `ours`.
+pub(super) fn standing(place: &Path, ours: &Marker) -> Result<TargetState, std::io::Error> {
     if std::fs::read_dir(place)?.next().is_none() {
         return Ok(TargetState::Empty);
     }
@@ -63,11 +80,7 @@ pub(super) fn standing(
     };
     Ok(match marker {
         Some(marker) if held == Ok(Hold::Theirs) => TargetState::InUse(marker),
-        Some(marker)
-            if marker.snapshot == artifact.snapshot && marker.artifact == artifact.name =>
-        {
-            TargetState::Interrupted
-        }
+        Some(marker) if marker.is_of(ours) => TargetState::Interrupted,
         Some(marker) => TargetState::OtherRestore(marker),
         // It was killed before it had put its mark there.
         None if has_leftovers_only(folder.as_fd()).unwrap_or_default() => TargetState::Empty,
@@ -156,18 +169,13 @@ pub(super) fn refuse_in_use(place: &Path, marker: &Marker) -> SourceError {
 pub(super) fn put(
     writer: &FileWriter<'_>,
     folder: BorrowedFd<'_>,
-    artifact: &RestoreArtifact,
+    marker: &Marker,
 ) -> Result<OwnedFd, Problem> {
     let system = |error| Problem::System("mark the restore in", error);
     // That of another restore, which is over and is replaced.
     let _before = take_over(folder)?;
     remove_stale(folder).map_err(system)?;
-    let marker = Marker {
-        snapshot: artifact.snapshot.clone(),
-        artifact: artifact.name.clone(),
-        begun: Clock::system().now_seconds().to_rfc3339(),
-    };
-    let mut line = serde_json::to_vec(&marker).unwrap_or_default();
+    let mut line = serde_json::to_vec(marker).unwrap_or_default();
     line.push(b'\n');
     let (file, temporary) = writer.create_temporary(folder, c"")?;
     let mut file = std::fs::File::from(file);

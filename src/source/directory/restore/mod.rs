@@ -28,7 +28,7 @@ pub use owner_rule::{OwnerRule, OwnerRuleError, Who};
 
 use self::extract::ExtractOptions;
 use self::finish::Finisher;
-use self::marker::TargetState;
+use self::marker::{Marker, TargetState};
 use self::owner_rule::OwnerRules;
 use self::remove::{ExtraAction, Extras};
 use super::accounts::Accounts;
@@ -58,7 +58,7 @@ impl DirectoryRestorer {
         options: &RestoreOptions,
     ) -> Result<TargetState, SourceError> {
         let path = place.display().to_string();
-        match marker::standing(place, artifact) {
+        match marker::standing(place, &Marker::new(artifact, options)) {
             Ok(TargetState::InUse(marker)) => Err(marker::refuse_in_use(place, &marker)),
             Ok(TargetState::Occupied) if !options.overwrite => Err(SourceError::NotEmpty(path)),
             Ok(TargetState::OtherRestore(marker)) if !options.overwrite => {
@@ -115,7 +115,7 @@ impl DirectoryRestorer {
         let resumed = matches!(Self::stand(place, artifact, options)?, TargetState::Interrupted);
         let new = entries.cursor.is_some() && !options.overwrite && !resumed;
         let manner = ExtractOptions {
-            artifact,
+            marker: Marker::new(artifact, options),
             finisher: Self::finisher(options)?,
             resumed,
             new,
