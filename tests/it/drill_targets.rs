@@ -336,7 +336,7 @@ fn the_scheduler_drills_on_time_and_tells_what_it_found() {
     daemon.says("drill failed");
     daemon.stop();
     let status = clock.shown_to(site.backup(["status", "--json"])).expect(1).json();
-    assert_eq!(status["strategies"][0]["state"], "unproven", "{status:#}");
+    assert_eq!(status["strategies"][0]["state"], "damaged", "{status:#}");
     assert!(
         status["strategies"][0]["reason"].as_str().unwrap().contains("files.tar"),
         "{status:#}"

@@ -217,7 +217,7 @@ fn a_second_run_of_a_strategy_is_refused_while_the_first_goes_on() {
 fn a_storage_that_fails_does_not_take_the_others_with_it() {
     let site = Site::new(
         &(SCRIPTED.replace("[\"local\"]", "[\"bad\", \"local\"]")
-            + "[storages.bad]\ntype = \"local\"\npath = \"/proc/nowhere/store\"\n"),
+            + "[storages.bad]\ntype = \"local\"\npath = \"@/dump.sh/store\"\n"),
     );
     write_script(&site, "head -c 20000000 /dev/urandom");
     let report = site.run(3).json();
@@ -291,10 +291,7 @@ fn what_may_pass_by_itself_is_told_from_what_does_not() {
         !may_pass(&SCRIPTED.replace("\"sh\", ", "\"no-such-program\", ")),
         "there is no such program"
     );
-    assert!(
-        !may_pass(&SCRIPTED.replace("@/store", "/proc/nowhere/store")),
-        "there is no such disk"
-    );
+    assert!(!may_pass(&SCRIPTED.replace("@/store", "@/dump.sh/store")), "there is no such disk");
 }
 
 /// A stored file may have any modification time: file systems take what is set.

@@ -222,13 +222,18 @@ async fn strategy_status(
     let places = instance.storages.iter().map(|(name, config)| (name, config.place()));
     let marks = Marks::known(catalog, of, places).await?;
     let mut storages: Vec<StorageStatus> = Vec::new();
+    let mut damaged: Vec<String> = Vec::new();
     let mut overdue = Vec::new();
     let mut unknown = Vec::new();
     for (storage, config) in
         instance.storages.iter().filter(|(storage, _)| strategy.storages.contains(storage))
     {
         let place = config.place();
-        let mut found = kept(catalog, of, name, storage, &place, &marks, now).await?;
+        let (mut found, damage) = kept(catalog, of, name, storage, &place, &marks, now).await?;
+        let damage = damage.zip(found.damaged.last());
+        damaged.extend(
+            damage.map(|(why, id)| format!("the copy of `{id}` in `{storage}` is damaged: {why}")),
+        );
         let first_listed = catalog.first_listed(&place).await?;
         if first_listed.is_none() && schedule.is_some() {
             unknown.push(storage.clone());
@@ -274,15 +279,11 @@ async fn strategy_status(
             lacking.storage
         );
         (State::Stale, Some(words))
-    } else if let Some((storage, id)) =
-        storages.iter().find_map(|one| Some((&one.storage, one.damaged.last()?)))
-    {
+    } else if let Some(first) = damaged.first() {
         let count = storages.iter().map(|one| one.damaged.len()).sum::<usize>();
         let more = if count > 1 { format!(", and {} more", count - 1) } else { String::new() };
-        let words = format!(
-            "the copy of `{id}` in `{storage}` is damaged{more}: see `backup list`; once repaired, \
-             `backup verify --read-data` says so"
-        );
+        let words =
+            format!("{first}{more}. Once repaired, `backup verify --read-data` ends the mark");
         (State::Damaged, Some(words))
     } else if let Some(damaged) =
         judged.as_ref().filter(|judged| judged.outcome == VerificationOutcome::Damaged)
@@ -349,7 +350,7 @@ async fn strategy_status(
     })
 }
 
-/// What a storage has of a strategy, by the catalog.
+/// What a storage has of a strategy, by the catalog, and how the newest damaged copy is damaged.
 async fn kept(
     catalog: &Catalog,
     instance: &Name,
@@ -358,7 +359,8 @@ async fn kept(
     place: &str,
     marks: &Marks,
     now: DateTime<Utc>,
-) -> Result<StorageStatus, CatalogError> {
+) -> Result<(StorageStatus, Option<String>), CatalogError> {
+    let mut newest_damage = None;
     let mut found = StorageStatus {
         storage: storage.clone(),
         newest_whole: None,
@@ -375,7 +377,8 @@ async fn kept(
         };
         found.snapshots += 1;
         found.stored_bytes = found.stored_bytes.saturating_add(manifest.stored_bytes());
-        if marks.damage(storage, &manifest).is_some() {
+        if let Some(why) = marks.damage(storage, &manifest) {
+            newest_damage = Some(why);
             found.damaged.push(cached.id.clone());
         }
         if marks.is_suspect(strategy, &cached.id) {
@@ -384,7 +387,7 @@ async fn kept(
             found.newest_whole = found.newest_whole.max(Some(cached.id.time()));
         }
     }
-    Ok(found)
+    Ok((found, newest_damage))
 }
 
 /// What a run took, as far as it is believed.

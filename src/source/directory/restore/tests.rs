@@ -155,13 +155,13 @@ impl World {
         };
         let names = Accounts::default();
         let finisher = Finisher::new(false, OwnerRules::resolve(&[], &names).unwrap(), names);
-        let (artifact, cancel) = (artifact(), &self.cancel);
+        let marker = super::marker::Marker::new(&artifact(), &RestoreOptions::default());
         let manner = ExtractOptions {
-            artifact: &artifact,
+            marker,
             finisher,
             resumed: false,
             new: true,
-            cancel,
+            cancel: &self.cancel,
             recorded: &Default::default(),
         };
         extract::extract(&mut entries, place, manner, |_| Ok((0, Remarks::default()))).unwrap();
