@@ -390,7 +390,7 @@ async fn an_unknown_kind_stops_deleting_or_holds_its_snapshot() {
         fs::write(folder.join(name.replace("hold-", "frozen-")), frozen).unwrap();
         let plan = pruned.prune(&["--plan"], i32::from(!holds)).json();
         let place = &plan["plan"]["places"][0];
-        let oldest = place["snapshots"].as_array().unwrap().last().unwrap();
+        let oldest = place["snapshots"].as_array().unwrap().first().unwrap();
         assert_eq!(oldest["keep"], holds, "{place}");
         let refusals = place["refusals"].as_array().unwrap();
         assert_eq!(refusals.iter().any(|one| one["kind"] == "mark"), !holds, "{place}");

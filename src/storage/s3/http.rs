@@ -36,8 +36,9 @@ pub(super) struct Clients {
 
 impl Clients {
     fn new(context: &tls::TlsContext) -> Self {
-        let store = https(context.clone(), ProxyConfig::from_env());
-        let own = https(context.clone(), ProxyConfig::disabled());
+        let store = https(context.clone());
+        // These speak plain HTTP.
+        let own = Builder::new().build_http();
         let credentials = SharedHttpClient::new(Bounded { far: store.clone(), own });
         Self { store, credentials }
     }
@@ -48,7 +49,7 @@ impl Clients {
     }
 }
 
-fn https(context: tls::TlsContext, proxy: ProxyConfig) -> SharedHttpClient {
+fn https(context: tls::TlsContext) -> SharedHttpClient {
     Builder::new().build_with_connector_fn(move |settings, components| {
         let mut connector = Connector::builder();
         connector.set_connector_settings(settings.cloned());
@@ -56,7 +57,7 @@ fn https(context: tls::TlsContext, proxy: ProxyConfig) -> SharedHttpClient {
             connector.set_sleep_impl(components.sleep_impl());
         }
         connector
-            .proxy_config(proxy.clone())
+            .proxy_config(ProxyConfig::from_env())
             .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::AwsLc))
             .tls_context(context.clone())
             .build()
@@ -123,6 +124,7 @@ impl HttpClient for Bounded<SharedHttpClient> {
 impl HttpConnector for Bounded<SharedHttpConnector> {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
         let uri: Option<Uri> = request.uri().parse().ok();
+        let uri = uri.filter(|uri| uri.scheme_str() == Some("http"));
         let host = uri.as_ref().and_then(Uri::host).map(|host| host.trim_matches(['[', ']']));
         let is_own = host.and_then(|host| host.parse::<IpAddr>().ok()).is_some_and(|ip| match ip {
             IpAddr::V4(ip) => ip.is_link_local() || ip.is_loopback(),
