@@ -242,7 +242,7 @@ before = ["sh", "@/said.sh"]
     );
     let text = std::fs::read_to_string(site.config()).unwrap().replace("AT127", "@127");
     std::fs::write(site.config(), text).unwrap();
-    let secrets = ["Tq9xw7zk", "Kf3vbn8r", "Wv8mmQ2p"];
+    let secrets = ["Tq9xw7zk", "Kf3vbn8r", "http://127.0.0.1:1/hook/Wv8mmQ2p"];
     std::fs::write(site.path("far-key"), secrets[1]).unwrap();
     let body = format!("echo x{}x >&2; echo data", secrets.join("x >&2; echo x"));
     std::fs::write(site.path("said.sh"), &body).unwrap();
