@@ -178,6 +178,7 @@ fn other_programs_extract_the_same_tree() {
     full_tree(&root);
     sparse_files(&root);
     attributes_of_every_kind(&root);
+    world::settle_times(&root);
     let backup = world.dump(config(&root)).unwrap();
     assert!(backup.warnings.is_empty(), "{:?}", backup.warnings);
     for (archiver, options, except) in [
@@ -207,6 +208,7 @@ fn other_programs_extract_the_same_tree_as_an_ordinary_user() {
         full_tree(&root);
         sparse_files(&root);
         mode(&root.join("none"), 0o600);
+        world::settle_times(&root);
         world.dump(config(&root)).unwrap()
     });
     assert!(backup.warnings.is_empty(), "{:?}", backup.warnings);
@@ -352,6 +354,7 @@ fn tarballs_of_other_programs_in_every_format_are_restored() {
     full_tree(&root);
     sparse_files(&root);
     attributes_of_every_kind(&root);
+    world::settle_times(&root);
     let script = world::script("create.py");
     for (number, Way { command, options, lacks }) in WAYS.iter().enumerate() {
         let place = world.path(&format!("place {number}"));

@@ -331,6 +331,11 @@ pub(crate) fn listing(root: &Path, options: &[&str]) -> Vec<String> {
     text.lines().map(str::to_owned).collect()
 }
 
+/// Moves times that floating point could round either way to a millisecond.
+pub(crate) fn settle_times(root: &Path) {
+    run("python3", &[script("settle.py").as_os_str(), root.as_os_str()], &[]);
+}
+
 /// Compares trees line by line, so that a failure shows the lines that differ and not all of them.
 pub(crate) fn assert_same(found: &[String], expected: &[String], what: &str) {
     let missing: Vec<_> = expected.iter().filter(|line| !found.contains(line)).collect();
