@@ -343,3 +343,16 @@ fn a_copy_that_nobody_has_read_is_read_before_another_goes() {
     site.backup(["forget", &id, "--storage", "usb", "--yes"]).expect(2);
     assert!(object(&site, "usb", "dump").exists());
 }
+
+#[test]
+fn a_drill_that_passes_ends_the_mark() {
+    let site = site("");
+    let good = object(&site, "store", "files.tar");
+    let kept = std::fs::read(&good).unwrap();
+    flip(&good);
+    site.backup(["drill", "--strategy", "daily"]).expect(4);
+    assert_eq!(listed(&site, 4), ["local"]);
+    std::fs::write(&good, kept).unwrap();
+    site.backup(["drill", "--strategy", "daily"]).expect(0);
+    assert_eq!(listed(&site, 0), none());
+}

@@ -23,21 +23,17 @@ pub(in crate::engine) async fn record(
     copy: Option<&Snapshot>,
     report: &mut DrillReport,
 ) {
-    if let Some(copy) = copy.filter(|copy| copy.damage.is_some())
-        && report.verdict == Verdict::Passed
-        && let Err(error) = note_sound_again(engine, instance, copy).await
+    let is_sound_again = report.verdict == Verdict::Passed;
+    if let Some(copy) = copy
+        && (report.only_this_copy || copy.damage.is_some() && is_sound_again)
+        && let Err(error) = note_copy(engine, instance, copy, report).await
     {
-        tracing::warn!("{}", chain(&error));
+        report.unrecorded.push((report.storage.to_string(), chain(&error)));
     }
-    if report.only_this_copy {
-        if let Some(copy) = copy.filter(|copy| copy.manifest.is_ok())
-            && let Err(error) = note_copy(engine, instance, copy, report).await
-        {
-            report.unrecorded.push((report.storage.to_string(), chain(&error)));
-        }
-    // Of a drill that judged nothing there is nothing to say of the snapshot.
-    } else if let Some(id) = report.snapshot.as_ref().map(|snapshot| snapshot.id.clone())
+    // Of a drill that judged nothing, or one copy only, there is nothing to say of the snapshot.
+    if let Some(id) = report.snapshot.as_ref().map(|snapshot| snapshot.id.clone())
         && report.verdict != Verdict::Inconclusive
+        && !report.only_this_copy
     {
         let names = instance
             .storages
@@ -78,32 +74,26 @@ pub(in crate::engine) async fn record(
     }
 }
 
-/// Says beside a copy that was held to be damaged that it is not: a drill that passed has held
-/// every object against its digest.
-async fn note_sound_again(
-    engine: &Engine,
-    instance: &Instance,
-    copy: &Snapshot,
-) -> Result<(), EngineError> {
-    let Some(config) = instance.storages.get(&copy.storage) else { return Ok(()) };
-    let Ok(manifest) = &copy.manifest else { return Ok(()) };
-    let open = OpenStorage::open(&copy.storage, config, &engine.cancel).await?;
-    note_arrival(engine, &open, manifest).await;
-    Ok(())
-}
-
-/// Says beside the copy that was drilled that it is damaged. The other copies may be good.
+/// Says beside the copy that was drilled that it is damaged, or that it is so no more: a drill that
+/// passed has held every object against its digest. The other copies may be what they are.
 async fn note_copy(
     engine: &Engine,
     instance: &Instance,
     copy: &Snapshot,
     report: &mut DrillReport,
 ) -> Result<(), EngineError> {
-    let Some(config) = instance.storages.get(&copy.storage) else { return Ok(()) };
+    let (Some(config), Ok(manifest)) = (instance.storages.get(&copy.storage), &copy.manifest)
+    else {
+        return Ok(());
+    };
     let open = OpenStorage::open(&copy.storage, config, &engine.cancel).await?;
-    let problem = report.problem.clone().unwrap_or_default();
-    remember(engine, &open, copy, &problem).await;
-    report.recorded.push(copy.storage.clone());
+    if report.verdict == Verdict::Passed {
+        note_arrival(engine, &open, manifest).await;
+    } else {
+        let problem = report.problem.clone().unwrap_or_default();
+        remember(engine, &open, copy, &problem).await;
+        report.recorded.push(copy.storage.clone());
+    }
     Ok(())
 }
 
